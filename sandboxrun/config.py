@@ -1,0 +1,228 @@
+"""A worker's hashes to a WorkerConfig: pure, and the only place that knows the names of fields."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sandboxrun import keys
+from sandboxrun.errors import ConfigError
+from sandboxrun.permissions import KINDS, VERDICTS, Permissions
+
+FIELDS_MAX = 512  # per hash
+VALUE_MAX_BYTES = 64 * 1024
+SECRET_MAX_BYTES = 1024 * 1024
+URL_MAX_CHARS = 2048
+VERSION_MAX_CHARS = 200
+
+ALIASES = {"workerType": "type", "workerUrl": "url", "workerVersion": "version"}
+SECRET_FIELDS = ("encryptedAlg", "encryptedIv", "encryptedJson")
+OPTION_FIELDS = ("denoOptions", "options")
+
+# name of the field: (default, least, most); a default of None comes from the key.
+LOOP_NUMBERS = {
+    "responseStreamLimit": (1000, 0, 10_000_000),
+    "requestLimit": (0, 0, 2**53),
+    "xreadGroupBlockMillis": (2000, 1, 60_000),
+    "replyExpireSeconds": (8, 1, 86_400),
+}
+LOOP_NAMES = ("requestStream", "responseStream", "consumerId")
+
+_PERMISSION_FIELD = re.compile(r"(allow|deny)([A-Z][A-Za-z]*)")
+_PERMISSION_FLAG = re.compile(r"--(allow|deny)-([a-z-]+)(?:=(.*))?", re.DOTALL)
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/-]*")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+# Flags of the original runtime that neither grant nor mean anything here, so that existing hashes go on working.
+_IGNORED_FLAGS = frozenset({"--no-prompt", "--quiet", "-q", "--no-check", "--no-lock", "--no-remote", "--no-config"})
+_INSPECT_FLAGS = frozenset({"--inspect", "--inspect-brk", "--inspect-wait"})
+
+
+def wanted_fields(names: Iterable[str]) -> list[str]:
+    """Which of a hash's fields decide how the worker is run, and so have to be read."""
+    known = {"type", "url", "version", "sha256", "pid", *ALIASES, *OPTION_FIELDS, *SECRET_FIELDS, *LOOP_NUMBERS, *LOOP_NAMES}
+    return [name for name in names if name in known or _PERMISSION_FIELD.fullmatch(name)]
+
+
+def value_limit(name: str) -> int:
+    """The longest value read of a field, in bytes."""
+    return SECRET_MAX_BYTES if name in SECRET_FIELDS else VALUE_MAX_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """The request loop's settings; names, defaults and bounds as in the field table of the README."""
+
+    request_stream: str
+    response_stream: str
+    response_stream_limit: int  # entries, approximate; 0 is no limit
+    consumer_id: str
+    request_limit: int  # requests, 0 is no limit
+    block_millis: int
+    reply_expire_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """All that a run needs to know of a worker's hash. Made once, passed inward."""
+
+    key: str
+    type: str
+    id: str
+    url: str
+    version: str
+    sha256: str | None
+    permissions: Permissions
+    loop: Loop
+    has_secrets: bool
+    warnings: tuple[str, ...] = ()
+
+
+def parse_worker(
+    type_: str, id_: str, shared: Mapping[bytes, bytes], own: Mapping[bytes, bytes], *, extra: Permissions | None = None
+) -> WorkerConfig:
+    """From the raw hashes `TYPE:h` (defaults) and `TYPE:ID:h` (wins field by field). Raises ConfigError.
+
+    `extra` is what the operator's own command line grants and denies on top.
+    """
+    key = keys.worker_key(keys.check_type(type_), keys.check_id(id_))
+    own_fields = read_fields(own, key)
+    fields = {**read_fields(shared, keys.type_key(type_)), **own_fields}
+    if not own_fields:
+        raise ConfigError(f"{key} does not exist: make it with HSET {key} url URL version VERSION")
+    if fields.get("type", type_) != type_:
+        raise ConfigError(f"field type of {key} is {fields['type'][:80]!r}, but the key says {type_!r}: make them the same")
+    for name in ("url", "version"):
+        if not fields.get(name):
+            raise ConfigError(f"{key} has no {name}: set it with HSET {key} {name} VALUE")
+    permissions, warnings = _permissions(fields, key)
+    return WorkerConfig(
+        key=key,
+        type=type_,
+        id=id_,
+        url=_url(fields["url"], key),
+        version=check_version(fields["version"], key),
+        sha256=_sha256(fields.get("sha256"), key),
+        permissions=permissions.union(extra) if extra is not None else permissions,
+        loop=parse_loop(fields, type_, id_),
+        has_secrets=bool(fields.get("encryptedJson")),
+        warnings=warnings,
+    )
+
+
+def read_fields(raw: Mapping[bytes, bytes], key: str) -> dict[str, str]:
+    """Raw fields to text under their first spelling; only the fields that `wanted_fields` names. Raises ConfigError."""
+    text: dict[str, str] = {}
+    for raw_name, raw_value in raw.items():
+        name = raw_name.decode("utf-8", "replace")
+        if not wanted_fields([name]):
+            continue
+        if len(raw_value) > value_limit(name):
+            raise ConfigError(f"field {name} of {key} has {len(raw_value)} bytes: at most {value_limit(name)} are read")
+        try:
+            text[name] = raw_value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"field {name} of {key} is not UTF-8 text (byte {error.start}): set it again as text") from error
+    for second, first in ALIASES.items():
+        if second in text:
+            value = text.pop(second)
+            if text.setdefault(first, value) != value:
+                raise ConfigError(f"{key} has both {first} and {second} and they differ: remove one with HDEL {key} {second}")
+    return text
+
+
+def parse_loop(fields: Mapping[str, str], type_: str, id_: str) -> Loop:
+    """The request loop's part of `read_fields`'s answer. Raises ConfigError."""
+    key = keys.worker_key(type_, id_)
+    numbers = {name: _number(fields.get(name), name, key, *bounds) for name, bounds in LOOP_NUMBERS.items()}
+    names = {name: fields.get(name) or None for name in LOOP_NAMES}
+    for name, value in names.items():
+        if value is not None and (len(value) > 256 or not value.isprintable() or " " in value):
+            raise ConfigError(f"field {name} of {key} is not a key name: expected up to 256 printable characters without a space")
+    return Loop(
+        request_stream=names["requestStream"] or keys.request_stream(type_),
+        response_stream=names["responseStream"] or keys.response_stream(type_),
+        response_stream_limit=numbers["responseStreamLimit"],
+        consumer_id=names["consumerId"] or id_,
+        request_limit=numbers["requestLimit"],
+        block_millis=numbers["xreadGroupBlockMillis"],
+        reply_expire_seconds=numbers["replyExpireSeconds"],
+    )
+
+
+def check_version(version: str, key: str) -> str:
+    if len(version) > VERSION_MAX_CHARS or not _VERSION.fullmatch(version) or ".." in version or "//" in version:
+        raise ConfigError(
+            f"field version of {key} is {version[:80]!r}: expected local, a branch (main), a tag (v1.2.3) or a full commit"
+        )
+    return version
+
+
+def _permissions(fields: Mapping[str, str], key: str) -> tuple[Permissions, tuple[str, ...]]:
+    lists: list[tuple[str, str, str, str]] = []
+    warnings: list[str] = []
+    for name, value in fields.items():
+        match = _PERMISSION_FIELD.fullmatch(name)
+        if match:
+            kind = match[2].lower()
+            _check_kind(kind, f"field {name} of {key}")
+            lists.append((match[1], kind, value, f"field {name} of {key}"))
+    options = {name: fields[name] for name in OPTION_FIELDS if fields.get(name)}
+    if len(set(options.values())) > 1:
+        raise ConfigError(f"{key} has both denoOptions and options and they differ: remove one with HDEL {key} denoOptions")
+    for name, value in list(options.items())[:1]:
+        _parse_options(value, f"field {name} of {key}", lists, warnings)
+    return Permissions.parse(lists), tuple(warnings)
+
+
+def _parse_options(text: str, where: str, lists: list[tuple[str, str, str, str]], warnings: list[str]) -> None:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"{where} cannot be split into flags: {error}") from error
+    for word in words:
+        match = _PERMISSION_FLAG.fullmatch(word)
+        if match:
+            verdict, kind, value = match[1], match[2], match[3]
+            if kind != "all":
+                _check_kind(kind, f"{word[:80]!r} in {where}")
+            if kind == "all" or value is None:
+                raise ConfigError(f"{word[:80]!r} in {where} would {verdict} everything: list what is meant, as in --{verdict}-net=HOST:PORT")
+            lists.append((verdict, kind, value, f"--{verdict}-{kind} in {where}"))
+        elif word.partition("=")[0] in _INSPECT_FLAGS:
+            warnings.append(f"{word.partition('=')[0]} in {where} is ignored: debugging is not supported yet")
+        elif word == "-A":
+            raise ConfigError(f"'-A' in {where} would allow everything: list what is meant, as in --allow-net=HOST:PORT")
+        elif word not in _IGNORED_FLAGS:
+            raise ConfigError(f"{where} has {word[:80]!r}: expected --allow-KIND=LIST or --deny-KIND=LIST with KIND one of {', '.join(KINDS)}")
+
+
+def _check_kind(kind: str, where: str) -> None:
+    if kind not in KINDS:
+        raise ConfigError(f"{where} is not a permission of sandboxrun: expected {' or '.join(VERDICTS)} with one of {', '.join(KINDS)}")
+
+
+def _url(url: str, key: str) -> str:
+    if len(url) > URL_MAX_CHARS:
+        raise ConfigError(f"field url of {key} has {len(url)} characters: at most {URL_MAX_CHARS} are read")
+    if not url.isprintable() or " " in url:
+        raise ConfigError(f"field url of {key} has a space or a control character: percent-encode it")
+    return url
+
+
+def _sha256(value: str | None, key: str) -> str | None:
+    if not value:
+        return None
+    value = value.removeprefix("sha256:").removeprefix("sha256-")
+    if not _SHA256.fullmatch(value):
+        raise ConfigError(f"field sha256 of {key} is {value[:80]!r}: expected 64 hexadecimal digits, as sha256sum prints them")
+    return value.lower()
+
+
+def _number(text: str | None, name: str, key: str, default: int, least: int, most: int) -> int:
+    if text is None or text == "":
+        return default
+    if not re.fullmatch(r"[0-9]{1,16}", text) or not least <= int(text) <= most:
+        raise ConfigError(f"field {name} of {key} is {text[:80]!r}: expected a whole number from {least} to {most}")
+    return int(text)

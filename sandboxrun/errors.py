@@ -1,0 +1,57 @@
+"""Every error that reaches a user, grouped by who can mend it; each class has its exit code.
+
+The codes are those of sysexits.h(3head), so that a process manager can tell "try again" from "mend this first".
+A worker's own exit code is passed through and may coincide; our failures always print a line on standard error.
+"""
+
+
+class SandboxrunError(Exception):
+    """Base of all errors. The message is one line: what, where, and how to fix it."""
+
+    exit_code = 70  # EX_SOFTWARE: a defect of ours
+
+
+class UsageError(SandboxrunError):
+    """The command line is wrong."""
+
+    exit_code = 64  # EX_USAGE
+
+
+class IntegrityError(SandboxrunError):
+    """The content is not what was pinned."""
+
+    exit_code = 65  # EX_DATAERR
+
+
+class FetchError(SandboxrunError):
+    """The script could not be had, or what came is not a script."""
+
+    exit_code = 69  # EX_UNAVAILABLE
+
+
+class SandboxError(SandboxrunError):
+    """The kernel, or this host's configuration, cannot give the boundary. Nothing was run."""
+
+    exit_code = 71  # EX_OSERR
+
+
+class AlreadyRunningError(SandboxrunError):
+    """The worker's `pid` belongs to a living process."""
+
+    exit_code = 73  # EX_CANTCREAT
+
+
+class StoreError(SandboxrunError):
+    """Redis cannot be reached, or refuses."""
+
+    exit_code = 75  # EX_TEMPFAIL
+
+
+class ConfigError(SandboxrunError):
+    """A hash field, an option or the key on standard input is wrong."""
+
+    exit_code = 78  # EX_CONFIG
+
+
+class SecretError(ConfigError):
+    """A secret cannot be decrypted or does not belong to this worker."""

@@ -1,0 +1,82 @@
+"""From a url and a version to verified bytes: the one entry point is `obtain`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sandboxrun.errors import FetchError, IntegrityError
+from sandboxrun.fetch import integrity
+from sandboxrun.fetch.cache import Cache, Pin
+from sandboxrun.fetch.resolve import ImportList, LocalSource, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A script that may run: our own copy of its bytes, and where they came from."""
+
+    source: bytes
+    sha256: str
+    origin: str  # URL or path
+    how: str  # "cached", "fetched", "revalidated", "local"
+
+
+def obtain(
+    source: Source | LocalSource,
+    *,
+    cache: Cache,
+    allowed: ImportList,
+    expected_sha256: str | None,
+    reload: bool,
+    cached_only: bool,
+    warn: Callable[[str], None],
+    progress: Callable[[str], None],
+) -> Artifact:
+    """The script's verified bytes. Raises FetchError or IntegrityError; nothing wrong is ever cached."""
+    if isinstance(source, LocalSource):
+        data = source.read()
+        integrity.check_python(data, source.script)
+        return Artifact(data, integrity.check_digest(data, expected_sha256, source.script), source.script, "local")
+    with cache.locked(source):
+        return _obtain(source, cache, allowed, expected_sha256, reload, cached_only, warn, progress)
+
+
+def _obtain(
+    source: Source,
+    cache: Cache,
+    allowed: ImportList,
+    expected: str | None,
+    reload: bool,
+    cached_only: bool,
+    warn: Callable[[str], None],
+    progress: Callable[[str], None],
+) -> Artifact:
+    allowed.check(source.url)
+    pin = cache.pin(source)
+    data = cache.read(pin.sha256) if pin is not None else None
+    if pin is not None and data is not None and not reload and (cached_only or not source.mutable):
+        return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, "cached")
+    if cached_only:
+        raise FetchError(f"{source.url} is not in the cache, and --cached-only forbids to fetch it: run once without it")
+
+    from sandboxrun.fetch.download import Unreachable, download
+
+    try:
+        fetched = download(source.url, allowed=allowed, etag=pin.etag if pin and data is not None and not reload else None, progress=progress)
+    except Unreachable as error:
+        if pin is None or data is None or reload:
+            raise
+        warn(f"{error}; running the copy of {pin.fetched} from the cache")
+        return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, "cached")
+    if fetched is None:  # 304 Not Modified
+        assert pin is not None and data is not None
+        return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, "revalidated")
+    integrity.check_python(fetched.body, source.url)
+    digest = integrity.check_digest(fetched.body, expected, source.url)
+    if pin is not None and not source.mutable and not reload and pin.sha256 != digest:
+        raise IntegrityError(
+            f"{source.url} has changed under version {source.version}: pinned sha256 {pin.sha256}, got {digest}; "
+            f"a tag or commit must not move, so find out why, then accept it with --reload"
+        )
+    cache.write(source, fetched.body, Pin(digest, fetched.etag))
+    return Artifact(fetched.body, digest, source.url, "fetched")

@@ -1,0 +1,167 @@
+"""Scripts on disk, by digest, and the pins that say which digest a version had.
+
+`blobs/HEX` lies in the user's cache folder and may be removed at any time. A pin is a decision, not a copy: it lies in
+the state folder, survives `sandboxrun cache --clean`, and only `--reload` changes that of a tag or commit. Everything is
+written under a temporary name and moved into place. Blobs are verified whenever they are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sandboxrun.errors import ConfigError, FetchError
+from sandboxrun.fetch.resolve import SCRIPT_MAX_BYTES, Source
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_PIN_MAX_BYTES = 16 * 1024
+LOCK_SECONDS = 60  # longer than any download
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What a URL and version were when last fetched."""
+
+    sha256: str
+    etag: str | None = None
+    fetched: str = field(default_factory=_now)  # ISO 8601, UTC
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A pin as `sandboxrun cache` shows it. `size` is None where the blob was cleaned."""
+
+    url: str
+    version: str
+    pin: Pin
+    size: int | None
+
+
+class Cache:
+    """`cache_folder` holds blobs, `state_folder` pins. Raises ConfigError where they are not ours alone to write."""
+
+    def __init__(self, cache_folder: str, state_folder: str) -> None:
+        self.blobs = os.path.join(cache_folder, "blobs")
+        self.pins = os.path.join(state_folder, "pins")
+        for folder in (cache_folder, self.blobs, state_folder, self.pins):
+            _make_private(folder)
+
+    def read(self, sha256: str) -> bytes | None:
+        """A blob, verified; None where it is missing or not what its name says."""
+        try:
+            with open(os.path.join(self.blobs, sha256), "rb") as file:
+                data = file.read(SCRIPT_MAX_BYTES + 1)
+        except OSError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == sha256 else None
+
+    def pin(self, source: Source) -> Pin | None:
+        """What this source was when last fetched. Raises ConfigError for a pin that cannot be read: not to be ignored."""
+        path = self._pin_path(source)
+        try:
+            with open(path, "rb") as file:
+                return _parse_pin(file.read(_PIN_MAX_BYTES))[2]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"the pin {path} of {source.url} is damaged ({error}): remove it to trust the next download") from error
+
+    def write(self, source: Source, data: bytes, pin: Pin) -> None:
+        record = {"url": source.url, "version": source.version, "sha256": pin.sha256, "etag": pin.etag, "fetched": pin.fetched}
+        _write(os.path.join(self.blobs, pin.sha256), data)
+        _write(self._pin_path(source), json.dumps(record).encode())
+
+    @contextlib.contextmanager
+    def locked(self, source: Source) -> Iterator[None]:
+        """One process at a time decides on a source: two that fetch a moving tag at once must not both pin it."""
+        path = self._pin_path(source) + ".lock"
+        deadline = time.monotonic() + LOCK_SECONDS
+        with open(path, "ab") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise FetchError(f"{source.url} is being fetched by another process for {LOCK_SECONDS} s: end it") from None
+                    time.sleep(0.02)
+            yield
+
+    def entries(self) -> list[Entry]:
+        """All that is pinned, in the order of the URLs; damaged pins are left out."""
+        found = []
+        for name in os.listdir(self.pins):
+            if _HEX.fullmatch(name):
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(os.path.join(self.pins, name), "rb") as file:
+                    url, version, pin = _parse_pin(file.read(_PIN_MAX_BYTES))
+                    found.append(Entry(url, version, pin, _size(os.path.join(self.blobs, pin.sha256))))
+        return sorted(found, key=lambda entry: (entry.url, entry.version))
+
+    def clean(self) -> tuple[int, int]:
+        """Remove every blob; (files, bytes). Pins stay."""
+        count = size = 0
+        for name in os.listdir(self.blobs):
+            path = os.path.join(self.blobs, name)
+            size += _size(path) or 0
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+                count += 1
+        return count, size
+
+    def _pin_path(self, source: Source) -> str:
+        return os.path.join(self.pins, hashlib.sha256(f"{source.version}\n{source.url}".encode()).hexdigest())
+
+
+def _parse_pin(data: bytes) -> tuple[str, str, Pin]:
+    record = json.loads(data)
+    if not _HEX.fullmatch(record["sha256"]):
+        raise ValueError("sha256 is not a digest")
+    etag = record["etag"]
+    return str(record["url"]), str(record["version"]), Pin(record["sha256"], str(etag) if etag else None, str(record["fetched"]))
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def _write(path: str, data: bytes) -> None:
+    """Whole or not at all, and read-only (0400 less the umask's bits)."""
+    fd, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+            os.fchmod(fd, 0o400)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _make_private(folder: str) -> None:
+    """A folder that only we can write, or ConfigError: whoever else could write there could choose what runs."""
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        found = os.stat(folder)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}; set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME") from error
+    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+        raise ConfigError(f"{folder} can be written by others (owner {found.st_uid}, mode {found.st_mode & 0o777:o}): chmod 700 it, or set XDG_CACHE_HOME")

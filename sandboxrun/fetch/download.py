@@ -1,0 +1,147 @@
+"""One bounded HTTP GET. The only importer of httpx."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from sandboxrun import __version__
+from sandboxrun.errors import FetchError
+from sandboxrun.fetch.resolve import SCRIPT_MAX_BYTES, ImportList, is_loopback
+
+TOTAL_SECONDS = 30  # the whole download, every redirect, every header: a slow drip ends here
+SILENCE_SECONDS = 10  # without a byte
+REDIRECTS_MAX = 5
+PROGRESS_AFTER_SECONDS = 1
+_NOT_SCRIPTS = ("text/html", "application/xhtml+xml", "application/json", "text/xml", "application/xml")
+
+
+class Unreachable(FetchError):
+    """The origin does not answer, or has a fault of its own: a cached copy may serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    body: bytes
+    etag: str | None
+
+
+def download(url: str, *, allowed: ImportList, etag: str | None, progress: Callable[[str], None]) -> Fetched | None:
+    """GET `url`; None for 304. Raises FetchError, or Unreachable where the origin is at fault.
+
+    In a thread of its own, because a server that sends one header byte now and then would outlast every time-out that
+    httpx has: those are per read.
+    """
+    outcome: queue.SimpleQueue[Fetched | None | FetchError] = queue.SimpleQueue()
+    received = _Received()
+
+    def work() -> None:
+        try:
+            outcome.put(_get(url, allowed, etag, received))
+        except FetchError as error:
+            outcome.put(error)
+        except Exception as error:  # whatever httpx lets through must not leave us waiting
+            outcome.put(FetchError(f"{url} cannot be fetched: {type(error).__name__}: {error}"))
+
+    threading.Thread(target=work, daemon=True).start()
+    deadline = time.monotonic() + TOTAL_SECONDS
+    wait = PROGRESS_AFTER_SECONDS
+    while True:
+        try:
+            result = outcome.get(timeout=min(wait, max(0.0, deadline - time.monotonic())))
+            break
+        except queue.Empty:
+            if time.monotonic() >= deadline:
+                received.give_up = True
+                raise Unreachable(f"{url} did not arrive within {TOTAL_SECONDS} s ({received.count} bytes came)") from None
+            progress(f"fetching {url} … {received.count / 1024:.0f} KiB")
+    if isinstance(result, FetchError):
+        raise result
+    return result
+
+
+class _Received:
+    """What the downloading thread tells the waiting one, and the other way."""
+
+    def __init__(self) -> None:
+        self.count = 0  # bytes
+        self.give_up = False
+
+
+def _get(url: str, allowed: ImportList, etag: str | None, received: _Received) -> Fetched | None:
+    headers = {"User-Agent": f"sandboxrun/{__version__}", "Accept": "text/x-python, text/plain, */*;q=0.1", "Accept-Encoding": "identity"}
+    if etag:
+        headers["If-None-Match"] = etag
+    auth = _netrc_auth(url)
+    origin = _origin(url)
+    # A proxy from the environment is the operator's wish, but never for loopback.
+    with httpx.Client(timeout=SILENCE_SECONDS, trust_env=not is_loopback(url), follow_redirects=False) as client:
+        for _ in range(REDIRECTS_MAX + 1):
+            try:
+                # Redirects are followed by hand: each hop is checked, and credentials go to the first origin alone.
+                with client.stream("GET", url, headers=headers, auth=auth if _origin(url) == origin else None) as response:
+                    if not response.has_redirect_location:
+                        return _read(url, response, received)
+                    target = urljoin(url, response.headers["location"])
+            except httpx.TimeoutException as error:
+                raise Unreachable(f"{url} did not answer within {SILENCE_SECONDS} s") from error
+            except (httpx.TransportError, OSError) as error:
+                raise Unreachable(f"{url} cannot be reached: {error}") from error
+            except (httpx.InvalidURL, httpx.HTTPError, ValueError, KeyError) as error:
+                raise FetchError(f"{url} cannot be fetched: {error}") from error
+            allowed.check(target, came_from=url)
+            url = target
+    raise FetchError(f"{url} redirects more than {REDIRECTS_MAX} times")
+
+
+def _read(url: str, response: httpx.Response, received: _Received) -> Fetched | None:
+    if response.status_code == 304 and "If-None-Match" in response.request.headers:
+        return None
+    if response.status_code != 200:
+        error = Unreachable if response.status_code >= 500 or response.status_code == 429 else FetchError
+        hint = ": is the version right, and the url?" if response.status_code == 404 else ""
+        raise error(f"{url} answers {response.status_code} {response.reason_phrase}{hint}")
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in _NOT_SCRIPTS:
+        raise FetchError(f"{url} is {kind}, not a Python script: is it the raw URL?")
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise FetchError(f"{url} comes compressed, though we asked for it plain")
+    length = response.headers.get("content-length", "")
+    if length.isdigit() and int(length) > SCRIPT_MAX_BYTES:
+        raise FetchError(f"{url} has {length} bytes: a script may have {SCRIPT_MAX_BYTES >> 20} MiB")
+    body = bytearray()
+    for chunk in response.iter_raw():
+        body += chunk
+        received.count = len(body)
+        if len(body) > SCRIPT_MAX_BYTES:
+            raise FetchError(f"{url} has more than {SCRIPT_MAX_BYTES >> 20} MiB, the most that a script may have")
+        if received.give_up:
+            break
+    return Fetched(bytes(body), response.headers.get("etag"))
+
+
+def _netrc_auth(url: str) -> httpx.Auth | None:
+    """Credentials for the first origin from NETRC or ~/.netrc; never over plain http to another machine."""
+    if not (url.startswith("https://") or is_loopback(url)):
+        return None
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    if not os.path.isfile(path):
+        return None
+    import netrc
+
+    try:
+        return httpx.NetRCAuth(path)
+    except (OSError, netrc.NetrcParseError) as error:
+        raise FetchError(f"{path} cannot be read: {error}") from error
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port

@@ -1,0 +1,69 @@
+"""Redis key names, and the only rules for what may be a part of one."""
+
+from __future__ import annotations
+
+import re
+
+from sandboxrun.errors import ConfigError
+
+TYPE_MAX_CHARS = 64
+ID_MAX_CHARS = 128
+_TYPE = re.compile(r"[a-z][-a-z0-9_]*")
+_ID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*")
+
+
+def check_type(type_: str) -> str:
+    """Return `type_` unchanged, or raise ConfigError."""
+    if len(type_) > TYPE_MAX_CHARS or not _TYPE.fullmatch(type_):
+        raise ConfigError(
+            f"worker type {_shown(type_)} is not valid: expected a lower-case letter, then up to "
+            f"{TYPE_MAX_CHARS - 1} of a-z 0-9 - _, as in demo-worker"
+        )
+    return type_
+
+
+def check_id(id_: str) -> str:
+    """Return `id_` unchanged, or raise ConfigError."""
+    if len(id_) > ID_MAX_CHARS or not _ID.fullmatch(id_):
+        raise ConfigError(
+            f"worker id {_shown(id_)} is not valid: expected a letter or digit, then up to "
+            f"{ID_MAX_CHARS - 1} of A-Z a-z 0-9 - _ ., as in 1"
+        )
+    return id_
+
+
+def split_worker_key(key: str) -> tuple[str, str]:
+    """`TYPE:ID:h` to (type, id)."""
+    parts = key.split(":")
+    if len(parts) != 3 or parts[2] != "h":
+        raise ConfigError(f"worker key {_shown(key)} is not valid: expected TYPE:ID:h, as in demo-worker:1:h")
+    return check_type(parts[0]), check_id(parts[1])
+
+
+def type_key(type_: str) -> str:
+    return f"{type_}:h"
+
+
+def worker_key(type_: str, id_: str) -> str:
+    return f"{type_}:{id_}:h"
+
+
+def request_stream(type_: str) -> str:
+    return f"{type_}:req:x"
+
+
+def response_stream(type_: str) -> str:
+    return f"{type_}:res:x"
+
+
+def reply_key(ref: str) -> str:
+    return f"res:{ref}"
+
+
+def trace_key(ref: str) -> str:
+    return f"req:{ref}:h"
+
+
+def _shown(text: str) -> str:
+    """At most 80 characters of untrusted text, quoted, control characters escaped."""
+    return ascii(text if len(text) <= 80 else text[:77] + "...")

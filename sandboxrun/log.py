@@ -1,0 +1,62 @@
+"""Messages of ours to the operator: one line each on standard error, as text or as JSON."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+LINE_MAX_CHARS = 2000
+
+
+def escape(text: str) -> str:
+    """`text` with everything that can drive a terminal made visible.
+
+    Control characters, bidi overrides, lone surrogates and odd separators become backslash escapes
+    (str.isprintable: Unicode categories "Other" and "Separator" except the space), so that a hash, a URL or a
+    worker's path cannot move the operator's cursor or reorder what is read.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+class Log:
+    """Where the supervisor's messages go. `event` is a stable name for machines; `message` is for people."""
+
+    def __init__(self, *, quiet: bool = False, json: bool = False, debug: bool = False, stream: TextIO | None = None):
+        self._quiet, self._json, self.debug_on = quiet, json, debug
+        self._stream = stream if stream is not None else sys.stderr
+
+    def debug(self, event: str, message: str, **fields: object) -> None:
+        if self.debug_on:
+            self._write("debug", event, message, fields)
+
+    def info(self, event: str, message: str, **fields: object) -> None:
+        if not self._quiet:
+            self._write("info", event, message, fields)
+
+    def warning(self, event: str, message: str, **fields: object) -> None:
+        self._write("warning", event, message, fields)
+
+    def denied(self, message: str, **fields: object) -> None:
+        """A refusal of the sandbox, as it stands: the line says all that is needed."""
+        self._write("denied", "denied", message, fields)
+
+    def error(self, event: str, message: str, **fields: object) -> None:
+        self._write("error", event, message, fields)
+
+    def _write(self, level: str, event: str, message: str, fields: dict[str, object]) -> None:
+        if self._json:
+            import json
+            import time
+
+            record = {"time": round(time.time(), 3), "level": level, "event": event, "message": message, **fields}
+            line = json.dumps(record)
+        else:
+            line = escape(message)[:LINE_MAX_CHARS]
+            line = {"info": "sandboxrun: ", "denied": ""}.get(level, f"{level}: ") + line
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass  # A closed or full terminal must not end a worker.

@@ -1,0 +1,252 @@
+"""What a worker may touch: one table of kinds, and pure decisions over it.
+
+The spelling is Deno's. `allowNet` in a hash, `--allow-net` in its `options` and `--allow-net` on our command line
+are the same thing. An unset or empty list grants nothing; deny beats allow.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os.path
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from sandboxrun.errors import ConfigError
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+TARGETS_MAX = 256  # entries in one list
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
+
+
+def canonical_address(address: IPAddress) -> IPAddress:
+    """The address that a packet would really go to.
+
+    IPv4-mapped IPv6 (RFC 4291 2.5.5.2) becomes IPv4, and the unspecified address, which Linux connects to the
+    loopback interface, becomes loopback; so no second spelling passes a rule that names the first.
+    """
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        elif address.scope_id is not None:
+            address = ipaddress.IPv6Address(int(address))
+    if address.is_unspecified:
+        return ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+    return address
+
+
+def is_public(address: IPAddress) -> bool:
+    """Whether an address lies on the public Internet, and so may be the answer for a public name."""
+    address = canonical_address(address)
+    if isinstance(address, ipaddress.IPv6Address):
+        embedded = address.sixtofour
+        if address in _NAT64:
+            embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if embedded is not None:
+            return is_public(embedded)
+    return address.is_global and not address.is_multicast
+
+
+def canonical_host(host: str) -> str:
+    """A DNS name in lower case ASCII (IDNA) without its trailing dot. Raises ValueError."""
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode("ascii")
+        except UnicodeError as error:
+            raise ValueError("not a valid international domain name") from error
+    host = host.lower().removesuffix(".")
+    labels = host.split(".")
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError("not a valid host name")
+    # WHATWG URL: a last label that is a number makes it an IPv4 address in an odd form (127.1, 0x7f.1, 2130706433).
+    if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
+        raise ValueError("not a plain IPv4 address (write all four numbers in decimal)")
+    return host
+
+
+@dataclass(frozen=True, slots=True)
+class NetTarget:
+    """One entry of a net list: `host`, `host:port`, `[v6]:port`, CIDR, `*.example.com`, `*`; port None is any port.
+
+    Exactly one of `network`, `host`, `suffix` is set, or none for `*`, which is every *public* address: loopback,
+    private, link-local and multicast addresses have to be listed by address.
+    """
+
+    network: IPNetwork | None = None
+    host: str | None = None
+    suffix: str | None = None  # ".example.com"
+    port: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> NetTarget:
+        host, port = _split_port(text)
+        if host == "*":
+            return cls(port=port)
+        if host.startswith("*."):
+            return cls(suffix="." + canonical_host(host[2:]), port=port)
+        if "/" in host or ":" in host or re.fullmatch(r"[0-9.]+", host):
+            network = ipaddress.ip_network(host, strict=True)
+            if "/" not in host and network.network_address.is_unspecified:
+                raise ValueError("the unspecified address is not a destination; write 127.0.0.1 or [::1]")
+            if isinstance(network, ipaddress.IPv6Network) and network.prefixlen == 128:
+                network = ipaddress.ip_network(canonical_address(network.network_address))
+            return cls(network=network, port=port)
+        return cls(host=canonical_host(host), port=port)
+
+    def matches_name(self, name: str) -> bool:
+        if self.host is not None:
+            return self.host == name
+        if self.suffix is not None:
+            return name.endswith(self.suffix)
+        return self.network is None
+
+    def matches(self, address: IPAddress, port: int, names: Iterable[str]) -> bool:
+        """`address` must be canonical; `names` are those the supervisor itself resolved to it."""
+        if self.port is not None and self.port != port:
+            return False
+        if self.network is not None:
+            return address in self.network
+        if self.host is None and self.suffix is None:
+            return is_public(address)
+        return any(self.matches_name(name) for name in names)
+
+
+def _split_port(text: str) -> tuple[str, int | None]:
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError("expected [IPv6]:PORT")
+        ipaddress.IPv6Address(host)
+        port = rest[1:] if rest else None
+    elif text.count(":") == 1:
+        host, port = text.split(":")
+    else:
+        host, port = text, None
+    if port is None:
+        return host, None
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise ValueError("the port is not a number from 1 to 65535")
+    return host, int(port)
+
+
+def parse_path(text: str) -> str:
+    """An absolute path without `..`; symlinks are resolved later, when the policy is made. Raises ValueError."""
+    if not os.path.isabs(text):
+        raise ValueError("the path is not absolute")
+    if "\0" in text or ".." in text.split("/"):
+        raise ValueError("the path has a NUL or ..")
+    return os.path.normpath(text)
+
+
+def parse_env(text: str) -> str:
+    """The name of an environment variable. Raises ValueError."""
+    if not _ENV_NAME.fullmatch(text):
+        raise ValueError("not the name of an environment variable")
+    if text.startswith(("LD_", "PYTHON")) or text in _OWN_ENV:
+        raise ValueError("this variable is set by sandboxrun or steers the interpreter")
+    return text
+
+
+_OWN_ENV = frozenset({"REDIS_URL", "PATH", "LANG", "HOME", "TMPDIR"})
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of permission. `expected` completes "expected …" in an error."""
+
+    name: str
+    parse: Callable[[str], Any]
+    expected: str
+
+    def flag(self, verdict: str = "allow") -> str:
+        return f"--{verdict}-{self.name}"
+
+    def field(self, verdict: str = "allow") -> str:
+        return verdict + self.name.capitalize()
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            Kind("net", NetTarget.parse, "host, host:port, [IPv6]:port, a CIDR block or *.example.com"),
+            Kind("read", parse_path, "an absolute path"),
+            Kind("write", parse_path, "an absolute path"),
+            Kind("env", parse_env, "the name of an environment variable"),
+        )
+    }
+)
+VERDICTS = ("allow", "deny")
+
+
+def parse_list(kind: Kind, text: str, where: str) -> tuple[Any, ...]:
+    """A comma-separated list of targets; `where` names the field or flag in errors. Raises ConfigError."""
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    if len(entries) > TARGETS_MAX:
+        raise ConfigError(f"{where} has {len(entries)} entries: at most {TARGETS_MAX} are read")
+    targets = []
+    for entry in entries:
+        try:
+            targets.append(kind.parse(entry))
+        except ValueError as error:
+            raise ConfigError(f"{where} has {entry[:80]!r}: {error}; expected {kind.expected}") from error
+    return tuple(dict.fromkeys(targets))
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """What is allowed and what is denied, by kind name. Deny beats allow; nothing listed is nothing granted."""
+
+    allow: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    deny: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, lists: Iterable[tuple[str, str, str, str]]) -> Permissions:
+        """From (verdict, kind name, comma-separated text, where it stands); lists of one kind add up."""
+        both: dict[str, dict[str, tuple[Any, ...]]] = {verdict: {} for verdict in VERDICTS}
+        for verdict, name, text, where in lists:
+            targets = parse_list(KINDS[name], text, where)
+            both[verdict][name] = tuple(dict.fromkeys(both[verdict].get(name, ()) + targets))
+        return cls(both["allow"], both["deny"])
+
+    def union(self, other: Permissions) -> Permissions:
+        def add(a: Mapping[str, tuple[Any, ...]], b: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+            return {name: tuple(dict.fromkeys((*a.get(name, ()), *b.get(name, ())))) for name in {**a, **b}}
+
+        return Permissions(add(self.allow, other.allow), add(self.deny, other.deny))
+
+    def allows_net(self, address: IPAddress, port: int, names: Iterable[str] = ()) -> bool:
+        """Whether TCP to this address and port may be opened. `names`: those that resolved to the address."""
+        address = canonical_address(address)
+        names = tuple(names)
+        if any(t.matches(address, port, names) for t in self.deny.get("net", ())):
+            return False
+        return any(t.matches(address, port, names) for t in self.allow.get("net", ()))
+
+    def allows_name(self, name: str) -> bool:
+        """Whether a (canonical) name may be resolved at all: some port of it is allowed, and not all are denied."""
+        if any(t.port is None and t.matches_name(name) for t in self.deny.get("net", ())):
+            return False
+        return any(t.matches_name(name) for t in self.allow.get("net", ()))
+
+    def lists_address(self, address: IPAddress) -> bool:
+        """Whether an allow entry names this address itself (alone or in a block), for any port."""
+        address = canonical_address(address)
+        return any(t.network is not None and address in t.network for t in self.allow.get("net", ()))
+
+
+def denial(kind: str, resource: str, key: str) -> str:
+    """The message of a refusal: what was wanted, and the narrowest grant that would allow it."""
+    k = KINDS[kind]
+    return f'Requires {k.name} access to "{resource}"; grant it with: {k.flag()}={resource} (field {k.field()} of {key})'
+
+
+def endpoint(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address: the form that the net lists read."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

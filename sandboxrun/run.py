@@ -1,0 +1,235 @@
+"""The ordered story of one run: hash, source, policy, child, confinement, pid, life, end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import platformdirs
+
+from sandboxrun import keys
+from sandboxrun.config import WorkerConfig, parse_worker
+from sandboxrun.errors import ConfigError, SandboxError, StoreError
+from sandboxrun.fetch import Artifact, obtain
+from sandboxrun.fetch.cache import Cache
+from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, resolve
+from sandboxrun.log import Log
+from sandboxrun.permissions import NetTarget, Permissions
+from sandboxrun.sandbox import landlock
+from sandboxrun.sandbox.launch import Child, Script, this_interpreter
+from sandboxrun.sandbox.notify import pidfd_getfd
+from sandboxrun.sandbox.policy import SandboxPolicy, build
+from sandboxrun.sandbox.supervisor import Supervisor
+from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
+from sandboxrun.store import Endpoint, Store, start_time
+
+KEY_SECONDS = 10  # for the key to come on standard input
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The command line of one run, parsed."""
+
+    type: str
+    id: str
+    redis_url: str
+    allowed: ImportList
+    extra: Permissions
+    reload: bool = False
+    cached_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The user's folders: `cache` may be deleted at any time, `state` holds decisions, `scratch` the runs' own folders."""
+
+    cache: str
+    state: str
+    scratch: str
+
+    @classmethod
+    def of_user(cls) -> Folders:
+        cache, state = platformdirs.user_cache_dir("sandboxrun"), platformdirs.user_state_dir("sandboxrun")
+        if not (os.path.isabs(cache) and os.path.isabs(state)):
+            raise ConfigError("there is no home folder for the cache: set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME to absolute paths")
+        return cls(cache, state, os.path.join(cache, "scratch"))
+
+
+def run(options: RunOptions, log: Log) -> int:
+    """Run one worker to its end; its exit code. Raises SandboxrunError for every failure of ours."""
+    key = keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
+    landlock.require(landlock.kernel_abi())
+    child = Child(key)  # warms up while we read and fetch
+    try:
+        store = Store(options.redis_url)
+        try:
+            return _run(options, key, child, store, log)
+        finally:
+            store.close()
+    finally:
+        child.close()
+
+
+def _run(options: RunOptions, key: str, child: Child, store: Store, log: Log) -> int:
+    shared, own = store.read(options.type, options.id)
+    config = parse_worker(options.type, options.id, shared, own, extra=options.extra)
+    for warning in config.warnings:
+        log.warning("config", warning)
+    store.check_free(key)
+    folders = Folders.of_user()
+    source = resolve(config.url, config.version, key=key)
+    artifact = obtain(
+        source,
+        cache=Cache(folders.cache, folders.state),
+        allowed=options.allowed,
+        expected_sha256=config.sha256,
+        reload=options.reload,
+        cached_only=options.cached_only,
+        warn=lambda message: log.warning("fetch", message),
+        progress=lambda message: log.info("fetch", message) if sys.stderr.isatty() else None,
+    )
+    log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
+    key_line = _read_key() if config.has_secrets else None
+    with _scratch(folders.scratch) as scratch:
+        policy = _policy(config, source, store.endpoint, folders, scratch)
+        script = _script(source, artifact)
+        env = _environment(config, options.redis_url, scratch)
+        log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
+        interpreter = this_interpreter()
+        listener = child.confine(policy, script, key=key, interpreter=interpreter, scratch=scratch, env=env)
+        _check_supervision(child)
+        supervisor = Supervisor(child, listener, policy, key=key, scratch=scratch, trusted=_trusted(store.endpoint), log=log)
+        try:
+            return _live(supervisor, child, store, config, artifact, key_line, log)
+        finally:
+            supervisor.close()
+
+
+def _live(
+    supervisor: Supervisor, child: Child, store: Store, config: WorkerConfig, artifact: Artifact, key_line: bytes | None, log: Log
+) -> int:
+    supervisor.resolver.pin_denied()
+    supervisor.handle_signals()
+    store.claim(config.key, child.pid)
+    try:
+        store.watch(config.key, child.pid, lost=supervisor.stop, warn=lambda message: log.warning("redis", message))
+        threading.Thread(target=_give_key, args=(child, key_line), daemon=True).start()
+        log.info("start", f"{config.key} runs {artifact.origin} as process {child.pid}", pid=child.pid, sha256=artifact.sha256)
+        return supervisor.serve()
+    finally:
+        try:
+            store.release(config.key, child.pid)
+        except StoreError as error:
+            log.warning("redis", f"{error}; field pid of {config.key} stays, and blocks nothing")
+
+
+def _policy(config: WorkerConfig, source: Source | LocalSource, endpoint: Endpoint, folders: Folders, scratch: str) -> SandboxPolicy:
+    return build(
+        config.permissions,
+        key=config.key,
+        interpreter=this_interpreter(),
+        scratch=scratch,
+        local_source=(source.folder or source.script) if isinstance(source, LocalSource) else None,
+        redis=endpoint.path if endpoint.path is not None else _redis_target(endpoint),
+        protected=(folders.cache, folders.state),
+    )
+
+
+def _redis_target(endpoint: Endpoint) -> NetTarget:
+    host = endpoint.host or "127.0.0.1"
+    try:
+        return NetTarget.parse(f"[{host}]:{endpoint.port}" if ":" in host else f"{host}:{endpoint.port}")
+    except ValueError as error:
+        raise ConfigError(f"the Redis URL's host {host!r} is not valid: {error}") from error
+
+
+def _trusted(endpoint: Endpoint) -> tuple[str, ...]:
+    return (endpoint.host.lower().removesuffix("."),) if endpoint.host else ()
+
+
+def _script(source: Source | LocalSource, artifact: Artifact) -> Script:
+    if isinstance(source, LocalSource):
+        return Script(artifact.source, source.script, source.folder, is_file=True)
+    return Script(artifact.source, source.url, None, is_file=False)
+
+
+def _environment(config: WorkerConfig, redis_url: str, scratch: str) -> dict[str, str]:
+    env = {name: os.environ[name] for name in config.permissions.allow.get("env", ()) if name in os.environ}
+    for name in config.permissions.deny.get("env", ()):
+        env.pop(name, None)
+    return env | {"REDIS_URL": redis_url, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": scratch, "TMPDIR": scratch}
+
+
+def _check_supervision(child: Child) -> None:
+    """Hosts that forbid to look into one's own child (Yama 2 or 3, some containers) are found out before anything runs."""
+    try:
+        os.close(pidfd_getfd(child.pidfd, 0))
+        os.close(os.open(f"/proc/{child.pid}/mem", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise SandboxError(
+            f"this host forbids to supervise a child ({error.strerror}): kernel.yama.ptrace_scope must be 0 or 1, and a container "
+            f"must allow pidfd_getfd"
+        ) from error
+
+
+def _read_key() -> bytes:
+    """The key's line from standard input, checked, as it came. Raises SecretError, ConfigError."""
+    if sys.stdin is None or os.isatty(0):
+        raise ConfigError("the worker has secrets (encryptedJson), and standard input is a terminal: pipe the key, as in echo worker-v0 HEX | sandboxrun TYPE ID")
+    line = b""
+    while not line.endswith(b"\n") and len(line) < KEY_LINE_MAX_BYTES:
+        if not select.select([0], [], [], KEY_SECONDS)[0]:
+            raise ConfigError(f"no key came on standard input within {KEY_SECONDS} s: pipe it, as in echo worker-v0 HEX | sandboxrun TYPE ID")
+        part = os.read(0, KEY_LINE_MAX_BYTES - len(line))
+        if not part:
+            break
+        line += part
+    line = line.partition(b"\n")[0] + b"\n"
+    parse_key_line(line)
+    return line
+
+
+def _give_key(child: Child, line: bytes | None) -> None:
+    """Pass the key on, and then the end of the file. In a thread: a worker without secrets need not wait for a key that
+    may never come, but one that reads it by itself gets it."""
+    with contextlib.suppress(OSError):
+        if line is None and sys.stdin is not None and not os.isatty(0):
+            line = os.read(0, KEY_LINE_MAX_BYTES).partition(b"\n")[0] + b"\n"
+        if line is not None and line.strip():
+            child.stdin.write(line)
+    with contextlib.suppress(OSError):
+        child.stdin.close()
+
+
+@contextlib.contextmanager
+def _scratch(parent: str) -> Iterator[str]:
+    """A folder of this run's own. Those of supervisors that were killed are removed first."""
+    try:
+        os.makedirs(parent, mode=0o700, exist_ok=True)
+        for name in os.listdir(parent):
+            pid, _, rest = name.partition("-")
+            if pid.isdigit() and str(start_time(int(pid))) != rest.partition("-")[0]:
+                _remove(os.path.join(parent, name))
+        folder = tempfile.mkdtemp(dir=parent, prefix=f"{os.getpid()}-{start_time(os.getpid())}-")
+    except OSError as error:
+        raise ConfigError(f"no scratch folder can be made in {parent}: {error.strerror}") from error
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: str) -> None:
+    try:
+        shutil.rmtree(folder)
+    except (OSError, RecursionError):
+        # A hostile worker can nest folders deeper than Python's recursion goes; rm(1) does not recurse.
+        subprocess.run(["rm", "-rf", "--one-file-system", folder], stderr=subprocess.DEVNULL, check=False)

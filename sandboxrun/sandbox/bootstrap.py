@@ -1,0 +1,291 @@
+"""The child: wait for the plan, give up every right that is not in it, run the script. Never executes again.
+
+Run as `python -I -S bootstrap.py KEY CONTROL_FD SUPERVISOR_PID`. Imports nothing of ours and only light parts of the
+standard library; it does so before the plan comes, while the supervisor reads and fetches. Nothing untrusted is in
+this process until `_run`.
+
+Messages on the control socket (SOCK_SEQPACKET): supervisor "plan" with two descriptors (plan in a memfd, Landlock
+ruleset), child "ready" with the seccomp listener or "fail TEXT", supervisor "go"; from then on only names are asked:
+child "name NUMBER HOST", supervisor "NUMBER\nok\nADDRESS…", "NUMBER\ndenied\nMESSAGE" or "NUMBER\nEAI_CODE\nMESSAGE".
+"""
+
+import _socket
+import ctypes
+import marshal
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import types
+
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_NR_LANDLOCK_RESTRICT_SELF = 446
+_SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 1 << 3
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _check(call, result):
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"{call}: {os.strerror(errno)}")
+    return result
+
+
+def _prctl(name, option, *args):
+    args = [ctypes.c_ulong(arg) for arg in (*args, 0, 0, 0, 0)[:4]]
+    return _check(f"prctl {name}", _libc.prctl(ctypes.c_int(option), *args))
+
+
+def _drop_capabilities():
+    """All of them, and what could bring one back (capabilities(7)); matters only where we are root."""
+    if os.geteuid() == 0:
+        for capability in range(64):
+            if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
+                break  # EINVAL past the last one, or EPERM without CAP_SETPCAP: then execve cannot be reached anyway
+    _prctl("PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
+    _check("capset", _libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)())))
+
+
+def _confine(plan, ruleset):
+    """In the order of seccomp(2) and landlock(7): limits, capabilities, no_new_privs, Landlock, seccomp."""
+    os.umask(0o077)
+    os.chdir(plan["scratch"])
+    for limit, value in plan["rlimits"]:
+        hard = resource.getrlimit(limit)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (value, value))
+    _drop_capabilities()
+    _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
+    _check("landlock_restrict_self", _libc.syscall(ctypes.c_long(_NR_LANDLOCK_RESTRICT_SELF), ctypes.c_int(ruleset), ctypes.c_uint32(0)))
+    os.close(ruleset)
+
+    class Program(ctypes.Structure):  # struct sock_fprog
+        _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+    program = Program(len(plan["bpf"]) // 8, plan["bpf"])
+    number = _NR_SECCOMP[os.uname().machine]
+    return _check(
+        "seccomp",
+        _libc.syscall(
+            ctypes.c_long(number),
+            ctypes.c_uint(_SECCOMP_SET_MODE_FILTER),
+            ctypes.c_uint(_SECCOMP_FILTER_FLAG_NEW_LISTENER),
+            ctypes.byref(program),
+        ),
+    )
+
+
+class _Names:
+    """Asks the supervisor for addresses: no DNS leaves the sandbox. One question at a time, over the control socket."""
+
+    def __init__(self, control):
+        self._control, self._lock, self._number = control, threading.Lock(), 0
+
+    def ask(self, host):
+        """Addresses as text. Raises PermissionError, or gaierror as getaddrinfo(3) would."""
+        if isinstance(host, bytes):
+            host = host.decode("ascii")
+        with self._lock:
+            self._number += 1
+            number = b"%d" % self._number
+            self._control.sendall(b"name %b %b" % (number, host.encode("utf-8", "surrogatepass")[:1024]))
+            while True:
+                answer = self._control.recv(65536)
+                if not answer:
+                    raise socket.gaierror(socket.EAI_SYSTEM, "the supervisor is gone")
+                got, verdict, *rest = answer.decode("utf-8").split("\n")
+                if got.encode() == number:  # not the late answer to a question whose asker was interrupted
+                    break
+        if verdict == "denied":
+            raise PermissionError(13, rest[0])
+        if verdict != "ok":
+            raise socket.gaierror(int(verdict), rest[0])
+        return rest
+
+
+def _patch_names(ask):
+    """Make the socket module's look-ups ask the supervisor. A convenience: the boundary decides by address."""
+    system, socket_class = socket.getaddrinfo, socket.socket
+
+    def getaddrinfo(host, port, family=0, type=0, proto=0, flags=0):
+        try:
+            return system(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
+        except socket.gaierror as error:
+            if error.errno != socket.EAI_NONAME or flags & socket.AI_NUMERICHOST:
+                raise
+        found = []
+        for address in ask(host):
+            if family in (0, socket.AF_INET6 if ":" in address else socket.AF_INET):
+                found += system(address, port, family, type, proto, flags | socket.AI_NUMERICHOST)
+        if not found:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return found
+
+    def gethostbyname_ex(host):
+        return host, [], [entry[4][0] for entry in getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)]
+
+    def gethostbyname(host):
+        return gethostbyname_ex(host)[2][0]
+
+    def numeric(sock, address):
+        """An (host, port) address with a name looked up here, since libc's own look-up cannot leave the sandbox."""
+        if sock.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple) and len(address) >= 2:
+            host = address[0]
+            if isinstance(host, (str, bytes)) and host not in ("", b""):
+                found = getaddrinfo(host, None, sock.family, socket.SOCK_STREAM)
+                return (found[0][4][0], *address[1:])
+        return address
+
+    class NamedSocket(socket_class):
+        __slots__ = ()
+
+        def connect(self, address):
+            return super().connect(numeric(self, address))
+
+        def connect_ex(self, address):
+            return super().connect_ex(numeric(self, address))
+
+    NamedSocket.__name__ = NamedSocket.__qualname__ = "socket"
+    NamedSocket.__module__ = "socket"
+    socket.socket = NamedSocket
+    socket.getaddrinfo, socket.gethostbyname, socket.gethostbyname_ex = getaddrinfo, gethostbyname, gethostbyname_ex
+
+
+class _FileDenials:
+    """Remembers how files were last opened, so that an uncaught PermissionError can name the grant that was missing."""
+
+    _CHANGES = frozenset(
+        "os.mkdir os.rmdir os.remove os.rename os.link os.symlink os.truncate os.chmod os.chown os.utime "
+        "os.setxattr os.removexattr tempfile.mkstemp tempfile.mkdtemp".split()
+    )
+    _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+    def __init__(self, key):
+        self._key, self._writes = key, {}
+
+    def audit(self, event, args):
+        if event == "open":
+            path, _, flags = args
+            if isinstance(path, str):
+                self._note(path, bool((flags or 0) & self._WRITES))
+        elif event in self._CHANGES and args and isinstance(args[0], str):
+            self._note(args[0], True)
+
+    def _note(self, path, write):
+        if len(self._writes) >= 256:
+            self._writes.clear()
+        self._writes[path] = write
+
+    def explain(self, error):
+        """A line for the operator, or None."""
+        if not isinstance(error, PermissionError) or not isinstance(error.filename, str):
+            return None
+        kind = "write" if self._writes.get(error.filename, False) or error.filename2 else "read"
+        path = os.path.abspath(error.filename)
+        path = path if path.isprintable() else ascii(path)[1:-1]
+        return f'Requires {kind} access to "{path}"; grant it with: --allow-{kind}={path} (field allow{kind.title()} of {self._key})'
+
+
+def _install_hooks(plan, denials):
+    """Tracebacks that begin in the script and show its source, followed by the grant that was missing."""
+    sys.addaudithook(denials.audit)
+
+    def show(kind, error, traceback):
+        while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+            traceback = traceback.tb_next
+        import traceback as printer
+
+        printer.print_exception(kind, error, traceback)
+        seen = set()
+        while error is not None and id(error) not in seen:  # the cause is as good as the error itself
+            seen.add(id(error))
+            line = denials.explain(error)
+            if line is not None:
+                print(line, file=sys.stderr, flush=True)
+                break
+            error = error.__cause__ or error.__context__
+
+    def show_thread(args):
+        if args.exc_type is not SystemExit:
+            show(args.exc_type, args.exc_value, args.exc_traceback)
+
+    sys.excepthook, threading.excepthook = show, show_thread
+    if plan["show_source"]:
+        import linecache
+
+        text = plan["source"].decode("utf-8-sig")
+        linecache.cache[plan["name"]] = (len(text), None, text.splitlines(True), plan["name"])
+
+
+def _prepare_imports(plan):
+    sys.dont_write_bytecode = True
+    sys.prefix = sys.exec_prefix = plan["prefix"]
+    sys.path[:] = [*plan["script_path"], *sys.path, *plan["site_packages"]]
+    if plan["package"]:
+        # sandboxrun itself, where it is not among the site packages (an editable installation): the package alone,
+        # not the folder around it, so that nothing beside it can be imported.
+        import _frozen_importlib as importlib
+        import _frozen_importlib_external as external
+
+        folder = plan["package"]
+        spec = external.spec_from_file_location("sandboxrun", folder + "/__init__.py", submodule_search_locations=[folder])
+        sys.modules["sandboxrun"] = importlib._load(spec)
+    import _sitebuiltins
+    import builtins
+
+    builtins.exit, builtins.quit = _sitebuiltins.Quitter("exit", "Ctrl-D"), _sitebuiltins.Quitter("quit", "Ctrl-D")
+
+
+def _run(plan):
+    """The script as `__main__`. From here on the process is the worker's."""
+    main = types.ModuleType("__main__")
+    main.__file__, main.__builtins__ = plan["name"], __builtins__
+    sys.modules["__main__"] = main
+    sys.argv[:] = [plan["name"], plan["key"]]
+    source = plan["source"].decode("utf-8-sig")
+    exec(compile(source, plan["name"], "exec", dont_inherit=True), main.__dict__)
+
+
+def _receive_plan(control):
+    data, ancillary, flags, _ = control.recvmsg(64, _socket.CMSG_SPACE(2 * 4))
+    fds = [int.from_bytes(part[i : i + 4], sys.byteorder) for _, _, part in ancillary for i in range(0, len(part), 4)]
+    if data != b"plan" or len(fds) != 2 or flags & _socket.MSG_CTRUNC:
+        os._exit(0)  # the supervisor went away or gave up; it has said why
+    with open(fds[0], "rb") as file:
+        file.seek(0)
+        return marshal.load(file), fds[1]
+
+
+def main():
+    key, control_fd, supervisor = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:  # it died before PDEATHSIG was armed
+        os._exit(0)
+    os.set_inheritable(control_fd, False)
+    control = socket.socket(fileno=control_fd)
+    plan, ruleset = _receive_plan(control)
+    try:
+        listener = _confine(plan, ruleset)
+    except (OSError, ValueError, KeyError) as error:
+        control.sendall(b"fail " + str(error).encode()[:512])
+        os._exit(1)
+    control.sendmsg([b"ready"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, listener.to_bytes(4, sys.byteorder))])
+    os.close(listener)
+    if control.recv(16) != b"go":
+        os._exit(0)
+    os.environ.update(plan["env"])
+    _prepare_imports(plan)
+    _install_hooks(plan, _FileDenials(key))
+    _patch_names(_Names(control).ask)
+    _run(plan)
+
+
+main()

@@ -1,0 +1,77 @@
+"""seccomp user notifications: the supervisor's end of the listener (seccomp_unotify(2))."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from typing import NamedTuple
+
+# linux/seccomp.h: struct seccomp_notif is u64 id, u32 pid, u32 flags, then struct seccomp_data
+# (s32 nr, u32 arch, u64 instruction pointer, u64 args[6]).
+_NOTIF = struct.Struct("=QIIiIQ6Q")
+_RESPONSE = struct.Struct("=QqiI")
+_RECV = 0xC0000000 | _NOTIF.size << 16 | ord("!") << 8 | 0
+_SEND = 0xC0000000 | _RESPONSE.size << 16 | ord("!") << 8 | 1
+_ID_VALID = 0x40000000 | 8 << 16 | ord("!") << 8 | 2
+_NR_PIDFD_GETFD = 438
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class Notification(NamedTuple):
+    """One trapped system call of the target. `args` are its registers, as they were at the call."""
+
+    id: int
+    args: tuple[int, ...]
+
+
+class Listener:
+    """The listener descriptor, non-blocking. Closing it makes every trapped call fail with ENOSYS."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        os.set_blocking(fd, False)
+        self._buffer = bytearray(_NOTIF.size)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def receive(self) -> Notification | None:
+        """The next notification, or None where its target gave up meanwhile."""
+        self._buffer[:] = bytes(_NOTIF.size)  # the kernel refuses a buffer that is not zeroed
+        try:
+            fcntl.ioctl(self._fd, _RECV, self._buffer)
+        except OSError:
+            return None  # ENOENT: its target was interrupted or died; nothing else concerns one notification
+        fields = _NOTIF.unpack(self._buffer)
+        return Notification(fields[0], fields[6:])
+
+    def is_valid(self, id_: int) -> bool:
+        """Whether the target still waits in the call; after it, what was read of the target is known to be its own."""
+        try:
+            fcntl.ioctl(self._fd, _ID_VALID, struct.pack("=Q", id_))
+        except OSError:
+            return False
+        return True
+
+    def respond(self, id_: int, error: int) -> None:
+        """End the call with 0 or with a positive errno. A target that is gone is nobody's problem."""
+        try:
+            fcntl.ioctl(self._fd, _SEND, _RESPONSE.pack(id_, 0, -error, 0))
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def pidfd_getfd(pidfd: int, target_fd: int) -> int:
+    """A duplicate (close-on-exec) of another process's descriptor (pidfd_getfd(2)). Raises OSError."""
+    fd = int(_libc.syscall(ctypes.c_long(_NR_PIDFD_GETFD), ctypes.c_int(pidfd), ctypes.c_int(target_fd), ctypes.c_uint(0)))
+    if fd < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"pidfd_getfd: {os.strerror(code)}")
+    return fd

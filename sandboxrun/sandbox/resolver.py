@@ -1,0 +1,113 @@
+"""Names for the worker, resolved in the supervisor: listed names only, so DNS is no way out.
+
+What a name resolved to is remembered: a connection to one of these addresses counts as one to the name. A public name
+whose answer is a loopback, private, link-local or metadata address is refused that answer (DNS rebinding), unless the
+address is itself listed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterable
+
+from sandboxrun.permissions import IPAddress, Permissions, canonical_address, canonical_host, endpoint, is_public
+
+IN_FLIGHT_MAX = 16  # look-ups under way at once; one more is told to try again
+ADDRESSES_MAX = 4096  # remembered; a worker with a wildcard grant could otherwise make us grow without end
+
+
+class Resolver:
+    """Answers the child's questions. Look-ups run in threads of their own; answers come back through `take_answers`."""
+
+    def __init__(self, net: Permissions, *, trusted: Iterable[str], denied: Callable[[str], None], wake: Callable[[], None]) -> None:
+        """`trusted`: names the operator chose (Redis's), whose answers may be private. `wake`: called from a thread."""
+        self._net, self._trusted, self._denied, self._wake = net, frozenset(trusted), denied, wake
+        self._names: dict[IPAddress, set[str]] = {}
+        self._answers: queue.SimpleQueue[tuple[str, str, list[IPAddress] | OSError]] = queue.SimpleQueue()
+        self._in_flight = 0
+
+    def names(self, address: IPAddress) -> frozenset[str]:
+        """The names that were resolved to this (canonical) address."""
+        return frozenset(self._names.get(address, ()))
+
+    def pin_denied(self) -> None:
+        """Resolve the names that are denied, so that their addresses are too. Blocks; called before the worker runs."""
+        for target in self._net.deny.get("net", ()):
+            if target.host is not None:
+                try:
+                    addresses = _look_up(target.host)
+                except OSError:
+                    continue
+                self._remember(target.host, addresses)
+
+    def question(self, message: bytes) -> bytes | None:
+        """The answer to one message of the child, or None where it follows later. Never raises: the child is hostile."""
+        parts = message.split(b" ", 2)
+        if len(parts) != 3 or parts[0] != b"name" or not parts[1].isdigit() or len(parts[1]) > 20:
+            return None
+        number = parts[1].decode("ascii")
+        try:
+            name = canonical_host(parts[2].decode("utf-8"))
+        except (ValueError, UnicodeError):
+            return _answer(number, str(int(socket.EAI_NONAME)), ["not a valid host name"])
+        if not self._net.allows_name(name):
+            return self._refuse(number, name)
+        if self._in_flight >= IN_FLIGHT_MAX:
+            return _answer(number, str(int(socket.EAI_AGAIN)), ["too many names are being resolved"])
+        self._in_flight += 1
+        threading.Thread(target=self._work, args=(number, name), daemon=True).start()
+        return None
+
+    def take_answers(self) -> list[bytes]:
+        """What the threads have found since; remembers the addresses."""
+        done = []
+        while not self._answers.empty():
+            number, name, found = self._answers.get()
+            self._in_flight -= 1
+            if isinstance(found, OSError):
+                done.append(_answer(number, str(int(found.errno or socket.EAI_FAIL)), [found.strerror or "look-up failed"]))
+                continue
+            usable = [address for address in found if self._may_be(name, address)]
+            if not usable:
+                done.append(self._refuse(number, name, f" (it resolves to {found[0]}, which is not public)" if found else ""))
+                continue
+            self._remember(name, usable)
+            done.append(_answer(number, "ok", [str(address) for address in usable]))
+        return done
+
+    def _work(self, number: str, name: str) -> None:
+        try:
+            self._answers.put((number, name, _look_up(name)))
+        except OSError as error:
+            self._answers.put((number, name, error))
+        self._wake()
+
+    def _may_be(self, name: str, address: IPAddress) -> bool:
+        if is_public(address) or name in self._trusted or self._net.lists_address(address):
+            return True
+        # RFC 6761 6.3: localhost is loopback, and only that.
+        return (name == "localhost" or name.endswith(".localhost")) and canonical_address(address).is_loopback
+
+    def _remember(self, name: str, addresses: list[IPAddress]) -> None:
+        for address in addresses:
+            if address in self._names or len(self._names) < ADDRESSES_MAX:
+                self._names.setdefault(canonical_address(address), set()).add(name)
+
+    def _refuse(self, number: str, name: str, why: str = "") -> bytes:
+        port = next((t.port for t in self._net.allow.get("net", ()) if t.host == name), None)
+        target = endpoint(name, port) if port else name
+        self._denied(target)
+        return _answer(number, "denied", [f'Requires net access to "{target}"{why}'])
+
+
+def _look_up(name: str) -> list[IPAddress]:
+    """Addresses of a name, in the system's order (RFC 6724). Raises OSError (gaierror)."""
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(ipaddress.ip_address(entry[4][0]) for entry in found))
+
+
+def _answer(number: str, verdict: str, lines: list[str]) -> bytes:
+    return "\n".join([number, verdict, *lines]).encode()[:60_000]

@@ -1,0 +1,140 @@
+"""Secrets at rest: a JSON object in a worker's hash, encrypted under a key that only standard input carries.
+
+The only importer of cryptography. Two forms, chosen by `encryptedAlg`:
+
+aes-128-cbc, aes-192-cbc, aes-256-cbc   as `openssl enc -K HEX -iv HEX -base64` writes it: PKCS7, not authenticated
+aes-256-gcm                             our own: 12-byte IV, the 16-byte tag behind the ciphertext, and the workerKey as
+                                        associated data, so that a ciphertext cannot be moved to another worker
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sandboxrun.errors import SecretError
+
+KEY_LINE_MAX_BYTES = 256
+_KEY_LINE = re.compile(r"worker-v0 ([0-9a-fA-F]+)\s*")
+_KEY_BYTES = {"aes-128-cbc": 16, "aes-192-cbc": 24, "aes-256-cbc": 32, "aes-256-gcm": 32}
+ALGORITHMS = tuple(_KEY_BYTES)
+_HOW = "echo worker-v0 HEX | sandboxrun TYPE ID"
+
+
+def parse_key_line(line: bytes) -> bytes:
+    """The AES key (16, 24 or 32 bytes) in the line `worker-v0 HEX`. Raises SecretError, which never shows the line."""
+    if not line.strip():
+        raise SecretError(f"standard input has no key: give it the line worker-v0 HEX, as in {_HOW}")
+    try:
+        text = line.decode("ascii")
+    except UnicodeDecodeError:
+        text = ""
+    match = _KEY_LINE.fullmatch(text)
+    if match is None:
+        raise SecretError(f"the key on standard input is not one line of the form worker-v0 HEX, as in {_HOW}")
+    if len(match[1]) not in (32, 48, 64):
+        raise SecretError(f"the key on standard input has {len(match[1])} hexadecimal digits: expected 32, 48 or 64 (AES-128, -192, -256)")
+    return bytes.fromhex(match[1])
+
+
+def decrypt(fields: Mapping[str, str], key: bytes, *, worker_key: str, type_: str) -> dict[str, Any]:
+    """The object in `encryptedJson`, whose `type` must be `type_`. Raises SecretError, which never shows key or text."""
+    where = f"encryptedJson of {worker_key}"
+    algorithm = _algorithm(fields.get("encryptedAlg"), key, worker_key)
+    iv = _unhex(fields.get("encryptedIv", ""), 12 if algorithm == "aes-256-gcm" else 16, worker_key)
+    try:
+        data = base64.b64decode("".join(fields.get("encryptedJson", "").split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise SecretError(f"{where} is not base64: store it as openssl enc -base64 or sandboxrun encrypt writes it") from error
+    text = _decrypt_gcm(data, key, iv, worker_key) if algorithm == "aes-256-gcm" else _decrypt_cbc(data, key, iv, where)
+    try:
+        found = json.loads(text)
+    except ValueError:  # `from None`: its message and its context quote the text
+        raise SecretError(f"{where} does not decrypt to JSON: is the key on standard input the right one?") from None
+    if not isinstance(found, dict):
+        raise SecretError(f"{where} is not a JSON object: encrypt one with sandboxrun encrypt")
+    if found.get("type", found.get("workerType")) != type_:
+        raise SecretError(f"{where} is not for this type of worker: its type must be {type_!r}")
+    return found
+
+
+def encrypt(secrets: Mapping[str, Any], key: bytes, *, worker_key: str, type_: str, algorithm: str) -> dict[str, str]:
+    """The three fields to store. `type` is added; another one is a SecretError."""
+    if secrets.get("type", type_) != type_:
+        raise SecretError(f"the secrets are for type {str(secrets['type'])[:80]!r}, not for {type_!r}")
+    algorithm = _algorithm(algorithm, key, worker_key)
+    text = json.dumps({"type": type_, **secrets}, separators=(",", ":")).encode()
+    if algorithm == "aes-256-gcm":
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        iv = os.urandom(12)
+        data = AESGCM(key).encrypt(iv, text, _associated(worker_key))
+    else:
+        from cryptography.hazmat.primitives import padding
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+        iv = os.urandom(16)
+        padder = padding.PKCS7(128).padder()
+        encryptor = Cipher(algorithms.AES(key), modes.CBC(iv)).encryptor()
+        data = encryptor.update(padder.update(text) + padder.finalize()) + encryptor.finalize()
+    return {"encryptedAlg": algorithm, "encryptedIv": iv.hex(), "encryptedJson": base64.b64encode(data).decode()}
+
+
+def key_bytes(algorithm: str) -> int:
+    """The length of the key that one of ALGORITHMS takes."""
+    return _KEY_BYTES[algorithm]
+
+
+def _algorithm(name: str | None, key: bytes, worker_key: str) -> str:
+    algorithm = (name or f"aes-{len(key) * 8}-cbc").lower()
+    if algorithm not in _KEY_BYTES:
+        raise SecretError(f"field encryptedAlg of {worker_key} is {algorithm[:80]!r}: expected one of {', '.join(ALGORITHMS)}")
+    if len(key) != _KEY_BYTES[algorithm]:
+        raise SecretError(f"encryptedAlg {algorithm} of {worker_key} needs a key of {_KEY_BYTES[algorithm] * 2} hexadecimal digits, but standard input has {len(key) * 2}")
+    return algorithm
+
+
+def _unhex(text: str, size: int, worker_key: str) -> bytes:
+    try:
+        iv = bytes.fromhex(text.strip())
+    except ValueError:
+        iv = b""
+    if len(iv) != size:
+        raise SecretError(f"field encryptedIv of {worker_key} is not {size * 2} hexadecimal digits")
+    return iv
+
+
+def _decrypt_cbc(data: bytes, key: bytes, iv: bytes, where: str) -> bytes:
+    from cryptography.hazmat.primitives import padding
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    if not data or len(data) % 16:
+        raise SecretError(f"{where} has {len(data)} bytes of ciphertext, not a whole number of AES blocks: it is truncated")
+    decryptor = Cipher(algorithms.AES(key), modes.CBC(iv)).decryptor()
+    unpadder = padding.PKCS7(128).unpadder()
+    try:
+        return unpadder.update(decryptor.update(data) + decryptor.finalize()) + unpadder.finalize()
+    except ValueError:
+        raise SecretError(f"{where} does not decrypt: the key on standard input is wrong, or the text is damaged") from None
+
+
+def _decrypt_gcm(data: bytes, key: bytes, iv: bytes, worker_key: str) -> bytes:
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    try:
+        return AESGCM(key).decrypt(iv, data, _associated(worker_key))
+    except (InvalidTag, ValueError):
+        raise SecretError(
+            f"encryptedJson of {worker_key} does not decrypt: the key on standard input is wrong, the text is damaged, or it was "
+            f"encrypted for another worker"
+        ) from None
+
+
+def _associated(worker_key: str) -> bytes:
+    return b"sandboxrun " + worker_key.encode()

@@ -1,0 +1,34 @@
+"""What a worker script imports: a handler and one call.
+
+    from sandboxrun import worker
+
+    @worker.handler
+    def handle(request):
+        return {"text": request.data["text"].upper()}
+
+    worker.run()
+
+`handle` is called once per request and returns the reply's fields. It refuses a request with
+`raise worker.BadRequest("…")` (code 400); any other exception is answered with code 500 and never ends the worker.
+"""
+
+from sandboxrun.worker.context import Context, current
+from sandboxrun.worker.loop import handler, run
+from sandboxrun.worker.request import BadRequest, Request
+
+__all__ = ["BadRequest", "Context", "Request", "config", "connect", "handler", "run", "secrets"]
+
+
+def config() -> dict[str, str]:
+    """This worker's hash: `TYPE:h` under `TYPE:ID:h`, as text, without its secrets."""
+    return current().config()
+
+
+def secrets() -> dict[str, object]:
+    """The decrypted `encryptedJson`; an empty dict where the hash has none. Raises SecretError."""
+    return current().secrets()
+
+
+def connect():  # type: ignore[no-untyped-def]  # redis.Redis, which is imported where it is used
+    """A redis.Redis of the worker's own, from REDIS_URL; its replies are bytes."""
+    return current().connect()
