@@ -59,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        Log(json="--json-logs" in args).error("defect", f"{type(error).__name__}: {error} (a defect of sandboxrun: run it again with --debug and report what it prints)")
+        Log(json="--json-logs" in args).error(
+            "defect",
+            f"{type(error).__name__}: {error} (a defect of sandboxrun: run it again with --debug and report what it prints)",
+        )
         code = SandboxrunError.exit_code
     sys.exit(code)
 
@@ -82,13 +85,30 @@ def _run(args: list[str]) -> int:
     )
     parser.add_argument("type", metavar="TYPE", help="worker type, as in demo-worker")
     parser.add_argument("id", metavar="ID", help="worker id, as in 1")
-    parser.add_argument("--redis", metavar="URL", help="redis://, rediss:// or unix:// (default: REDIS_URL, else redis://127.0.0.1:6379)")
-    parser.add_argument("--allow-import", metavar="HOST[:PORT],…", help="hosts that scripts may come from, instead of the default list; loopback always may")
-    parser.add_argument("--reload", action="store_true", help="fetch the script again, and accept changed content under a pinned version")
+    parser.add_argument(
+        "--redis",
+        metavar="URL",
+        help="redis://, rediss:// or unix:// (default: REDIS_URL, else redis://127.0.0.1:6379)",
+    )
+    parser.add_argument(
+        "--allow-import",
+        metavar="HOST[:PORT],…",
+        help="hosts that scripts may come from, instead of the default list; loopback always may",
+    )
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="fetch the script again, and accept changed content under a pinned version",
+    )
     parser.add_argument("--cached-only", action="store_true", help="never fetch")
     for kind in KINDS.values():
         for verdict in VERDICTS:
-            parser.add_argument(kind.flag(verdict), metavar="LIST", action="append", help=f"{verdict}, on top of the hash: {kind.expected}")
+            parser.add_argument(
+                kind.flag(verdict),
+                metavar="LIST",
+                action="append",
+                help=f"{verdict}, on top of the hash: {kind.expected}",
+            )
     parser.add_argument("--quiet", action="store_true", help="only warnings, denials and errors")
     parser.add_argument("--json-logs", action="store_true", help="our messages as one JSON object a line")
     parser.add_argument("--debug", action="store_true", help="say more; show tracebacks")
@@ -130,15 +150,25 @@ def _encrypt(args: list[str]) -> int:
     parser = _Parser(
         prog="sandboxrun encrypt",
         description="Encrypt the JSON object on standard input for one worker. Prints a Redis command: pipe it into redis-cli.",
-        epilog="example:\n  echo '{\"token\":\"t\"}' | sandboxrun encrypt demo-worker 1 --key-file demo.key | redis-cli\n"
+        epilog='example:\n  echo \'{"token":"t"}\' | sandboxrun encrypt demo-worker 1 --key-file demo.key | redis-cli\n'
         "  sandboxrun demo-worker 1 < demo.key",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("type", metavar="TYPE")
     parser.add_argument("id", metavar="ID")
-    parser.add_argument("--key-file", metavar="FILE", required=True, help="the line worker-v0 HEX; made, for you alone to read, if it does not exist")
-    parser.add_argument("--alg", metavar="ALG", default="aes-256-gcm", help="aes-256-gcm (default), or as openssl enc has it: aes-128-cbc, aes-192-cbc, aes-256-cbc")
+    parser.add_argument(
+        "--key-file",
+        metavar="FILE",
+        required=True,
+        help="the line worker-v0 HEX; made, for you alone to read, if it does not exist",
+    )
+    parser.add_argument(
+        "--alg",
+        metavar="ALG",
+        default="aes-256-gcm",
+        help="aes-256-gcm (default), or as openssl enc has it: aes-128-cbc, aes-192-cbc, aes-256-cbc",
+    )
     parser.add_argument("--json", action="store_true", help="print the fields as a JSON object instead")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_args(args)
@@ -153,7 +183,9 @@ def _encrypt(args: list[str]) -> int:
     except ValueError:
         plain = None
     if not isinstance(plain, dict):
-        raise ConfigError("standard input is not a JSON object: give the secrets as one, as in echo '{\"token\":\"t\"}' | sandboxrun encrypt …")
+        raise ConfigError(
+            'standard input is not a JSON object: give the secrets as one, as in echo \'{"token":"t"}\' | sandboxrun encrypt …'
+        )
     key = _key_from_file(options.key_file, options.alg)
     fields = secrets.encrypt(plain, key, worker_key=worker_key, type_=options.type, algorithm=options.alg)
     if options.json:
@@ -174,7 +206,9 @@ def _key_from_file(path: str, algorithm: str) -> bytes:
             with open(path, "rb") as file:
                 return secrets.parse_key_line(file.read(secrets.KEY_LINE_MAX_BYTES))
         except SandboxrunError as error:
-            raise ConfigError(f"{path} does not hold a key: expected the line worker-v0 HEX; remove it to have one made") from error
+            raise ConfigError(
+                f"{path} does not hold a key: expected the line worker-v0 HEX; remove it to have one made"
+            ) from error
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except OSError as error:
@@ -193,7 +227,9 @@ def _cache(args: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--clean", action="store_true", help="remove the scripts; what a tag or commit must contain stays pinned")
+    parser.add_argument(
+        "--clean", action="store_true", help="remove the scripts; what a tag or commit must contain stays pinned"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_args(args)
@@ -209,7 +245,20 @@ def _cache(args: list[str]) -> int:
         return 0
     entries = cache.entries()
     if options.json:
-        print(json.dumps([{"url": e.url, "version": e.version, "sha256": e.pin.sha256, "fetched": e.pin.fetched, "bytes": e.size} for e in entries]))
+        print(
+            json.dumps(
+                [
+                    {
+                        "url": e.url,
+                        "version": e.version,
+                        "sha256": e.pin.sha256,
+                        "fetched": e.pin.fetched,
+                        "bytes": e.size,
+                    }
+                    for e in entries
+                ]
+            )
+        )
         return 0
     for e in entries:
         size_text = "cleaned" if e.size is None else f"{e.size} B"

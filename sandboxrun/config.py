@@ -41,7 +41,18 @@ _INSPECT_FLAGS = frozenset({"--inspect", "--inspect-brk", "--inspect-wait"})
 
 def wanted_fields(names: Iterable[str]) -> list[str]:
     """Which of a hash's fields decide how the worker is run, and so have to be read."""
-    known = {"type", "url", "version", "sha256", "pid", *ALIASES, *OPTION_FIELDS, *SECRET_FIELDS, *LOOP_NUMBERS, *LOOP_NAMES}
+    known = {
+        "type",
+        "url",
+        "version",
+        "sha256",
+        "pid",
+        *ALIASES,
+        *OPTION_FIELDS,
+        *SECRET_FIELDS,
+        *LOOP_NUMBERS,
+        *LOOP_NAMES,
+    }
     return [name for name in names if name in known or _PERMISSION_FIELD.fullmatch(name)]
 
 
@@ -92,7 +103,9 @@ def parse_worker(
     if not own_fields:
         raise ConfigError(f"{key} does not exist: make it with HSET {key} url URL version VERSION")
     if fields.get("type", type_) != type_:
-        raise ConfigError(f"field type of {key} is {fields['type'][:80]!r}, but the key says {type_!r}: make them the same")
+        raise ConfigError(
+            f"field type of {key} is {fields['type'][:80]!r}, but the key says {type_!r}: make them the same"
+        )
     for name in ("url", "version"):
         if not fields.get(name):
             raise ConfigError(f"{key} has no {name}: set it with HSET {key} {name} VALUE")
@@ -123,12 +136,16 @@ def read_fields(raw: Mapping[bytes, bytes], key: str) -> dict[str, str]:
         try:
             text[name] = raw_value.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ConfigError(f"field {name} of {key} is not UTF-8 text (byte {error.start}): set it again as text") from error
+            raise ConfigError(
+                f"field {name} of {key} is not UTF-8 text (byte {error.start}): set it again as text"
+            ) from error
     for second, first in ALIASES.items():
         if second in text:
             value = text.pop(second)
             if text.setdefault(first, value) != value:
-                raise ConfigError(f"{key} has both {first} and {second} and they differ: remove one with HDEL {key} {second}")
+                raise ConfigError(
+                    f"{key} has both {first} and {second} and they differ: remove one with HDEL {key} {second}"
+                )
     return text
 
 
@@ -139,7 +156,9 @@ def parse_loop(fields: Mapping[str, str], type_: str, id_: str) -> Loop:
     names = {name: fields.get(name) or None for name in LOOP_NAMES}
     for name, value in names.items():
         if value is not None and (len(value) > 256 or not value.isprintable() or " " in value):
-            raise ConfigError(f"field {name} of {key} is not a key name: expected up to 256 printable characters without a space")
+            raise ConfigError(
+                f"field {name} of {key} is not a key name: expected up to 256 printable characters without a space"
+            )
     return Loop(
         request_stream=names["requestStream"] or keys.request_stream(type_),
         response_stream=names["responseStream"] or keys.response_stream(type_),
@@ -170,7 +189,9 @@ def _permissions(fields: Mapping[str, str], key: str) -> tuple[Permissions, tupl
             lists.append((match[1], kind, value, f"field {name} of {key}"))
     options = {name: fields[name] for name in OPTION_FIELDS if fields.get(name)}
     if len(set(options.values())) > 1:
-        raise ConfigError(f"{key} has both denoOptions and options and they differ: remove one with HDEL {key} denoOptions")
+        raise ConfigError(
+            f"{key} has both denoOptions and options and they differ: remove one with HDEL {key} denoOptions"
+        )
     for name, value in list(options.items())[:1]:
         _parse_options(value, f"field {name} of {key}", lists, warnings)
     return Permissions.parse(lists), tuple(warnings)
@@ -188,19 +209,27 @@ def _parse_options(text: str, where: str, lists: list[tuple[str, str, str, str]]
             if kind != "all":
                 _check_kind(kind, f"{word[:80]!r} in {where}")
             if kind == "all" or value is None:
-                raise ConfigError(f"{word[:80]!r} in {where} would {verdict} everything: list what is meant, as in --{verdict}-net=HOST:PORT")
+                raise ConfigError(
+                    f"{word[:80]!r} in {where} would {verdict} everything: list what is meant, as in --{verdict}-net=HOST:PORT"
+                )
             lists.append((verdict, kind, value, f"--{verdict}-{kind} in {where}"))
         elif word.partition("=")[0] in _INSPECT_FLAGS:
             warnings.append(f"{word.partition('=')[0]} in {where} is ignored: debugging is not supported yet")
         elif word == "-A":
-            raise ConfigError(f"'-A' in {where} would allow everything: list what is meant, as in --allow-net=HOST:PORT")
+            raise ConfigError(
+                f"'-A' in {where} would allow everything: list what is meant, as in --allow-net=HOST:PORT"
+            )
         elif word not in _IGNORED_FLAGS:
-            raise ConfigError(f"{where} has {word[:80]!r}: expected --allow-KIND=LIST or --deny-KIND=LIST with KIND one of {', '.join(KINDS)}")
+            raise ConfigError(
+                f"{where} has {word[:80]!r}: expected --allow-KIND=LIST or --deny-KIND=LIST with KIND one of {', '.join(KINDS)}"
+            )
 
 
 def _check_kind(kind: str, where: str) -> None:
     if kind not in KINDS:
-        raise ConfigError(f"{where} is not a permission of sandboxrun: expected {' or '.join(VERDICTS)} with one of {', '.join(KINDS)}")
+        raise ConfigError(
+            f"{where} is not a permission of sandboxrun: expected {' or '.join(VERDICTS)} with one of {', '.join(KINDS)}"
+        )
 
 
 def _url(url: str, key: str) -> str:
@@ -216,7 +245,9 @@ def _sha256(value: str | None, key: str) -> str | None:
         return None
     value = value.removeprefix("sha256:").removeprefix("sha256-")
     if not _SHA256.fullmatch(value):
-        raise ConfigError(f"field sha256 of {key} is {value[:80]!r}: expected 64 hexadecimal digits, as sha256sum prints them")
+        raise ConfigError(
+            f"field sha256 of {key} is {value[:80]!r}: expected 64 hexadecimal digits, as sha256sum prints them"
+        )
     return value.lower()
 
 

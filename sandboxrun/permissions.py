@@ -244,7 +244,9 @@ class Permissions:
 def denial(kind: str, resource: str, key: str) -> str:
     """The message of a refusal: what was wanted, and the narrowest grant that would allow it."""
     k = KINDS[kind]
-    return f'Requires {k.name} access to "{resource}"; grant it with: {k.flag()}={resource} (field {k.field()} of {key})'
+    return (
+        f'Requires {k.name} access to "{resource}"; grant it with: {k.flag()}={resource} (field {k.field()} of {key})'
+    )
 
 
 def endpoint(host: str, port: int) -> str:

@@ -59,7 +59,9 @@ class Folders:
     def of_user(cls) -> Folders:
         cache, state = platformdirs.user_cache_dir("sandboxrun"), platformdirs.user_state_dir("sandboxrun")
         if not (os.path.isabs(cache) and os.path.isabs(state)):
-            raise ConfigError("there is no home folder for the cache: set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME to absolute paths")
+            raise ConfigError(
+                "there is no home folder for the cache: set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME to absolute paths"
+            )
         return cls(cache, state, os.path.join(cache, "scratch"))
 
 
@@ -106,7 +108,9 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, log: Log) ->
         interpreter = this_interpreter()
         listener = child.confine(policy, script, key=key, interpreter=interpreter, scratch=scratch, env=env)
         _check_supervision(child)
-        supervisor = Supervisor(child, listener, policy, key=key, scratch=scratch, trusted=_trusted(store.endpoint), log=log)
+        supervisor = Supervisor(
+            child, listener, policy, key=key, scratch=scratch, trusted=_trusted(store.endpoint), log=log
+        )
         try:
             return _live(supervisor, child, store, config, artifact, key_line, log)
         finally:
@@ -114,7 +118,13 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, log: Log) ->
 
 
 def _live(
-    supervisor: Supervisor, child: Child, store: Store, config: WorkerConfig, artifact: Artifact, key_line: bytes | None, log: Log
+    supervisor: Supervisor,
+    child: Child,
+    store: Store,
+    config: WorkerConfig,
+    artifact: Artifact,
+    key_line: bytes | None,
+    log: Log,
 ) -> int:
     supervisor.resolver.pin_denied()
     supervisor.handle_signals()
@@ -122,7 +132,12 @@ def _live(
     try:
         store.watch(config.key, child.pid, lost=supervisor.stop, warn=lambda message: log.warning("redis", message))
         threading.Thread(target=_give_key, args=(child, key_line), daemon=True).start()
-        log.info("start", f"{config.key} runs {artifact.origin} as process {child.pid}", pid=child.pid, sha256=artifact.sha256)
+        log.info(
+            "start",
+            f"{config.key} runs {artifact.origin} as process {child.pid}",
+            pid=child.pid,
+            sha256=artifact.sha256,
+        )
         return supervisor.serve()
     finally:
         try:
@@ -131,7 +146,9 @@ def _live(
             log.warning("redis", f"{error}; field pid of {config.key} stays, and blocks nothing")
 
 
-def _policy(config: WorkerConfig, source: Source | LocalSource, endpoint: Endpoint, folders: Folders, scratch: str) -> SandboxPolicy:
+def _policy(
+    config: WorkerConfig, source: Source | LocalSource, endpoint: Endpoint, folders: Folders, scratch: str
+) -> SandboxPolicy:
     return build(
         config.permissions,
         key=config.key,
@@ -165,7 +182,13 @@ def _environment(config: WorkerConfig, redis_url: str, scratch: str) -> dict[str
     env = {name: os.environ[name] for name in config.permissions.allow.get("env", ()) if name in os.environ}
     for name in config.permissions.deny.get("env", ()):
         env.pop(name, None)
-    return env | {"REDIS_URL": redis_url, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": scratch, "TMPDIR": scratch}
+    return env | {
+        "REDIS_URL": redis_url,
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": scratch,
+        "TMPDIR": scratch,
+    }
 
 
 def _check_supervision(child: Child) -> None:
@@ -183,11 +206,15 @@ def _check_supervision(child: Child) -> None:
 def _read_key() -> bytes:
     """The key's line from standard input, checked, as it came. Raises SecretError, ConfigError."""
     if sys.stdin is None or os.isatty(0):
-        raise ConfigError("the worker has secrets (encryptedJson), and standard input is a terminal: pipe the key, as in echo worker-v0 HEX | sandboxrun TYPE ID")
+        raise ConfigError(
+            "the worker has secrets (encryptedJson), and standard input is a terminal: pipe the key, as in echo worker-v0 HEX | sandboxrun TYPE ID"
+        )
     line = b""
     while not line.endswith(b"\n") and len(line) < KEY_LINE_MAX_BYTES:
         if not select.select([0], [], [], KEY_SECONDS)[0]:
-            raise ConfigError(f"no key came on standard input within {KEY_SECONDS} s: pipe it, as in echo worker-v0 HEX | sandboxrun TYPE ID")
+            raise ConfigError(
+                f"no key came on standard input within {KEY_SECONDS} s: pipe it, as in echo worker-v0 HEX | sandboxrun TYPE ID"
+            )
         part = os.read(0, KEY_LINE_MAX_BYTES - len(line))
         if not part:
             break

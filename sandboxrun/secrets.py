@@ -38,7 +38,9 @@ def parse_key_line(line: bytes) -> bytes:
     if match is None:
         raise SecretError(f"the key on standard input is not one line of the form worker-v0 HEX, as in {_HOW}")
     if len(match[1]) not in (32, 48, 64):
-        raise SecretError(f"the key on standard input has {len(match[1])} hexadecimal digits: expected 32, 48 or 64 (AES-128, -192, -256)")
+        raise SecretError(
+            f"the key on standard input has {len(match[1])} hexadecimal digits: expected 32, 48 or 64 (AES-128, -192, -256)"
+        )
     return bytes.fromhex(match[1])
 
 
@@ -50,7 +52,9 @@ def decrypt(fields: Mapping[str, str], key: bytes, *, worker_key: str, type_: st
     try:
         data = base64.b64decode("".join(fields.get("encryptedJson", "").split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise SecretError(f"{where} is not base64: store it as openssl enc -base64 or sandboxrun encrypt writes it") from error
+        raise SecretError(
+            f"{where} is not base64: store it as openssl enc -base64 or sandboxrun encrypt writes it"
+        ) from error
     text = _decrypt_gcm(data, key, iv, worker_key) if algorithm == "aes-256-gcm" else _decrypt_cbc(data, key, iv, where)
     try:
         found = json.loads(text)
@@ -93,9 +97,13 @@ def key_bytes(algorithm: str) -> int:
 def _algorithm(name: str | None, key: bytes, worker_key: str) -> str:
     algorithm = (name or f"aes-{len(key) * 8}-cbc").lower()
     if algorithm not in _KEY_BYTES:
-        raise SecretError(f"field encryptedAlg of {worker_key} is {algorithm[:80]!r}: expected one of {', '.join(ALGORITHMS)}")
+        raise SecretError(
+            f"field encryptedAlg of {worker_key} is {algorithm[:80]!r}: expected one of {', '.join(ALGORITHMS)}"
+        )
     if len(key) != _KEY_BYTES[algorithm]:
-        raise SecretError(f"encryptedAlg {algorithm} of {worker_key} needs a key of {_KEY_BYTES[algorithm] * 2} hexadecimal digits, but standard input has {len(key) * 2}")
+        raise SecretError(
+            f"encryptedAlg {algorithm} of {worker_key} needs a key of {_KEY_BYTES[algorithm] * 2} hexadecimal digits, but standard input has {len(key) * 2}"
+        )
     return algorithm
 
 
@@ -114,13 +122,17 @@ def _decrypt_cbc(data: bytes, key: bytes, iv: bytes, where: str) -> bytes:
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     if not data or len(data) % 16:
-        raise SecretError(f"{where} has {len(data)} bytes of ciphertext, not a whole number of AES blocks: it is truncated")
+        raise SecretError(
+            f"{where} has {len(data)} bytes of ciphertext, not a whole number of AES blocks: it is truncated"
+        )
     decryptor = Cipher(algorithms.AES(key), modes.CBC(iv)).decryptor()
     unpadder = padding.PKCS7(128).unpadder()
     try:
         return unpadder.update(decryptor.update(data) + decryptor.finalize()) + unpadder.finalize()
     except ValueError:
-        raise SecretError(f"{where} does not decrypt: the key on standard input is wrong, or the text is damaged") from None
+        raise SecretError(
+            f"{where} does not decrypt: the key on standard input is wrong, or the text is damaged"
+        ) from None
 
 
 def _decrypt_gcm(data: bytes, key: bytes, iv: bytes, worker_key: str) -> bytes:

@@ -62,7 +62,8 @@ class Store:
         from redis.retry import Retry
 
         try:
-            self._redis = redis.Redis.from_url(
+            # Any: redis-py types every reply as the union of what its sync, async and decoding clients give.
+            self._redis: Any = redis.Redis.from_url(
                 url,
                 socket_timeout=TIMEOUT_SECONDS,
                 socket_connect_timeout=TIMEOUT_SECONDS,
@@ -162,10 +163,18 @@ class Store:
         """Redis's time in seconds, if nobody lives under this key."""
         values = redis.hmget(key, _PID_FIELDS)
         now = int(redis.time()[0])
-        holder = dict(zip(_PID_FIELDS, (value.decode("utf-8", "replace") if value is not None else None for value in values), strict=True))
+        holder = dict(
+            zip(
+                _PID_FIELDS,
+                (value.decode("utf-8", "replace") if value is not None else None for value in values),
+                strict=True,
+            )
+        )
         if is_alive(holder, key, now):
             where = "" if holder["pidHost"] in (None, this_host()) else " on another host"
-            raise AlreadyRunningError(f"{key} runs already as process {(holder['pid'] or '')[:32]!r}{where}: end it with HDEL {key} pid")
+            raise AlreadyRunningError(
+                f"{key} runs already as process {(holder['pid'] or '')[:32]!r}{where}: end it with HDEL {key} pid"
+            )
         return now
 
     def _read_hash(self, name: str) -> dict[bytes, bytes]:
@@ -174,11 +183,15 @@ class Store:
         if kind == b"none":
             return {}
         if kind != b"hash":
-            raise ConfigError(f"{name} is a {kind.decode()}, not a hash: remove it with DEL {name} and make it with HSET")
+            raise ConfigError(
+                f"{name} is a {kind.decode()}, not a hash: remove it with DEL {name} and make it with HSET"
+            )
         count = self._redis.hlen(name)
         if count > FIELDS_MAX:
             raise ConfigError(f"{name} has {count} fields: at most {FIELDS_MAX} are read")
-        fields = [field.encode() for field in wanted_fields(f.decode("utf-8", "replace") for f in self._redis.hkeys(name))]
+        fields = [
+            field.encode() for field in wanted_fields(f.decode("utf-8", "replace") for f in self._redis.hkeys(name))
+        ]
         if not fields:
             return {}
         with self._redis.pipeline(transaction=False) as pipe:
@@ -200,10 +213,14 @@ class Store:
         try:
             yield
         except redis.AuthenticationError as error:
-            raise StoreError(f"Redis at {where} refuses the login ({error}): check user and password of --redis or REDIS_URL") from error
+            raise StoreError(
+                f"Redis at {where} refuses the login ({error}): check user and password of --redis or REDIS_URL"
+            ) from error
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             reason = str(error).replace("\n", " ")[:200] or type(error).__name__
-            raise StoreError(f"Redis at {where} cannot be reached ({reason}): start it, or name it with --redis URL or REDIS_URL") from error
+            raise StoreError(
+                f"Redis at {where} cannot be reached ({reason}): start it, or name it with --redis URL or REDIS_URL"
+            ) from error
         except redis.RedisError as error:
             raise StoreError(f"Redis at {where} refuses: {str(error)[:200]}") from error
 

@@ -57,12 +57,19 @@ def _obtain(
     if pin is not None and data is not None and not reload and (cached_only or not source.mutable):
         return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, "cached")
     if cached_only:
-        raise FetchError(f"{source.url} is not in the cache, and --cached-only forbids to fetch it: run once without it")
+        raise FetchError(
+            f"{source.url} is not in the cache, and --cached-only forbids to fetch it: run once without it"
+        )
 
     from sandboxrun.fetch.download import Unreachable, download
 
     try:
-        fetched = download(source.url, allowed=allowed, etag=pin.etag if pin and data is not None and not reload else None, progress=progress)
+        fetched = download(
+            source.url,
+            allowed=allowed,
+            etag=pin.etag if pin and data is not None and not reload else None,
+            progress=progress,
+        )
     except Unreachable as error:
         if pin is None or data is None or reload:
             raise

@@ -77,10 +77,18 @@ class Cache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"the pin {path} of {source.url} is damaged ({error}): remove it to trust the next download") from error
+            raise ConfigError(
+                f"the pin {path} of {source.url} is damaged ({error}): remove it to trust the next download"
+            ) from error
 
     def write(self, source: Source, data: bytes, pin: Pin) -> None:
-        record = {"url": source.url, "version": source.version, "sha256": pin.sha256, "etag": pin.etag, "fetched": pin.fetched}
+        record = {
+            "url": source.url,
+            "version": source.version,
+            "sha256": pin.sha256,
+            "etag": pin.etag,
+            "fetched": pin.fetched,
+        }
         _write(os.path.join(self.blobs, pin.sha256), data)
         _write(self._pin_path(source), json.dumps(record).encode())
 
@@ -96,7 +104,9 @@ class Cache:
                     break
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise FetchError(f"{source.url} is being fetched by another process for {LOCK_SECONDS} s: end it") from None
+                        raise FetchError(
+                            f"{source.url} is being fetched by another process for {LOCK_SECONDS} s: end it"
+                        ) from None
                     time.sleep(0.02)
             yield
 
@@ -105,7 +115,10 @@ class Cache:
         found = []
         for name in os.listdir(self.pins):
             if _HEX.fullmatch(name):
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(os.path.join(self.pins, name), "rb") as file:
+                with (
+                    contextlib.suppress(OSError, ValueError, KeyError, TypeError),
+                    open(os.path.join(self.pins, name), "rb") as file,
+                ):
                     url, version, pin = _parse_pin(file.read(_PIN_MAX_BYTES))
                     found.append(Entry(url, version, pin, _size(os.path.join(self.blobs, pin.sha256))))
         return sorted(found, key=lambda entry: (entry.url, entry.version))
@@ -130,7 +143,11 @@ def _parse_pin(data: bytes) -> tuple[str, str, Pin]:
     if not _HEX.fullmatch(record["sha256"]):
         raise ValueError("sha256 is not a digest")
     etag = record["etag"]
-    return str(record["url"]), str(record["version"]), Pin(record["sha256"], str(etag) if etag else None, str(record["fetched"]))
+    return (
+        str(record["url"]),
+        str(record["version"]),
+        Pin(record["sha256"], str(etag) if etag else None, str(record["fetched"])),
+    )
 
 
 def _size(path: str) -> int | None:
@@ -162,6 +179,10 @@ def _make_private(folder: str) -> None:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         found = os.stat(folder)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error.strerror}; set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME") from error
+        raise ConfigError(
+            f"{folder} cannot be made: {error.strerror}; set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME"
+        ) from error
     if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
-        raise ConfigError(f"{folder} can be written by others (owner {found.st_uid}, mode {found.st_mode & 0o777:o}): chmod 700 it, or set XDG_CACHE_HOME")
+        raise ConfigError(
+            f"{folder} can be written by others (owner {found.st_uid}, mode {found.st_mode & 0o777:o}): chmod 700 it, or set XDG_CACHE_HOME"
+        )

@@ -39,7 +39,7 @@ def download(url: str, *, allowed: ImportList, etag: str | None, progress: Calla
     In a thread of its own, because a server that sends one header byte now and then would outlast every time-out that
     httpx has: those are per read.
     """
-    outcome: queue.SimpleQueue[Fetched | None | FetchError] = queue.SimpleQueue()
+    outcome: queue.SimpleQueue[Fetched | FetchError | None] = queue.SimpleQueue()
     received = _Received()
 
     def work() -> None:
@@ -60,7 +60,9 @@ def download(url: str, *, allowed: ImportList, etag: str | None, progress: Calla
         except queue.Empty:
             if time.monotonic() >= deadline:
                 received.give_up = True
-                raise Unreachable(f"{url} did not arrive within {TOTAL_SECONDS} s ({received.count} bytes came)") from None
+                raise Unreachable(
+                    f"{url} did not arrive within {TOTAL_SECONDS} s ({received.count} bytes came)"
+                ) from None
             progress(f"fetching {url} … {received.count / 1024:.0f} KiB")
     if isinstance(result, FetchError):
         raise result
@@ -76,7 +78,11 @@ class _Received:
 
 
 def _get(url: str, allowed: ImportList, etag: str | None, received: _Received) -> Fetched | None:
-    headers = {"User-Agent": f"sandboxrun/{__version__}", "Accept": "text/x-python, text/plain, */*;q=0.1", "Accept-Encoding": "identity"}
+    headers = {
+        "User-Agent": f"sandboxrun/{__version__}",
+        "Accept": "text/x-python, text/plain, */*;q=0.1",
+        "Accept-Encoding": "identity",
+    }
     if etag:
         headers["If-None-Match"] = etag
     auth = _netrc_auth(url)
@@ -86,7 +92,9 @@ def _get(url: str, allowed: ImportList, etag: str | None, received: _Received) -
         for _ in range(REDIRECTS_MAX + 1):
             try:
                 # Redirects are followed by hand: each hop is checked, and credentials go to the first origin alone.
-                with client.stream("GET", url, headers=headers, auth=auth if _origin(url) == origin else None) as response:
+                with client.stream(
+                    "GET", url, headers=headers, auth=auth if _origin(url) == origin else None
+                ) as response:
                     if not response.has_redirect_location:
                         return _read(url, response, received)
                     target = urljoin(url, response.headers["location"])

@@ -17,7 +17,9 @@ def check_digest(data: bytes, expected: str | None, origin: str) -> str:
     """The digest of `data`. Raises IntegrityError, naming both, where the hash pins another."""
     digest = sha256(data)
     if expected is not None and digest != expected:
-        raise IntegrityError(f"{origin} has sha256 {digest}, but field sha256 pins {expected}: fetch what was meant, or change the field")
+        raise IntegrityError(
+            f"{origin} has sha256 {digest}, but field sha256 pins {expected}: fetch what was meant, or change the field"
+        )
     return digest
 
 
@@ -38,5 +40,7 @@ def check_python(data: bytes, origin: str) -> None:
     except (ValueError, MemoryError, RecursionError) as error:
         raise FetchError(f"{origin} is not valid Python: {type(error).__name__} while parsing") from error
     # The text of many error answers ("error", {"message": …}) is an expression that Python would silently evaluate.
-    if all(isinstance(node, ast.Expr) and not any(isinstance(n, ast.Call) for n in ast.walk(node)) for node in tree.body):
+    if all(
+        isinstance(node, ast.Expr) and not any(isinstance(n, ast.Call) for n in ast.walk(node)) for node in tree.body
+    ):
         raise FetchError(f"{origin} does nothing when run: an error message instead of a script?")

@@ -45,7 +45,9 @@ class LocalSource:
             fd = os.open(self.script, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             with open(fd, "rb") as file:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise FetchError(f"{self.script} is not a file: url must name a folder with worker.py, or the script itself")
+                    raise FetchError(
+                        f"{self.script} is not a file: url must name a folder with worker.py, or the script itself"
+                    )
                 data = file.read(SCRIPT_MAX_BYTES + 1)
         except OSError as error:
             raise FetchError(f"{self.script} cannot be read: {error.strerror}; check the field url") from error
@@ -70,7 +72,9 @@ def resolve(url: str, version: str, *, key: str) -> Source | LocalSource:
     except ValueError as error:
         raise ConfigError(f"field url of {key} is not a URL: {error}") from error
     if parts.scheme not in ("http", "https") or not host:
-        raise ConfigError(f"field url of {key} is {url[:80]!r}: expected https://…, or a folder together with version local")
+        raise ConfigError(
+            f"field url of {key} is {url[:80]!r}: expected https://…, or a folder together with version local"
+        )
     if parts.username is not None or parts.password is not None:
         raise ConfigError(f"field url of {key} has a user or password: put them into ~/.netrc instead")
     if parts.fragment:
@@ -120,7 +124,9 @@ def _resolve_local(url: str, key: str) -> LocalSource:
             raise ConfigError(f"field url of {key} names another host in file://: write file:///PATH")
         path = unquote(parts.path)
     if not os.path.isabs(path) or "\0" in path:
-        raise ConfigError(f"field url of {key} is {url[:80]!r}, but version is local: expected an absolute path to a folder with worker.py, or to the file")
+        raise ConfigError(
+            f"field url of {key} is {url[:80]!r}, but version is local: expected an absolute path to a folder with worker.py, or to the file"
+        )
     path = os.path.realpath(path)
     if os.path.isdir(path):
         script = os.path.join(path, "worker.py")
@@ -148,7 +154,7 @@ class ImportList:
         """From `HOST[:PORT],…`. Raises UsageError."""
         entries = []
         for entry in filter(None, (part.strip() for part in text.split(","))):
-            host, colon, port = entry.rpartition(":") if ":" in entry.rpartition("]")[2] else (entry, "", "443")
+            host, _, port = entry.rpartition(":") if ":" in entry.rpartition("]")[2] else (entry, "", "443")
             try:
                 if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
                     raise ValueError("the port is not a number from 1 to 65535")
@@ -174,7 +180,9 @@ class ImportList:
             raise FetchError(f"{_origin(parts)} is not https{hop}: http is for loopback only")
         if (host, port or 443) not in self._entries:
             shown = f"{host}:{port}" if port not in (None, 443) else host
-            raise FetchError(f"{_origin(parts)} is not among the hosts that scripts may come from{hop}: allow it with --allow-import={shown}")
+            raise FetchError(
+                f"{_origin(parts)} is not among the hosts that scripts may come from{hop}: allow it with --allow-import={shown}"
+            )
 
 
 def is_loopback(url: str) -> bool:

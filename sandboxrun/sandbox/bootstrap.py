@@ -64,7 +64,10 @@ def _confine(plan, ruleset):
         resource.setrlimit(limit, (value, value))
     _drop_capabilities()
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
-    _check("landlock_restrict_self", _libc.syscall(ctypes.c_long(_NR_LANDLOCK_RESTRICT_SELF), ctypes.c_int(ruleset), ctypes.c_uint32(0)))
+    _check(
+        "landlock_restrict_self",
+        _libc.syscall(ctypes.c_long(_NR_LANDLOCK_RESTRICT_SELF), ctypes.c_int(ruleset), ctypes.c_uint32(0)),
+    )
     os.close(ruleset)
 
     class Program(ctypes.Structure):  # struct sock_fprog
@@ -197,13 +200,16 @@ class _FileDenials:
 def _install_hooks(plan, denials):
     """Tracebacks that begin in the script and show its source, followed by the grant that was missing."""
     sys.addaudithook(denials.audit)
+    ours = os.path.dirname(os.path.dirname(__file__)) + "/"
 
     def show(kind, error, traceback):
-        while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
-            traceback = traceback.tb_next
         import traceback as printer
 
-        printer.print_exception(kind, error, traceback)
+        report = printer.TracebackException(kind, error, traceback)
+        theirs = [frame for frame in report.stack if not frame.filename.startswith(ours)]
+        if theirs:  # else it is a defect of ours, and all of it is of interest
+            report.stack = printer.StackSummary.from_list(theirs)
+        print("".join(report.format()), end="", file=sys.stderr, flush=True)
         seen = set()
         while error is not None and id(error) not in seen:  # the cause is as good as the error itself
             seen.add(id(error))
@@ -236,7 +242,9 @@ def _prepare_imports(plan):
         import _frozen_importlib_external as external
 
         folder = plan["package"]
-        spec = external.spec_from_file_location("sandboxrun", folder + "/__init__.py", submodule_search_locations=[folder])
+        spec = external.spec_from_file_location(
+            "sandboxrun", folder + "/__init__.py", submodule_search_locations=[folder]
+        )
         sys.modules["sandboxrun"] = importlib._load(spec)
     import _sitebuiltins
     import builtins

@@ -146,10 +146,16 @@ class Connector:
                 return None
             if isinstance(destination, str):
                 return self._connect_unix(sock, destination)
-            if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.proto != socket.IPPROTO_TCP:
+            if (
+                sock.type != socket.SOCK_STREAM
+                or sock.family not in (socket.AF_INET, socket.AF_INET6)
+                or sock.proto != socket.IPPROTO_TCP
+            ):
                 raise OSError(errno.EACCES, "not a TCP socket")
             if sock.family != destination.family:
-                raise OSError(errno.EINVAL if destination.family == socket.AF_INET6 else errno.EAFNOSUPPORT, "address family")
+                raise OSError(
+                    errno.EINVAL if destination.family == socket.AF_INET6 else errno.EAFNOSUPPORT, "address family"
+                )
             result = self._start(sock, destination, notification.id)
             done = result is not None
             return result

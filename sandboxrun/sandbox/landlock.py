@@ -153,7 +153,13 @@ def _add_rule(ruleset: int, path: str, access: Access) -> None:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             access &= _ON_FILES
         rule = _PathBeneathAttr(allowed_access=access, parent_fd=fd)
-        _syscall(_NR_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_RULE_PATH_BENEATH), ctypes.byref(rule), ctypes.c_uint32(0))
+        _syscall(
+            _NR_ADD_RULE,
+            ctypes.c_int(ruleset),
+            ctypes.c_int(_RULE_PATH_BENEATH),
+            ctypes.byref(rule),
+            ctypes.c_uint32(0),
+        )
     except OSError as error:
         raise SandboxError(f"landlock_add_rule {path}: {error.strerror}") from error
     finally:

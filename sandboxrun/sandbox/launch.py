@@ -78,7 +78,16 @@ class Child:
         assert self._process.stdin is not None
         self.stdin = self._process.stdin
 
-    def confine(self, policy: SandboxPolicy, script: Script, *, key: str, interpreter: Interpreter, scratch: str, env: dict[str, str]) -> int:
+    def confine(
+        self,
+        policy: SandboxPolicy,
+        script: Script,
+        *,
+        key: str,
+        interpreter: Interpreter,
+        scratch: str,
+        env: dict[str, str],
+    ) -> int:
         """Send the plan and wait until the child has locked itself down; returns the seccomp listener descriptor.
 
         Raises SandboxError where the kernel refuses a part of the boundary.

@@ -70,7 +70,9 @@ class Listener:
 
 def pidfd_getfd(pidfd: int, target_fd: int) -> int:
     """A duplicate (close-on-exec) of another process's descriptor (pidfd_getfd(2)). Raises OSError."""
-    fd = int(_libc.syscall(ctypes.c_long(_NR_PIDFD_GETFD), ctypes.c_int(pidfd), ctypes.c_int(target_fd), ctypes.c_uint(0)))
+    fd = int(
+        _libc.syscall(ctypes.c_long(_NR_PIDFD_GETFD), ctypes.c_int(pidfd), ctypes.c_int(target_fd), ctypes.c_uint(0))
+    )
     if fd < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"pidfd_getfd: {os.strerror(code)}")

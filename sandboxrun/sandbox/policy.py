@@ -112,7 +112,9 @@ def _granted(permissions: Permissions, kind: str, key: str) -> list[str]:
                 f"a part out of a granted folder; list the folders to grant instead"
             )
         if not os.path.exists(real):
-            raise ConfigError(f"field {field} of {key} has {path}, which does not exist: make it first, or grant its folder")
+            raise ConfigError(
+                f"field {field} of {key} has {path}, which does not exist: make it first, or grant its folder"
+            )
         granted.append(real)
     return granted
 

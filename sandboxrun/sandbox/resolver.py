@@ -22,7 +22,9 @@ ADDRESSES_MAX = 4096  # remembered; a worker with a wildcard grant could otherwi
 class Resolver:
     """Answers the child's questions. Look-ups run in threads of their own; answers come back through `take_answers`."""
 
-    def __init__(self, net: Permissions, *, trusted: Iterable[str], denied: Callable[[str], None], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, net: Permissions, *, trusted: Iterable[str], denied: Callable[[str], None], wake: Callable[[], None]
+    ) -> None:
         """`trusted`: names the operator chose (Redis's), whose answers may be private. `wake`: called from a thread."""
         self._net, self._trusted, self._denied, self._wake = net, frozenset(trusted), denied, wake
         self._names: dict[IPAddress, set[str]] = {}
@@ -68,11 +70,15 @@ class Resolver:
             number, name, found = self._answers.get()
             self._in_flight -= 1
             if isinstance(found, OSError):
-                done.append(_answer(number, str(int(found.errno or socket.EAI_FAIL)), [found.strerror or "look-up failed"]))
+                done.append(
+                    _answer(number, str(int(found.errno or socket.EAI_FAIL)), [found.strerror or "look-up failed"])
+                )
                 continue
             usable = [address for address in found if self._may_be(name, address)]
             if not usable:
-                done.append(self._refuse(number, name, f" (it resolves to {found[0]}, which is not public)" if found else ""))
+                done.append(
+                    self._refuse(number, name, f" (it resolves to {found[0]}, which is not public)" if found else "")
+                )
                 continue
             self._remember(name, usable)
             done.append(_answer(number, "ok", [str(address) for address in usable]))

@@ -42,9 +42,9 @@ _MSG_FASTOPEN = 0x20000000
 
 
 class Arg(NamedTuple):
-    """`args[index] & mask == value`."""
+    """`args[position] & mask == value`."""
 
-    index: int
+    position: int
     mask: int
     value: int
 
@@ -113,10 +113,11 @@ def rules(*, unix_sockets: bool) -> Iterator[Rule]:
     for reason, names in _ALLOWED.items():
         for name in names.split():
             yield Rule(name, reason=reason)
-    families = [socket.AF_INET, socket.AF_INET6]
-    for family in families:
+    for family in (socket.AF_INET, socket.AF_INET6):
         for protocol in (0, socket.IPPROTO_TCP):
-            yield Rule("socket", (_int(0, family), Arg(1, _SOCK_TYPE_MASK, socket.SOCK_STREAM), _int(2, protocol)), "TCP only")
+            yield Rule(
+                "socket", (_int(0, family), Arg(1, _SOCK_TYPE_MASK, socket.SOCK_STREAM), _int(2, protocol)), "TCP only"
+            )
     unix = (_int(0, socket.AF_UNIX), Arg(1, _SOCK_TYPE_MASK, socket.SOCK_STREAM), _int(2, 0))
     if unix_sockets:
         yield Rule("socket", unix, "Redis on a Unix socket")
@@ -125,8 +126,8 @@ def rules(*, unix_sockets: bool) -> Iterator[Rule]:
     yield Rule("sendto", (Arg(3, _MSG_FASTOPEN, 0), Arg(4, 0xFFFFFFFFFFFFFFFF, 0)), "no address, no fast open")
     yield Rule("sendmsg", (Arg(2, _MSG_FASTOPEN, 0),), "no fast open; TCP ignores an address")
     yield Rule("sendmmsg", (Arg(3, _MSG_FASTOPEN, 0),), "no fast open; TCP ignores an address")
-    for level, names in _SOCKOPTS.items():
-        for name in names:
+    for level, options in _SOCKOPTS.items():
+        for name in options:
             yield Rule("setsockopt", (_int(1, level), _int(2, _sockopt(name))), name)
     for name, request in _IOCTLS.items():
         yield Rule("ioctl", (_int(1, request),), name)
@@ -149,7 +150,9 @@ def compile_program(*, unix_sockets: bool) -> bytes:
     try:
         import pyseccomp
     except (ImportError, RuntimeError, OSError) as error:
-        raise SandboxError(f"libseccomp cannot be loaded ({error}): install it, on Debian with apt-get install libseccomp2") from error
+        raise SandboxError(
+            f"libseccomp cannot be loaded ({error}): install it, on Debian with apt-get install libseccomp2"
+        ) from error
     try:
         program = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
         program.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
@@ -180,10 +183,17 @@ def _add(program: pyseccomp.SyscallFilter, action: int, rule: Rule) -> None:
     number = resolve_syscall(Arch.NATIVE, rule.name)
     # A name this libseccomp does not know (-1) stays refused; one this architecture lacks libseccomp skips itself.
     if number != -1:
-        program.add_rule(action, number, *(Arg(a.index, MASKED_EQ, a.mask, a.value) for a in rule.args))
+        program.add_rule(action, number, *(Arg(a.position, MASKED_EQ, a.mask, a.value) for a in rule.args))
 
 
 def _sockopt(name: str) -> int:
     # Not every Python names every option: linux/tcp.h, asm-generic/socket.h.
-    missing = {"TCP_NOTSENT_LOWAT": 25, "TCP_USER_TIMEOUT": 18, "SO_PRIORITY": 12, "IP_TOS": 1, "IP_TTL": 2, "IPV6_TCLASS": 67}
+    missing = {
+        "TCP_NOTSENT_LOWAT": 25,
+        "TCP_USER_TIMEOUT": 18,
+        "SO_PRIORITY": 12,
+        "IP_TOS": 1,
+        "IP_TTL": 2,
+        "IPV6_TCLASS": 67,
+    }
     return int(getattr(socket, name, None) or missing[name])

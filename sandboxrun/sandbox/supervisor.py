@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import signal
 import socket
@@ -27,7 +28,17 @@ _SCRATCH_ENTRIES_MAX = 20_000
 class Supervisor:
     """Serves one confined child until it ends. `stop` may be called from any thread or signal handler."""
 
-    def __init__(self, child: Child, listener_fd: int, policy: SandboxPolicy, *, key: str, scratch: str, trusted: Iterable[str], log: Log) -> None:
+    def __init__(
+        self,
+        child: Child,
+        listener_fd: int,
+        policy: SandboxPolicy,
+        *,
+        key: str,
+        scratch: str,
+        trusted: Iterable[str],
+        log: Log,
+    ) -> None:
         self._child, self._key, self._scratch, self._log = child, key, scratch, log
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -123,7 +134,7 @@ class Supervisor:
             return
         except OSError:
             message = b""
-        if not message:
+        if not message and _peer_closed(self._child.control):  # an empty packet reads the same
             self._unregister(self._child.control)
             return
         answer = self.resolver.question(message)
@@ -169,6 +180,12 @@ class Supervisor:
 
     def _unregister(self, file: socket.socket) -> None:
         self._selector.unregister(file)
+
+
+def _peer_closed(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, 0)  # POLLHUP and POLLERR are always reported
+    return bool(poll.poll(0))
 
 
 def folder_size(folder: str, enough: int) -> int:

@@ -12,6 +12,8 @@
 `raise worker.BadRequest("…")` (code 400); any other exception is answered with code 500 and never ends the worker.
 """
 
+from typing import Any
+
 from sandboxrun.worker.context import Context, current
 from sandboxrun.worker.loop import handler, run
 from sandboxrun.worker.request import BadRequest, Request
@@ -29,6 +31,6 @@ def secrets() -> dict[str, object]:
     return current().secrets()
 
 
-def connect():  # type: ignore[no-untyped-def]  # redis.Redis, which is imported where it is used
+def connect() -> Any:
     """A redis.Redis of the worker's own, from REDIS_URL; its replies are bytes."""
     return current().connect()

@@ -5,15 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sandboxrun import config as fields
 from sandboxrun import keys
 from sandboxrun.errors import ConfigError
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, decrypt, parse_key_line
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 SOCKET_MARGIN_SECONDS = 5  # on top of BLOCK: a half-open connection is noticed then
 
@@ -27,12 +24,14 @@ class Context:
         self._redis_url = redis_url
         self._secrets: dict[str, Any] | None = None
 
-    def connect(self, *, block_millis: int = 0) -> Redis:
-        """A new connection whose time-outs fit reads that block for `block_millis`."""
+    def connect(self, *, block_millis: int = 0) -> Any:
+        """A new redis.Redis whose time-outs fit reads that block for `block_millis`."""
         import redis
 
         timeout = block_millis / 1000 + SOCKET_MARGIN_SECONDS
-        return redis.Redis.from_url(self._redis_url, socket_timeout=timeout, socket_connect_timeout=SOCKET_MARGIN_SECONDS)
+        return redis.Redis.from_url(
+            self._redis_url, socket_timeout=timeout, socket_connect_timeout=SOCKET_MARGIN_SECONDS
+        )
 
     @functools.cached_property
     def _fields(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -68,5 +67,7 @@ class Context:
 def current() -> Context:
     """The context of this process. Raises ConfigError where it was not started as a worker."""
     if len(sys.argv) != 2 or "REDIS_URL" not in os.environ:
-        raise ConfigError(f"{sys.argv[0] or 'this script'} is a worker: start it with sandboxrun TYPE ID, which gives it its key and REDIS_URL")
+        raise ConfigError(
+            f"{sys.argv[0] or 'this script'} is a worker: start it with sandboxrun TYPE ID, which gives it its key and REDIS_URL"
+        )
     return Context(sys.argv[1], os.environ["REDIS_URL"])

@@ -11,16 +11,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sandboxrun import keys
 from sandboxrun.config import Loop
 from sandboxrun.errors import ConfigError, SandboxrunError
 from sandboxrun.worker.context import Context, current
 from sandboxrun.worker.request import BadRequest, Request, failure, now, parse, ref_of, reply, trace_field
-
-if TYPE_CHECKING:
-    from redis import Redis
 
 GROUP = "worker"
 TRACE_EXPIRE_SECONDS = 120
@@ -61,11 +58,13 @@ def run() -> None:
 class _Worker:
     def __init__(self, context: Context, loop: Loop) -> None:
         if not _handlers:
-            raise ConfigError("the worker has no handler: put @worker.handler before a function, then call worker.run()")
+            raise ConfigError(
+                "the worker has no handler: put @worker.handler before a function, then call worker.run()"
+            )
         self._context, self._loop = context, loop
         self._handlers = {type_ or context.type: function for type_, function in _handlers.items()}
         self._types = frozenset(self._handlers)
-        self._redis: Redis = context.connect(block_millis=loop.block_millis)
+        self._redis = context.connect(block_millis=loop.block_millis)
         self._pid = str(os.getpid()).encode()
         self._ending = False
         self._own_pid = False
@@ -125,7 +124,9 @@ class _Worker:
         limit = self._loop.request_limit
         count = min(_BATCH, limit - self._done) if limit else _BATCH
         block = self._loop.block_millis if position == ">" else None
-        found = self._redis.xreadgroup(GROUP, self._loop.consumer_id, {self._loop.request_stream: position}, count=count, block=block)
+        found = self._redis.xreadgroup(
+            GROUP, self._loop.consumer_id, {self._loop.request_stream: position}, count=count, block=block
+        )
         entries = _entries(found)
         for xid, raw in entries:
             self._answer(xid.decode(), raw or {})
@@ -154,7 +155,9 @@ class _Worker:
             request = parse(xid, raw, self._types, default=self._context.type)
             result = self._handlers[request.type](request)
             if result is not None and not isinstance(result, Mapping):
-                raise TypeError(f"the handler returned {type(result).__name__}: expected a dict of the reply's fields, or None")
+                raise TypeError(
+                    f"the handler returned {type(result).__name__}: expected a dict of the reply's fields, or None"
+                )
             return 200, dict(result or {})
         except BadRequest as error:
             return 400, failure(error, raw, with_payload=False)
@@ -174,7 +177,9 @@ class _Worker:
                 pipe.lpush(keys.reply_key(ref), body)
                 pipe.expire(keys.reply_key(ref), loop.reply_expire_seconds)
             limit = {"maxlen": loop.response_stream_limit, "approximate": True} if loop.response_stream_limit else {}
-            pipe.xadd(loop.response_stream, {"ref": ref or "", "type": type_, "xid": xid, "code": code, "res": body}, **limit)
+            pipe.xadd(
+                loop.response_stream, {"ref": ref or "", "type": type_, "xid": xid, "code": code, "res": body}, **limit
+            )
             if ref is not None:
                 record = f'{{"received":"{received}","completed":"{now()}","res":{body}}}'
                 pipe.hset(trace, trace_field(self._context.type), record)
@@ -201,6 +206,9 @@ def _entries(found: Any) -> list[tuple[bytes, Mapping[bytes, bytes]]]:
     if not found:
         return []
     if isinstance(found, dict):
-        entries = next(iter(found.values()))
-        return entries[0] if entries and isinstance(entries[0], list) else entries
-    return found[0][1]
+        found = list(found.items())
+    entries: list[Any] = found[0][1]
+    # RESP3 wraps the entries of a stream in one more list.
+    return (
+        entries[0] if entries and isinstance(entries[0], list) and isinstance(entries[0][0], tuple | list) else entries
+    )

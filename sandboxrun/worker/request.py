@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 REF_MAX_CHARS = 256
@@ -61,7 +61,7 @@ def parse(xid: str, raw: Mapping[bytes, bytes], accepted: frozenset[str], *, def
 
 def now() -> str:
     """ISO 8601 in UTC with milliseconds, as JavaScript's toISOString."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def reply(ref: str | None, source: str, code: int, result: Mapping[str, Any], time: str) -> str:

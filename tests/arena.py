@@ -1,0 +1,147 @@
+"""Attempts: the same code run without and with the sandbox, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONFINE = Path(__file__).parent / "kernel" / "confine.py"
+SECONDS = 60  # for one attempt; nothing takes this long
+
+_FRAME = """\
+import errno, json, os, socket, sys
+V = json.loads({variables!r})
+{code}
+try:
+    outcome = {{"value": attempt()}}
+except OSError as error:
+    outcome = {{"errno": errno.errorcode.get(error.errno, error.errno), "text": str(error)}}
+os.write(1, b"OUTCOME " + json.dumps(outcome).encode() + b"\\n")
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`errno` is a name like "EACCES", or None where the attempt returned `value`."""
+
+    value: Any
+    errno: str | None
+    stderr: str
+    code: int
+
+
+class Arena:
+    """Runs `def attempt(): …` with the variables V, in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.scratch = folder / "scratch"
+        self.scratch.mkdir(mode=0o700)
+        self.env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(folder)}
+        self.pass_fds: tuple[int, ...] = ()
+
+    def unconfined(self, code: str, **variables: Any) -> Outcome:
+        script = self._write(code, variables)
+        return self._run([sys.executable, "-I", str(script)], cwd=self.scratch)
+
+    def confined(
+        self,
+        code: str,
+        *,
+        allow: dict[str, str] | None = None,
+        deny: dict[str, str] | None = None,
+        redis: str | None = None,
+        **variables: Any,
+    ) -> Outcome:
+        spec = {
+            "script": str(self._write(code, variables)),
+            "scratch": str(self.scratch),
+            "allow": allow or {},
+            "deny": deny or {},
+        }
+        if redis is not None:
+            spec["redis"] = redis
+        return self._run([sys.executable, str(CONFINE), json.dumps(spec)], cwd=self._folder)
+
+    def _write(self, code: str, variables: dict[str, Any]) -> Path:
+        script = self._folder / "attempt.py"
+        script.write_text(_FRAME.format(variables=json.dumps(variables), code=textwrap.dedent(code)))
+        return script
+
+    def _run(self, command: list[str], cwd: Path) -> Outcome:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env=self.env,
+            pass_fds=self.pass_fds,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        lines = [line for line in done.stdout.splitlines() if line.startswith("OUTCOME ")]
+        if len(lines) != 1:
+            # Never take a process that did not run the attempt for a refusal; exec leaves no line when it succeeds.
+            return Outcome(None, "NO OUTCOME", done.stderr + done.stdout, done.returncode)
+        outcome = json.loads(lines[0][len("OUTCOME ") :])
+        return Outcome(outcome.get("value"), outcome.get("errno"), done.stderr, done.returncode)
+
+
+class Listener:
+    """A TCP or Unix stream listener that answers "hello" and remembers what came."""
+
+    def __init__(self, family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> None:
+        self._socket = socket.socket(family)
+        self._socket.bind(address)
+        self._socket.listen(64)
+        self.connections = 0
+        self.received = b""
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> Any:
+        return self._socket.getsockname()
+
+    @property
+    def port(self) -> int:
+        return int(self.address[1])
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                peer, _ = self._socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
+
+    def _serve(self, peer: socket.socket) -> None:
+        with peer, contextlib.suppress(OSError):
+            peer.settimeout(5)
+            peer.sendall(b"hello")
+            self.received += peer.recv(4096)
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(5)
+
+
+@contextlib.contextmanager
+def listening(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> Iterator[Listener]:
+    listener = Listener(family, address)
+    try:
+        yield listener
+    finally:
+        listener.close()
