@@ -102,7 +102,7 @@ def call(r: redis.Redis, data: object, *, show_trace: bool = False) -> None:
 def worker(url: str, key: bytes) -> Iterator[None]:
     state = ROOT / "demo" / ".state"  # the demo's own cache and pins: each run fetches anew
     env = {**os.environ, "REDIS_URL": url, "XDG_CACHE_HOME": f"{state}/cache", "XDG_STATE_HOME": f"{state}/state"}
-    command = [sys.executable, "-m", "sandboxrun", TYPE, ID]
+    command = [str(Path(sys.executable).with_name("sandboxrun")), TYPE, ID]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stderr=subprocess.STDOUT, stdout=sys.stdout, env=env
     ) as process:

@@ -45,9 +45,12 @@ def find_server() -> str:
 
 
 @contextlib.contextmanager
-def server(*, unix_socket: bool = False) -> Iterator[str]:
-    """Start a server; yields its URL, with the password, once it answers. Raises StoreError."""
-    program = find_server()
+def server(*, unix_socket: bool = False, program: str | None = None) -> Iterator[str]:
+    """Start a server (`program`, else the one found); yields its URL, with the password, once it answers.
+
+    Raises StoreError.
+    """
+    program = program or find_server()
     password = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="sandboxrun-redis-", ignore_cleanup_errors=True) as folder:
         if unix_socket:

@@ -35,7 +35,7 @@ def obtain(
     """The script's verified bytes. Raises FetchError or IntegrityError; nothing wrong is ever cached."""
     if isinstance(source, LocalSource):
         data = source.read()
-        integrity.check_python(data, source.script)
+        integrity.check_python(data, source.script, remote=False)
         return Artifact(data, integrity.check_digest(data, expected_sha256, source.script), source.script, "local")
     with cache.locked(source):
         return _obtain(source, cache, allowed, expected_sha256, reload, cached_only, warn, progress)
@@ -78,7 +78,7 @@ def _obtain(
     if fetched is None:  # 304 Not Modified
         assert pin is not None and data is not None
         return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, "revalidated")
-    integrity.check_python(fetched.body, source.url)
+    integrity.check_python(fetched.body, source.url, remote=True)
     digest = integrity.check_digest(fetched.body, expected, source.url)
     if pin is not None and not source.mutable and not reload and pin.sha256 != digest:
         raise IntegrityError(

@@ -23,8 +23,8 @@ def check_digest(data: bytes, expected: str | None, origin: str) -> str:
     return digest
 
 
-def check_python(data: bytes, origin: str) -> None:
-    """Raise FetchError unless `data` is UTF-8 Python that does something: an error page is none."""
+def check_python(data: bytes, origin: str, *, remote: bool) -> None:
+    """Raise FetchError unless `data` is UTF-8 Python, and, where it comes from a server, does something."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -39,8 +39,10 @@ def check_python(data: bytes, origin: str) -> None:
         raise FetchError(f"{origin} is not valid Python: line {error.lineno}: {error.msg}") from error
     except (ValueError, MemoryError, RecursionError) as error:
         raise FetchError(f"{origin} is not valid Python: {type(error).__name__} while parsing") from error
-    # The text of many error answers ("error", {"message": …}) is an expression that Python would silently evaluate.
-    if all(
-        isinstance(node, ast.Expr) and not any(isinstance(n, ast.Call) for n in ast.walk(node)) for node in tree.body
-    ):
+    if remote and all(map(_does_nothing, tree.body)):
         raise FetchError(f"{origin} does nothing when run: an error message instead of a script?")
+
+
+def _does_nothing(node: ast.stmt) -> bool:
+    """The text of many error answers ("error", {"message": …}) is an expression that Python silently evaluates."""
+    return isinstance(node, ast.Expr) and not any(isinstance(part, ast.Call | ast.Await) for part in ast.walk(node))

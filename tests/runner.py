@@ -1,0 +1,51 @@
+"""The command `sandboxrun` in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+class Runner:
+    """The command `sandboxrun`, with a home of its own."""
+
+    def __init__(self, redis_url: str, home: Path) -> None:
+        self.home = home
+        self.env = {"PATH": os.environ["PATH"], "HOME": str(home), "REDIS_URL": redis_url, "LANG": "C.UTF-8"}
+
+    def __call__(self, *args: str, stdin: str | bytes = b"") -> Done:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        done = subprocess.run(
+            self.command(*args), env=self.env, cwd=self.home, input=data, capture_output=True, timeout=SECONDS
+        )
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def command(self, *args: str) -> list[str]:
+        return [str(Path(sys.executable).with_name("sandboxrun")), *args]
+
+    @contextlib.contextmanager
+    def start(self, *args: str) -> Iterator[subprocess.Popen[bytes]]:
+        """In the background, without standard input; killed at the end."""
+        pipe = subprocess.PIPE
+        command = self.command(*args)
+        with subprocess.Popen(
+            command, env=self.env, cwd=self.home, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
