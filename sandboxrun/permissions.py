@@ -91,6 +91,8 @@ class NetTarget:
         if host.startswith("*."):
             return cls(suffix="." + canonical_host(host[2:]), port=port)
         if "/" in host or ":" in host or re.fullmatch(r"[0-9.]+", host):
+            if "%" in host:
+                raise ValueError("an address with a zone (%) cannot be listed; leave the zone out")
             network = ipaddress.ip_network(host, strict=True)
             if "/" not in host and network.network_address.is_unspecified:
                 raise ValueError("the unspecified address is not a destination; write 127.0.0.1 or [::1]")
@@ -122,7 +124,7 @@ def _split_port(text: str) -> tuple[str, int | None]:
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
             raise ValueError("expected [IPv6]:PORT")
-        ipaddress.IPv6Address(host)
+        ipaddress.IPv6Network(host, strict=False)  # only IPv6 is written in brackets
         port = rest[1:] if rest else None
     elif text.count(":") == 1:
         host, port = text.split(":")

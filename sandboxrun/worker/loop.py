@@ -96,7 +96,8 @@ class _Worker:
                 time.sleep(delay)
                 position = "0"  # a reply may not have arrived: its entry is still pending
             except redis.ResponseError as error:
-                if not str(error).startswith("NOGROUP"):
+                # UNBLOCKED: what Redis before 7.2 says where a read was waiting.
+                if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                     raise
                 prepared = False  # the stream or its group was removed: make it again
         self._leave()

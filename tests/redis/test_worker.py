@@ -185,9 +185,9 @@ def test_pid_is_set_while_the_worker_runs_and_gone_afterwards(r: redis.Redis, ru
     local(
         "import os, redis, sys\nr = redis.Redis.from_url(os.environ['REDIS_URL'])\nprint(r.hget(sys.argv[1], 'pid').decode() == str(os.getpid()))\n"
     )
-    before = r.hkeys("t:1:h")
+    before = r.hgetall("t:1:h")
     assert run("t", "1").out == "True\n"
-    assert r.hkeys("t:1:h") == before
+    assert r.hgetall("t:1:h") == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""Imports go one way; heavy packages have one importer each. Read from the sources, so nothing can hide at run time."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "sandboxrun"
+
+# What each part may import of ours. Siblings of one layer never import each other; run.py joins them.
+BASE = {"errors"}
+PURE = BASE | {"keys", "permissions", "config"}
+LAYERS: dict[str, set[str]] = {
+    "errors": set(),
+    "log": set(),
+    "keys": BASE,
+    "permissions": BASE,
+    "config": BASE | {"keys", "permissions"},
+    "fetch": PURE | {"fetch", "__version__"},
+    "sandbox": PURE | {"sandbox", "log"},
+    "store": PURE,
+    "secrets": PURE,
+    "embedded": BASE,
+    "client": BASE | {"keys"},
+    # The SDK reads the same fields and decrypts the same secrets as the supervisor; config and secrets are the only
+    # places that know how.
+    "worker": BASE | {"keys", "config", "secrets", "worker"},
+    "run": PURE | {"fetch", "sandbox", "store", "secrets", "log"},
+    "cli": PURE | {"run", "fetch", "store", "secrets", "log", "__version__"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+ONE_IMPORTER = {
+    "httpx": {"fetch/download.py"},
+    "pyseccomp": {"sandbox/seccomp.py"},
+    "cryptography": {"secrets.py"},
+    "platformdirs": {"run.py"},
+    "redis": {"store.py", "embedded.py", "worker/context.py", "worker/loop.py", "client.py"},
+}
+LIGHT = {"_socket", "ctypes", "marshal", "os", "resource", "signal", "socket", "sys", "threading", "types"}
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Dotted names that a file imports; `from a import b` gives a.b."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files() -> list[Path]:
+    found = sorted(PACKAGE.rglob("*.py"))
+    assert len(found) > 20
+    return found
+
+
+def test_imports_go_one_way() -> None:
+    for path in files():
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        ours = {name.split(".")[1] for name in imports(path) if name.startswith("sandboxrun.")}
+        assert ours <= LAYERS[part], f"{path.relative_to(PACKAGE)} imports {sorted(ours - LAYERS[part])}"
+
+
+def test_heavy_packages_have_one_importer() -> None:
+    for path in files():
+        name = str(path.relative_to(PACKAGE))
+        for package, importers in ONE_IMPORTER.items():
+            if any(found.split(".")[0] == package for found in imports(path)):
+                assert name in importers, f"{name} imports {package}"
+
+
+def test_every_third_party_import_is_a_declared_dependency() -> None:
+    import sys
+
+    for path in files():
+        for name in imports(path):
+            top = name.split(".")[0]
+            assert top in sys.stdlib_module_names or top == "sandboxrun" or top in ONE_IMPORTER, f"{path}: {name}"
+
+
+def test_the_bootstrap_imports_nothing_of_ours_and_only_light_modules() -> None:
+    found = {name.split(".")[0] for name in imports(PACKAGE / "sandbox/bootstrap.py", top_level_only=True)}
+    assert found == LIGHT
+
+
+def test_redis_and_httpx_are_imported_where_they_are_used() -> None:
+    """Not at the top of a file: an error before they are needed comes at once."""
+    for path in files():
+        if path.name != "download.py":  # itself imported only for a download
+            heavy = {name.split(".")[0] for name in imports(path, top_level_only=True)} & {
+                "redis",
+                "httpx",
+                "cryptography",
+                "pyseccomp",
+            }
+            assert not heavy, f"{path}: {heavy}"
