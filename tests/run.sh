@@ -7,7 +7,7 @@ bin=${VENV:-.venv}/bin
 "$bin/ruff" check --quiet .
 "$bin/ruff" format --check --quiet .
 "$bin/mypy" --no-error-summary
-"$bin/python" -m pytest -q "$@"
+"$bin/python" -m pytest -q -n 2 "$@"
 
 if [ "$(id -u)" = 0 ]; then
     # What passes as root alone proves nothing for those who have no root. The ordinary user gets a copy of its own, and
@@ -20,5 +20,5 @@ if [ "$(id -u)" = 0 ]; then
     echo "once more as user $user"
     env -i PATH=/usr/local/bin:/usr/bin:/bin HOME="$home" LANG=C.UTF-8 TMPDIR="$home" ${CI:+CI="$CI"} \
         setpriv --reuid "$user" --regid "$user" --clear-groups sh -c '
-            cd "$HOME" && mkdir tmp && export TMPDIR="$HOME/tmp" && demo/setup.sh test && .venv/bin/python -m pytest -q "$@"' sh "$@"
+            cd "$HOME" && mkdir tmp && export TMPDIR="$HOME/tmp" && demo/setup.sh test && .venv/bin/python -m pytest -q -n 2 "$@"' sh "$@"
 fi

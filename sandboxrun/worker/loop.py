@@ -55,6 +55,10 @@ def run() -> None:
         sys.exit(error.exit_code)
 
 
+class _Ended(BaseException):
+    """SIGTERM came while the worker waited for requests: it need not wait on."""
+
+
 class _Worker:
     def __init__(self, context: Context, loop: Loop) -> None:
         if not _handlers:
@@ -67,6 +71,7 @@ class _Worker:
         self._redis = context.connect(block_millis=loop.block_millis)
         self._pid = str(os.getpid()).encode()
         self._ending = False
+        self._waiting = False
         self._own_pid = False
         self._done = 0
         self._expire_nx = True  # EXPIRE … NX: Redis 7
@@ -76,6 +81,8 @@ class _Worker:
 
         def end(*_: object) -> None:
             self._ending = True
+            if self._waiting:
+                raise _Ended
 
         signal.signal(signal.SIGTERM, end)
         attempt = 0
@@ -88,6 +95,8 @@ class _Worker:
                     prepared = True
                 position = self._turn(position)
                 attempt = 0
+            except _Ended:
+                break
             except (redis.ConnectionError, redis.TimeoutError) as error:
                 delay = _RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]
                 if attempt == 0:
@@ -125,9 +134,16 @@ class _Worker:
         limit = self._loop.request_limit
         count = min(_BATCH, limit - self._done) if limit else _BATCH
         block = self._loop.block_millis if position == ">" else None
-        found = self._redis.xreadgroup(
-            GROUP, self._loop.consumer_id, {self._loop.request_stream: position}, count=count, block=block
-        )
+        try:
+            # An entry that arrives in the moment of a SIGTERM stays pending, and is the next run's first.
+            self._waiting = block is not None
+            if self._ending:
+                return position
+            found = self._redis.xreadgroup(
+                GROUP, self._loop.consumer_id, {self._loop.request_stream: position}, count=count, block=block
+            )
+        finally:
+            self._waiting = False
         entries = _entries(found)
         for xid, raw in entries:
             self._answer(xid.decode(), raw or {})
