@@ -25,7 +25,6 @@ from sandboxrun.sandbox.policy import SandboxPolicy
 
 _SOCKADDR_MAX_BYTES = 128  # sizeof(struct sockaddr_storage): the kernel refuses more
 PENDING_MAX = 512  # blocking connects under way at once; one more fails with EAGAIN
-_EISCONN_DONE = (0, errno.EISCONN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +204,11 @@ class Connector:
                 return errno.EAGAIN
         with _NonBlocking(sock):
             result = sock.connect_ex(destination.sockaddr())
-        # EALREADY: the same blocking call, restarted after a signal handler ran in the worker.
-        if result not in (errno.EINPROGRESS, errno.EALREADY):
-            return result
-        if _is_settled(sock):  # loopback: the handshake is over before connect(2) returns
-            return self._result(sock, destination)
+            # EALREADY: the same blocking call, restarted after a signal handler ran in the worker.
+            if result not in (errno.EINPROGRESS, errno.EALREADY):
+                return result
+            if _is_settled(sock):  # loopback: the handshake is over before connect(2) returns
+                return _outcome(sock, destination)
         timeout = _send_timeout(sock)
         pending = _Pending(id_, sock, destination, time.monotonic() + timeout if timeout else None)
         self._pending[sock] = pending
@@ -218,17 +217,11 @@ class Connector:
 
     def _settled(self, pending: _Pending) -> None:
         try:
-            answer = self._result(pending.socket, pending.destination)
+            with _NonBlocking(pending.socket):
+                answer = _outcome(pending.socket, pending.destination)
         except OSError as error:
             answer = error.errno or errno.EACCES
         self._finish(pending, answer)
-
-    @staticmethod
-    def _result(sock: socket.socket, destination: InetAddress) -> int:
-        """The outcome of a handshake that is over: the second connect(2) fetches it and sets the socket's state."""
-        with _NonBlocking(sock):
-            result = sock.connect_ex(destination.sockaddr())
-        return 0 if result in _EISCONN_DONE else result
 
     def _finish(self, pending: _Pending, answer: int) -> None:
         self._forget(pending)
@@ -252,6 +245,12 @@ class _NonBlocking:
 
     def __exit__(self, *_: object) -> None:
         fcntl.fcntl(self._sock, fcntl.F_SETFL, self._flags)
+
+
+def _outcome(sock: socket.socket, destination: InetAddress) -> int:
+    """The result of a handshake that is over: the second connect(2) fetches it, and sets the socket's state."""
+    result = sock.connect_ex(destination.sockaddr())
+    return 0 if result == errno.EISCONN else result
 
 
 def _is_settled(sock: socket.socket) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -15,6 +16,8 @@ _RESPONSE = struct.Struct("=QqiI")
 _RECV = 0xC0000000 | _NOTIF.size << 16 | ord("!") << 8 | 0
 _SEND = 0xC0000000 | _RESPONSE.size << 16 | ord("!") << 8 | 1
 _ID_VALID = 0x40000000 | 8 << 16 | ord("!") << 8 | 2
+_SET_FLAGS = 0x40000000 | 8 << 16 | ord("!") << 8 | 4
+_SYNC_WAKE_UP = 1  # SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP
 _NR_PIDFD_GETFD = 438
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,6 +38,9 @@ class Listener:
         self._fd = fd
         os.set_blocking(fd, False)
         self._buffer = bytearray(_NOTIF.size)
+        # Linux 6.6: target and supervisor take turns on one CPU instead of waking each other across two.
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(fd, _SET_FLAGS, _SYNC_WAKE_UP)
 
     def fileno(self) -> int:
         return self._fd
