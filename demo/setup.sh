@@ -11,9 +11,11 @@ if [ -e "$venv" ] && ! "$venv/bin/python" -c '' 2>/dev/null; then
     echo "error: $venv does not run for this user: remove it, or name another folder with VENV=FOLDER" >&2
     exit 1
 fi
-if [ -e "$stamp" ] && [ ! pyproject.toml -nt "$stamp" ]; then
-    exit 0
-fi
+for done in "$stamp" "$venv/.installed-test"; do # the test extra has all others
+    if [ -e "$done" ] && [ ! pyproject.toml -nt "$done" ]; then
+        exit 0
+    fi
+done
 echo "installing sandboxrun into $venv (once, about ten seconds) ..." >&2
 if [ ! -e "$venv" ]; then
     python=

@@ -57,10 +57,13 @@ class Folders:
 
     @classmethod
     def of_user(cls) -> Folders:
-        cache, state = platformdirs.user_cache_dir("sandboxrun"), platformdirs.user_state_dir("sandboxrun")
+        try:
+            cache, state = platformdirs.user_cache_dir("sandboxrun"), platformdirs.user_state_dir("sandboxrun")
+        except RuntimeError:  # a user without an entry in the password database
+            cache = state = ""
         if not (os.path.isabs(cache) and os.path.isabs(state)):
             raise ConfigError(
-                "there is no home folder for the cache: set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME to absolute paths"
+                "there is no home folder for the cache: set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME, to absolute paths"
             )
         return cls(cache, state, os.path.join(cache, "scratch"))
 

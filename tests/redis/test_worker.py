@@ -132,6 +132,19 @@ def test_what_a_killed_worker_left_is_answered_by_the_next(r: redis.Redis, run: 
     assert r.xpending("t:req:x", "worker")["pending"] == 0
 
 
+def test_redis_on_a_unix_socket_serves_supervisor_and_worker(run: Runner, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(ECHO)
+    with (
+        embedded.server(unix_socket=True) as url,
+        redis.Redis.from_url(url, decode_responses=True, socket_timeout=30) as r,
+    ):
+        r.hset("t:1:h", mapping={"url": str(tmp_path), "version": "local", "requestLimit": "1"})
+        ref = client.send(r, "t", {"text": "by socket"}, now="x")
+        done = run("t", "1", "--redis", url)
+        assert done.code == 0, done.err
+        assert json.loads(r.lpop(f"res:{ref}"))["text"] == "by socket"
+
+
 def test_a_removed_stream_and_group_are_made_again(r: redis.Redis, run: Runner, local: Local) -> None:
     local(ECHO, requestLimit="2", xreadGroupBlockMillis="100")
     with run.start("t", "1") as process:
