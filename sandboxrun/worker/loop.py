@@ -15,7 +15,7 @@ from typing import Any
 
 from sandboxrun import keys
 from sandboxrun.config import Loop
-from sandboxrun.errors import ConfigError, SandboxrunError
+from sandboxrun.errors import ConfigError, SandboxrunError, StoreError
 from sandboxrun.worker.context import Context, current
 from sandboxrun.worker.request import BadRequest, Request, failure, now, parse, ref_of, reply, trace_field
 
@@ -46,17 +46,22 @@ def run() -> None:
 
     An error in the hash or the secrets ends the process with one line and the exit code of the error.
     """
+    import redis
+
     try:
-        context = current()
-        context.secrets()  # now, not at the first request
-        _Worker(context, context.loop()).run()
+        try:
+            context = current()
+            context.secrets()  # now, not at the first request
+            _Worker(context, context.loop()).run()
+        except redis.ResponseError as error:
+            raise StoreError(f"Redis refuses what the worker asks of it: {error}") from error
     except SandboxrunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
 class _Ended(BaseException):
-    """SIGTERM came while the worker waited for requests: it need not wait on."""
+    """`pid` is not ours any more, or SIGTERM came while the worker waited for requests."""
 
 
 class _Worker:
@@ -124,13 +129,13 @@ class _Worker:
         except redis.ResponseError:
             self._expire_nx = False
         # Started without sandboxrun, say under a debugger: the pid is ours to set, and to remove.
-        self._own_pid = self._redis.hsetnx(self._context.key, "pid", self._pid.decode()) == 1
+        if self._redis.hsetnx(self._context.key, "pid", self._pid.decode()):
+            self._own_pid = True
 
     def _turn(self, position: str) -> str:
         """One read and the replies to it; where to read next."""
         if self._redis.hget(self._context.key, "pid") != self._pid:
-            self._ending = True
-            return position
+            raise _Ended
         limit = self._loop.request_limit
         count = min(_BATCH, limit - self._done) if limit else _BATCH
         block = self._loop.block_millis if position == ">" else None
