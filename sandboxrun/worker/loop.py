@@ -93,7 +93,7 @@ class _Worker:
         attempt = 0
         position = "0"  # first what an earlier run read and did not acknowledge
         prepared = False
-        while not self._ending:
+        while not self._is_ending():
             try:
                 if not prepared:
                     self._prepare()
@@ -115,6 +115,9 @@ class _Worker:
                     raise
                 prepared = False  # the stream or its group was removed: make it again
         self._leave()
+
+    def _is_ending(self) -> bool:
+        return self._ending  # set by the signal handler, at any time
 
     def _prepare(self) -> None:
         import redis
@@ -142,8 +145,8 @@ class _Worker:
         try:
             # An entry that arrives in the moment of a SIGTERM stays pending, and is the next run's first.
             self._waiting = block is not None
-            if self._ending:
-                return position
+            if self._is_ending():
+                raise _Ended
             found = self._redis.xreadgroup(
                 GROUP, self._loop.consumer_id, {self._loop.request_stream: position}, count=count, block=block
             )
@@ -152,7 +155,7 @@ class _Worker:
         entries = _entries(found)
         for xid, raw in entries:
             self._answer(xid.decode(), raw or {})
-            if self._ending:
+            if self._is_ending():
                 return position
         if position == ">":
             return position
