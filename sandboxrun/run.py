@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import shutil
@@ -29,7 +30,7 @@ from sandboxrun.sandbox.notify import pidfd_getfd
 from sandboxrun.sandbox.policy import SandboxPolicy, build
 from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
-from sandboxrun.store import Endpoint, Store, start_time
+from sandboxrun.store import Endpoint, Store
 
 KEY_SECONDS = 10  # for the key to come on standard input
 
@@ -241,20 +242,50 @@ def _give_key(child: Child, line: bytes | None) -> None:
 
 @contextlib.contextmanager
 def _scratch(parent: str) -> Iterator[str]:
-    """A folder of this run's own. Those of supervisors that were killed are removed first."""
+    """A folder of this run's own, locked as long as we live; those whose supervisor was killed are removed first."""
     try:
         os.makedirs(parent, mode=0o700, exist_ok=True)
         for name in os.listdir(parent):
-            pid, _, rest = name.partition("-")
-            if pid.isdigit() and str(start_time(int(pid))) != rest.partition("-")[0]:
-                _remove(os.path.join(parent, name))
-        folder = tempfile.mkdtemp(dir=parent, prefix=f"{os.getpid()}-{start_time(os.getpid())}-")
+            _remove_if_left(os.path.join(parent, name))
+        folder, lock = _make_locked(parent)
     except OSError as error:
         raise ConfigError(f"no scratch folder can be made in {parent}: {error.strerror}") from error
     try:
         yield folder
     finally:
         _remove(folder)
+        os.close(lock)
+
+
+def _make_locked(parent: str) -> tuple[str, int]:
+    while True:
+        folder = tempfile.mkdtemp(dir=parent)
+        lock = _lock(folder)
+        if lock is not None and os.path.exists(folder):
+            return folder, lock
+        if lock is not None:
+            os.close(lock)  # another start took it for a left-over one before it was locked
+
+
+def _remove_if_left(folder: str) -> None:
+    lock = _lock(folder)
+    if lock is not None:
+        _remove(folder)
+        os.close(lock)
+
+
+def _lock(folder: str) -> int | None:
+    """An exclusive lock on the folder itself, which the kernel takes back however we end; None if another has it."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
 
 
 def _remove(folder: str) -> None:

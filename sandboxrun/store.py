@@ -19,8 +19,13 @@ DEFAULT_URL = "redis://127.0.0.1:6379"
 TIMEOUT_SECONDS = 5
 WATCH_SECONDS = 0.5  # how soon a removed pid is noticed
 LEASE_REFRESH_SECONDS = 5
+CLAIM_TRIES = 100  # against others who change the hash at the same time
 LEASE_SECONDS = 20  # a worker on another host that was not seen for so long counts as dead
 
+_NOT_A_URL = (
+    "the Redis URL is not valid: expected redis://[USER:PASSWORD@]HOST:PORT[/DB], with special characters "
+    "percent-encoded"
+)
 # What stands beside `pid` while a worker runs, so that a left-over pid can be told from a living one.
 _PID_FIELDS = ("pid", "pidHost", "pidStarted", "pidSeen")
 
@@ -40,8 +45,8 @@ def parse_url(url: str) -> Endpoint:
     try:
         parts = urlsplit(url)
         port = parts.port or 6379
-    except ValueError as error:
-        raise UsageError(f"the Redis URL is not valid: {error}; expected redis://HOST:PORT") from error
+    except ValueError:
+        raise UsageError(_NOT_A_URL) from None  # its text may quote a part of the password
     if parts.scheme == "unix":
         if not parts.path.startswith("/"):
             raise UsageError("the Redis URL unix://… has no path: expected unix:///PATH/redis.sock")
@@ -57,6 +62,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.endpoint = parse_url(url)
+        self._closing = threading.Event()
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
@@ -70,8 +76,8 @@ class Store:
                 retry=Retry(NoBackoff(), 0),
                 client_name="sandboxrun",
             )
-        except ValueError as error:
-            raise UsageError(f"the Redis URL is not valid: {error}") from error
+        except ValueError:
+            raise UsageError(_NOT_A_URL) from None
 
     def read(self, type_: str, id_: str) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
         """The fields of `TYPE:h` and `TYPE:ID:h` that matter, bounded in number and size. Raises ConfigError."""
@@ -90,7 +96,7 @@ class Store:
 
         mine = {"pid": pid, "pidHost": this_host(), "pidStarted": start_time(pid) or 0}
         with self._translated(), self._redis.pipeline() as pipe:
-            while True:
+            for _ in range(CLAIM_TRIES):
                 pipe.watch(key)
                 now = self._check_free(pipe, key)
                 pipe.multi()
@@ -100,13 +106,14 @@ class Store:
                     return
                 except redis.WatchError:
                     continue  # the hash changed meanwhile: look again
+        raise StoreError(f"{key} changes so often that field pid cannot be set: find out who writes to it")
 
     def release(self, key: str, pid: int) -> None:
         """Remove `pid`, and what stands beside it, if it is still ours or gone already."""
         import redis
 
         with self._translated(), self._redis.pipeline() as pipe:
-            while True:
+            for _ in range(CLAIM_TRIES):
                 pipe.watch(key)
                 if pipe.hget(key, "pid") not in (str(pid).encode(), None):
                     return
@@ -123,13 +130,15 @@ class Store:
         threading.Thread(target=self._watch, args=(key, pid, lost, warn), daemon=True).start()
 
     def close(self) -> None:
+        self._closing.set()
         self._redis.close()
 
     def _watch(self, key: str, pid: int, lost: Callable[[str], None], warn: Callable[[str], None]) -> None:
         away = False
         refresh = time.monotonic() + LEASE_REFRESH_SECONDS
         while True:
-            time.sleep(WATCH_SECONDS)
+            if self._closing.wait(WATCH_SECONDS):
+                return
             try:
                 with self._translated():
                     found = self._redis.hget(key, "pid")
@@ -137,7 +146,7 @@ class Store:
                         self._refresh(key, pid)
                         refresh = time.monotonic() + LEASE_REFRESH_SECONDS
             except StoreError as error:
-                if not away:
+                if not away and not self._closing.is_set():
                     warn(f"{error}; the worker goes on, and its pid is watched again once Redis is back")
                 away = True
                 continue

@@ -61,6 +61,7 @@ class Arena:
         allow: dict[str, str] | None = None,
         deny: dict[str, str] | None = None,
         redis: str | None = None,
+        limit: int | None = None,
         **variables: Any,
     ) -> Outcome:
         spec = {
@@ -71,6 +72,8 @@ class Arena:
         }
         if redis is not None:
             spec["redis"] = redis
+        if limit is not None:
+            spec["limit"] = limit
         return self._run([sys.executable, str(CONFINE), json.dumps(spec)], cwd=self._folder)
 
     def _write(self, code: str, variables: dict[str, Any]) -> Path:

@@ -137,7 +137,7 @@ class Connector:
         fd, pointer, length = notification.args[:3]
         destination = parse_sockaddr(self._read(pointer, length & 0xFFFFFFFF))
         self._check(destination)
-        sock = socket.socket(fileno=pidfd_getfd(self._pidfd, fd & 0xFFFFFFFF))
+        sock = self._duplicate(fd & 0xFFFFFFFF)
         done = True
         try:
             # The target may have died and its pid been taken over while we read: now it cannot any more.
@@ -161,6 +161,14 @@ class Connector:
         finally:
             if done:
                 sock.close()
+
+    def _duplicate(self, target_fd: int) -> socket.socket:
+        fd = pidfd_getfd(self._pidfd, target_fd)
+        try:
+            return socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)  # not a socket
+            raise
 
     def _read(self, pointer: int, length: int) -> bytes:
         if length > _SOCKADDR_MAX_BYTES:

@@ -1,11 +1,13 @@
 """Run one script in the sandbox, without Redis or a download: the tests' shortest way to the boundary.
 
-    python confine.py '{"script": PATH, "scratch": FOLDER, "allow": {KIND: TEXT}, "deny": {…}, "redis": "HOST:PORT" or PATH}'
+    python confine.py '{"script": PATH, "scratch": FOLDER, "allow": {KIND: TEXT}, "deny": {…}, "redis": "HOST:PORT" or PATH,
+                       "limit": OPEN_FILES}'
 
 Exits with the script's own code. What is confined is what `sandboxrun` confines: same policy, child and supervisor.
 """
 
 import json
+import resource
 import sys
 
 from sandboxrun.log import Log
@@ -19,6 +21,8 @@ KEY = "test:1:h"
 
 def main() -> int:
     spec = json.loads(sys.argv[1])
+    if "limit" in spec:  # the supervisor's own open files
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spec["limit"], resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     lists = [
         (verdict, kind, text, "test") for verdict in ("allow", "deny") for kind, text in spec.get(verdict, {}).items()
     ]

@@ -149,6 +149,23 @@ def test_absurd_arguments_become_errnos_and_the_supervisor_goes_on(arena: Arena,
     assert listener.connections == 1
 
 
+def test_connects_of_what_is_no_socket_cost_the_supervisor_no_descriptors(arena: Arena, listener: Listener) -> None:
+    code = """
+    def attempt():
+        import ctypes, struct
+        libc = ctypes.CDLL(None, use_errno=True)
+        address = struct.pack("=HH4s8x", 2, socket.htons(V["port"]), bytes([127, 0, 0, 1]))
+        found = set()
+        for _ in range(3000):
+            libc.connect(0, address, 16)
+            found.add(errno.errorcode[ctypes.get_errno()])
+        with socket.create_connection(("127.0.0.1", V["port"])) as s:
+            return [sorted(found), s.recv(5).decode()]
+    """
+    found = arena.confined(code, allow={"net": "127.0.0.1"}, port=listener.port, limit=256)
+    assert found.value == [["ENOTSOCK"], "hello"]
+
+
 def test_a_flood_of_refused_connects_is_answered_and_shown_in_bounds(arena: Arena) -> None:
     code = """
     def attempt():
