@@ -62,6 +62,7 @@ class Arena:
         deny: dict[str, str] | None = None,
         redis: str | None = None,
         limit: int | None = None,
+        abi: int | None = None,
         **variables: Any,
     ) -> Outcome:
         spec = {
@@ -72,8 +73,9 @@ class Arena:
         }
         if redis is not None:
             spec["redis"] = redis
-        if limit is not None:
-            spec["limit"] = limit
+        for name, value in (("limit", limit), ("abi", abi)):
+            if value is not None:
+                spec[name] = value
         return self._run([sys.executable, str(CONFINE), json.dumps(spec)], cwd=self._folder)
 
     def _write(self, code: str, variables: dict[str, Any]) -> Path:

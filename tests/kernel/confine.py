@@ -1,7 +1,7 @@
 """Run one script in the sandbox, without Redis or a download: the tests' shortest way to the boundary.
 
     python confine.py '{"script": PATH, "scratch": FOLDER, "allow": {KIND: TEXT}, "deny": {…}, "redis": "HOST:PORT" or PATH,
-                       "limit": OPEN_FILES}'
+                       "limit": OPEN_FILES, "abi": LANDLOCK_ABI}'
 
 Exits with the script's own code. What is confined is what `sandboxrun` confines: same policy, child and supervisor.
 """
@@ -12,7 +12,7 @@ import sys
 
 from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
-from sandboxrun.sandbox import policy
+from sandboxrun.sandbox import landlock, policy
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.supervisor import Supervisor
 
@@ -23,6 +23,8 @@ def main() -> int:
     spec = json.loads(sys.argv[1])
     if "limit" in spec:  # the supervisor's own open files
         resource.setrlimit(resource.RLIMIT_NOFILE, (spec["limit"], resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    if "abi" in spec:  # as on an older kernel
+        landlock.kernel_abi = lambda: spec["abi"]
     lists = [
         (verdict, kind, text, "test") for verdict in ("allow", "deny") for kind, text in spec.get(verdict, {}).items()
     ]

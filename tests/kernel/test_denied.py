@@ -19,13 +19,14 @@ def attempt():
 """
 
 
-def test_another_port_of_an_allowed_host_is_refused(arena: Arena, listener: Listener) -> None:
+@pytest.mark.parametrize("abi", [None, 3], ids=["this kernel", "Landlock without TCP"])
+def test_another_port_of_an_allowed_host_is_refused(arena: Arena, listener: Listener, abi: int | None) -> None:
     with listening() as other:
         allow = {"net": f"127.0.0.1:{listener.port}"}
         assert arena.unconfined(CONNECT, host="127.0.0.1", port=other.port).value == "hello"
         assert other.connections == 1
         assert arena.confined(CONNECT, allow=allow, host="127.0.0.1", port=listener.port).value == "hello"
-        refused = arena.confined(CONNECT, allow=allow, host="127.0.0.1", port=other.port)
+        refused = arena.confined(CONNECT, allow=allow, abi=abi, host="127.0.0.1", port=other.port)
         assert refused.errno == "EACCES"
         assert other.connections == 1
         wanted = f'Requires net access to "127.0.0.1:{other.port}"; grant it with: --allow-net=127.0.0.1:{other.port} (field allowNet of test:1:h)'
@@ -178,19 +179,26 @@ def test_an_address_rewritten_by_a_racing_thread_reaches_only_the_allowed_host(
         assert denied.connections == before
 
 
-def test_udp_is_refused(arena: Arena) -> None:
+@pytest.mark.parametrize("way", ["sendto", "sendmsg", "connect and send"])
+def test_udp_is_refused(arena: Arena, way: str) -> None:
     code = """
     def attempt():
+        peer = ("127.0.0.1", V["port"])
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            return s.sendto(b"leak", ("127.0.0.1", V["port"]))
+            if V["way"] == "sendto":
+                return s.sendto(b"leak", peer)
+            if V["way"] == "sendmsg":
+                return s.sendmsg([b"leak"], [], 0, peer)
+            s.connect(peer)
+            return s.send(b"leak")
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         receiver.settimeout(5)
         port = receiver.getsockname()[1]
-        assert arena.unconfined(code, port=port).value == 4
+        assert arena.unconfined(code, way=way, port=port).value == 4
         assert receiver.recv(16) == b"leak"
-        assert arena.confined(code, allow={"net": f"127.0.0.1:{port}"}, port=port).errno == "EPERM"
+        assert arena.confined(code, allow={"net": f"127.0.0.1:{port}"}, way=way, port=port).errno == "EPERM"
         receiver.setblocking(False)
         with pytest.raises(BlockingIOError):
             receiver.recv(16)
@@ -451,13 +459,14 @@ def test_an_inherited_descriptor_is_closed(arena: Arena, tmp_path: Path) -> None
             os.close(fd)
 
 
-def test_signalling_another_process_is_refused(arena: Arena) -> None:
+@pytest.mark.parametrize("abi", [None, 3], ids=["this kernel", "Landlock without scopes"])
+def test_signalling_another_process_is_refused(arena: Arena, abi: int | None) -> None:
     code = "def attempt():\n    os.kill(V['pid'], 15)\n    return 'sent'"
     victims = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)]
     try:
         assert arena.unconfined(code, pid=victims[0].pid).value == "sent"
         assert victims[0].wait(10) == -15
-        assert arena.confined(code, pid=victims[1].pid).errno == "EPERM"
+        assert arena.confined(code, abi=abi, pid=victims[1].pid).errno == "EPERM"
         assert victims[1].poll() is None
     finally:
         for victim in victims:

@@ -296,3 +296,11 @@ def test_an_uncaught_refusal_of_a_file_names_the_grant(arena: Arena) -> None:
         assert found.code == 1
         assert found.stderr.splitlines()[-1] == line
         assert "bootstrap.py" not in found.stderr
+
+
+def test_a_kernel_below_the_floor_is_refused_and_nothing_runs(arena: Arena) -> None:
+    for abi, text in ((0, "this kernel has no Landlock"), (2, "Landlock has ABI 2")):
+        found = arena.confined("def attempt():\n    return 1", abi=abi)
+        assert found.errno == "NO OUTCOME"
+        assert found.code != 0
+        assert text in found.stderr
