@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from arena import Arena, Listener, listening
+from arena import Arena, Listener, listening, wait_for
 
 CONNECT = """
 def attempt():
@@ -148,6 +148,7 @@ def test_an_address_rewritten_by_a_racing_thread_reaches_only_the_allowed_host(
         good = struct.pack("=HH4s8x", 2, socket.htons(V["allowed"]), bytes([127, 0, 0, 1]))
         evil = struct.pack("=HH4s8x", 2, socket.htons(V["denied"]), bytes([127, 0, 0, 1]))
         buffer = ctypes.create_string_buffer(good, 16)
+        sys.setswitchinterval(0.0001)
         stop = []
         def flip():
             while not stop:
@@ -168,15 +169,17 @@ def test_an_address_rewritten_by_a_racing_thread_reaches_only_the_allowed_host(
     """
     with listening() as denied:
         free = arena.unconfined(code, allowed=listener.port, denied=denied.port)
-        assert sum(free.value) == 300
+        # Both listeners accept in threads of their own: wait until every connection made is counted.
+        wait_for(lambda: listener.connections + denied.connections == free.value[0])
         assert denied.connections > 0, "the race was never lost unconfined, so it would show nothing"
-        before = denied.connections
+        before = (listener.connections, denied.connections)
         held = arena.confined(
             code, allow={"net": f"127.0.0.1:{listener.port}"}, allowed=listener.port, denied=denied.port
         )
         assert held.value[0] > 0
         assert sum(held.value) == 300
-        assert denied.connections == before
+        wait_for(lambda: listener.connections == before[0] + held.value[0])
+        assert denied.connections == before[1]
 
 
 @pytest.mark.parametrize("way", ["sendto", "sendmsg", "connect and send"])
