@@ -143,7 +143,7 @@ def test_an_address_rewritten_by_a_racing_thread_reaches_only_the_allowed_host(
 ) -> None:
     code = """
     def attempt():
-        import ctypes, struct, threading
+        import ctypes, struct, threading, time
         libc = ctypes.CDLL(None, use_errno=True)
         good = struct.pack("=HH4s8x", 2, socket.htons(V["allowed"]), bytes([127, 0, 0, 1]))
         evil = struct.pack("=HH4s8x", 2, socket.htons(V["denied"]), bytes([127, 0, 0, 1]))
@@ -158,6 +158,7 @@ def test_an_address_rewritten_by_a_racing_thread_reaches_only_the_allowed_host(
         thread.start()
         done = refused = 0
         for _ in range(300):
+            time.sleep(0.00005)  # let the other thread run, and stop it anywhere
             with socket.socket() as s:
                 if libc.connect(s.fileno(), buffer, 16) == 0:
                     done += 1
