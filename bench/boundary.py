@@ -60,7 +60,7 @@ def echo(server: socket.socket) -> None:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as server, tempfile.TemporaryDirectory() as folder:
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as server, tempfile.TemporaryDirectory() as folder:
         threading.Thread(target=echo, args=(server,), daemon=True).start()
         port = server.getsockname()[1]
         script = Path(folder, "script.py")

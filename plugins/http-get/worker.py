@@ -28,6 +28,9 @@ def handle(request):
             body, truncated = read(response)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise worker.BadRequest(f"url is not valid: {error}") from error
+    except httpx.TransportError as error:
+        # Refused, unreachable, too slow: code 500, and one line instead of httpx's own story.
+        raise ConnectionError(f"{url}: {error or type(error).__name__}") from None
     result = {
         "url": url,
         "status": response.status_code,
