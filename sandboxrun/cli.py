@@ -39,11 +39,13 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The entry point: exits with the code that `_main` returns."""
+    _open_standard_descriptors()
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     try:
         code = _main(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except SandboxrunError as error:
         if debug:
             import traceback
@@ -65,6 +67,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         )
         code = SandboxrunError.exit_code
     sys.exit(code)
+
+
+def _open_standard_descriptors() -> None:
+    """Started with one closed (`<&-`), a socket or file of ours would get its number, and the worker with it."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
 
 
 def _main(args: list[str]) -> int:

@@ -55,6 +55,8 @@ class Log:
         else:
             line = escape(message)[:LINE_MAX_CHARS]
             line = {"info": "sandboxrun: ", "denied": ""}.get(level, f"{level}: ") + line
+        if self._stream is None:
+            return  # started without standard error
         try:
             self._stream.write(line + "\n")
             self._stream.flush()

@@ -19,6 +19,7 @@ from sandboxrun.fetch.resolve import SCRIPT_MAX_BYTES, ImportList, is_loopback
 TOTAL_SECONDS = 30  # the whole download, every redirect, every header: a slow drip ends here
 SILENCE_SECONDS = 10  # without a byte
 REDIRECTS_MAX = 5
+ETAG_MAX_CHARS = 256  # and printable ASCII, or it is not sent back
 PROGRESS_AFTER_SECONDS = 1
 _NOT_SCRIPTS = ("text/html", "application/xhtml+xml", "application/json", "text/xml", "application/xml")
 
@@ -132,7 +133,10 @@ def _read(url: str, response: httpx.Response, received: _Received) -> Fetched | 
             raise FetchError(f"{url} has more than {SCRIPT_MAX_BYTES >> 20} MiB, the most that a script may have")
         if received.give_up:
             break
-    return Fetched(bytes(body), response.headers.get("etag"))
+    etag = response.headers.get("etag", "")
+    return Fetched(
+        bytes(body), etag if 0 < len(etag) <= ETAG_MAX_CHARS and etag.isascii() and etag.isprintable() else None
+    )
 
 
 def _netrc_auth(url: str) -> httpx.Auth | None:

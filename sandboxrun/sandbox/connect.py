@@ -219,8 +219,8 @@ class Connector:
                 return _outcome(sock, destination)
         timeout = _send_timeout(sock)
         pending = _Pending(id_, sock, destination, time.monotonic() + timeout if timeout else None)
+        self._watch(sock, lambda: self._settled(pending))  # first: it may fail, and the socket is closed then
         self._pending[sock] = pending
-        self._watch(sock, lambda: self._settled(pending))
         return None
 
     def _settled(self, pending: _Pending) -> None:

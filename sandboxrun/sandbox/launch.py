@@ -177,16 +177,6 @@ def _write_only(fd: int) -> int | None:
     reading: the worker would see what the operator types.
     """
     try:
-        if not os.isatty(fd):
-            return None if _is_open(fd) else subprocess.DEVNULL
-        return os.open(os.ttyname(fd), os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+        return os.open(os.ttyname(fd), os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC) if os.isatty(fd) else None
     except OSError:
         return subprocess.DEVNULL
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True

@@ -124,6 +124,20 @@ def test_a_fault_of_the_server_is_survived_from_the_cache_and_a_404_is_not(
     assert run("t", "1").out == "back t:1:h\n"
 
 
+def test_an_odd_etag_is_not_sent_back(r: redis.Redis, run: Runner, host: RawHost) -> None:
+    def answer(handler) -> None:  # type: ignore[no-untyped-def]
+        handler.send_response(200)
+        handler.send_header("ETag", '"\xe9\xff' + "x" * 1000)
+        handler.end_headers()
+        handler.wfile.write(script("odd").encode())
+
+    host.files[PATH.format("main")] = answer
+    r.hset("t:1:h", mapping={"url": host.url + PATH.format("{version}"), "version": "main"})
+    for _ in range(2):
+        assert run("t", "1").out == "odd t:1:h\n"
+    assert "if-none-match" not in host.requests[1][1]
+
+
 @pytest.mark.usefixtures("versions")
 def test_cached_only_never_fetches(r: redis.Redis, run: Runner, host: RawHost) -> None:
     assert run("t", "1", "--cached-only").code == 69
