@@ -151,9 +151,10 @@ def test_an_address_rewritten_by_a_racing_thread_reaches_only_the_allowed_host(
         sys.setswitchinterval(0.0001)
         stop = []
         def flip():
+            turn = 0
             while not stop:
-                buffer.raw = evil
-                buffer.raw = good
+                buffer.raw = (evil, good)[turn]  # one a turn: threads change places between turns, so after either
+                turn ^= 1
         thread = threading.Thread(target=flip)
         thread.start()
         done = refused = 0
