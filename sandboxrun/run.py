@@ -100,7 +100,7 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, log: Log) ->
         reload=options.reload,
         cached_only=options.cached_only,
         warn=lambda message: log.warning("fetch", message),
-        progress=lambda message: log.info("fetch", message) if sys.stderr.isatty() else None,
+        progress=lambda message: log.info("fetch", message) if os.isatty(2) else None,
     )
     log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
     key_line = _read_key() if config.has_secrets else None

@@ -109,8 +109,10 @@ class Store:
         raise StoreError(f"{key} changes so often that field pid cannot be set: find out who writes to it")
 
     def release(self, key: str, pid: int) -> None:
-        """Remove `pid`, and what stands beside it, if it is still ours or gone already."""
+        """Remove `pid`, and what stands beside it, if it is still ours or gone already; ends the watch."""
         import redis
+
+        self._closing.set()
 
         with self._translated(), self._redis.pipeline() as pipe:
             for _ in range(CLAIM_TRIES):
@@ -151,6 +153,8 @@ class Store:
                 away = True
                 continue
             away = False
+            if self._closing.is_set():
+                return  # we removed it ourselves
             if found != str(pid).encode():
                 what = "removed" if found is None else f"changed to {found.decode('utf-8', 'replace')[:32]!r}"
                 lost(f"field pid of {key} was {what}: ending the worker")

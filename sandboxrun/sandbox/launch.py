@@ -3,6 +3,7 @@ worker, so that both start-ups overlap; it holds neither secrets nor untrusted c
 
 from __future__ import annotations
 
+import contextlib
 import marshal
 import os
 import select
@@ -126,7 +127,8 @@ class Child:
 
     def go(self) -> None:
         """Let the confined child run the script."""
-        self.control.send(b"go")
+        with contextlib.suppress(OSError):  # killed meanwhile: its pidfd tells
+            self.control.send(b"go")
         self.control.setblocking(False)
 
     def signal(self, number: int) -> None:

@@ -98,8 +98,10 @@ class Supervisor:
             if self._kill_at is not None and now >= self._kill_at:
                 self._child.signal(signal.SIGKILL)
                 self._kill_at = None
-            if now >= housekeeping:
+            deadline = self._connector.next_deadline()
+            if now >= housekeeping or (deadline is not None and now >= deadline):
                 self._connector.expire()
+            if now >= housekeeping:
                 self._check_scratch()
                 housekeeping = now + HOUSEKEEPING_SECONDS
 
@@ -108,7 +110,8 @@ class Supervisor:
         self._listener.close()
         self._selector.close()
         os.close(self._wake_read)
-        os.close(self._wake_write)
+        write, self._wake_write = self._wake_write, -1  # a late thread must not write into another file's number
+        os.close(write)
 
     def _timeout(self, housekeeping: float) -> float:
         times = [housekeeping, self._kill_at, self._connector.next_deadline()]

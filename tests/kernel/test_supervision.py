@@ -65,6 +65,7 @@ def test_a_blocking_connect_keeps_its_time_limit(arena: Arena) -> None:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 200000))
         s.connect(("127.0.0.1", V["hanging"]))
     """
+    # Only that it ends, and how: SYN time-outs of more than two minutes are what would follow otherwise.
     with full_backlog() as hanging:
         free = arena.unconfined(code, hanging=hanging)
         assert free.errno == "EINPROGRESS"
