@@ -235,8 +235,8 @@ def _check_kind(kind: str, where: str) -> None:
 def _url(url: str, key: str) -> str:
     if len(url) > URL_MAX_CHARS:
         raise ConfigError(f"field url of {key} has {len(url)} characters: at most {URL_MAX_CHARS} are read")
-    if not url.isprintable() or " " in url:
-        raise ConfigError(f"field url of {key} has a space or a control character: percent-encode it")
+    if not url.isprintable() or " " in url or (not url.isascii() and "://" in url):
+        raise ConfigError(f"field url of {key} has a space, a control or a non-ASCII character: percent-encode it")
     return url
 
 

@@ -134,7 +134,7 @@ def _live(
     supervisor.handle_signals()
     store.claim(config.key, child.pid)
     try:
-        store.watch(config.key, child.pid, lost=supervisor.stop, warn=lambda message: log.warning("redis", message))
+        store.watch(config.key, child.pid, lost=supervisor.stop, warn=lambda message: supervisor.warn("redis", message))
         threading.Thread(target=_give_key, args=(child, key_line), daemon=True).start()
         log.info(
             "start",
@@ -160,7 +160,7 @@ def _policy(
         scratch=scratch,
         local_source=(source.folder or source.script) if isinstance(source, LocalSource) else None,
         redis=endpoint.path if endpoint.path is not None else _redis_target(endpoint),
-        protected=(folders.cache, folders.state),
+        protected=(folders.cache, folders.state, os.path.expanduser("~/.netrc")),
     )
 
 
@@ -292,5 +292,6 @@ def _remove(folder: str) -> None:
     try:
         shutil.rmtree(folder)
     except (OSError, RecursionError):
-        # A hostile worker can nest folders deeper than Python's recursion goes; rm(1) does not recurse.
+        # A hostile worker can nest folders deeper than Python's recursion goes, and take its own rights to them away.
+        subprocess.run(["chmod", "-R", "u+rwx", folder], stderr=subprocess.DEVNULL, check=False)
         subprocess.run(["rm", "-rf", "--one-file-system", folder], stderr=subprocess.DEVNULL, check=False)

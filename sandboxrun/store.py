@@ -19,6 +19,7 @@ DEFAULT_URL = "redis://127.0.0.1:6379"
 TIMEOUT_SECONDS = 5
 WATCH_SECONDS = 0.5  # how soon a removed pid is noticed
 LEASE_REFRESH_SECONDS = 5
+HASH_MAX_BYTES = 64 * 1024 * 1024  # in Redis: values can be read by their lengths, names only whole
 CLAIM_TRIES = 100  # against others who change the hash at the same time
 LEASE_SECONDS = 20  # a worker on another host that was not seen for so long counts as dead
 
@@ -202,6 +203,10 @@ class Store:
         count = self._redis.hlen(name)
         if count > FIELDS_MAX:
             raise ConfigError(f"{name} has {count} fields: at most {FIELDS_MAX} are read")
+        if self._memory(name) > HASH_MAX_BYTES:
+            raise ConfigError(
+                f"{name} takes more than {HASH_MAX_BYTES >> 20} MiB: remove the fields that do not belong there"
+            )
         fields = [
             field.encode() for field in wanted_fields(f.decode("utf-8", "replace") for f in self._redis.hkeys(name))
         ]
@@ -217,6 +222,15 @@ class Store:
                 raise ConfigError(f"field {field.decode()} of {name} has {length} bytes: at most {limit} are read")
         values = self._redis.hmget(name, fields)
         return {field: value for field, value in zip(fields, values, strict=True) if value is not None}
+
+    def _memory(self, name: str) -> int:
+        """What a key takes, names of its fields included; 0 for a login that may not ask."""
+        import redis
+
+        try:
+            return int(self._redis.memory_usage(name, samples=0) or 0)
+        except redis.ResponseError:
+            return 0
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -251,7 +265,17 @@ def start_time(pid: int) -> int | None:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    # A process whose first thread has ended shows as a zombie while its others go on.
+    if fields[0] in (b"Z", b"X") and _threads(pid) <= 1:
+        return None
+    return int(fields[19])
+
+
+def _threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
 
 
 def is_alive(holder: Mapping[str, str | None], key: str, now: int) -> bool:

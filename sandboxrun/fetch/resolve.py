@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from sandboxrun.errors import ConfigError, FetchError, UsageError
 from sandboxrun.permissions import canonical_host
 
-SCRIPT_MAX_BYTES = 4 * 1024 * 1024
+SCRIPT_MAX_BYTES = 1024 * 1024
 DEFAULT_HOSTS = (
     "raw.githubusercontent.com", "gist.githubusercontent.com", "gitlab.com", "codeberg.org", "cdn.jsdelivr.net",
 )  # fmt: skip

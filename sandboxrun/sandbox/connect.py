@@ -2,8 +2,8 @@
 
 The address is copied once out of the worker's memory; what is decided on is what is connected, so a thread that
 rewrites the memory changes nothing. The socket is duplicated once; a descriptor swapped meanwhile is simply another
-socket that is connected to an allowed address, or refused for its type. A blocking connect never blocks us: it is
-started without blocking and finished by the event loop.
+socket that is connected to an allowed address, or refused for its type. A blocking connect delays no other: it is
+started without blocking and finished when its socket becomes writable.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import fcntl
 import ipaddress
 import os
 import select
+import selectors
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from sandboxrun.sandbox.notify import Listener, Notification, pidfd_getfd
 from sandboxrun.sandbox.policy import SandboxPolicy
 
 _SOCKADDR_MAX_BYTES = 128  # sizeof(struct sockaddr_storage): the kernel refuses more
+EXPIRE_SECONDS = 1.0  # between two looks for callers that are gone
 PENDING_MAX = 512  # blocking connects under way at once; one more fails with EAGAIN
 
 
@@ -85,7 +88,12 @@ class _Pending:
 
 
 class Connector:
-    """Answers `connect` notifications. `watch` and `unwatch` register a socket for writability with the event loop."""
+    """Answers `connect` notifications, in a thread of its own.
+
+    O_NONBLOCK belongs to the worker as much as to us: a hostile thread that clears it at the right moment makes our
+    connect(2) wait. Then only that worker's further connects wait, for nothing else is done in this thread.
+    `denied` and `failed` are called from it.
+    """
 
     def __init__(
         self,
@@ -96,14 +104,48 @@ class Connector:
         pidfd: int,
         names: Callable[[IPAddress], frozenset[str]],
         denied: Callable[[str], None],
-        watch: Callable[[socket.socket, Callable[[], None]], None],
-        unwatch: Callable[[socket.socket], None],
+        failed: Callable[[str], None],
     ) -> None:
         self._listener, self._policy, self._pidfd = listener, policy, pidfd
-        self._names, self._denied, self._watch, self._unwatch = names, denied, watch, unwatch
+        self._names, self._denied, self._failed = names, denied, failed
         # The child has confined itself and never executes again, so this stays its memory.
         self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         self._pending: dict[socket.socket, _Pending] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ, self._notified)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """The child has ended. A thread that is stuck in a call of its making is left to the end of the process."""
+        self._stopping = True
+
+    def _serve(self) -> None:
+        try:
+            while not self._stopping:
+                deadline = min((p.deadline for p in self._pending.values() if p.deadline is not None), default=None)
+                wait = (
+                    EXPIRE_SECONDS if deadline is None else max(0.0, min(EXPIRE_SECONDS, deadline - time.monotonic()))
+                )
+                ready = self._selector.select(wait)
+                for key, _ in ready:
+                    # A callback before it may have ended this one's business.
+                    if self._selector.get_map().get(key.fd) is key:
+                        key.data()
+                if not ready:
+                    self._expire()
+        except Exception as error:
+            self._failed(
+                f"connections cannot be supervised any more ({type(error).__name__}: {error}): ending the worker"
+            )
+
+    def _notified(self) -> None:
+        notification = self._listener.receive()
+        if notification is not None:
+            self.handle(notification)
 
     def handle(self, notification: Notification) -> None:
         """Answer one notification, now or later. Whatever goes wrong becomes an errno for the worker."""
@@ -116,10 +158,7 @@ class Connector:
         if answer is not None:
             self._listener.respond(notification.id, answer)
 
-    def next_deadline(self) -> float | None:
-        return min((p.deadline for p in self._pending.values() if p.deadline is not None), default=None)
-
-    def expire(self) -> None:
+    def _expire(self) -> None:
         """End those whose SO_SNDTIMEO is over, as connect(2) does, and forget those whose caller is gone."""
         now = time.monotonic()
         for pending in list(self._pending.values()):
@@ -127,11 +166,6 @@ class Connector:
                 self._finish(pending, errno.EINPROGRESS)
             elif not self._listener.is_valid(pending.id):
                 self._forget(pending)
-
-    def close(self) -> None:
-        for pending in list(self._pending.values()):
-            self._forget(pending)
-        os.close(self._memory)
 
     def _connect(self, notification: Notification) -> int | None:
         fd, pointer, length = notification.args[:3]
@@ -207,7 +241,7 @@ class Connector:
         if fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK:
             return sock.connect_ex(destination.sockaddr())
         if len(self._pending) >= PENDING_MAX:
-            self.expire()
+            self._expire()
             if len(self._pending) >= PENDING_MAX:
                 return errno.EAGAIN
         with _NonBlocking(sock):
@@ -219,7 +253,8 @@ class Connector:
                 return _outcome(sock, destination)
         timeout = _send_timeout(sock)
         pending = _Pending(id_, sock, destination, time.monotonic() + timeout if timeout else None)
-        self._watch(sock, lambda: self._settled(pending))  # first: it may fail, and the socket is closed then
+        # First: it may fail, and the socket is closed then.
+        self._selector.register(sock, selectors.EVENT_WRITE, lambda: self._settled(pending))
         self._pending[sock] = pending
         return None
 
@@ -237,7 +272,7 @@ class Connector:
 
     def _forget(self, pending: _Pending) -> None:
         if self._pending.pop(pending.socket, None) is not None:
-            self._unwatch(pending.socket)
+            self._selector.unregister(pending.socket)
             pending.socket.close()
 
 

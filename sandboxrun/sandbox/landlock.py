@@ -119,7 +119,7 @@ def require(abi: int) -> None:
 def create_ruleset(rules: Iterable[tuple[str, Access]], *, abi: int) -> int:
     """A ruleset descriptor (close-on-exec) that denies all files, TCP and scopes `abi` can, but for `rules`.
 
-    `rules` are (path, access). Raises SandboxError naming the path where one cannot be opened.
+    `rules` are (real path, access). Raises SandboxError naming the path where one cannot be opened.
     """
     require(abi)
     handled = Access((1 << 16) - 1)
@@ -146,7 +146,7 @@ def create_ruleset(rules: Iterable[tuple[str, Access]], *, abi: int) -> int:
 
 def _add_rule(ruleset: int, path: str, access: Access) -> None:
     try:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise SandboxError(f"cannot open {path} to grant it: {error.strerror}") from error
     try:

@@ -42,6 +42,10 @@ def this_interpreter() -> Interpreter:
             site[path] = None
     return Interpreter(
         prefix=sys.prefix,
+        programs=tuple(
+            os.path.dirname(program)
+            for program in (sys.executable, os.path.realpath(sys.executable), os.path.abspath(sys.argv[0]))
+        ),
         library=(paths["stdlib"], paths["platstdlib"]),
         site_packages=tuple(site),
         package=package,

@@ -20,6 +20,9 @@ _SYSTEM_READ = (
     "/dev/urandom", "/dev/random", "/dev/zero", "/dev/null",
 )  # fmt: skip
 _SYSTEM_WRITE = ("/dev/null",)
+# Where programs, libraries and settings of the machine are: as good as code.
+_SYSTEM_CODE = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/boot", "/proc", "/sys")
+_LINKS_MAX = 40  # as the kernel's own limit, path_resolution(7)
 
 SCRATCH_MAX_BYTES = 256 * 1024 * 1024
 ADDRESS_SPACE_MAX_BYTES = 4 * 1024 * 1024 * 1024
@@ -31,6 +34,7 @@ class Interpreter:
     """Where the child's Python finds its own code; see launch.this_interpreter."""
 
     prefix: str
+    programs: tuple[str, ...]  # folders of the interpreter and of the command itself
     library: tuple[str, ...]  # standard library folders
     site_packages: tuple[str, ...]
     package: str  # the folder sandboxrun/ itself
@@ -64,7 +68,11 @@ def build(
     """
     read = _granted(permissions, "read", key)
     write = _granted(permissions, "write", key)
-    code = [*interpreter.library, *interpreter.site_packages, interpreter.package, *protected]
+    for kind, paths in (("read", permissions.allow.get("read", ())), ("write", permissions.allow.get("write", ()))):
+        for path in paths:
+            _check_not_planted(path, write, f"field {KINDS[kind].field()} of {key}")
+    code = [interpreter.prefix, *interpreter.programs, *interpreter.library, *interpreter.site_packages]
+    code += [interpreter.package, *_SYSTEM_CODE, *protected]
     if local_source is not None:
         code.append(local_source)
     for path in write:
@@ -117,6 +125,31 @@ def _granted(permissions: Permissions, kind: str, key: str) -> list[str]:
             )
         granted.append(real)
     return granted
+
+
+def _check_not_planted(path: str, writable: Iterable[str], where: str) -> None:
+    """Raise ConfigError where `path` leads through a symlink that lies in a writable folder.
+
+    An earlier run may have put it there, to be granted what it points to.
+    """
+    place, rest, links = "/", [part for part in path.split("/") if part], 0
+    while rest and links <= _LINKS_MAX:
+        part = rest.pop(0)
+        if part == "..":
+            place = os.path.dirname(place)
+            continue
+        step = os.path.join(place, part)
+        if not os.path.islink(step):
+            place = step
+            continue
+        if any(_within(place, folder) for folder in writable):
+            raise ConfigError(
+                f"{where} has {path}, but {step} is a symlink in a folder that the worker can write: remove it"
+            )
+        links += 1
+        target = os.readlink(step)
+        rest = [word for word in target.split("/") if word not in ("", ".")] + rest
+        place = "/" if target.startswith("/") else place
 
 
 def _existing(paths: Iterable[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from sandboxrun.permissions import IPAddress, Permissions, canonical_address, canonical_host, endpoint, is_public
 
 IN_FLIGHT_MAX = 16  # look-ups under way at once; one more is told to try again
+NAMES_MAX = 256  # of one address
 ADDRESSES_MAX = 4096  # remembered; a worker with a wildcard grant could otherwise make us grow without end
 
 
@@ -30,10 +31,12 @@ class Resolver:
         self._names: dict[IPAddress, set[str]] = {}
         self._answers: queue.SimpleQueue[tuple[str, str, list[IPAddress] | OSError]] = queue.SimpleQueue()
         self._in_flight = 0
+        self._lock = threading.Lock()  # `names` is asked by the thread that connects
 
     def names(self, address: IPAddress) -> frozenset[str]:
         """The names that were resolved to this (canonical) address."""
-        return frozenset(self._names.get(address, ()))
+        with self._lock:
+            return frozenset(self._names.get(address, ()))
 
     def pin_denied(self) -> None:
         """Resolve the names that are denied, so that their addresses are too. Blocks; called before the worker runs."""
@@ -59,8 +62,11 @@ class Resolver:
             return self._refuse(number, name)
         if self._in_flight >= IN_FLIGHT_MAX:
             return _answer(number, str(int(socket.EAI_AGAIN)), ["too many names are being resolved"])
+        try:
+            threading.Thread(target=self._work, args=(number, name), daemon=True).start()
+        except RuntimeError:  # the user's or the system's threads are used up, perhaps by the worker
+            return _answer(number, str(int(socket.EAI_AGAIN)), ["no thread can be started"])
         self._in_flight += 1
-        threading.Thread(target=self._work, args=(number, name), daemon=True).start()
         return None
 
     def take_answers(self) -> list[bytes]:
@@ -98,9 +104,12 @@ class Resolver:
         return (name == "localhost" or name.endswith(".localhost")) and canonical_address(address).is_loopback
 
     def _remember(self, name: str, addresses: list[IPAddress]) -> None:
-        for address in addresses:
-            if address in self._names or len(self._names) < ADDRESSES_MAX:
-                self._names.setdefault(canonical_address(address), set()).add(name)
+        with self._lock:
+            for address in map(canonical_address, addresses):
+                if address in self._names or len(self._names) < ADDRESSES_MAX:
+                    names = self._names.setdefault(address, set())
+                    if len(names) < NAMES_MAX:
+                        names.add(name)
 
     def _refuse(self, number: str, name: str, why: str = "") -> bytes:
         port = next((t.port for t in self._net.allow.get("net", ()) if t.host == name), None)

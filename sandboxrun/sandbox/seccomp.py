@@ -89,7 +89,7 @@ _IOCTLS = {
 # No F_SETOWN or F_SETSIG (signals to others), F_NOTIFY, F_SETLEASE.
 _FCNTLS = {
     name: getattr(fcntl, name)
-    for name in ("F_DUPFD", "F_DUPFD_CLOEXEC", "F_GETFD", "F_SETFD", "F_GETFL", "F_SETFL", "F_GETLK", "F_SETLK", "F_SETLKW",
+    for name in ("F_DUPFD", "F_DUPFD_CLOEXEC", "F_GETFD", "F_SETFD", "F_GETFL", "F_GETLK", "F_SETLK", "F_SETLKW",
                  "F_OFD_GETLK", "F_OFD_SETLK", "F_OFD_SETLKW")
 } | {"F_SETPIPE_SZ": 1031, "F_GETPIPE_SZ": 1032}  # fmt: skip
 _PRCTLS = {"PR_SET_NAME": 15, "PR_GET_NAME": 16, "PR_GET_DUMPABLE": 3, "PR_GET_NO_NEW_PRIVS": 39, "PR_CAPBSET_READ": 23,
@@ -133,6 +133,8 @@ def rules(*, unix_sockets: bool) -> Iterator[Rule]:
         yield Rule("ioctl", (_int(1, request),), name)
     for name, command in _FCNTLS.items():
         yield Rule("fcntl", (_int(1, command),), name)
+    # O_ASYNC on a terminal would send SIGIO to the operator's foreground processes.
+    yield Rule("fcntl", (_int(1, fcntl.F_SETFL), Arg(2, os.O_ASYNC, 0)), "F_SETFL without O_ASYNC")
     for name, option in _PRCTLS.items():
         yield Rule("prctl", (_int(0, option),), name)
     yield Rule("clone", (Arg(0, _THREAD | _NOT_THREAD, _THREAD),), "threads only")

@@ -1,12 +1,20 @@
-"""The supervisor's event loop: serve notifications and names, watch limits, forward signals, bury the child."""
+"""The supervisor: serves names, watches limits, forwards signals, buries the child.
+
+Three threads, so that nothing a worker does can keep its end from coming: this loop, which never waits for the worker's
+sockets or for the operator's terminal; the Connector's, which may; and the one that writes messages.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import select
 import selectors
 import signal
 import socket
+import stat
+import threading
 import time
 from collections.abc import Callable, Iterable
 from types import FrameType
@@ -21,6 +29,7 @@ from sandboxrun.sandbox.resolver import Resolver
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 HOUSEKEEPING_SECONDS = 1.0
+LAST_MESSAGES_SECONDS = 1.0
 DENIALS_SHOWN_MAX = 100  # different targets; a hostile worker cannot flood the operator's terminal
 _SCRATCH_ENTRIES_MAX = 20_000
 
@@ -39,26 +48,24 @@ class Supervisor:
         trusted: Iterable[str],
         log: Log,
     ) -> None:
-        self._child, self._key, self._scratch, self._log = child, key, scratch, log
+        self._child, self._key, self._scratch = child, key, scratch
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._denials: set[str] = set()
         self._stop_reason: str | None = None
         self._stops = 0
         self._kill_at: float | None = None
-        self._listener = Listener(listener_fd)
+        self._messages = _Messages(log)
         self.resolver = Resolver(policy.net, trusted=trusted, denied=self._denied, wake=self._wake)
         self._connector = Connector(
-            self._listener,
+            Listener(listener_fd),
             policy,
             pid=child.pid,
             pidfd=child.pidfd,
             names=self.resolver.names,
             denied=self._denied,
-            watch=lambda sock, ready: self._register(sock, ready, selectors.EVENT_WRITE),
-            unwatch=self._unregister,
+            failed=self.stop,
         )
-        self._register(self._listener, self._notified)
         self._register(child.pidfd, lambda: None)
         self._register(child.control, self._asked)
         self._register(self._wake_read, self._woken)
@@ -68,6 +75,10 @@ class Supervisor:
         self._stop_reason = reason or self._stop_reason
         self._stops += 1
         self._wake()
+
+    def warn(self, event: str, message: str) -> None:
+        """A warning to the operator, from any thread; never blocks."""
+        self._messages.put(lambda log: log.warning(event, message))
 
     def handle_signals(self, numbers: Iterable[int] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)) -> None:
         """Let these signals end the worker instead of us. Call from the main thread."""
@@ -80,6 +91,7 @@ class Supervisor:
 
     def serve(self) -> int:
         """Until the child has ended; its exit code (128+n for signal n)."""
+        self._connector.start()
         self._child.go()
         housekeeping = time.monotonic() + HOUSEKEEPING_SECONDS
         sigterms = 0
@@ -98,37 +110,29 @@ class Supervisor:
             if self._kill_at is not None and now >= self._kill_at:
                 self._child.signal(signal.SIGKILL)
                 self._kill_at = None
-            deadline = self._connector.next_deadline()
-            if now >= housekeeping or (deadline is not None and now >= deadline):
-                self._connector.expire()
             if now >= housekeeping:
                 self._check_scratch()
                 housekeeping = now + HOUSEKEEPING_SECONDS
 
     def close(self) -> None:
-        self._connector.close()
-        self._listener.close()
+        self._connector.stop()
+        self._messages.close()
         self._selector.close()
         os.close(self._wake_read)
         write, self._wake_write = self._wake_write, -1  # a late thread must not write into another file's number
         os.close(write)
 
     def _timeout(self, housekeeping: float) -> float:
-        times = [housekeeping, self._kill_at, self._connector.next_deadline()]
-        return max(0.0, min(t for t in times if t is not None) - time.monotonic())
+        until = housekeeping if self._kill_at is None else min(housekeeping, self._kill_at)
+        return max(0.0, until - time.monotonic())
 
     def _end_worker(self, *, again: bool, now: float) -> None:
-        if self._stop_reason:
-            self._log.warning("stop", self._stop_reason)
-            self._stop_reason = None
         self._child.signal(signal.SIGKILL if again else signal.SIGTERM)
         if not again:
             self._kill_at = now + GRACE_SECONDS
-
-    def _notified(self) -> None:
-        notification = self._listener.receive()
-        if notification is not None:
-            self._connector.handle(notification)
+        if self._stop_reason:
+            self.warn("stop", self._stop_reason)
+            self._stop_reason = None
 
     def _asked(self) -> None:
         try:
@@ -169,12 +173,13 @@ class Supervisor:
             return
         self._denials.add(target)
         if len(self._denials) > DENIALS_SHOWN_MAX:
-            self._log.denied(f"{DENIALS_SHOWN_MAX} different targets were refused; further ones are not shown")
+            line = f"{DENIALS_SHOWN_MAX} different targets were refused; further ones are not shown"
         else:
-            self._log.denied(denial("net", target, self._key), kind="net", target=target)
+            line = denial("net", target, self._key)
+        self._messages.put(lambda log: log.denied(line, kind="net", target=target))
 
     def _check_scratch(self) -> None:
-        size = folder_size(self._scratch, SCRATCH_MAX_BYTES)
+        size = folder_size(self._scratch, SCRATCH_MAX_BYTES) + deleted_size(self._child.pid)
         if size > SCRATCH_MAX_BYTES and self._kill_at is None:
             self.stop(f"the worker's scratch folder holds more than {SCRATCH_MAX_BYTES >> 20} MiB: ending the worker")
 
@@ -185,9 +190,31 @@ class Supervisor:
         self._selector.unregister(file)
 
 
+class _Messages:
+    """Writes messages in a thread of its own: who reads our standard error may stall, and supervision must not."""
+
+    def __init__(self, log: Log) -> None:
+        self._queue: queue.SimpleQueue[Callable[[Log], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, args=(log,), daemon=True)
+        self._thread.start()
+
+    def put(self, message: Callable[[Log], None]) -> None:
+        """Bounded by its callers: a denial a target, a warning an event."""
+        self._queue.put(message)
+
+    def close(self) -> None:
+        """Wait for what is written, but not for a reader that is stuck."""
+        self._queue.put(None)
+        self._thread.join(LAST_MESSAGES_SECONDS)
+
+    def _write(self, log: Log) -> None:
+        while (message := self._queue.get()) is not None:
+            message(log)
+
+
 def _peer_closed(sock: socket.socket) -> bool:
     poll = select.poll()
-    poll.register(sock, 0)  # POLLHUP and POLLERR are always reported
+    poll.register(sock, select.POLLRDHUP)  # a half-closed one too; POLLHUP is always reported
     return bool(poll.poll(0))
 
 
@@ -203,12 +230,28 @@ def folder_size(folder: str, enough: int) -> int:
             with os.scandir(folders.pop()) as found:
                 for entry in found:
                     entries += 1
-                    stat = entry.stat(follow_symlinks=False)
-                    total += stat.st_blocks * 512
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
                     if total > enough or entries > _SCRATCH_ENTRIES_MAX:
                         return enough + 1
-        except OSError:
+        except FileNotFoundError:
             continue  # removed meanwhile
+        except OSError:
+            return enough + 1  # a folder made unreadable, or too deep to look into: nobody needs that
+    return total
+
+
+def deleted_size(pid: int) -> int:
+    """Bytes on disk of files that a process has removed and still holds open."""
+    total = 0
+    folder = f"/proc/{pid}/fd"
+    try:
+        for name in os.listdir(folder):
+            with contextlib.suppress(FileNotFoundError):
+                found = os.stat(f"{folder}/{name}")
+                if found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
+                    total += found.st_blocks * 512
+    except OSError:
+        pass  # it has ended
     return total

@@ -198,7 +198,7 @@ def test_a_body_of_100_mb_is_refused_early(r: redis.Redis, run: Runner, host: Ra
     r.hset("t:1:h", mapping={"url": host.url + "/{version}/w.py", "version": "v1"})
     done = run("t", "1")
     assert done.code == 69
-    assert "4 MiB" in done.err
+    assert "1 MiB" in done.err
     assert len(sent) < 50
 
 
