@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from typing import TextIO
 
 LINE_MAX_CHARS = 2000
@@ -21,11 +21,11 @@ def escape(text: str) -> str:
 
 
 class Log:
-    """Where the supervisor's messages go. `event` is a stable name for machines; `message` is for people."""
+    """Where the supervisor's messages go: standard error, or `stream`. `event` is a stable name for machines; `message` is for people."""
 
     def __init__(self, *, quiet: bool = False, json: bool = False, debug: bool = False, stream: TextIO | None = None):
         self._quiet, self._json, self.debug_on = quiet, json, debug
-        self._stream = stream if stream is not None else sys.stderr
+        self._stream = stream
 
     def debug(self, event: str, message: str, **fields: object) -> None:
         if self.debug_on:
@@ -55,10 +55,11 @@ class Log:
         else:
             line = escape(message)[:LINE_MAX_CHARS]
             line = {"info": "sandboxrun: ", "denied": ""}.get(level, f"{level}: ") + line
-        if self._stream is None:
-            return  # started without standard error
         try:
-            self._stream.write(line + "\n")
-            self._stream.flush()
+            if self._stream is not None:
+                self._stream.write(line + "\n")
+            else:
+                # Not sys.stderr: a thread that waits for a stalled reader would hold its lock, and Python could not exit.
+                os.write(2, line.encode() + b"\n")
         except (OSError, ValueError):
             pass  # A closed or full terminal must not end a worker.

@@ -158,3 +158,17 @@ def listening(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> 
         yield listener
     finally:
         listener.close()
+
+
+@contextlib.contextmanager
+def full_backlog() -> Iterator[int]:
+    """A loopback port whose SYNs are dropped: nobody accepts and the queue is full, so a connect hangs."""
+    with socket.socket() as server, contextlib.ExitStack() as stack:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        time.sleep(0.05)
+        yield server.getsockname()[1]

@@ -5,29 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from arena import CONFINE, Arena, Listener
-
-
-@contextlib.contextmanager
-def full_backlog() -> Iterator[int]:
-    """A loopback port whose SYNs are dropped: nobody accepts and the queue is full, so a connect hangs."""
-    with socket.socket() as server, contextlib.ExitStack() as stack:
-        server.bind(("127.0.0.1", 0))
-        server.listen(0)
-        for _ in range(4):
-            client = stack.enter_context(socket.socket())
-            client.setblocking(False)
-            client.connect_ex(server.getsockname())
-        time.sleep(0.05)
-        yield server.getsockname()[1]
+from arena import CONFINE, Arena, Listener, full_backlog
 
 
 def test_hanging_connects_delay_nobody(arena: Arena, listener: Listener) -> None:
@@ -305,3 +290,37 @@ def test_a_kernel_below_the_floor_is_refused_and_nothing_runs(arena: Arena) -> N
         assert found.errno == "NO OUTCOME"
         assert found.code != 0
         assert text in found.stderr
+
+
+def test_a_half_closed_control_socket_does_not_keep_the_supervisor_busy(arena: Arena) -> None:
+    code = """
+    def attempt():
+        import time
+        closed = 0
+        for fd in range(3, 64):
+            try:
+                control = socket.socket(fileno=os.dup(fd))
+            except OSError:
+                continue
+            if control.family == socket.AF_UNIX:
+                control.shutdown(socket.SHUT_WR)
+                closed += 1
+        time.sleep(3)
+        return closed
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert arena.confined(code).value == 1
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # A loop would take all of the three seconds.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+def test_o_async_which_could_signal_the_operators_processes_is_refused(arena: Arena) -> None:
+    code = """
+    def attempt():
+        import fcntl
+        fcntl.fcntl(1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL) | os.O_ASYNC)
+        return "set"
+    """
+    assert arena.unconfined(code).value == "set"
+    assert arena.confined(code).errno == "EPERM"
