@@ -125,18 +125,16 @@ class Connector:
 
     def _serve(self) -> None:
         try:
+            look = time.monotonic() + EXPIRE_SECONDS
             while not self._stopping:
-                deadline = min((p.deadline for p in self._pending.values() if p.deadline is not None), default=None)
-                wait = (
-                    EXPIRE_SECONDS if deadline is None else max(0.0, min(EXPIRE_SECONDS, deadline - time.monotonic()))
-                )
-                ready = self._selector.select(wait)
-                for key, _ in ready:
+                deadline = min((p.deadline for p in self._pending.values() if p.deadline is not None), default=look)
+                for key, _ in self._selector.select(max(0.0, min(look, deadline) - time.monotonic())):
                     # A callback before it may have ended this one's business.
                     if self._selector.get_map().get(key.fd) is key:
                         key.data()
-                if not ready:
+                if time.monotonic() >= min(look, deadline):
                     self._expire()
+                    look = time.monotonic() + EXPIRE_SECONDS
         except Exception as error:
             self._failed(
                 f"connections cannot be supervised any more ({type(error).__name__}: {error}): ending the worker"
