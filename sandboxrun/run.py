@@ -24,10 +24,11 @@ from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, resolve
 from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
+from sandboxrun.permissions import endpoint as host_and_port
 from sandboxrun.sandbox import landlock
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.notify import pidfd_getfd
-from sandboxrun.sandbox.policy import SandboxPolicy, build
+from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy, build
 from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
 from sandboxrun.store import Endpoint, Store
@@ -105,11 +106,11 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, log: Log) ->
     log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
     key_line = _read_key() if config.has_secrets else None
     with _scratch(folders.scratch) as scratch:
-        policy = _policy(config, source, store.endpoint, folders, scratch)
+        interpreter = this_interpreter()
+        policy = _policy(config, source, store.endpoint, folders, interpreter, scratch)
         script = _script(source, artifact)
         env = _environment(config, options.redis_url, scratch)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
-        interpreter = this_interpreter()
         listener = child.confine(policy, script, key=key, interpreter=interpreter, scratch=scratch, env=env)
         _check_supervision(child)
         supervisor = Supervisor(
@@ -151,12 +152,17 @@ def _live(
 
 
 def _policy(
-    config: WorkerConfig, source: Source | LocalSource, endpoint: Endpoint, folders: Folders, scratch: str
+    config: WorkerConfig,
+    source: Source | LocalSource,
+    endpoint: Endpoint,
+    folders: Folders,
+    interpreter: Interpreter,
+    scratch: str,
 ) -> SandboxPolicy:
     return build(
         config.permissions,
         key=config.key,
-        interpreter=this_interpreter(),
+        interpreter=interpreter,
         scratch=scratch,
         local_source=(source.folder or source.script) if isinstance(source, LocalSource) else None,
         redis=endpoint.path if endpoint.path is not None else _redis_target(endpoint),
@@ -167,7 +173,7 @@ def _policy(
 def _redis_target(endpoint: Endpoint) -> NetTarget:
     host = endpoint.host or "127.0.0.1"
     try:
-        return NetTarget.parse(f"[{host}]:{endpoint.port}" if ":" in host else f"{host}:{endpoint.port}")
+        return NetTarget.parse(host_and_port(host, endpoint.port))
     except ValueError as error:
         raise ConfigError(f"the Redis URL's host {host!r} is not valid: {error}") from error
 

@@ -114,7 +114,6 @@ class Store:
         import redis
 
         self._closing.set()
-
         with self._translated(), self._redis.pipeline() as pipe:
             for _ in range(CLAIM_TRIES):
                 pipe.watch(key)

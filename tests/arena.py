@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,10 @@ class Arena:
         self.env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(folder)}
         self.pass_fds: tuple[int, ...] = ()
 
-    def unconfined(self, code: str, **variables: Any) -> Outcome:
+    def unconfined(self, code: str, *, under: Sequence[str] = (), **variables: Any) -> Outcome:
+        """`under`: a command that runs its arguments, to be the attempt's parent."""
         script = self._write(code, variables)
-        return self._run([sys.executable, "-I", str(script)], cwd=self.scratch)
+        return self._run([*under, sys.executable, "-I", str(script)], cwd=self.scratch)
 
     def confined(
         self,

@@ -223,8 +223,7 @@ class Connector:
         address = canonical_address(destination.address)
         names = self._names(address)
         if not self._policy.net.allows_net(address, destination.port, names):
-            shown = min(names) if names else str(address)
-            self._denied(endpoint(shown, destination.port))
+            self._denied(endpoint(min(names), destination.port) if names else str(destination))
             raise OSError(errno.EACCES, "not granted")
 
     def _connect_unix(self, sock: socket.socket, path: str) -> int:

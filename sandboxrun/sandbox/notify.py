@@ -70,9 +70,6 @@ class Listener:
         except OSError:
             pass
 
-    def close(self) -> None:
-        os.close(self._fd)
-
 
 def pidfd_getfd(pidfd: int, target_fd: int) -> int:
     """A duplicate (close-on-exec) of another process's descriptor (pidfd_getfd(2)). Raises OSError."""

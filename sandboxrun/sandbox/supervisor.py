@@ -66,9 +66,9 @@ class Supervisor:
             denied=self._denied,
             failed=self.stop,
         )
-        self._register(child.pidfd, lambda: None)
-        self._register(child.control, self._asked)
-        self._register(self._wake_read, self._woken)
+        self._selector.register(child.pidfd, selectors.EVENT_READ)  # no callback: `serve` ends
+        self._selector.register(child.control, selectors.EVENT_READ, self._asked)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
 
     def stop(self, reason: str = "") -> None:
         """Ask the worker to end: SIGTERM, then after GRACE_SECONDS or a second call SIGKILL."""
@@ -100,9 +100,7 @@ class Supervisor:
             if any(key.fd == self._child.pidfd for key, _ in ready):
                 return self._child.wait()
             for key, _ in ready:
-                # A callback before it may have ended this one's business.
-                if self._selector.get_map().get(key.fd) is key:
-                    key.data()
+                key.data()
             now = time.monotonic()
             if self._stops > sigterms:
                 self._end_worker(again=sigterms > 0, now=now)
@@ -142,7 +140,7 @@ class Supervisor:
         except OSError:
             message = b""
         if not message and _peer_closed(self._child.control):  # an empty packet reads the same
-            self._unregister(self._child.control)
+            self._selector.unregister(self._child.control)
             return
         answer = self.resolver.question(message)
         if answer is not None:
@@ -182,12 +180,6 @@ class Supervisor:
         size = folder_size(self._scratch, SCRATCH_MAX_BYTES) + deleted_size(self._child.pid)
         if size > SCRATCH_MAX_BYTES and self._kill_at is None:
             self.stop(f"the worker's scratch folder holds more than {SCRATCH_MAX_BYTES >> 20} MiB: ending the worker")
-
-    def _register(self, file: object, ready: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
-        self._selector.register(file, events, ready)  # type: ignore[arg-type]  # anything with fileno()
-
-    def _unregister(self, file: socket.socket) -> None:
-        self._selector.unregister(file)
 
 
 class _Messages:
@@ -230,7 +222,8 @@ def folder_size(folder: str, enough: int) -> int:
             with os.scandir(folders.pop()) as found:
                 for entry in found:
                     entries += 1
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    with contextlib.suppress(FileNotFoundError):  # of this one only: the others still count
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
                     if total > enough or entries > _SCRATCH_ENTRIES_MAX:

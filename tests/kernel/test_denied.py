@@ -441,10 +441,8 @@ def test_the_supervisors_environment_cannot_be_read(arena: Arena) -> None:
             return "CANARY-7f3a" in file.read().decode()
     """
     arena.env["OPERATORS_TOKEN"] = "CANARY-7f3a"
-    # Unconfined, the parent is this test's own process: a parent with the variable is put between.
-    wrapped = "def attempt():\n    return 'CANARY-7f3a' in open('/proc/self/environ').read()"
-    assert arena.unconfined(wrapped).value is True
-    assert arena.unconfined(code).errno is None
+    # Unconfined, the parent would be this test's own process: a shell with the variable is put between.
+    assert arena.unconfined(code, under=["sh", "-c", '"$@"; exit $?', "sh"]).value is True
     assert arena.confined(code).errno == "EACCES"
     assert arena.confined("def attempt():\n    return sorted(os.environ)").value == ["HOME", "LANG", "PATH", "TMPDIR"]
 
@@ -512,7 +510,7 @@ def test_raw_system_calls_outside_the_table_are_refused(
     """
     # The kernel's own answer without the sandbox is never EPERM here, so EPERM is the filter's.
     if name not in ("userfaultfd", "perf_event_open", "unshare"):  # settings of the host may give EPERM
-        assert arena.unconfined(code, number=x86_64, args=args).errno != "EPERM"
+        assert arena.unconfined(code, number=x86_64, args=args).errno not in ("EPERM", "NO OUTCOME")
     assert arena.confined(code, number=x86_64, args=args).errno == "EPERM"
 
 

@@ -10,9 +10,22 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 from arena import CONFINE, Arena, Listener, full_backlog
+
+CONTROL = """
+def control_sockets():
+    for fd in range(3, 64):
+        try:
+            sock = socket.socket(fileno=os.dup(fd))
+        except OSError:
+            continue
+        if sock.family == socket.AF_UNIX:
+            yield sock
+
+"""
 
 
 def test_hanging_connects_delay_nobody(arena: Arena, listener: Listener) -> None:
@@ -197,18 +210,18 @@ def test_names_are_resolved_by_the_supervisor_and_only_listed_ones(arena: Arena,
 def test_garbage_on_the_control_socket_harms_nobody(arena: Arena, listener: Listener) -> None:
     code = """
     def attempt():
-        for fd in range(3, 64):
-            try:
-                control = socket.socket(fileno=os.dup(fd))
-            except OSError:
-                continue
-            if control.family == socket.AF_UNIX:
-                for junk in (b"", b"name", b"name x y", b"name 77 " + b"\\xff" * 900, b"name 99999999999999999999999 a", os.urandom(2000)):
-                    control.sendmsg([junk], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, (0).to_bytes(4, "little"))])
+        found = 0
+        for control in control_sockets():
+            found += 1
+            for junk in (b"", b"name", b"name x y", b"name 77 " + b"\\xff" * 900, b"name 99999999999999999999999 a", os.urandom(2000)):
+                control.sendmsg([junk], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, (0).to_bytes(4, "little"))])
         with socket.create_connection(("localhost", V["port"])) as s:
-            return s.recv(5).decode()
+            return [found, s.recv(5).decode()]
     """
-    assert arena.confined(code, allow={"net": f"localhost:{listener.port}"}, port=listener.port).value == "hello"
+    done = arena.confined(
+        CONTROL + textwrap.dedent(code), allow={"net": f"localhost:{listener.port}"}, port=listener.port
+    )
+    assert done.value == [1, "hello"]
 
 
 def test_the_worker_dies_with_a_killed_supervisor(arena: Arena, tmp_path: Path) -> None:
@@ -297,19 +310,14 @@ def test_a_half_closed_control_socket_does_not_keep_the_supervisor_busy(arena: A
     def attempt():
         import time
         closed = 0
-        for fd in range(3, 64):
-            try:
-                control = socket.socket(fileno=os.dup(fd))
-            except OSError:
-                continue
-            if control.family == socket.AF_UNIX:
-                control.shutdown(socket.SHUT_WR)
-                closed += 1
+        for control in control_sockets():
+            control.shutdown(socket.SHUT_WR)
+            closed += 1
         time.sleep(3)
         return closed
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert arena.confined(code).value == 1
+    assert arena.confined(CONTROL + textwrap.dedent(code)).value == 1
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # A loop would take all of the three seconds.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2

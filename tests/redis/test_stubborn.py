@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,8 +115,9 @@ def test_a_symlink_planted_in_a_writable_folder_grants_nothing(
 def test_a_scratch_folder_that_hides_what_it_holds_is_removed(
     r: redis.Redis, run: Runner, local: Local, code: str
 ) -> None:
-    local("import os\n" + code)
-    run("t", "1")
+    local("import os\n" + code + "print('made')\n")
+    done = run("t", "1")
+    assert (done.code, done.out) == (0, "made\n"), done.err
     assert list((run.home / ".cache/sandboxrun/scratch").iterdir()) == []
 
 
@@ -149,8 +149,7 @@ def test_a_worker_whose_first_thread_has_ended_is_still_running(r: redis.Redis, 
     with run.start("t", "1") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        with socket.socket():
-            pid = int(r.hget("t:1:h", "pid"))
+        pid = int(r.hget("t:1:h", "pid"))
         wait_for(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
         assert run("t", "1").code == 73
         r.hdel("t:1:h", "pid")
