@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -79,6 +80,34 @@ class Arena:
             if value is not None:
                 spec[name] = value
         return self._run([sys.executable, str(CONFINE), json.dumps(spec)], cwd=self._folder)
+
+    def refused(
+        self,
+        code: str,
+        errno: str,
+        *,
+        works: Any,
+        allow: dict[str, str] | None = None,
+        deny: dict[str, str] | None = None,
+        **variables: Any,
+    ) -> Outcome:
+        """The attempt returns `works` unconfined and fails with `errno` confined, from the same, empty scratch folder.
+
+        That nothing arrived on the other side is for the caller to show. Returns the confined outcome.
+        """
+        free = self.unconfined(code, **variables)
+        assert (free.errno, free.value) == (None, works), f"unconfined: {free}"
+        self.empty_scratch()
+        held = self.confined(code, allow=allow, deny=deny, **variables)
+        assert (held.errno, held.value) == (errno, None), f"confined: {held}"
+        return held
+
+    def empty_scratch(self) -> None:
+        for path in self.scratch.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _write(self, code: str, variables: dict[str, Any]) -> Path:
         script = self._folder / "attempt.py"
