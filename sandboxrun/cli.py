@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from sandboxrun import __version__
 from sandboxrun.errors import ConfigError, SandboxrunError, UsageError
+from sandboxrun.limits import LIMITS
 from sandboxrun.log import Log, escape
 from sandboxrun.permissions import KINDS, VERDICTS, Permissions
 
@@ -120,6 +121,18 @@ def _run(args: list[str]) -> int:
                 action="append",
                 help=f"{verdict}, on top of the hash: {kind.expected}",
             )
+    for limit in LIMITS.values():
+        parser.add_argument(
+            limit.flag,
+            metavar="N",
+            help=f"instead of the hash's {limit.field}: {limit.expected} default {limit.show(limit.default)}",
+        )
+    parser.add_argument(
+        "--allow-degraded",
+        metavar="FEATURE,…",
+        default="",
+        help="do without a kernel feature that sandboxrun check says is missing",
+    )
     parser.add_argument("--quiet", action="store_true", help="only warnings, denials and errors")
     parser.add_argument("--json-logs", action="store_true", help="our messages as one JSON object a line")
     parser.add_argument("--debug", action="store_true", help="say more; show tracebacks")
@@ -139,6 +152,12 @@ def _run(args: list[str]) -> int:
             redis_url=options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL,
             allowed=ImportList.default() if options.allow_import is None else ImportList.parse(options.allow_import),
             extra=_extra(options),
+            limits={
+                limit.name: limit.read(text, limit.flag)
+                for limit in LIMITS.values()
+                if (text := getattr(options, f"limit_{limit.name}")) is not None
+            },
+            degraded=tuple(name.strip() for name in options.allow_degraded.split(",") if name.strip()),
             reload=options.reload,
             cached_only=options.cached_only,
         ),

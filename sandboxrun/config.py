@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sandboxrun import keys
 from sandboxrun.errors import ConfigError
+from sandboxrun.limits import LIMITS, Limits
 from sandboxrun.permissions import KINDS, VERDICTS, Permissions
 
 FIELDS_MAX = 512  # per hash
@@ -32,6 +33,8 @@ LOOP_NAMES = ("requestStream", "responseStream", "consumerId")
 
 _PERMISSION_FIELD = re.compile(r"(allow|deny)([A-Z][A-Za-z]*)")
 _PERMISSION_FLAG = re.compile(r"--(allow|deny)-([a-z-]+)(?:=(.*))?", re.DOTALL)
+_LIMIT_FIELDS = {limit.field: limit for limit in LIMITS.values()}
+_LIMIT_FLAG = re.compile(r"--limit-([a-z]+)=(.*)", re.DOTALL)
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/-]*")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 # Flags of the original runtime that neither grant nor mean anything here, so that existing hashes go on working.
@@ -53,7 +56,12 @@ def wanted_fields(names: Iterable[str]) -> list[str]:
         *LOOP_NUMBERS,
         *LOOP_NAMES,
     }
-    return [name for name in names if name in known or _PERMISSION_FIELD.fullmatch(name)]
+    return [name for name in names if name in known or _PERMISSION_FIELD.fullmatch(name) or _is_limit(name)]
+
+
+def _is_limit(name: str) -> bool:
+    """Also one that does not exist, which must not pass unseen."""
+    return re.fullmatch(r"limit[A-Z][A-Za-z]*", name) is not None
 
 
 def value_limit(name: str) -> int:
@@ -85,17 +93,24 @@ class WorkerConfig:
     version: str
     sha256: str | None
     permissions: Permissions
+    limits: Limits
     loop: Loop
     has_secrets: bool
     warnings: tuple[str, ...] = ()
 
 
 def parse_worker(
-    type_: str, id_: str, shared: Mapping[bytes, bytes], own: Mapping[bytes, bytes], *, extra: Permissions | None = None
+    type_: str,
+    id_: str,
+    shared: Mapping[bytes, bytes],
+    own: Mapping[bytes, bytes],
+    *,
+    extra: Permissions | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> WorkerConfig:
     """From the raw hashes `TYPE:h` (defaults) and `TYPE:ID:h` (wins field by field). Raises ConfigError.
 
-    `extra` is what the operator's own command line grants and denies on top.
+    `extra` is what the operator's own command line grants and denies on top, `limits` what it sets instead.
     """
     key = keys.worker_key(keys.check_type(type_), keys.check_id(id_))
     own_fields = read_fields(own, key)
@@ -109,7 +124,7 @@ def parse_worker(
     for name in ("url", "version"):
         if not fields.get(name):
             raise ConfigError(f"{key} has no {name}: set it with HSET {key} {name} VALUE")
-    permissions, warnings = _permissions(fields, key)
+    permissions, found, warnings = _permissions(fields, key)
     return WorkerConfig(
         key=key,
         type=type_,
@@ -118,6 +133,7 @@ def parse_worker(
         version=check_version(fields["version"], key),
         sha256=_sha256(fields.get("sha256"), key),
         permissions=permissions.union(extra) if extra is not None else permissions,
+        limits=Limits(**{**found, **(limits or {})}),
         loop=parse_loop(fields, type_, id_),
         has_secrets=bool(fields.get("encryptedJson")),
         warnings=warnings,
@@ -178,32 +194,43 @@ def check_version(version: str, key: str) -> str:
     return version
 
 
-def _permissions(fields: Mapping[str, str], key: str) -> tuple[Permissions, tuple[str, ...]]:
+def _permissions(fields: Mapping[str, str], key: str) -> tuple[Permissions, dict[str, int], tuple[str, ...]]:
+    """Permissions, limits by name, and warnings."""
     lists: list[tuple[str, str, str, str]] = []
+    limits: dict[str, int] = {}
     warnings: list[str] = []
-    for name, value in fields.items():
-        match = _PERMISSION_FIELD.fullmatch(name)
-        if match:
-            kind = match[2].lower()
-            _check_kind(kind, f"field {name} of {key}")
-            lists.append((match[1], kind, value, f"field {name} of {key}"))
     options = {name: fields[name] for name in OPTION_FIELDS if fields.get(name)}
     if len(set(options.values())) > 1:
         raise ConfigError(
             f"{key} has both denoOptions and options and they differ: remove one with HDEL {key} denoOptions"
         )
     for name, value in list(options.items())[:1]:
-        _parse_options(value, f"field {name} of {key}", lists, warnings)
-    return Permissions.parse(lists), tuple(warnings)
+        _parse_options(value, f"field {name} of {key}", lists, limits, warnings)
+    for name, value in fields.items():
+        where = f"field {name} of {key}"
+        match = _PERMISSION_FIELD.fullmatch(name)
+        if match:
+            kind = match[2].lower()
+            _check_kind(kind, where)
+            lists.append((match[1], kind, value, where))
+        elif _is_limit(name):
+            if name not in _LIMIT_FIELDS:
+                raise ConfigError(f"{where} is not a limit of sandboxrun: expected one of {', '.join(_LIMIT_FIELDS)}")
+            if value:
+                limits[_LIMIT_FIELDS[name].name] = _LIMIT_FIELDS[name].read(value, where)
+    return Permissions.parse(lists), limits, tuple(warnings)
 
 
-def _parse_options(text: str, where: str, lists: list[tuple[str, str, str, str]], warnings: list[str]) -> None:
+def _parse_options(
+    text: str, where: str, lists: list[tuple[str, str, str, str]], limits: dict[str, int], warnings: list[str]
+) -> None:
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"{where} cannot be split into flags: {error}") from error
     for word in words:
         match = _PERMISSION_FLAG.fullmatch(word)
+        limit = _LIMIT_FLAG.fullmatch(word)
         if match:
             verdict, kind, value = match[1], match[2], match[3]
             if kind != "all":
@@ -213,6 +240,8 @@ def _parse_options(text: str, where: str, lists: list[tuple[str, str, str, str]]
                     f"{word[:80]!r} in {where} would {verdict} everything: list what is meant, as in --{verdict}-net=HOST:PORT"
                 )
             lists.append((verdict, kind, value, f"--{verdict}-{kind} in {where}"))
+        elif limit and limit[1] in LIMITS:
+            limits[limit[1]] = LIMITS[limit[1]].read(limit[2], f"--limit-{limit[1]} in {where}")
         elif word.partition("=")[0] in _INSPECT_FLAGS:
             warnings.append(f"{word.partition('=')[0]} in {where} is ignored: debugging is not supported yet")
         elif word == "-A":
@@ -221,7 +250,8 @@ def _parse_options(text: str, where: str, lists: list[tuple[str, str, str, str]]
             )
         elif word not in _IGNORED_FLAGS:
             raise ConfigError(
-                f"{where} has {word[:80]!r}: expected --allow-KIND=LIST or --deny-KIND=LIST with KIND one of {', '.join(KINDS)}"
+                f"{where} has {word[:80]!r}: expected --allow-KIND=LIST or --deny-KIND=LIST with KIND one of {', '.join(KINDS)}, "
+                f"or --limit-NAME=VALUE with NAME one of {', '.join(LIMITS)}"
             )
 
 

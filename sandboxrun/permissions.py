@@ -22,6 +22,8 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 TARGETS_MAX = 256  # entries in one list
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+PROGRAM_FOLDERS = ("/usr/local/bin", "/usr/bin", "/bin")  # where a program that is named without a path is looked for
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 
 
@@ -119,6 +121,26 @@ class NetTarget:
         return any(self.matches_name(name) for name in names)
 
 
+@dataclass(frozen=True, slots=True)
+class ListenTarget:
+    """One entry of a listen list: an address of this machine, or 0.0.0.0 or [::] for all of them, and a port."""
+
+    address: IPAddress
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> ListenTarget:
+        host, port = _split_port(text)
+        if port is None:
+            raise ValueError("the port is missing")
+        if "%" in host:
+            raise ValueError("an address with a zone (%) cannot be listed")
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return cls(address, port)
+
+
 def _split_port(text: str) -> tuple[str, int | None]:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
@@ -144,6 +166,11 @@ def parse_path(text: str) -> str:
     if "\0" in text or ".." in text.split("/"):
         raise ValueError("the path has a NUL or ..")
     return os.path.normpath(text)
+
+
+def parse_program(text: str) -> str:
+    """A program: an absolute path, or a name to be looked up in PROGRAM_FOLDERS. Raises ValueError."""
+    return text if _PROGRAM.fullmatch(text) else parse_path(text)
 
 
 def parse_env(text: str) -> str:
@@ -180,6 +207,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             Kind("net", NetTarget.parse, "host, host:port, [IPv6]:port, a CIDR block or *.example.com"),
             Kind("read", parse_path, "an absolute path"),
             Kind("write", parse_path, "an absolute path"),
+            Kind("run", parse_program, "the name or the absolute path of a program"),
+            Kind("listen", ListenTarget.parse, "address:port, as in 127.0.0.1:8000 or [::1]:8000"),
             Kind("env", parse_env, "the name of an environment variable"),
         )
     }
@@ -236,6 +265,11 @@ class Permissions:
         if any(t.port is None and t.matches_name(name) for t in self.deny.get("net", ())):
             return False
         return any(t.matches_name(name) for t in self.allow.get("net", ()))
+
+    def allows_listen(self, address: IPAddress, port: int) -> bool:
+        """Whether this very address and port may be listened on."""
+        target = ListenTarget(address, port)
+        return target in self.allow.get("listen", ()) and target not in self.deny.get("listen", ())
 
     def lists_address(self, address: IPAddress) -> bool:
         """Whether an allow entry names this address itself (alone or in a block), for any port."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import select
 import shutil
@@ -11,23 +12,24 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 
 import platformdirs
 
 from sandboxrun import keys
 from sandboxrun.config import WorkerConfig, parse_worker
-from sandboxrun.errors import ConfigError, SandboxError, StoreError
+from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.fetch import Artifact, obtain
 from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, resolve
 from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.permissions import endpoint as host_and_port
-from sandboxrun.sandbox import landlock
+from sandboxrun.sandbox import features
+from sandboxrun.sandbox.features import Features
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
-from sandboxrun.sandbox.notify import pidfd_getfd
 from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy, build
 from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
@@ -45,17 +47,33 @@ class RunOptions:
     redis_url: str
     allowed: ImportList
     extra: Permissions
+    limits: Mapping[str, int] = field(default_factory=dict)
+    degraded: tuple[str, ...] = ()  # names of kernel features the operator does without
     reload: bool = False
     cached_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The user's folders: `cache` may be deleted at any time, `state` holds decisions, `scratch` the runs' own folders."""
+    """The user's folders: `cache` may be deleted at any time, `state` holds decisions and records."""
 
     cache: str
     state: str
-    scratch: str
+
+    @property
+    def scratch(self) -> str:
+        """The runs' own folders."""
+        return os.path.join(self.cache, "scratch")
+
+    @property
+    def filters(self) -> str:
+        """Compiled filters."""
+        return os.path.join(self.cache, "filters")
+
+    @property
+    def runs(self) -> str:
+        """What each worker was given last."""
+        return os.path.join(self.state, "runs")
 
     @classmethod
     def of_user(cls) -> Folders:
@@ -67,27 +85,29 @@ class Folders:
             raise ConfigError(
                 "there is no home folder for the cache: set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME, to absolute paths"
             )
-        return cls(cache, state, os.path.join(cache, "scratch"))
+        return cls(cache, state)
 
 
 def run(options: RunOptions, log: Log) -> int:
     """Run one worker to its end; its exit code. Raises SandboxrunError for every failure of ours."""
     key = keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
-    landlock.require(landlock.kernel_abi())
+    kernel = features.probe()
+    for message in kernel.require(options.degraded):
+        log.warning("degraded", message)
     child = Child(key)  # warms up while we read and fetch
     try:
         store = Store(options.redis_url)
         try:
-            return _run(options, key, child, store, log)
+            return _run(options, key, kernel, child, store, log)
         finally:
             store.close()
     finally:
         child.close()
 
 
-def _run(options: RunOptions, key: str, child: Child, store: Store, log: Log) -> int:
+def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: Store, log: Log) -> int:
     shared, own = store.read(options.type, options.id)
-    config = parse_worker(options.type, options.id, shared, own, extra=options.extra)
+    config = parse_worker(options.type, options.id, shared, own, extra=options.extra, limits=options.limits)
     for warning in config.warnings:
         log.warning("config", warning)
     store.check_free(key)
@@ -111,8 +131,18 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, log: Log) ->
         script = _script(source, artifact)
         env = _environment(config, options.redis_url, scratch)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
-        listener = child.confine(policy, script, key=key, interpreter=interpreter, scratch=scratch, env=env)
-        _check_supervision(child)
+        child.check_supervision()
+        _record(folders, config, artifact, options.degraded)
+        listener = child.confine(
+            policy,
+            script,
+            key=key,
+            interpreter=interpreter,
+            scratch=scratch,
+            env=env,
+            features=kernel,
+            filters=folders.filters,
+        )
         supervisor = Supervisor(
             child, listener, policy, key=key, scratch=scratch, trusted=_trusted(store.endpoint), log=log
         )
@@ -167,6 +197,7 @@ def _policy(
         local_source=(source.folder or source.script) if isinstance(source, LocalSource) else None,
         redis=endpoint.path if endpoint.path is not None else _redis_target(endpoint),
         protected=(folders.cache, folders.state, os.path.expanduser("~/.netrc")),
+        limits=config.limits,
     )
 
 
@@ -201,16 +232,30 @@ def _environment(config: WorkerConfig, redis_url: str, scratch: str) -> dict[str
     }
 
 
-def _check_supervision(child: Child) -> None:
-    """Hosts that forbid to look into one's own child (Yama 2 or 3, some containers) are found out before anything runs."""
+def _record(folders: Folders, config: WorkerConfig, artifact: Artifact, degraded: tuple[str, ...]) -> None:
+    """What this worker is given now, for the operator to look up later. Raises ConfigError."""
+    given = {
+        verdict: {kind: [str(target) for target in targets] for kind, targets in lists.items() if targets}
+        for verdict, lists in (("allow", config.permissions.allow), ("deny", config.permissions.deny))
+    }
+    record = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "worker": config.key,
+        "origin": artifact.origin,
+        "sha256": artifact.sha256,
+        **given,
+        "limits": asdict(config.limits),
+        "degraded": list(degraded),
+    }
+    path = os.path.join(folders.runs, f"{config.type}:{config.id}.json")
     try:
-        os.close(pidfd_getfd(child.pidfd, 0))
-        os.close(os.open(f"/proc/{child.pid}/mem", os.O_RDONLY | os.O_CLOEXEC))
+        os.makedirs(folders.runs, mode=0o700, exist_ok=True)
+        fd, name = tempfile.mkstemp(dir=folders.runs)
+        with open(fd, "w") as file:
+            json.dump(record, file)
+        os.replace(name, path)
     except OSError as error:
-        raise SandboxError(
-            f"this host forbids to supervise a child ({error.strerror}): kernel.yama.ptrace_scope must be 0 or 1, and a container "
-            f"must allow pidfd_getfd"
-        ) from error
+        raise ConfigError(f"the run cannot be recorded in {folders.runs}: {error.strerror}") from error
 
 
 def _read_key() -> bytes:

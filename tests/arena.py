@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 CONFINE = Path(__file__).parent / "kernel" / "confine.py"
+FILTERS = tempfile.mkdtemp(prefix="sandboxrun-filters-")  # each process of the tests compiles a filter once
+atexit.register(shutil.rmtree, FILTERS, ignore_errors=True)
 SECONDS = 60  # for one attempt; nothing takes this long
 
 _FRAME = """\
@@ -64,21 +68,27 @@ class Arena:
         allow: dict[str, str] | None = None,
         deny: dict[str, str] | None = None,
         redis: str | None = None,
-        limit: int | None = None,
-        abi: int | None = None,
+        files: int | None = None,
+        limits: dict[str, int] | None = None,
+        missing: Sequence[str] = (),
+        degraded: Sequence[str] = (),
         **variables: Any,
     ) -> Outcome:
+        """`files` and `missing` are as in confine.py, so is the rest."""
         spec = {
             "script": str(self._write(code, variables)),
             "scratch": str(self.scratch),
             "allow": allow or {},
             "deny": deny or {},
+            "limits": limits or {},
+            "missing": list(missing),
+            "degraded": list(degraded),
+            "filters": FILTERS,
         }
         if redis is not None:
             spec["redis"] = redis
-        for name, value in (("limit", limit), ("abi", abi)):
-            if value is not None:
-                spec[name] = value
+        if files is not None:
+            spec["files"] = files
         return self._run([sys.executable, str(CONFINE), json.dumps(spec)], cwd=self._folder)
 
     def refused(

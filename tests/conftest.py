@@ -11,17 +11,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from arena import Arena, Listener, listening
 
-from sandboxrun.sandbox import landlock
+from sandboxrun.errors import SandboxError
+from sandboxrun.sandbox import features
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _kernel() -> None:
-    """A kernel without Landlock skips locally and fails in CI."""
-    if landlock.kernel_abi() < landlock.FLOOR:
-        message = f"Landlock ABI {landlock.kernel_abi()} is below the floor {landlock.FLOOR:d}"
+    """A kernel without what is needed skips locally and fails in CI."""
+    try:
+        features.probe().require()
+    except SandboxError as error:
         if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
 @pytest.fixture

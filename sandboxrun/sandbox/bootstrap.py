@@ -58,10 +58,11 @@ def _confine(plan, ruleset):
     """In the order of seccomp(2) and landlock(7): limits, capabilities, no_new_privs, Landlock, seccomp."""
     os.umask(0o077)
     os.chdir(plan["scratch"])
-    for limit, value in plan["rlimits"]:
-        hard = resource.getrlimit(limit)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
+    for limit, *values in plan["rlimits"]:
+        most = resource.getrlimit(limit)[1]
+        if most != resource.RLIM_INFINITY:
+            values = [most if value == resource.RLIM_INFINITY else min(value, most) for value in values]
+        resource.setrlimit(limit, tuple(values))
     _drop_capabilities()
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
     _check(
@@ -162,8 +163,8 @@ def _patch_names(ask):
     socket.getaddrinfo, socket.gethostbyname, socket.gethostbyname_ex = getaddrinfo, gethostbyname, gethostbyname_ex
 
 
-class _FileDenials:
-    """Remembers how files were last opened, so that an uncaught PermissionError can name the grant that was missing."""
+class _Explanations:
+    """Remembers how files were last used, so that an uncaught error can name the grant or the limit that was reached."""
 
     _CHANGES = frozenset(
         "os.mkdir os.rmdir os.remove os.rename os.link os.symlink os.truncate os.chmod os.chown os.utime "
@@ -171,35 +172,43 @@ class _FileDenials:
     )
     _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
-    def __init__(self, key):
-        self._key, self._writes = key, {}
+    _PROGRAMS = frozenset("os.exec os.posix_spawn subprocess.Popen".split())
+
+    def __init__(self, key, hints):
+        self._key, self._hints, self._uses = key, hints, {}
 
     def audit(self, event, args):
         if event == "open":
             path, _, flags = args
-            if isinstance(path, str):
-                self._note(path, bool((flags or 0) & self._WRITES))
-        elif event in self._CHANGES and args and isinstance(args[0], str):
-            self._note(args[0], True)
+            self._note(path, "write" if (flags or 0) & self._WRITES else "read")
+        elif event in self._CHANGES and args:
+            self._note(args[0], "write")
+        elif event in self._PROGRAMS:
+            self._note(args[0], "run")
 
-    def _note(self, path, write):
-        if len(self._writes) >= 256:
-            self._writes.clear()
-        self._writes[path] = write
+    def _note(self, path, kind):
+        if isinstance(path, str):
+            if len(self._uses) >= 256:
+                self._uses.clear()
+            self._uses[path] = kind
 
     def explain(self, error):
         """A line for the operator, or None."""
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == 12):  # ENOMEM
+            return self._hints["memory"]
+        if isinstance(error, OSError) and error.errno in (24, 27):  # EMFILE, EFBIG
+            return self._hints["files" if error.errno == 24 else "scratch"]
         if not isinstance(error, PermissionError) or not isinstance(error.filename, str):
             return None
-        kind = "write" if self._writes.get(error.filename, False) or error.filename2 else "read"
+        kind = "write" if error.filename2 else self._uses.get(error.filename, "read")
         path = os.path.abspath(error.filename)
         path = path if path.isprintable() else ascii(path)[1:-1]
         return f'Requires {kind} access to "{path}"; grant it with: --allow-{kind}={path} (field allow{kind.title()} of {self._key})'
 
 
-def _install_hooks(plan, denials):
+def _install_hooks(plan, explanations):
     """Tracebacks that begin in the script and show its source, followed by the grant that was missing."""
-    sys.addaudithook(denials.audit)
+    sys.addaudithook(explanations.audit)
     ours = os.path.dirname(os.path.dirname(__file__)) + "/"
 
     def show(kind, error, traceback):
@@ -213,7 +222,7 @@ def _install_hooks(plan, denials):
         seen = set()
         while error is not None and id(error) not in seen:  # the cause is as good as the error itself
             seen.add(id(error))
-            line = denials.explain(error)
+            line = explanations.explain(error)
             if line is not None:
                 print(line, file=sys.stderr, flush=True)
                 break
@@ -233,6 +242,7 @@ def _install_hooks(plan, denials):
 
 def _prepare_imports(plan):
     sys.dont_write_bytecode = True
+    sys.stdout.reconfigure(line_buffering=True)  # it is a pipe, and somebody may read along
     sys.prefix = sys.exec_prefix = plan["prefix"]
     sys.path[:] = [*plan["script_path"], *sys.path, *plan["site_packages"]]
     if plan["package"]:
@@ -291,7 +301,7 @@ def main():
         os._exit(0)
     os.environ.update(plan["env"])
     _prepare_imports(plan)
-    _install_hooks(plan, _FileDenials(key))
+    _install_hooks(plan, _Explanations(key, plan["hints"]))
     _patch_names(_Names(control).ask)
     _run(plan)
 

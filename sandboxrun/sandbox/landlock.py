@@ -17,22 +17,9 @@ from sandboxrun.errors import SandboxError
 # Numbers of the generic table, the same on every architecture.
 _NR_CREATE_RULESET = 444
 _NR_ADD_RULE = 445
-_CREATE_RULESET_VERSION = 1
+_NR_OPENAT2 = 437
 _RULE_PATH_BENEATH = 1
-
-
-class Abi(enum.IntEnum):
-    """Landlock ABI levels and what each adds."""
-
-    V1 = 1  # Linux 5.13: files
-    V2 = 2  # 5.19: REFER
-    V3 = 3  # 6.2: TRUNCATE. Below it a read-only grant would let a worker empty a file: our floor.
-    V4 = 4  # 6.7: TCP bind and connect
-    V5 = 5  # 6.10: ioctl on devices
-    V6 = 6  # 6.12: scopes: abstract Unix sockets and signals
-
-
-FLOOR = Abi.V3
+_AT_FDCWD, _RESOLVE_NO_SYMLINKS = -100, 0x04
 
 
 class Access(enum.IntFlag):
@@ -56,11 +43,12 @@ class Access(enum.IntFlag):
     IOCTL_DEV = 1 << 15
 
 
-_NET_BIND_TCP, _NET_CONNECT_TCP = 1 << 0, 1 << 1
-_SCOPE_ABSTRACT_UNIX, _SCOPE_SIGNAL = 1 << 0, 1 << 1
+BASIC = Access.REFER - 1  # of the first Landlock, Linux 5.13
+TCP = 1 << 0 | 1 << 1  # LANDLOCK_ACCESS_NET_BIND_TCP, CONNECT_TCP
+SCOPES = 1 << 0 | 1 << 1  # LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, SIGNAL
 
 READ = Access.READ_FILE | Access.READ_DIR
-# No device nodes, sockets or FIFOs, and no EXECUTE: the child never executes anything.
+# No device nodes, sockets or FIFOs, and no EXECUTE: nothing that a worker wrote is ever a program.
 WRITE = (
     Access.WRITE_FILE
     | Access.TRUNCATE
@@ -71,6 +59,7 @@ WRITE = (
     | Access.MAKE_SYM
     | Access.REFER
 )
+RUN = Access.READ_FILE | Access.EXECUTE
 _ON_FILES = Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCATE | Access.IOCTL_DEV
 
 
@@ -95,58 +84,42 @@ def _syscall(nr: int, *args: object) -> int:
     return result
 
 
-def kernel_abi() -> int:
-    """The running kernel's Landlock ABI; 0 where Landlock is missing or not enabled."""
+def handles(*, fs: int = 0, net: int = 0, scoped: int = 0) -> bool:
+    """Whether this kernel's Landlock can deny these: it refuses a ruleset with a bit that it does not know."""
     try:
-        return _syscall(_NR_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_CREATE_RULESET_VERSION))
+        os.close(_create(fs, net, scoped))
     except OSError:
-        return 0
+        return False
+    return True
 
 
-def require(abi: int) -> None:
-    """Raise SandboxError, with what to do, where `abi` is below the floor."""
-    if abi == 0:
-        raise SandboxError(
-            "this kernel has no Landlock: sandboxrun needs Linux 6.2 or newer, with landlock among the modules of the "
-            "lsm= boot parameter (cat /sys/kernel/security/lsm)"
-        )
-    if abi < FLOOR:
-        raise SandboxError(
-            f"this kernel's Landlock has ABI {abi}: sandboxrun needs ABI {FLOOR:d} (Linux 6.2), which covers truncation"
-        )
-
-
-def create_ruleset(rules: Iterable[tuple[str, Access]], *, abi: int) -> int:
-    """A ruleset descriptor (close-on-exec) that denies all files, TCP and scopes `abi` can, but for `rules`.
+def create_ruleset(rules: Iterable[tuple[str, Access]], *, fs: int, net: int, scoped: int) -> int:
+    """A ruleset descriptor (close-on-exec) that denies what `fs`, `net` and `scoped` name, but for `rules`.
 
     `rules` are (real path, access). Raises SandboxError naming the path where one cannot be opened.
     """
-    require(abi)
-    handled = Access((1 << 16) - 1)
-    if abi < Abi.V5:
-        handled &= ~Access.IOCTL_DEV
-    attr = _RulesetAttr(fs=handled)
-    size = 8
-    if abi >= Abi.V4:
-        attr.net, size = _NET_BIND_TCP | _NET_CONNECT_TCP, 16
-    if abi >= Abi.V6:
-        attr.scoped, size = _SCOPE_ABSTRACT_UNIX | _SCOPE_SIGNAL, 24
     try:
-        ruleset = _syscall(_NR_CREATE_RULESET, ctypes.byref(attr), ctypes.c_size_t(size), ctypes.c_uint32(0))
+        ruleset = _create(fs, net, scoped)
     except OSError as error:
         raise SandboxError(f"landlock_create_ruleset: {error.strerror}") from error
     try:
         for path, access in rules:
-            _add_rule(ruleset, path, access & handled)
+            _add_rule(ruleset, path, Access(access & fs))
     except BaseException:
         os.close(ruleset)
         raise
     return ruleset
 
 
+def _create(fs: int, net: int, scoped: int) -> int:
+    attr = _RulesetAttr(fs=fs, net=net, scoped=scoped)
+    size = 24 if scoped else 16 if net else 8  # an older kernel refuses a longer structure only where it is not zero
+    return _syscall(_NR_CREATE_RULESET, ctypes.byref(attr), ctypes.c_size_t(size), ctypes.c_uint32(0))
+
+
 def _add_rule(ruleset: int, path: str, access: Access) -> None:
     try:
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = _open_real(path)
     except OSError as error:
         raise SandboxError(f"cannot open {path} to grant it: {error.strerror}") from error
     try:
@@ -164,3 +137,10 @@ def _add_rule(ruleset: int, path: str, access: Access) -> None:
         raise SandboxError(f"landlock_add_rule {path}: {error.strerror}") from error
     finally:
         os.close(fd)
+
+
+def _open_real(path: str) -> int:
+    """A real path, which has no symlinks: one that was put there meanwhile is not followed (openat2(2))."""
+    how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)  # struct open_how
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    return _syscall(_NR_OPENAT2, ctypes.c_int(_AT_FDCWD), os.fsencode(path), ctypes.byref(how), size)

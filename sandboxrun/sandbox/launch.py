@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import marshal
 import os
+import resource
 import select
 import signal
 import socket
@@ -16,7 +17,9 @@ from dataclasses import dataclass
 
 from sandboxrun.errors import SandboxError
 from sandboxrun.sandbox import landlock, seccomp
+from sandboxrun.sandbox.features import Features
 from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy
+from sandboxrun.sandbox.target import pidfd_getfd
 
 _BOOTSTRAP = os.path.join(os.path.dirname(__file__), "bootstrap.py")
 READY_SECONDS = 20  # a child that has not confined itself by then never will
@@ -57,13 +60,12 @@ class Child:
 
     def __init__(self, key: str) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        output = [_write_only(1), _write_only(2)]
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-X", "utf8", _BOOTSTRAP, key, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.PIPE,
-                stdout=output[0],
-                stderr=output[1],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env={"LANG": "C.UTF-8"},
                 cwd="/",
                 pass_fds=(theirs.fileno(),),
@@ -75,13 +77,21 @@ class Child:
             raise SandboxError(f"cannot start {sys.executable}: {error.strerror}") from error
         finally:
             theirs.close()
-            for fd in output:
-                if fd is not None and fd >= 0:
-                    os.close(fd)
         self.pid = self._process.pid
         self.pidfd = os.pidfd_open(self.pid)
-        assert self._process.stdin is not None
-        self.stdin = self._process.stdin
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self.stdin, self.output = self._process.stdin, (self._process.stdout, self._process.stderr)
+
+    def check_supervision(self) -> None:
+        """Raise SandboxError where the host forbids to look into one's own child (Yama 2 or 3, some containers)."""
+        try:
+            os.close(pidfd_getfd(self.pidfd, 0))
+            os.close(os.open(f"/proc/{self.pid}/mem", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise SandboxError(
+                f"this host forbids to supervise a child ({error.strerror}): kernel.yama.ptrace_scope must be 0 or 1, "
+                f"and a container must allow pidfd_getfd"
+            ) from error
 
     def confine(
         self,
@@ -92,16 +102,17 @@ class Child:
         interpreter: Interpreter,
         scratch: str,
         env: dict[str, str],
+        features: Features,
+        filters: str | None = None,
     ) -> int:
         """Send the plan and wait until the child has locked itself down; returns the seccomp listener descriptor.
 
-        Raises SandboxError where the kernel refuses a part of the boundary.
+        `filters`: the folder where compiled filters are kept. Raises SandboxError where the kernel refuses a part of
+        the boundary.
         """
-        rules = [(path, landlock.READ) for path in policy.read]
-        rules += [(path, landlock.WRITE) for path in policy.write]
-        ruleset = landlock.create_ruleset(rules, abi=landlock.kernel_abi())
+        ruleset = landlock.create_ruleset(policy.rules(), **features.landlock_bits())
         try:
-            program = seccomp.compile_program(unix_sockets=policy.unix_socket is not None)
+            program = seccomp.program(policy.grants(features), filters)
             in_site = os.path.dirname(interpreter.package) in interpreter.site_packages
             plan = {
                 "bpf": seccomp.for_pid(program, self.pid),
@@ -116,6 +127,7 @@ class Child:
                 "site_packages": list(interpreter.site_packages),
                 "package": "" if in_site else interpreter.package,
                 "env": env,
+                "hints": {name: policy.limits.reached(name, key) for name in ("memory", "files", "scratch")},
             }
             plan_fd = os.memfd_create("plan", os.MFD_CLOEXEC)
             with open(plan_fd, "wb") as file:
@@ -147,13 +159,18 @@ class Child:
         code = self._process.wait()
         return 128 - code if code < 0 else code
 
+    def cpu_seconds(self) -> float:
+        """CPU time of the reaped child and of what it has reaped itself."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     def close(self) -> None:
         """Kill and reap whatever is left."""
         if self._process.returncode is None:
             self.signal(signal.SIGKILL)
             self._process.wait()
-        self.stdin.close()
-        self.control.close()
+        for file in (self.stdin, *self.output, self.control):
+            file.close()
         os.close(self.pidfd)
 
     def _receive_listener(self) -> int:
@@ -173,16 +190,6 @@ class Child:
             code = self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             return "it still runs"
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _write_only(fd: int) -> int | None:
-    """Our standard output or error for the child; a terminal is opened anew for writing only.
-
-    A shell's terminal descriptors can be read, and a process outside the terminal's session is not stopped from
-    reading: the worker would see what the operator types.
-    """
-    try:
-        return os.open(os.ttyname(fd), os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC) if os.isatty(fd) else None
-    except OSError:
-        return subprocess.DEVNULL
+        os.set_blocking(self.output[1].fileno(), False)
+        last = (self.output[1].read(4096) or b"").decode("utf-8", "replace").strip().rpartition("\n")[2]
+        return (f"signal {-code}" if code < 0 else f"exit code {code}") + (f": {last}" if last else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import struct
@@ -18,16 +17,15 @@ _SEND = 0xC0000000 | _RESPONSE.size << 16 | ord("!") << 8 | 1
 _ID_VALID = 0x40000000 | 8 << 16 | ord("!") << 8 | 2
 _SET_FLAGS = 0x40000000 | 8 << 16 | ord("!") << 8 | 4
 _SYNC_WAKE_UP = 1  # SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP
-_NR_PIDFD_GETFD = 438
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+_CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 
 
 class Notification(NamedTuple):
-    """One trapped system call of the target. `args` are its registers, as they were at the call."""
+    """One trapped system call of the target: its thread, the call's number and its registers as they were."""
 
     id: int
+    tid: int
+    number: int
     args: tuple[int, ...]
 
 
@@ -53,7 +51,7 @@ class Listener:
         except OSError:
             return None  # ENOENT: its target was interrupted or died; nothing else concerns one notification
         fields = _NOTIF.unpack(self._buffer)
-        return Notification(fields[0], fields[6:])
+        return Notification(fields[0], fields[1], fields[3], fields[6:])
 
     def is_valid(self, id_: int) -> bool:
         """Whether the target still waits in the call; after it, what was read of the target is known to be its own."""
@@ -70,13 +68,9 @@ class Listener:
         except OSError:
             pass
 
-
-def pidfd_getfd(pidfd: int, target_fd: int) -> int:
-    """A duplicate (close-on-exec) of another process's descriptor (pidfd_getfd(2)). Raises OSError."""
-    fd = int(
-        _libc.syscall(ctypes.c_long(_NR_PIDFD_GETFD), ctypes.c_int(pidfd), ctypes.c_int(target_fd), ctypes.c_uint(0))
-    )
-    if fd < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"pidfd_getfd: {os.strerror(code)}")
-    return fd
+    def proceed(self, id_: int) -> None:
+        """Let the kernel perform the call. Only for what does not hang on memory that the target could rewrite."""
+        try:
+            fcntl.ioctl(self._fd, _SEND, _RESPONSE.pack(id_, 0, 0, _CONTINUE))
+        except OSError:
+            pass

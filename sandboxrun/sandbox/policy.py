@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import os.path
+import os
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sandboxrun.errors import ConfigError
-from sandboxrun.permissions import KINDS, NetTarget, Permissions
+from sandboxrun.limits import Limits
+from sandboxrun.permissions import KINDS, PROGRAM_FOLDERS, NetTarget, Permissions
+from sandboxrun.sandbox import landlock, program
+from sandboxrun.sandbox.features import Feature, Features
+from sandboxrun.sandbox.landlock import Access
+from sandboxrun.sandbox.seccomp import Grants
 
 # What any Python program reads to start, import and speak TLS. All of it is public on an ordinary system.
 _SYSTEM_READ = (
@@ -19,14 +24,12 @@ _SYSTEM_READ = (
     "/etc/mime.types", "/etc/services", "/etc/protocols",
     "/dev/urandom", "/dev/random", "/dev/zero", "/dev/null",
 )  # fmt: skip
-_SYSTEM_WRITE = ("/dev/null",)
+_DEVICES = ("/dev/null",)
 # Where programs, libraries and settings of the machine are: as good as code.
 _SYSTEM_CODE = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/boot", "/proc", "/sys")
 _LINKS_MAX = 40  # as the kernel's own limit, path_resolution(7)
-
-SCRATCH_MAX_BYTES = 256 * 1024 * 1024
-ADDRESS_SPACE_MAX_BYTES = 4 * 1024 * 1024 * 1024
-OPEN_FILES_MAX = 1024
+_ENTRIES_MAX = 4096  # granted one by one where a part of a folder is denied
+_UNLIMITED = resource.RLIM_INFINITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,49 @@ class Interpreter:
 class SandboxPolicy:
     """Everything the boundary is made from. Paths are real paths; `read` and `write` hold folders and files."""
 
-    net: Permissions
+    net: Permissions  # of which `net` and `listen` are decided call by call
     read: tuple[str, ...]
-    write: tuple[str, ...]
+    write: tuple[str, ...]  # scratch and what was granted: mode and times can be changed there too
+    devices: tuple[str, ...]  # written to, and nothing else
+    execute: tuple[str, ...]
     unix_socket: str | None  # the one Unix socket that may be connected: Redis's
-    rlimits: tuple[tuple[int, int], ...]  # (RLIMIT_*, soft and hard value)
+    limits: Limits
+
+    @property
+    def rlimits(self) -> tuple[tuple[int, int, int], ...]:
+        """(RLIMIT_*, soft, hard), setrlimit(2); all hold for each process."""
+        limits = self.limits
+        file, memory, files, cpu = (
+            value or _UNLIMITED for value in (limits.scratch, limits.memory, limits.files, limits.cpu)
+        )
+        return (
+            (resource.RLIMIT_CORE, 0, 0),
+            (resource.RLIMIT_FSIZE, file, file),
+            (resource.RLIMIT_AS, memory, memory),
+            (resource.RLIMIT_NOFILE, files, files),
+            # SIGXCPU at the first, which can be handled; SIGKILL at the second.
+            (resource.RLIMIT_CPU, cpu, cpu if cpu == _UNLIMITED else cpu + 1),
+            (resource.RLIMIT_MSGQUEUE, 0, 0),
+        )
+
+    def grants(self, features: Features) -> Grants:
+        """What the filter allows."""
+        run = bool(self.execute)
+        return Grants(
+            unix_sockets=self.unix_socket is not None,
+            listen=bool(self.net.allow.get("listen")),
+            run=run,
+            signals=run and Feature.LANDLOCK_SCOPE in features,
+        )
+
+    def rules(self) -> list[tuple[str, Access]]:
+        """Landlock's: what is allowed below which real path."""
+        return [
+            *((path, landlock.READ) for path in self.read),
+            *((path, landlock.WRITE) for path in self.write),
+            *((path, Access.WRITE_FILE) for path in self.devices),
+            *((path, landlock.RUN) for path in self.execute),
+        ]
 
 
 def build(
@@ -60,6 +101,7 @@ def build(
     local_source: str | None,
     redis: NetTarget | str,
     protected: Iterable[str],
+    limits: Limits,
 ) -> SandboxPolicy:
     """The policy of one run. Raises ConfigError naming the field.
 
@@ -71,8 +113,9 @@ def build(
     for kind, paths in (("read", permissions.allow.get("read", ())), ("write", permissions.allow.get("write", ()))):
         for path in paths:
             _check_not_planted(path, write, f"field {KINDS[kind].field()} of {key}")
+    execute = list(_programs(permissions, key))
     code = [interpreter.prefix, *interpreter.programs, *interpreter.library, *interpreter.site_packages]
-    code += [interpreter.package, *_SYSTEM_CODE, *protected]
+    code += [interpreter.package, *_SYSTEM_CODE, *execute, *protected]
     if local_source is not None:
         code.append(local_source)
     for path in write:
@@ -91,15 +134,11 @@ def build(
     return SandboxPolicy(
         net=net,
         read=_existing((*_SYSTEM_READ, *own, *read, scratch)),
-        write=_existing((*_SYSTEM_WRITE, *write, scratch)),
+        write=_existing((*write, scratch)),
+        devices=_existing(_DEVICES),
+        execute=_existing(execute),
         unix_socket=redis if isinstance(redis, str) else None,
-        rlimits=(
-            (resource.RLIMIT_CORE, 0),
-            (resource.RLIMIT_FSIZE, SCRATCH_MAX_BYTES),
-            (resource.RLIMIT_AS, ADDRESS_SPACE_MAX_BYTES),
-            (resource.RLIMIT_NOFILE, OPEN_FILES_MAX),
-            (resource.RLIMIT_MSGQUEUE, 0),
-        ),
+        limits=limits,
     )
 
 
@@ -107,24 +146,63 @@ def _granted(permissions: Permissions, kind: str, key: str) -> list[str]:
     """The real paths granted, less those denied."""
     field = KINDS[kind].field()
     denied = [os.path.realpath(path) for path in permissions.deny.get(kind, ())]
-    granted = []
+    granted: list[str] = []
     for path in permissions.allow.get(kind, ()):
         real = os.path.realpath(path)
         if any(_within(real, place) for place in denied):
             continue
-        inside = next((place for place in denied if _within(place, real)), None)
-        if inside is not None:
-            # Landlock can only add rights below a folder, never take them away again.
-            raise ConfigError(
-                f"field {KINDS[kind].field('deny')} of {key} has {inside}, inside {path} of {field}: the kernel cannot take "
-                f"a part out of a granted folder; list the folders to grant instead"
-            )
         if not os.path.exists(real):
             raise ConfigError(
                 f"field {field} of {key} has {path}, which does not exist: make it first, or grant its folder"
             )
-        granted.append(real)
+        try:
+            for part in _without(real, denied):
+                granted.append(part)
+                if len(granted) > _ENTRIES_MAX:
+                    raise ConfigError(
+                        f"field {KINDS[kind].field('deny')} of {key} takes a part out of {path}, which leaves more than "
+                        f"{_ENTRIES_MAX} entries to be granted one by one: grant fewer folders"
+                    )
+        except OSError as error:
+            raise ConfigError(
+                f"field {field} of {key} has {path}: cannot list {error.filename}, {error.strerror}"
+            ) from error
     return granted
+
+
+def _without(path: str, denied: list[str]) -> Iterator[str]:
+    """`path`, or what is in it now but for the denied: Landlock can only add rights below a folder, never take them away.
+
+    Neither the folder itself nor what is made in it later is granted then.
+    """
+    if path in denied:
+        return
+    if not any(_within(place, path) for place in denied):
+        yield path
+        return
+    with os.scandir(path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.is_symlink():  # where it leads is granted where that is
+                yield from _without(entry.path, denied)
+
+
+def _programs(permissions: Permissions, key: str) -> Iterator[str]:
+    """The real paths of the programs that may be run, and of what the kernel loads to run them."""
+    field = f"field {KINDS['run'].field()} of {key}"
+    denied = {os.path.realpath(path) for name in permissions.deny.get("run", ()) for path in _candidates(name)}
+    for name in permissions.allow.get("run", ()):
+        path = next((path for path in _candidates(name) if os.path.isfile(path) and os.access(path, os.X_OK)), None)
+        if path is None:
+            raise ConfigError(f"{field} has {name}, which is no program here: give the path of one")
+        if os.path.realpath(path) not in denied:
+            try:
+                yield from program.loaded_with(os.path.realpath(path))
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"{field} has {name}, which cannot be run: {error}") from error
+
+
+def _candidates(name: str) -> list[str]:
+    return [name] if "/" in name else [os.path.join(folder, name) for folder in PROGRAM_FOLDERS]
 
 
 def _check_not_planted(path: str, writable: Iterable[str], where: str) -> None:

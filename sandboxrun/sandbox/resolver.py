@@ -1,6 +1,7 @@
 """Names for the worker, resolved in the supervisor: listed names only, so DNS is no way out.
 
-What a name resolved to is remembered: a connection to one of these addresses counts as one to the name. A public name
+What a name resolved to is remembered: a connection to one of these addresses counts as one to the name. The answer is
+pinned for a minute, or until one of its addresses stops answering; then the next question is a new look-up. A public name
 whose answer is a loopback, private, link-local or metadata address is refused that answer (DNS rebinding), unless the
 address is itself listed.
 """
@@ -11,10 +12,13 @@ import ipaddress
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from sandboxrun.permissions import IPAddress, Permissions, canonical_address, canonical_host, endpoint, is_public
 
+PIN_SECONDS = 60.0
+PINS_MAX = 1024
 IN_FLIGHT_MAX = 16  # look-ups under way at once; one more is told to try again
 NAMES_MAX = 256  # of one address
 ADDRESSES_MAX = 4096  # remembered; a worker with a wildcard grant could otherwise make us grow without end
@@ -24,11 +28,13 @@ class Resolver:
     """Answers the child's questions. Look-ups run in threads of their own; answers come back through `take_answers`."""
 
     def __init__(
-        self, net: Permissions, *, trusted: Iterable[str], denied: Callable[[str], None], wake: Callable[[], None]
+        self, net: Permissions, *, trusted: Iterable[str], denied: Callable[[str, str], None], wake: Callable[[], None]
     ) -> None:
         """`trusted`: names the operator chose (Redis's), whose answers may be private. `wake`: called from a thread."""
         self._net, self._trusted, self._denied, self._wake = net, frozenset(trusted), denied, wake
         self._names: dict[IPAddress, set[str]] = {}
+        self._pins: dict[str, tuple[float, list[IPAddress]]] = {}  # by name: until when (time.monotonic), and what
+        self.version = 0  # of `names`
         self._answers: queue.SimpleQueue[tuple[str, str, list[IPAddress] | OSError]] = queue.SimpleQueue()
         self._in_flight = 0
         self._lock = threading.Lock()  # `names` is asked by the thread that connects
@@ -37,6 +43,12 @@ class Resolver:
         """The names that were resolved to this (canonical) address."""
         with self._lock:
             return frozenset(self._names.get(address, ()))
+
+    def unreachable(self, address: IPAddress) -> None:
+        """Nobody answers at this (canonical) address: its names are looked up anew when they are asked for next."""
+        with self._lock:
+            for name in self._names.get(address, ()):
+                self._pins.pop(name, None)
 
     def pin_denied(self) -> None:
         """Resolve the names that are denied, so that their addresses are too. Blocks; called before the worker runs."""
@@ -60,6 +72,10 @@ class Resolver:
             return _answer(number, str(int(socket.EAI_NONAME)), ["not a valid host name"])
         if not self._net.allows_name(name):
             return self._refuse(number, name)
+        with self._lock:
+            until, pinned = self._pins.get(name, (0.0, []))
+        if time.monotonic() < until:
+            return _answer(number, "ok", [str(address) for address in pinned])
         if self._in_flight >= IN_FLIGHT_MAX:
             return _answer(number, str(int(socket.EAI_AGAIN)), ["too many names are being resolved"])
         try:
@@ -87,6 +103,10 @@ class Resolver:
                 )
                 continue
             self._remember(name, usable)
+            with self._lock:
+                if len(self._pins) >= PINS_MAX:
+                    self._pins.clear()
+                self._pins[name] = (time.monotonic() + PIN_SECONDS, usable)
             done.append(_answer(number, "ok", [str(address) for address in usable]))
         return done
 
@@ -110,11 +130,12 @@ class Resolver:
                     names = self._names.setdefault(address, set())
                     if len(names) < NAMES_MAX:
                         names.add(name)
+            self.version += 1
 
     def _refuse(self, number: str, name: str, why: str = "") -> bytes:
         port = next((t.port for t in self._net.allow.get("net", ()) if t.host == name), None)
         target = endpoint(name, port) if port else name
-        self._denied(target)
+        self._denied("net", target)
         return _answer(number, "denied", [f'Requires net access to "{target}"{why}'])
 
 

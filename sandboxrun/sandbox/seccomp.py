@@ -1,8 +1,8 @@
 """The system call filter: one table, compiled by libseccomp in the supervisor (seccomp(2)).
 
-Default deny. What the table does not allow fails with EPERM; calls that libc tries first and falls back from fail
-with ENOSYS; `connect` goes to the supervisor; a foreign architecture or the x32 table kills the process. The program
-depends on `unix_sockets` and on the child's pid only; the pid is put in after compiling (`for_pid`).
+Default deny. What the table does not have fails with EPERM; a foreign architecture or the x32 table kills the process.
+The program depends on the `Grants` and on the child's pid only; the pid is put in after compiling (`for_pid`), so that
+a program can be kept.
 
 Conditions compare the low 32 bits alone where the kernel's argument is an int: it ignores what the upper half of the
 register holds, so a rule that looked at it could be stepped around.
@@ -10,13 +10,18 @@ register holds, so a rule that looked at it could be stepped around.
 
 from __future__ import annotations
 
+import enum
 import errno
 import fcntl
+import hashlib
 import os
 import socket
 import struct
+import tempfile
 import termios
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxrun.errors import SandboxError
@@ -25,50 +30,70 @@ if TYPE_CHECKING:
     import pyseccomp
 
 _INT = 0xFFFFFFFF
+_POINTER = 0xFFFFFFFFFFFFFFFF
 # Stands for the child's pid while compiling; never a real pid (PID_MAX_LIMIT is 4194304) and never another constant.
 _PID = 0x7BADC0DE
 
 # include/uapi/linux/sched.h
 _THREAD = 0x00000100 | 0x00000200 | 0x00000400 | 0x00000800 | 0x00010000  # VM, FS, FILES, SIGHAND, THREAD
-_NOT_THREAD = (
-    0x000000FF  # exit signal
-    | 0x00001000 | 0x00002000 | 0x00004000  # PIDFD, PTRACE, VFORK
+_NEVER_CLONED = (
+    0x00001000 | 0x00002000  # PIDFD, PTRACE
     | 0x00020000 | 0x00800000  # NEWNS, UNTRACED
+    | 0x00008000  # PARENT: a child of the supervisor's
     | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000  # NEWCGROUP, UTS, IPC, USER, PID, NET
 )  # fmt: skip
+_NOT_A_THREAD = _NEVER_CLONED | 0x000000FF | 0x00004000  # exit signal, VFORK
 
 _SOCK_TYPE_MASK = 0xF  # net/socket.c: the rest are SOCK_NONBLOCK and SOCK_CLOEXEC
 _MSG_FASTOPEN = 0x20000000
 
 
+class Action(enum.Enum):
+    """What the filter does with a call. The value is how documents say it."""
+
+    ALLOW = "allowed"
+    ASK = "asks the supervisor"
+    ABSENT = "fails with ENOSYS"  # libc and the standard library try these first and fall back
+    UNSUPPORTED = "fails with ENOTSUP"  # what file systems without the feature answer
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """What of a policy the filter depends on."""
+
+    unix_sockets: bool = False  # Redis is reached by one
+    listen: bool = False
+    run: bool = False
+    signals: bool = False  # with `run`: Landlock keeps signals within the sandbox (ABI 6)
+
+
 class Arg(NamedTuple):
-    """`args[position] & mask == value`."""
+    """`args[position] & mask == value`; `text` is how documents say it."""
 
     position: int
     mask: int
     value: int
-
-
-def _int(index: int, value: int) -> Arg:
-    return Arg(index, _INT, value)
+    text: str
 
 
 class Rule(NamedTuple):
-    """One row: a system call, the conditions that must all hold, and why it is there."""
+    """One row: a system call, the conditions that must all hold, what is done, why, and the grant it takes."""
 
     name: str
+    reason: str
     args: tuple[Arg, ...] = ()
-    reason: str = ""
+    action: Action = Action.ALLOW
+    when: str = ""  # a field of Grants
 
 
-_ALLOWED = {
-    # The loop of a busy worker first.
+_FREELY = {
+    # What a busy worker does all day first.
     "data": "read write recvfrom poll ppoll epoll_wait epoll_pwait epoll_pwait2 futex readv writev select pselect6 "
     "pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range recvmsg recvmmsg shutdown",
     "memory": "mmap munmap mprotect mremap madvise brk msync mincore mlock munlock membarrier",
     "time": "clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time times getitimer setitimer alarm "
     "timer_create timer_settime timer_gettime timer_getoverrun timer_delete timerfd_create timerfd_settime timerfd_gettime",
-    "files (Landlock decides)": "open openat openat2 creat fstat stat lstat newfstatat statx statfs fstatfs access faccessat "
+    "files: Landlock decides": "open openat openat2 creat fstat stat lstat newfstatat statx statfs fstatfs access faccessat "
     "faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename "
     "renameat renameat2 link linkat symlink symlinkat truncate ftruncate fsync fdatasync sync_file_range fallocate fadvise64 "
     "flock copy_file_range sendfile umask",
@@ -80,13 +105,10 @@ _ALLOWED = {
     "getrusage getrlimit setrlimit capget getrandom",
     "sockets that are there": "getsockname getpeername getsockopt",
 }
-
-# ioctl(2) requests on descriptors a worker can have. No TIOCSTI, FIOASYNC, FIOSETOWN, SIOC* configuration.
 _IOCTLS = {
     "FIONREAD": termios.FIONREAD, "FIONBIO": termios.FIONBIO, "FIOCLEX": termios.FIOCLEX,
     "FIONCLEX": termios.FIONCLEX, "TCGETS": termios.TCGETS, "TIOCGWINSZ": termios.TIOCGWINSZ,
 }  # fmt: skip
-# No F_SETOWN or F_SETSIG (signals to others), F_NOTIFY, F_SETLEASE.
 _FCNTLS = {
     name: getattr(fcntl, name)
     for name in ("F_DUPFD", "F_DUPFD_CLOEXEC", "F_GETFD", "F_SETFD", "F_GETFL", "F_GETLK", "F_SETLK", "F_SETLKW",
@@ -94,61 +116,154 @@ _FCNTLS = {
 } | {"F_SETPIPE_SZ": 1031, "F_GETPIPE_SZ": 1032}  # fmt: skip
 _PRCTLS = {"PR_SET_NAME": 15, "PR_GET_NAME": 16, "PR_GET_DUMPABLE": 3, "PR_GET_NO_NEW_PRIVS": 39, "PR_CAPBSET_READ": 23,
            "PR_SET_VMA": 0x53564D41}  # fmt: skip
-# Fast open, ULP, REPAIR, MD5, source routes, multicast, binding to a device and all else: refused.
 _SOCKOPTS = {
-    socket.SOL_SOCKET: ("SO_REUSEADDR", "SO_KEEPALIVE", "SO_SNDBUF", "SO_RCVBUF", "SO_LINGER", "SO_RCVTIMEO", "SO_SNDTIMEO",
-                        "SO_OOBINLINE", "SO_REUSEPORT", "SO_RCVLOWAT", "SO_PRIORITY"),
-    socket.IPPROTO_TCP: ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT", "TCP_CORK",
-                         "TCP_QUICKACK", "TCP_MAXSEG", "TCP_SYNCNT", "TCP_LINGER2", "TCP_NOTSENT_LOWAT", "TCP_WINDOW_CLAMP"),
-    socket.IPPROTO_IP: ("IP_TOS", "IP_TTL"),
-    socket.IPPROTO_IPV6: ("IPV6_V6ONLY", "IPV6_TCLASS", "IPV6_UNICAST_HOPS"),
+    "SOL_SOCKET": ("SO_REUSEADDR", "SO_KEEPALIVE", "SO_SNDBUF", "SO_RCVBUF", "SO_LINGER", "SO_RCVTIMEO", "SO_SNDTIMEO",
+                   "SO_OOBINLINE", "SO_REUSEPORT", "SO_RCVLOWAT", "SO_PRIORITY"),
+    "IPPROTO_TCP": ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT", "TCP_CORK",
+                    "TCP_QUICKACK", "TCP_MAXSEG", "TCP_SYNCNT", "TCP_LINGER2", "TCP_NOTSENT_LOWAT", "TCP_WINDOW_CLAMP"),
+    "IPPROTO_IP": ("IP_TOS", "IP_TTL"),
+    "IPPROTO_IPV6": ("IPV6_V6ONLY", "IPV6_TCLASS", "IPV6_UNICAST_HOPS"),
 }  # fmt: skip
+# Not every Python names every option: linux/tcp.h, asm-generic/socket.h, linux/in.h, linux/in6.h.
+_MORE_SOCKOPTS = {"TCP_NOTSENT_LOWAT": 25, "TCP_USER_TIMEOUT": 18, "SO_PRIORITY": 12, "IP_TOS": 1, "IP_TTL": 2,
+                  "IPV6_TCLASS": 67}  # fmt: skip
 
-# libc and the standard library try these and fall back when the kernel does not know them.
-_ABSENT = "clone3 memfd_secret io_uring_setup pidfd_open pidfd_send_signal process_madvise map_shadow_stack mseal"
+# What the supervisor answers, by number: a notification carries nothing else.
+TRAPPED = {
+    "x86_64": {"connect": 42, "bind": 49, "listen": 50, "clone": 56, "fork": 57, "vfork": 58, "chmod": 90, "fchmod": 91,
+               "fchmodat": 268, "utimensat": 280, "fchmodat2": 452},
+    "aarch64": {"connect": 203, "bind": 200, "listen": 201, "clone": 220, "fchmod": 52, "fchmodat": 53, "utimensat": 88,
+                "fchmodat2": 452},
+}  # fmt: skip
+# Calls newer than some libseccomp: one number on every architecture (include/uapi/asm-generic/unistd.h).
+_LATER = {"memfd_secret": 447, "fchmodat2": 452, "map_shadow_stack": 453, "mseal": 462}
 
 
-def rules(*, unix_sockets: bool) -> Iterator[Rule]:
-    """The rows that allow. `unix_sockets`: Redis is reached by one, and `connect` is still the supervisor's."""
-    for reason, names in _ALLOWED.items():
+def _int(position: int, value: int, text: str) -> Arg:
+    return Arg(position, _INT, value, text)
+
+
+def rules() -> Iterator[Rule]:
+    """Every row, for all grants."""
+    for reason, names in _FREELY.items():
         for name in names.split():
-            yield Rule(name, reason=reason)
-    for family in (socket.AF_INET, socket.AF_INET6):
-        for protocol in (0, socket.IPPROTO_TCP):
-            yield Rule(
-                "socket", (_int(0, family), Arg(1, _SOCK_TYPE_MASK, socket.SOCK_STREAM), _int(2, protocol)), "TCP only"
-            )
-    unix = (_int(0, socket.AF_UNIX), Arg(1, _SOCK_TYPE_MASK, socket.SOCK_STREAM), _int(2, 0))
-    if unix_sockets:
-        yield Rule("socket", unix, "Redis on a Unix socket")
+            yield Rule(name, reason)
+    yield from _network_rules()
+    for name, request in _IOCTLS.items():
+        yield Rule("ioctl", "no TIOCSTI, FIOASYNC, FIOSETOWN, SIOC*", (_int(1, request, name),))
+    for name, command in _FCNTLS.items():
+        yield Rule("fcntl", "no F_SETOWN, F_SETSIG, F_NOTIFY, F_SETLEASE", (_int(1, command, name),))
+    setfl = (_int(1, fcntl.F_SETFL, "F_SETFL"), Arg(2, os.O_ASYNC, 0, "without O_ASYNC"))
+    yield Rule("fcntl", "O_ASYNC on a terminal would send SIGIO to the operator's processes", setfl)
+    for name, option in _PRCTLS.items():
+        yield Rule("prctl", "no change of what the sandbox has set", (_int(0, option, name),))
+    yield from _process_rules()
+    for name in ("chmod", "fchmod", "fchmodat", "fchmodat2", "utimensat"):
+        yield Rule(name, "mode and times: where writing is granted", action=Action.ASK)
+    for prefix in ("", "l", "f"):
+        for name in (f"{prefix}getxattr", f"{prefix}listxattr"):
+            yield Rule(name, "extended attributes", action=Action.UNSUPPORTED)
+    for name in ("memfd_secret", "io_uring_setup", "pidfd_open", "pidfd_send_signal", "process_madvise", "map_shadow_stack",
+                 "mseal", "clone3"):  # fmt: skip
+        yield Rule(name, "there are older ways", action=Action.ABSENT)
+
+
+def _network_rules() -> Iterator[Rule]:
+    stream = Arg(1, _SOCK_TYPE_MASK, socket.SOCK_STREAM, "SOCK_STREAM")
+    default = _int(2, 0, "protocol 0")
+    for family in ("AF_INET", "AF_INET6"):
+        for protocol in (default, _int(2, socket.IPPROTO_TCP, "IPPROTO_TCP")):
+            yield Rule("socket", "TCP only", (_int(0, getattr(socket, family), family), stream, protocol))
+    unix = (_int(0, socket.AF_UNIX, "AF_UNIX"), stream, default)
+    yield Rule("socket", "Redis on a Unix socket", unix, when="unix_sockets")
     # Streams only: a datagram pair could send to any path with sendmsg(2), whose address no filter can see.
-    yield Rule("socketpair", unix, "event loops wake themselves with one")
-    yield Rule("sendto", (Arg(3, _MSG_FASTOPEN, 0), Arg(4, 0xFFFFFFFFFFFFFFFF, 0)), "no address, no fast open")
-    yield Rule("sendmsg", (Arg(2, _MSG_FASTOPEN, 0),), "no fast open; TCP ignores an address")
-    yield Rule("sendmmsg", (Arg(3, _MSG_FASTOPEN, 0),), "no fast open; TCP ignores an address")
+    yield Rule("socketpair", "event loops wake themselves with one", unix)
+    yield Rule("connect", "which address", action=Action.ASK)
+    yield Rule(
+        "sendto", "not to an address", (Arg(3, _MSG_FASTOPEN, 0, "no fast open"), Arg(4, _POINTER, 0, "no address"))
+    )
+    yield Rule("sendmsg", "TCP ignores an address", (Arg(2, _MSG_FASTOPEN, 0, "no fast open"),))
+    yield Rule("sendmmsg", "TCP ignores an address", (Arg(3, _MSG_FASTOPEN, 0, "no fast open"),))
     for level, options in _SOCKOPTS.items():
         for name in options:
-            yield Rule("setsockopt", (_int(1, level), _int(2, _sockopt(name))), name)
-    for name, request in _IOCTLS.items():
-        yield Rule("ioctl", (_int(1, request),), name)
-    for name, command in _FCNTLS.items():
-        yield Rule("fcntl", (_int(1, command),), name)
-    # O_ASYNC on a terminal would send SIGIO to the operator's foreground processes.
-    yield Rule("fcntl", (_int(1, fcntl.F_SETFL), Arg(2, os.O_ASYNC, 0)), "F_SETFL without O_ASYNC")
-    for name, option in _PRCTLS.items():
-        yield Rule("prctl", (_int(0, option),), name)
-    yield Rule("clone", (Arg(0, _THREAD | _NOT_THREAD, _THREAD),), "threads only")
+            option = getattr(socket, name, None) or _MORE_SOCKOPTS[name]
+            args = (_int(1, getattr(socket, level), level), _int(2, option, name))
+            yield Rule("setsockopt", "no fast open, ULP, REPAIR, source routes, binding to a device", args)
+    for name in ("bind", "listen"):
+        yield Rule(name, "which address", action=Action.ASK, when="listen")
+    for name in ("accept", "accept4"):
+        yield Rule(name, "what listens was asked for", when="listen")
+
+
+def _process_rules() -> Iterator[Rule]:
+    thread = Arg(0, _THREAD | _NOT_A_THREAD, _THREAD, "a thread")
+    yield Rule("clone", "how many", (thread,), action=Action.ASK)
+    process = Arg(0, _NEVER_CLONED | 0x00010000, 0, "a process, in the same namespaces")
+    yield Rule("clone", "how many", (process,), action=Action.ASK, when="run")
+    for name in ("fork", "vfork"):
+        yield Rule(name, "how many", action=Action.ASK, when="run")
+    yield Rule("execve", "Landlock decides", when="run")
+    yield Rule("arch_prctl", "a program's start", (_int(0, 0x1002, "ARCH_SET_FS"),), when="run")
+    itself = _int(0, _PID, "itself")
     for name in ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
-        yield Rule(name, (_int(0, _PID),), "itself only")
+        yield Rule(name, "nobody else", (itself,))
+        yield Rule(name, "Landlock keeps signals inside", when="signals")
+    caller = _int(0, 0, "the caller")
     for name in ("prlimit64", "sched_getaffinity", "sched_setaffinity", "sched_getparam", "sched_getscheduler"):
-        yield Rule(name, (_int(0, 0),), "itself only")
-    yield Rule("prlimit64", (_int(0, _PID),), "itself only")
+        yield Rule(name, "nobody else", (caller,))
+    yield Rule("prlimit64", "nobody else", (itself,))
     for name in ("getpriority", "setpriority"):
-        yield Rule(name, (_int(0, os.PRIO_PROCESS), _int(1, 0)), "itself only")
+        yield Rule(name, "nobody else", (_int(0, os.PRIO_PROCESS, "PRIO_PROCESS"), _int(1, 0, "the caller")))
 
 
-def compile_program(*, unix_sockets: bool) -> bytes:
-    """The BPF program for this machine's architecture, with `_PID` where the pid belongs. Raises SandboxError."""
+def granted(grants: Grants) -> list[Rule]:
+    """The rows of one policy."""
+    return [rule for rule in rules() if not rule.when or getattr(grants, rule.when)]
+
+
+def markdown() -> str:
+    """The table as documents show it: rows with the same reason, action and grant together."""
+    joined: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for rule in rules():
+        conditions = joined.setdefault((rule.action.value, rule.reason, rule.when), {}).setdefault(rule.name, [])
+        if rule.args:
+            conditions.append(", ".join(arg.text for arg in rule.args))
+    whens = {"": "", "unix_sockets": "Redis on a Unix socket", "listen": "listen", "run": "run", "signals": "run"}
+    lines = ["| | why | grant | system calls |", "|---|---|---|---|"]
+    for (action, reason, when), names in joined.items():
+        calls = (f"`{name}`" + (f" ({'; '.join(found)})" if found else "") for name, found in names.items())
+        lines.append(f"| {action} | {reason} | {whens[when]} | {', '.join(calls)} |")
+    return "\n".join([*lines, "| fails with EPERM | default deny | | every other |"])
+
+
+def program(grants: Grants, folder: str | None = None) -> bytes:
+    """The BPF program for this machine, from `folder` where an earlier run has kept it. Raises SandboxError.
+
+    Compiling takes longer than everything else about a start: libseccomp and its Python binding are loaded for it.
+    """
+    if folder is None:
+        return compile_program(grants)
+    digest = hashlib.sha256(repr((granted(grants), TRAPPED, os.uname().machine)).encode()).hexdigest()
+    path = os.path.join(folder, f"filter-{digest[:32]}.bpf")
+    with suppress(OSError), open(path, "rb") as file:
+        kept = file.read(64 * 1024)
+        if kept[:32] == hashlib.sha256(kept[32:]).digest() and len(kept) > 32:
+            return kept[32:]
+    compiled = compile_program(grants)
+    with suppress(OSError):  # a full or read-only disk: the next run compiles again
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        fd, name = tempfile.mkstemp(dir=folder)
+        with open(fd, "wb") as file:
+            file.write(hashlib.sha256(compiled).digest() + compiled)
+        os.replace(name, path)
+    return compiled
+
+
+def compile_program(grants: Grants, *, machine: str | None = None) -> bytes:
+    """The BPF program, with `_PID` where the pid belongs. Raises SandboxError.
+
+    `machine`: as in uname(2); another than this one's is for tests, and has no rows of `_LATER`.
+    """
     try:
         import pyseccomp
     except (ImportError, RuntimeError, OSError) as error:
@@ -156,46 +271,42 @@ def compile_program(*, unix_sockets: bool) -> bytes:
             f"libseccomp cannot be loaded ({error}): install it, on Debian with apt-get install libseccomp2"
         ) from error
     try:
-        program = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
-        program.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
-        program.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, 2)  # a binary tree over the numbers, not a list
-        for rule in rules(unix_sockets=unix_sockets):
-            _add(program, pyseccomp.ALLOW, rule)
-        for name in _ABSENT.split():
-            _add(program, pyseccomp.ERRNO(errno.ENOSYS), Rule(name))
-        _add(program, pyseccomp.NOTIFY, Rule("connect"))
+        filter_ = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
+        foreign = machine not in (None, os.uname().machine)
+        if foreign:
+            filter_.add_arch(pyseccomp.Arch.AARCH64 if machine == "aarch64" else pyseccomp.Arch.X86_64)
+            filter_.remove_arch(pyseccomp.Arch.NATIVE)
+        filter_.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
+        filter_.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, 2)  # a binary tree over the numbers, not a list
+        for rule in granted(grants):
+            if not (foreign and rule.name in _LATER):  # which libseccomp cannot translate
+                _add(filter_, rule)
         fd = os.memfd_create("seccomp", os.MFD_CLOEXEC)
         with open(fd, "w+b") as file:
-            program.export_bpf(file)
+            filter_.export_bpf(file)
             file.seek(0)
             return file.read()
     except (OSError, ValueError) as error:
         raise SandboxError(f"libseccomp cannot build the filter: {error}; version 2.5 or newer is needed") from error
 
 
-def for_pid(program: bytes, pid: int) -> bytes:
-    """`program` with the child's pid in place of the placeholder (struct sock_filter: u16 u8 u8 u32)."""
-    instructions = struct.iter_unpack("=HBBI", program)
+def for_pid(compiled: bytes, pid: int) -> bytes:
+    """`compiled` with the child's pid in place of the placeholder (struct sock_filter: u16 u8 u8 u32)."""
+    instructions = struct.iter_unpack("=HBBI", compiled)
     return b"".join(struct.pack("=HBBI", code, jt, jf, pid if k == _PID else k) for code, jt, jf, k in instructions)
 
 
-def _add(program: pyseccomp.SyscallFilter, action: int, rule: Rule) -> None:
-    from pyseccomp import MASKED_EQ, Arch, Arg, resolve_syscall
+def _add(filter_: pyseccomp.SyscallFilter, rule: Rule) -> None:
+    from pyseccomp import ALLOW, ERRNO, MASKED_EQ, NOTIFY, Arch, Arg, resolve_syscall
 
-    number = resolve_syscall(Arch.NATIVE, rule.name)
-    # A name this libseccomp does not know (-1) stays refused; one this architecture lacks libseccomp skips itself.
-    if number != -1:
-        program.add_rule(action, number, *(Arg(a.position, MASKED_EQ, a.mask, a.value) for a in rule.args))
-
-
-def _sockopt(name: str) -> int:
-    # Not every Python names every option: linux/tcp.h, asm-generic/socket.h.
-    missing = {
-        "TCP_NOTSENT_LOWAT": 25,
-        "TCP_USER_TIMEOUT": 18,
-        "SO_PRIORITY": 12,
-        "IP_TOS": 1,
-        "IP_TTL": 2,
-        "IPV6_TCLASS": 67,
-    }
-    return int(getattr(socket, name, None) or missing[name])
+    action = {
+        Action.ALLOW: ALLOW,
+        Action.ASK: NOTIFY,
+        Action.ABSENT: ERRNO(errno.ENOSYS),
+        Action.UNSUPPORTED: ERRNO(errno.ENOTSUP),
+    }[rule.action]
+    # A call that this architecture has under no name libseccomp leaves out by itself.
+    number = _LATER.get(rule.name) or resolve_syscall(Arch.NATIVE, rule.name)
+    if number == -1:
+        raise ValueError(f"it does not know {rule.name}")
+    filter_.add_rule(action, number, *(Arg(a.position, MASKED_EQ, a.mask, a.value) for a in rule.args))

@@ -1,7 +1,7 @@
 """The supervisor: serves names, watches limits, forwards signals, buries the child.
 
-Three threads, so that nothing a worker does can keep its end from coming: this loop, which never waits for the worker's
-sockets or for the operator's terminal; the Connector's, which may; and the one that writes messages.
+This loop never waits for the worker's sockets, its memory or the operator's terminal, so that nothing a worker does can
+keep its end from coming. What may wait has threads of its own: trapped calls, messages, what the worker prints.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ import time
 from collections.abc import Callable, Iterable
 from types import FrameType
 
+from sandboxrun.limits import LIMITS
 from sandboxrun.log import Log
 from sandboxrun.permissions import denial
+from sandboxrun.sandbox.calls import Calls, Handler
 from sandboxrun.sandbox.connect import Connector
+from sandboxrun.sandbox.guard import Guard
 from sandboxrun.sandbox.launch import Child
-from sandboxrun.sandbox.notify import Listener
-from sandboxrun.sandbox.policy import SCRATCH_MAX_BYTES, SandboxPolicy
+from sandboxrun.sandbox.listen import Listening
+from sandboxrun.sandbox.metadata import Metadata
+from sandboxrun.sandbox.policy import SandboxPolicy
+from sandboxrun.sandbox.processes import Processes, kill_session
+from sandboxrun.sandbox.relay import Relay, limit_for
 from sandboxrun.sandbox.resolver import Resolver
+from sandboxrun.sandbox.seccomp import TRAPPED
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 HOUSEKEEPING_SECONDS = 1.0
@@ -48,24 +55,29 @@ class Supervisor:
         trusted: Iterable[str],
         log: Log,
     ) -> None:
-        self._child, self._key, self._scratch = child, key, scratch
+        self._child, self._policy, self._key, self._scratch = child, policy, key, scratch
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._denials: set[str] = set()
+        self._shown: set[tuple[str, str]] = set()
+        self._warned: set[str] = set()
         self._stop_reason: str | None = None
         self._stops = 0
         self._kill_at: float | None = None
         self._messages = _Messages(log)
         self.resolver = Resolver(policy.net, trusted=trusted, denied=self._denied, wake=self._wake)
-        self._connector = Connector(
-            Listener(listener_fd),
-            policy,
-            pid=child.pid,
-            pidfd=child.pidfd,
-            names=self.resolver.names,
-            denied=self._denied,
-            failed=self.stop,
-        )
+        self._calls = Calls(listener_fd, pid=child.pid, pidfd=child.pidfd, failed=self.stop)
+        self._connector = Connector(self._calls, policy, resolver=self.resolver, denied=self._denied)
+        self._metadata = Metadata(self._calls, policy.write)
+        self._relays = [
+            Relay(
+                source.fileno(),
+                target,
+                limit=limit_for(target, policy.limits.output, LIMITS["output"].default),
+                slowed=lambda: self._reached("output"),
+            )
+            for source, target in zip(child.output, (1, 2), strict=True)
+        ]
+        self._guard = Guard(child.pid) if policy.execute else None
         self._selector.register(child.pidfd, selectors.EVENT_READ)  # no callback: `serve` ends
         self._selector.register(child.control, selectors.EVENT_READ, self._asked)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
@@ -91,17 +103,25 @@ class Supervisor:
 
     def serve(self) -> int:
         """Until the child has ended; its exit code (128+n for signal n)."""
-        self._connector.start()
+        for relay in self._relays:
+            relay.start()
+        self._calls.start(self._handlers(), many=bool(self._policy.execute), waiting=self._connector.expire)
         self._child.go()
-        housekeeping = time.monotonic() + HOUSEKEEPING_SECONDS
+        now = time.monotonic()
+        housekeeping = now + HOUSEKEEPING_SECONDS
+        end = now + self._policy.limits.time if self._policy.limits.time else None
         sigterms = 0
         while True:
-            ready = self._selector.select(self._timeout(housekeeping))
+            until = min(at for at in (housekeeping, end, self._kill_at) if at is not None)
+            ready = self._selector.select(max(0.0, until - time.monotonic()))
             if any(key.fd == self._child.pidfd for key, _ in ready):
-                return self._child.wait()
+                return self._ended(self._child.wait())
             for key, _ in ready:
                 key.data()
             now = time.monotonic()
+            if end is not None and now >= end:
+                self.stop(self._policy.limits.reached("time", self._key))
+                end = None
             if self._stops > sigterms:
                 self._end_worker(again=sigterms > 0, now=now)
                 sigterms = self._stops
@@ -113,16 +133,55 @@ class Supervisor:
                 housekeeping = now + HOUSEKEEPING_SECONDS
 
     def close(self) -> None:
-        self._connector.stop()
+        """End what is left of the sandbox, and write what it has printed."""
+        if self._policy.execute:
+            kill_session(self._child.pid)
+        if self._guard is not None:
+            self._guard.close()
+        self._calls.stop()
+        for relay in self._relays:
+            relay.close()
         self._messages.close()
+        self._metadata.close()
         self._selector.close()
         os.close(self._wake_read)
         write, self._wake_write = self._wake_write, -1  # a late thread must not write into another file's number
         os.close(write)
 
-    def _timeout(self, housekeeping: float) -> float:
-        until = housekeeping if self._kill_at is None else min(housekeeping, self._kill_at)
-        return max(0.0, until - time.monotonic())
+    def _handlers(self) -> dict[int, Handler]:
+        listening = Listening(self._calls, self._policy, denied=self._denied)
+        processes = Processes(
+            self._child.pid,
+            limit=self._policy.limits.threads,
+            many=bool(self._policy.execute),
+            reached=lambda: self._reached("threads"),
+        )
+        handlers: dict[str, Handler] = {
+            "connect": self._connector.connect,
+            "bind": listening.bind,
+            "listen": listening.listen,
+            "clone": processes.clone,
+            "fork": processes.clone,
+            "vfork": processes.clone,
+            "chmod": self._metadata.chmod,
+            "fchmod": self._metadata.fchmod,
+            "fchmodat": self._metadata.fchmodat,
+            "fchmodat2": self._metadata.fchmodat2,
+            "utimensat": self._metadata.utimensat,
+        }
+        return {number: handlers[name] for name, number in TRAPPED[os.uname().machine].items()}
+
+    def _ended(self, code: int) -> int:
+        cpu = self._policy.limits.cpu
+        if cpu and code in (128 + signal.SIGXCPU, 128 + signal.SIGKILL) and self._child.cpu_seconds() >= cpu:
+            self._reached("cpu")
+        return code
+
+    def _reached(self, name: str) -> None:
+        """Say, once, that a limit has been reached."""
+        if name not in self._warned:
+            self._warned.add(name)
+            self.warn("limit", self._policy.limits.reached(name, self._key))
 
     def _end_worker(self, *, again: bool, now: float) -> None:
         self._child.signal(signal.SIGKILL if again else signal.SIGTERM)
@@ -166,20 +225,22 @@ class Supervisor:
         except OSError:
             pass  # Full: it will wake anyway. Closed: there is nothing left to wake.
 
-    def _denied(self, target: str) -> None:
-        if target in self._denials or len(self._denials) > DENIALS_SHOWN_MAX:
+    def _denied(self, kind: str, target: str) -> None:
+        if (kind, target) in self._shown or len(self._shown) > DENIALS_SHOWN_MAX:
             return
-        self._denials.add(target)
-        if len(self._denials) > DENIALS_SHOWN_MAX:
+        self._shown.add((kind, target))
+        if len(self._shown) > DENIALS_SHOWN_MAX:
             line = f"{DENIALS_SHOWN_MAX} different targets were refused; further ones are not shown"
         else:
-            line = denial("net", target, self._key)
-        self._messages.put(lambda log: log.denied(line, kind="net", target=target))
+            line = denial(kind, target, self._key)
+        self._messages.put(lambda log: log.denied(line, kind=kind, target=target))
 
     def _check_scratch(self) -> None:
-        size = folder_size(self._scratch, SCRATCH_MAX_BYTES) + deleted_size(self._child.pid)
-        if size > SCRATCH_MAX_BYTES and self._kill_at is None:
-            self.stop(f"the worker's scratch folder holds more than {SCRATCH_MAX_BYTES >> 20} MiB: ending the worker")
+        most = self._policy.limits.scratch
+        if not most or self._kill_at is not None:
+            return
+        if folder_size(self._scratch, most) + deleted_size(self._child.pid) > most:
+            self.stop(self._policy.limits.reached("scratch", self._key) + ": ending the worker")
 
 
 class _Messages:

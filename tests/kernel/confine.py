@@ -1,7 +1,11 @@
 """Run one script in the sandbox, without Redis or a download: the tests' shortest way to the boundary.
 
     python confine.py '{"script": PATH, "scratch": FOLDER, "allow": {KIND: TEXT}, "deny": {…}, "redis": "HOST:PORT" or PATH,
-                       "limit": OPEN_FILES, "abi": LANDLOCK_ABI}'
+                       "limits": {NAME: NUMBER}, "files": OPEN_FILES, "missing": [FEATURE], "degraded": [FEATURE],
+                       "without": ROW}'
+
+`files` is of the supervisor itself; `missing` makes the probe find features missing; `without` takes a row out of the
+filter's table.
 
 Exits with the script's own code. What is confined is what `sandboxrun` confines: same policy, child and supervisor.
 """
@@ -10,9 +14,11 @@ import json
 import resource
 import sys
 
+from sandboxrun.limits import Limits
 from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
-from sandboxrun.sandbox import landlock, policy
+from sandboxrun.sandbox import features, policy, seccomp
+from sandboxrun.sandbox.features import Features
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.supervisor import Supervisor
 
@@ -21,22 +27,31 @@ KEY = "test:1:h"
 
 def main() -> int:
     spec = json.loads(sys.argv[1])
-    if "limit" in spec:  # the supervisor's own open files
-        resource.setrlimit(resource.RLIMIT_NOFILE, (spec["limit"], resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    if "abi" in spec:  # as on an older kernel
-        landlock.kernel_abi = lambda: spec["abi"]
+    log = Log()
+    if "files" in spec:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spec["files"], resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    kernel = features.probe()
+    kernel = Features(frozenset(f for f in kernel.available if f.label not in spec.get("missing", ())))
+    for message in kernel.require(spec.get("degraded", ())):
+        log.warning("degraded", message)
+    if "without" in spec:
+        rows = list(seccomp.rules())
+        del rows[spec["without"]]
+        seccomp.rules = lambda: iter(rows)
     lists = [
         (verdict, kind, text, "test") for verdict in ("allow", "deny") for kind, text in spec.get(verdict, {}).items()
     ]
     redis = spec.get("redis", "127.0.0.1:1")
+    interpreter = this_interpreter()
     built = policy.build(
         Permissions.parse(lists),
         key=KEY,
-        interpreter=this_interpreter(),
+        interpreter=interpreter,
         scratch=spec["scratch"],
         local_source=spec["script"],
         redis=redis if redis.startswith("/") else NetTarget.parse(redis),
         protected=(),
+        limits=Limits(**spec.get("limits", {})),
     )
     with open(spec["script"], "rb") as file:
         script = Script(file.read(), spec["script"], None, is_file=True)
@@ -44,10 +59,18 @@ def main() -> int:
     child = Child(KEY)
     try:
         child.stdin.close()
+        child.check_supervision()
         listener = child.confine(
-            built, script, key=KEY, interpreter=this_interpreter(), scratch=spec["scratch"], env=env
+            built,
+            script,
+            key=KEY,
+            interpreter=interpreter,
+            scratch=spec["scratch"],
+            env=env,
+            features=kernel,
+            filters=spec.get("filters"),
         )
-        supervisor = Supervisor(child, listener, built, key=KEY, scratch=spec["scratch"], trusted=(), log=Log())
+        supervisor = Supervisor(child, listener, built, key=KEY, scratch=spec["scratch"], trusted=(), log=log)
         try:
             supervisor.resolver.pin_denied()
             return supervisor.serve()

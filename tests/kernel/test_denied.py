@@ -19,14 +19,14 @@ def attempt():
 """
 
 
-@pytest.mark.parametrize("abi", [None, 3], ids=["this kernel", "Landlock without TCP"])
-def test_another_port_of_an_allowed_host_is_refused(arena: Arena, listener: Listener, abi: int | None) -> None:
+@pytest.mark.parametrize("missing", [[], ["landlock-tcp"]], ids=["this kernel", "Landlock without TCP"])
+def test_another_port_of_an_allowed_host_is_refused(arena: Arena, listener: Listener, missing: list[str]) -> None:
     with listening() as other:
         allow = {"net": f"127.0.0.1:{listener.port}"}
         assert arena.unconfined(CONNECT, host="127.0.0.1", port=other.port).value == "hello"
         assert other.connections == 1
         assert arena.confined(CONNECT, allow=allow, host="127.0.0.1", port=listener.port).value == "hello"
-        refused = arena.confined(CONNECT, allow=allow, abi=abi, host="127.0.0.1", port=other.port)
+        refused = arena.confined(CONNECT, allow=allow, missing=missing, host="127.0.0.1", port=other.port)
         assert refused.errno == "EACCES"
         assert other.connections == 1
         wanted = f'Requires net access to "127.0.0.1:{other.port}"; grant it with: --allow-net=127.0.0.1:{other.port} (field allowNet of test:1:h)'
@@ -462,14 +462,14 @@ def test_an_inherited_descriptor_is_closed(arena: Arena, tmp_path: Path) -> None
             os.close(fd)
 
 
-@pytest.mark.parametrize("abi", [None, 3], ids=["this kernel", "Landlock without scopes"])
-def test_signalling_another_process_is_refused(arena: Arena, abi: int | None) -> None:
+@pytest.mark.parametrize("missing", [[], ["landlock-scope"]], ids=["this kernel", "Landlock without scopes"])
+def test_signalling_another_process_is_refused(arena: Arena, missing: list[str]) -> None:
     code = "def attempt():\n    os.kill(V['pid'], 15)\n    return 'sent'"
     victims = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)]
     try:
         assert arena.unconfined(code, pid=victims[0].pid).value == "sent"
         assert victims[0].wait(10) == -15
-        assert arena.confined(code, abi=abi, pid=victims[1].pid).errno == "EPERM"
+        assert arena.confined(code, missing=missing, pid=victims[1].pid).errno == "EPERM"
         assert victims[1].poll() is None
     finally:
         for victim in victims:

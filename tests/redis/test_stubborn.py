@@ -128,7 +128,7 @@ def test_removed_files_that_are_still_open_count_as_scratch(r: redis.Redis, run:
     )
     done = run("t", "1")
     assert done.code == 128 + 15
-    assert "scratch folder holds more than 256 MiB" in done.err
+    assert "the scratch folder has reached its limit of 256M" in done.err
 
 
 def test_long_names_of_fields_are_not_read_into_memory(r: redis.Redis, run: Runner, local: Local) -> None:

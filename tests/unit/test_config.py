@@ -49,7 +49,7 @@ def test_fields_and_options_add_up() -> None:
     permissions = parse(
         {**GOOD, "allowNet": "a:1", "denoOptions": "--allow-net=b:2,c --no-prompt --deny-net='d:4'"}
     ).permissions
-    assert [t.host for t in permissions.allow["net"]] == ["a", "b", "c"]
+    assert [t.host for t in permissions.allow["net"]] == ["b", "c", "a"]
     assert [t.host for t in permissions.deny["net"]] == ["d"]
 
 
@@ -64,7 +64,13 @@ def test_inspect_is_ignored_with_a_warning() -> None:
     ("fields", "text"),
     [
         ({"allowFoo": "x"}, "allowFoo"),
-        ({"allowRun": "sh"}, "allowRun"),
+        ({"allowRun": "no/../way"}, "allowRun"),
+        ({"allowListen": "127.0.0.1"}, "allowListen"),
+        ({"limitMemory": "much"}, "limitMemory"),
+        ({"limitMemory": "1"}, "from 64M to"),
+        ({"limitSpeed": "9"}, "limitSpeed"),
+        ({"options": "--limit-threads=-1"}, "--limit-threads"),
+        ({"options": "--limit-speed=1"}, "--limit-NAME"),
         ({"allowNet": "nonsense:port"}, "allowNet"),
         ({"options": "--allow-all"}, "everything"),
         ({"options": "-A"}, "everything"),

@@ -59,7 +59,7 @@ def test_addresses_are_read_as_the_kernel_reads_them() -> None:
     assert str(parse_sockaddr(six)) == "[::1]:80"
     scoped = parse_sockaddr(six + struct.pack("=I", 7))
     assert isinstance(scoped, InetAddress)
-    assert scoped.sockaddr() == ("::1", 80, 0, 7)
+    assert scoped.sockaddr == ("::1", 80, 0, 7)
     assert parse_sockaddr(struct.pack("=H", socket.AF_UNIX) + b"/a/b\0junk") == "/a/b"
     assert parse_sockaddr(struct.pack("=H", socket.AF_UNIX) + b"\0abstract\0") == "\0abstract\0"
 
@@ -137,7 +137,7 @@ def resolver(allow: str, answers: list[str]) -> Resolver:
     return Resolver(
         Permissions.parse([("allow", "net", allow, "x")]),
         trusted=("redis.internal",),
-        denied=answers.append,
+        denied=lambda kind, target: answers.append(target),
         wake=lambda: None,
     )
 

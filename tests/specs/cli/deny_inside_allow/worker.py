@@ -1,3 +1,0 @@
-import sys
-
-print("ran", sys.argv[1])
