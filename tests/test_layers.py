@@ -38,7 +38,7 @@ ONE_IMPORTER = {
     "platformdirs": {"run.py"},
     "redis": {"store.py", "embedded.py", "worker/context.py", "worker/loop.py", "client.py"},
 }
-LIGHT = {"_socket", "ctypes", "marshal", "os", "resource", "signal", "socket", "sys", "threading", "types"}
+LIGHT = {"_socket", "_thread", "ctypes", "marshal", "os", "resource", "sys"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:

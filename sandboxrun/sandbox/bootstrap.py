@@ -1,8 +1,8 @@
 """The child: wait for the plan, give up every right that is not in it, run the script. Never executes again.
 
-Run as `python -I -S bootstrap.py KEY CONTROL_FD SUPERVISOR_PID`. Imports nothing of ours and only light parts of the
-standard library; it does so before the plan comes, while the supervisor reads and fetches. Nothing untrusted is in
-this process until `_run`.
+Run as `python -I -S bootstrap.py KEY CONTROL_FD SUPERVISOR_PID`. Imports nothing of ours and only what is light of the
+standard library: `socket`, `signal`, `threading` and all that goes with them take longer than Python's own start, so they
+are prepared before the script imports them, or does not. Nothing untrusted is in this process until `_run`.
 
 Messages on the control socket (SOCK_SEQPACKET): supervisor "plan" with two descriptors (plan in a memfd, Landlock
 ruleset), child "ready" with the seccomp listener or "fail TEXT", supervisor "go"; from then on only names are asked:
@@ -10,16 +10,15 @@ child "name NUMBER HOST", supervisor "NUMBER\nok\nADDRESS…", "NUMBER\ndenied\n
 """
 
 import _socket
+import _thread
 import ctypes
 import marshal
 import os
 import resource
-import signal
-import socket
 import sys
-import threading
-import types
 
+_SIGKILL = 9
+_EACCES, _ENOMEM, _EMFILE, _EFBIG = 13, 12, 24, 27
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
@@ -91,7 +90,7 @@ class _Names:
     """Asks the supervisor for addresses: no DNS leaves the sandbox. One question at a time, over the control socket."""
 
     def __init__(self, control):
-        self._control, self._lock, self._number = control, threading.Lock(), 0
+        self._control, self._lock, self._number = control, _thread.allocate_lock(), 0
 
     def ask(self, host):
         """Addresses as text. Raises PermissionError, or gaierror as getaddrinfo(3) would."""
@@ -104,47 +103,48 @@ class _Names:
             while True:
                 answer = self._control.recv(65536)
                 if not answer:
-                    raise socket.gaierror(socket.EAI_SYSTEM, "the supervisor is gone")
+                    raise _socket.gaierror(_socket.EAI_SYSTEM, "the supervisor is gone")
                 got, verdict, *rest = answer.decode("utf-8").split("\n")
                 if got.encode() == number:  # not the late answer to a question whose asker was interrupted
                     break
         if verdict == "denied":
-            raise PermissionError(13, rest[0])
+            raise PermissionError(_EACCES, rest[0])
         if verdict != "ok":
-            raise socket.gaierror(int(verdict), rest[0])
+            raise _socket.gaierror(int(verdict), rest[0])
         return rest
 
 
 def _patch_names(ask):
-    """Make the socket module's look-ups ask the supervisor. A convenience: the boundary decides by address."""
-    system, socket_class = socket.getaddrinfo, socket.socket
+    """Make look-ups ask the supervisor, below the socket module. A convenience: the boundary decides by address."""
+    system, socket_class = _socket.getaddrinfo, _socket.socket
+    inet = (_socket.AF_INET, _socket.AF_INET6)
 
     def getaddrinfo(host, port, family=0, type=0, proto=0, flags=0):
         try:
-            return system(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
-        except socket.gaierror as error:
-            if error.errno != socket.EAI_NONAME or flags & socket.AI_NUMERICHOST:
+            return system(host, port, family, type, proto, flags | _socket.AI_NUMERICHOST)
+        except _socket.gaierror as error:
+            if error.errno != _socket.EAI_NONAME or flags & _socket.AI_NUMERICHOST:
                 raise
         found = []
         for address in ask(host):
-            if family in (0, socket.AF_INET6 if ":" in address else socket.AF_INET):
-                found += system(address, port, family, type, proto, flags | socket.AI_NUMERICHOST)
+            if family in (0, _socket.AF_INET6 if ":" in address else _socket.AF_INET):
+                found += system(address, port, family, type, proto, flags | _socket.AI_NUMERICHOST)
         if not found:
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            raise _socket.gaierror(_socket.EAI_NONAME, "Name or service not known")
         return found
 
     def gethostbyname_ex(host):
-        return host, [], [entry[4][0] for entry in getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)]
+        return host, [], [entry[4][0] for entry in getaddrinfo(host, None, _socket.AF_INET, _socket.SOCK_STREAM)]
 
     def gethostbyname(host):
         return gethostbyname_ex(host)[2][0]
 
     def numeric(sock, address):
         """An (host, port) address with a name looked up here, since libc's own look-up cannot leave the sandbox."""
-        if sock.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple) and len(address) >= 2:
+        if sock.family in inet and isinstance(address, tuple) and len(address) >= 2:
             host = address[0]
             if isinstance(host, (str, bytes)) and host not in ("", b""):
-                found = getaddrinfo(host, None, sock.family, socket.SOCK_STREAM)
+                found = getaddrinfo(host, None, sock.family, _socket.SOCK_STREAM)
                 return (found[0][4][0], *address[1:])
         return address
 
@@ -158,9 +158,9 @@ def _patch_names(ask):
             return super().connect_ex(numeric(self, address))
 
     NamedSocket.__name__ = NamedSocket.__qualname__ = "socket"
-    NamedSocket.__module__ = "socket"
-    socket.socket = NamedSocket
-    socket.getaddrinfo, socket.gethostbyname, socket.gethostbyname_ex = getaddrinfo, gethostbyname, gethostbyname_ex
+    NamedSocket.__module__ = "_socket"
+    _socket.socket = _socket.SocketType = NamedSocket
+    _socket.getaddrinfo, _socket.gethostbyname, _socket.gethostbyname_ex = getaddrinfo, gethostbyname, gethostbyname_ex
 
 
 class _Explanations:
@@ -194,10 +194,10 @@ class _Explanations:
 
     def explain(self, error):
         """A line for the operator, or None."""
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == 12):  # ENOMEM
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == _ENOMEM):
             return self._hints["memory"]
-        if isinstance(error, OSError) and error.errno in (24, 27):  # EMFILE, EFBIG
-            return self._hints["files" if error.errno == 24 else "scratch"]
+        if isinstance(error, OSError) and error.errno in (_EMFILE, _EFBIG):
+            return self._hints["files" if error.errno == _EMFILE else "scratch"]
         if not isinstance(error, PermissionError) or not isinstance(error.filename, str):
             return None
         kind = "write" if error.filename2 else self._uses.get(error.filename, "read")
@@ -232,12 +232,8 @@ def _install_hooks(plan, explanations):
         if args.exc_type is not SystemExit:
             show(args.exc_type, args.exc_value, args.exc_traceback)
 
-    sys.excepthook, threading.excepthook = show, show_thread
-    if plan["show_source"]:
-        import linecache
-
-        text = plan["source"].decode("utf-8-sig")
-        linecache.cache[plan["name"]] = (len(text), None, text.splitlines(True), plan["name"])
+    sys.excepthook = show
+    _thread._excepthook = show_thread  # which the threading module takes for its own when it is imported
 
 
 def _prepare_imports(plan):
@@ -262,13 +258,25 @@ def _prepare_imports(plan):
     builtins.exit, builtins.quit = _sitebuiltins.Quitter("exit", "Ctrl-D"), _sitebuiltins.Quitter("quit", "Ctrl-D")
 
 
+class _Loader:
+    """Where tracebacks find the source of a script that is no file (linecache)."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def get_source(self, name):
+        return self._source
+
+
 def _run(plan):
     """The script as `__main__`. From here on the process is the worker's."""
-    main = types.ModuleType("__main__")
+    source = plan["source"].decode("utf-8-sig")
+    main = type(sys)("__main__")
     main.__file__, main.__builtins__ = plan["name"], __builtins__
+    if plan["show_source"]:
+        main.__loader__ = _Loader(source)
     sys.modules["__main__"] = main
     sys.argv[:] = [plan["name"], plan["key"]]
-    source = plan["source"].decode("utf-8-sig")
     exec(compile(source, plan["name"], "exec", dont_inherit=True), main.__dict__)
 
 
@@ -284,11 +292,11 @@ def _receive_plan(control):
 
 def main():
     key, control_fd, supervisor = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != supervisor:  # it died before PDEATHSIG was armed
         os._exit(0)
     os.set_inheritable(control_fd, False)
-    control = socket.socket(fileno=control_fd)
+    control = _socket.socket(fileno=control_fd)
     plan, ruleset = _receive_plan(control)
     try:
         listener = _confine(plan, ruleset)

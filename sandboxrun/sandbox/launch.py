@@ -4,12 +4,14 @@ worker, so that both start-ups overlap; it holds neither secrets nor untrusted c
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import marshal
 import os
 import resource
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -62,7 +64,7 @@ class Child:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-X", "utf8", _BOOTSTRAP, key, str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-I", "-S", "-X", "utf8", _bootstrap(), key, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -193,3 +195,20 @@ class Child:
         os.set_blocking(self.output[1].fileno(), False)
         last = (self.output[1].read(4096) or b"").decode("utf-8", "replace").strip().rpartition("\n")[2]
         return (f"signal {-code}" if code < 0 else f"exit code {code}") + (f": {last}" if last else "")
+
+
+def _bootstrap() -> str:
+    """The compiled bootstrap, where there is a current one: Python compiles a program anew at each start."""
+    compiled = importlib.util.cache_from_source(_BOOTSTRAP)
+    source = os.stat(_BOOTSTRAP)
+    # PEP 552: magic number, flags (0: checked by time), time and size of the source.
+    current = importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size)
+    with contextlib.suppress(OSError), open(compiled, "rb") as file:
+        if file.read(16) == current:
+            return compiled
+    import py_compile
+
+    with contextlib.suppress(OSError, py_compile.PyCompileError):  # a read-only installation
+        mode = py_compile.PycInvalidationMode.TIMESTAMP
+        return py_compile.compile(_BOOTSTRAP, compiled, doraise=True, invalidation_mode=mode) or _BOOTSTRAP
+    return _BOOTSTRAP
