@@ -212,13 +212,16 @@ def _install_hooks(plan, explanations):
     ours = os.path.dirname(os.path.dirname(__file__)) + "/"
 
     def show(kind, error, traceback):
-        import traceback as printer
-
-        report = printer.TracebackException(kind, error, traceback)
-        theirs = [frame for frame in report.stack if not frame.filename.startswith(ours)]
-        if theirs:  # else it is a defect of ours, and all of it is of interest
-            report.stack = printer.StackSummary.from_list(theirs)
-        print("".join(report.format()), end="", file=sys.stderr, flush=True)
+        try:
+            import traceback as printer
+        except OSError:  # no descriptor is left to import with
+            sys.__excepthook__(kind, error, traceback)
+        else:
+            report = printer.TracebackException(kind, error, traceback)
+            theirs = [frame for frame in report.stack if not frame.filename.startswith(ours)]
+            if theirs:  # else it is a defect of ours, and all of it is of interest
+                report.stack = printer.StackSummary.from_list(theirs)
+            print("".join(report.format()), end="", file=sys.stderr, flush=True)
         seen = set()
         while error is not None and id(error) not in seen:  # the cause is as good as the error itself
             seen.add(id(error))

@@ -173,7 +173,8 @@ class Supervisor:
 
     def _ended(self, code: int) -> int:
         cpu = self._policy.limits.cpu
-        if cpu and code in (128 + signal.SIGXCPU, 128 + signal.SIGKILL) and self._child.cpu_seconds() >= cpu:
+        killed = code == 128 + signal.SIGKILL and self._child.cpu_seconds() >= cpu  # it had handled SIGXCPU
+        if cpu and (code == 128 + signal.SIGXCPU or killed):
             self._reached("cpu")
         return code
 
