@@ -23,6 +23,14 @@ TARGETS_MAX = 256  # entries in one list
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+# Not marked private by the registries, but never the answer for a public name: site-local (RFC 3879), local NAT64 (RFC 8215),
+# IPv4-compatible and IPv4-translated IPv6 (RFC 4291, RFC 2765), which some hosts route to IPv4; a cloud's metadata address.
+_NEVER_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        ("fec0::/10", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96", "192.0.0.0/24", "168.63.129.16/32"),
+    )
+)
 PROGRAM_FOLDERS = ("/usr/local/bin", "/usr/bin", "/bin")  # where a program that is named without a path is looked for
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 
@@ -52,7 +60,7 @@ def is_public(address: IPAddress) -> bool:
             embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if embedded is not None:
             return is_public(embedded)
-    return address.is_global and not address.is_multicast
+    return address.is_global and not address.is_multicast and not any(address in block for block in _NEVER_PUBLIC)
 
 
 def canonical_host(host: str) -> str:
@@ -252,13 +260,21 @@ class Permissions:
 
         return Permissions(add(self.allow, other.allow), add(self.deny, other.deny))
 
-    def allows_net(self, address: IPAddress, port: int, names: Iterable[str] = ()) -> bool:
-        """Whether TCP to this address and port may be opened. `names`: those that resolved to the address."""
+    def allows_net(
+        self, address: IPAddress, port: int, names: Iterable[str] = (), private_names: Iterable[str] = ()
+    ) -> bool:
+        """Whether TCP to this address and port may be opened.
+
+        `names` are those that resolved to the address; `private_names` are those of them that may stand for an address
+        that is not public. For the others such an address has to be listed itself, with this port: whoever owns a
+        name chooses what it resolves to.
+        """
         address = canonical_address(address)
         names = tuple(names)
         if any(t.matches(address, port, names) for t in self.deny.get("net", ())):
             return False
-        return any(t.matches(address, port, names) for t in self.allow.get("net", ()))
+        usable = names if is_public(address) else tuple(private_names)
+        return any(t.matches(address, port, usable) for t in self.allow.get("net", ()))
 
     def allows_name(self, name: str) -> bool:
         """Whether a (canonical) name may be resolved at all: some port of it is allowed, and not all are denied."""
@@ -271,10 +287,13 @@ class Permissions:
         target = ListenTarget(address, port)
         return target in self.allow.get("listen", ()) and target not in self.deny.get("listen", ())
 
-    def lists_address(self, address: IPAddress) -> bool:
-        """Whether an allow entry names this address itself (alone or in a block), for any port."""
+    def lists_answer(self, name: str, address: IPAddress) -> bool:
+        """Whether an allow entry names this address itself (alone or in a block), for a port that the name is granted."""
         address = canonical_address(address)
-        return any(t.network is not None and address in t.network for t in self.allow.get("net", ()))
+        targets = self.allow.get("net", ())
+        ports = {t.port for t in targets if t.network is not None and address in t.network}
+        wanted = {t.port for t in targets if t.matches_name(name)}
+        return bool(ports & wanted) or (None in ports and bool(wanted)) or (None in wanted and bool(ports))
 
 
 def denial(kind: str, resource: str, key: str) -> str:

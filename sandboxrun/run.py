@@ -209,8 +209,9 @@ def _redis_target(endpoint: Endpoint) -> NetTarget:
         raise ConfigError(f"the Redis URL's host {host!r} is not valid: {error}") from error
 
 
-def _trusted(endpoint: Endpoint) -> tuple[str, ...]:
-    return (endpoint.host.lower().removesuffix("."),) if endpoint.host else ()
+def _trusted(endpoint: Endpoint) -> tuple[str, int] | None:
+    """Redis by name: the operator chose it, so that it may be a private address."""
+    return (endpoint.host.lower().removesuffix("."), endpoint.port) if endpoint.host else None
 
 
 def _script(source: Source | LocalSource, artifact: Artifact) -> Script:

@@ -72,9 +72,10 @@ class Arena:
         limits: dict[str, int] | None = None,
         missing: Sequence[str] = (),
         degraded: Sequence[str] = (),
+        under: Sequence[str] = (),
         **variables: Any,
     ) -> Outcome:
-        """`files` and `missing` are as in confine.py, so is the rest."""
+        """`under`: a command that runs its arguments, to be the supervisor's parent; the rest is as in confine.py."""
         spec = {
             "script": str(self._write(code, variables)),
             "scratch": str(self.scratch),
@@ -89,7 +90,7 @@ class Arena:
             spec["redis"] = redis
         if files is not None:
             spec["files"] = files
-        return self._run([sys.executable, str(CONFINE), json.dumps(spec)], cwd=self._folder)
+        return self._run([*under, sys.executable, str(CONFINE), json.dumps(spec)], cwd=self._folder)
 
     def refused(
         self,

@@ -147,7 +147,8 @@ class Connector:
             return destination
         address = canonical_address(destination.address)
         names = self._resolver.names(address)
-        if not self._policy.net.allows_net(address, destination.port, names):
+        private_names = self._resolver.private_names(address, destination.port)
+        if not self._policy.net.allows_net(address, destination.port, names, private_names):
             self._denied("net", endpoint(min(names), destination.port) if names else str(destination))
             raise OSError(errno.EACCES, "not granted")
         if len(self._allowed) < DECISIONS_MAX:

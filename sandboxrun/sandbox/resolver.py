@@ -1,9 +1,9 @@
 """Names for the worker, resolved in the supervisor: listed names only, so DNS is no way out.
 
 What a name resolved to is remembered: a connection to one of these addresses counts as one to the name. The answer is
-pinned for a minute, or until one of its addresses stops answering; then the next question is a new look-up. A public name
+pinned for a minute, or until one of its addresses stops answering; then the next question is a new look-up. A name
 whose answer is a loopback, private, link-local or metadata address is refused that answer (DNS rebinding), unless the
-address is itself listed.
+address is itself listed; and then it is the address and its port that are granted, not the name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from sandboxrun.permissions import IPAddress, Permissions, canonical_address, canonical_host, endpoint, is_public
 
@@ -28,10 +28,15 @@ class Resolver:
     """Answers the child's questions. Look-ups run in threads of their own; answers come back through `take_answers`."""
 
     def __init__(
-        self, net: Permissions, *, trusted: Iterable[str], denied: Callable[[str, str], None], wake: Callable[[], None]
+        self,
+        net: Permissions,
+        *,
+        trusted: tuple[str, int] | None,
+        denied: Callable[[str, str], None],
+        wake: Callable[[], None],
     ) -> None:
-        """`trusted`: names the operator chose (Redis's), whose answers may be private. `wake`: called from a thread."""
-        self._net, self._trusted, self._denied, self._wake = net, frozenset(trusted), denied, wake
+        """`trusted`: name and port the operator chose (Redis's): its answers may be private. `wake`: called from a thread."""
+        self._net, self._trusted, self._denied, self._wake = net, trusted, denied, wake
         self._names: dict[IPAddress, set[str]] = {}
         self._pins: dict[str, tuple[float, list[IPAddress]]] = {}  # by name: until when (time.monotonic), and what
         self.version = 0  # of `names`
@@ -43,6 +48,12 @@ class Resolver:
         """The names that were resolved to this (canonical) address."""
         with self._lock:
             return frozenset(self._names.get(address, ()))
+
+    def private_names(self, address: IPAddress, port: int) -> frozenset[str]:
+        """Those of `names` that may stand for an address that is not public, on this port."""
+        return frozenset(
+            name for name in self.names(address) if (name, port) == self._trusted or _is_localhost(name, address)
+        )
 
     def unreachable(self, address: IPAddress) -> None:
         """Nobody answers at this (canonical) address: its names are looked up anew when they are asked for next."""
@@ -118,10 +129,9 @@ class Resolver:
         self._wake()
 
     def _may_be(self, name: str, address: IPAddress) -> bool:
-        if is_public(address) or name in self._trusted or self._net.lists_address(address):
+        if is_public(address) or self._net.lists_answer(name, address) or _is_localhost(name, address):
             return True
-        # RFC 6761 6.3: localhost is loopback, and only that.
-        return (name == "localhost" or name.endswith(".localhost")) and canonical_address(address).is_loopback
+        return self._trusted is not None and name == self._trusted[0]
 
     def _remember(self, name: str, addresses: list[IPAddress]) -> None:
         with self._lock:
@@ -137,6 +147,11 @@ class Resolver:
         target = endpoint(name, port) if port else name
         self._denied("net", target)
         return _answer(number, "denied", [f'Requires net access to "{target}"{why}'])
+
+
+def _is_localhost(name: str, address: IPAddress) -> bool:
+    """RFC 6761 6.3: localhost is loopback, and only that."""
+    return (name == "localhost" or name.endswith(".localhost")) and canonical_address(address).is_loopback
 
 
 def _look_up(name: str) -> list[IPAddress]:

@@ -52,7 +52,7 @@ class Supervisor:
         *,
         key: str,
         scratch: str,
-        trusted: Iterable[str],
+        trusted: tuple[str, int] | None,
         log: Log,
     ) -> None:
         self._child, self._policy, self._key, self._scratch = child, policy, key, scratch

@@ -70,7 +70,7 @@ def main() -> int:
             features=kernel,
             filters=spec.get("filters"),
         )
-        supervisor = Supervisor(child, listener, built, key=KEY, scratch=spec["scratch"], trusted=(), log=log)
+        supervisor = Supervisor(child, listener, built, key=KEY, scratch=spec["scratch"], trusted=None, log=log)
         try:
             supervisor.resolver.pin_denied()
             return supervisor.serve()

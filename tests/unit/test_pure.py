@@ -136,7 +136,7 @@ def test_requests() -> None:
 def resolver(allow: str, answers: list[str]) -> Resolver:
     return Resolver(
         Permissions.parse([("allow", "net", allow, "x")]),
-        trusted=("redis.internal",),
+        trusted=("redis.internal", 6379),
         denied=lambda kind, target: answers.append(target),
         wake=lambda: None,
     )
