@@ -54,6 +54,7 @@ class Arena:
         self.scratch = folder / "scratch"
         self.scratch.mkdir(mode=0o700)
         self.env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(folder)}
+        self.env |= {name: value for name, value in os.environ.items() if name == "SANDBOXRUN_TESTS_MUTATE"}
         self.pass_fds: tuple[int, ...] = ()
 
     def unconfined(self, code: str, *, under: Sequence[str] = (), **variables: Any) -> Outcome:

@@ -68,12 +68,10 @@ class Metadata:
     def _chmod(
         self, target: Target, notification: Notification, folder: int, path: str | None, mode: int, flags: int
     ) -> Answer:
-        mode &= 0o7777
-        if mode & (stat.S_ISUID | stat.S_ISGID):
-            raise OSError(errno.EPERM, "a program with its owner's rights")
-
         def change(file: bytes) -> int:
-            os.chmod(file, mode)
+            if mode & (stat.S_ISUID | stat.S_ISGID):
+                raise OSError(errno.EPERM, "a program with its owner's rights")
+            os.chmod(file, mode & 0o7777)
             return 0
 
         return self._change(target, notification, folder, path, flags, change)

@@ -2,15 +2,16 @@
 
     python confine.py '{"script": PATH, "scratch": FOLDER, "allow": {KIND: TEXT}, "deny": {…}, "redis": "HOST:PORT" or PATH,
                        "limits": {NAME: NUMBER}, "files": OPEN_FILES, "missing": [FEATURE], "degraded": [FEATURE],
-                       "without": ROW}'
+                       "filters": FOLDER}'
 
-`files` is of the supervisor itself; `missing` makes the probe find features missing; `without` takes a row out of the
-filter's table.
+`files` is of the supervisor itself; `missing` makes the probe find features missing; `filters` keeps compiled filters.
+SANDBOXRUN_TESTS_MUTATE=ROW or ROW:CONDITION takes that out of the filter's table (mutate.py).
 
 Exits with the script's own code. What is confined is what `sandboxrun` confines: same policy, child and supervisor.
 """
 
 import json
+import os
 import resource
 import sys
 
@@ -25,6 +26,18 @@ from sandboxrun.sandbox.supervisor import Supervisor
 KEY = "test:1:h"
 
 
+def mutate(what: str) -> None:
+    if not what:
+        return
+    rows = list(seccomp.rules())
+    number, _, condition = what.partition(":")
+    row = rows.pop(int(number))
+    if condition:
+        args = row.args[: int(condition)] + row.args[int(condition) + 1 :]
+        rows.insert(int(number), row._replace(args=args))
+    seccomp.rules = lambda: iter(rows)
+
+
 def main() -> int:
     spec = json.loads(sys.argv[1])
     log = Log()
@@ -34,10 +47,7 @@ def main() -> int:
     kernel = Features(frozenset(f for f in kernel.available if f.label not in spec.get("missing", ())))
     for message in kernel.require(spec.get("degraded", ())):
         log.warning("degraded", message)
-    if "without" in spec:
-        rows = list(seccomp.rules())
-        del rows[spec["without"]]
-        seccomp.rules = lambda: iter(rows)
+    mutate(os.environ.get("SANDBOXRUN_TESTS_MUTATE", ""))
     lists = [
         (verdict, kind, text, "test") for verdict in ("allow", "deny") for kind, text in spec.get(verdict, {}).items()
     ]
