@@ -32,6 +32,7 @@ _NEVER_PUBLIC = tuple(
     )
 )
 PROGRAM_FOLDERS = ("/usr/local/bin", "/usr/bin", "/bin")  # where a program that is named without a path is looked for
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # RFC 4291 2.5.5.2
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 
 
@@ -103,11 +104,9 @@ class NetTarget:
         if "/" in host or ":" in host or re.fullmatch(r"[0-9.]+", host):
             if "%" in host:
                 raise ValueError("an address with a zone (%) cannot be listed; leave the zone out")
-            network = ipaddress.ip_network(host, strict=True)
-            if "/" not in host and network.network_address.is_unspecified:
+            network = _network(host)
+            if network.num_addresses == 1 and network.network_address.is_unspecified:
                 raise ValueError("the unspecified address is not a destination; write 127.0.0.1 or [::1]")
-            if isinstance(network, ipaddress.IPv6Network) and network.prefixlen == 128:
-                network = ipaddress.ip_network(canonical_address(network.network_address))
             return cls(network=network, port=port)
         return cls(host=canonical_host(host), port=port)
 
@@ -129,6 +128,20 @@ class NetTarget:
         return any(self.matches_name(name) for name in names)
 
 
+def _network(text: str) -> IPNetwork:
+    """An address or a block; one of IPv4-mapped IPv6 addresses as IPv4, which is what is decided on. Raises ValueError."""
+    try:
+        network = ipaddress.ip_network(text, strict=True)
+    except ValueError as error:
+        # ipaddress quotes what it was given, however long that is.
+        why = "host bits are set" if "host bits" in str(error) else "not an IP address or block"
+        raise ValueError(why) from error
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+        low = int(network.network_address) & 0xFFFFFFFF
+        return ipaddress.IPv4Network((low, network.prefixlen - 96))
+    return network
+
+
 @dataclass(frozen=True, slots=True)
 class ListenTarget:
     """One entry of a listen list: an address of this machine, or 0.0.0.0 or [::] for all of them, and a port."""
@@ -143,7 +156,10 @@ class ListenTarget:
             raise ValueError("the port is missing")
         if "%" in host:
             raise ValueError("an address with a zone (%) cannot be listed")
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        try:
+            address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        except ValueError as error:
+            raise ValueError("not an IP address") from error
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
         return cls(address, port)
@@ -154,7 +170,8 @@ def _split_port(text: str) -> tuple[str, int | None]:
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
             raise ValueError("expected [IPv6]:PORT")
-        ipaddress.IPv6Network(host, strict=False)  # only IPv6 is written in brackets
+        if ":" not in host:
+            raise ValueError("only an IPv6 address is written in brackets")
         port = rest[1:] if rest else None
     elif text.count(":") == 1:
         host, port = text.split(":")

@@ -18,7 +18,7 @@ import resource
 import sys
 
 _SIGKILL = 9
-_EACCES, _ENOMEM, _EMFILE, _EFBIG = 13, 12, 24, 27
+_EINTR, _EACCES, _ENOMEM, _EMFILE, _EFBIG = 4, 13, 12, 24, 27
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
@@ -152,10 +152,27 @@ def _patch_names(ask):
         __slots__ = ()
 
         def connect(self, address):
-            return super().connect(numeric(self, address))
+            address = numeric(self, address)
+            while True:
+                try:
+                    super().connect(address)
+                except InterruptedError:
+                    if not self._never_began():
+                        raise
+                if not self._never_began():
+                    return
 
         def connect_ex(self, address):
-            return super().connect_ex(numeric(self, address))
+            address = numeric(self, address)
+            while True:
+                result = super().connect_ex(address)
+                if result not in (0, _EINTR) or not self._never_began():
+                    return result
+
+        def _never_began(self):
+            """A signal before the supervisor took the call ends it with EINTR. Python takes that for a connect under way,
+            waits, and finds no error on a socket that was never connected; one that was has a port."""
+            return self.family in inet and self.getsockname()[1] == 0
 
     NamedSocket.__name__ = NamedSocket.__qualname__ = "socket"
     NamedSocket.__module__ = "_socket"

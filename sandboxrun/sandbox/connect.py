@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from sandboxrun.permissions import IPAddress, canonical_address, endpoint
 from sandboxrun.sandbox.calls import Answer, Calls
+from sandboxrun.sandbox.landlock import open_real
 from sandboxrun.sandbox.notify import Notification
 from sandboxrun.sandbox.policy import SandboxPolicy
 from sandboxrun.sandbox.resolver import Resolver
@@ -236,9 +237,13 @@ def check_tcp(sock: _socket.socket, family: int) -> None:
 def _connect_unix(sock: _socket.socket, path: str) -> int:
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
         raise OSError(errno.EACCES, "not a Unix stream socket")
-    # Never waits for long: a full backlog gives EAGAIN.
-    with _NonBlocking(sock, fcntl.fcntl(sock, fcntl.F_GETFL)):
-        return sock.connect_ex(path)
+    fd = open_real(os.path.realpath(path))  # a symlink put there at this moment is not followed
+    try:
+        # Never waits for long: a full backlog gives EAGAIN.
+        with _NonBlocking(sock, fcntl.fcntl(sock, fcntl.F_GETFL)):
+            return sock.connect_ex(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
 
 
 class _NonBlocking:

@@ -119,7 +119,7 @@ def _create(fs: int, net: int, scoped: int) -> int:
 
 def _add_rule(ruleset: int, path: str, access: Access) -> None:
     try:
-        fd = _open_real(path)
+        fd = open_real(path)
     except OSError as error:
         raise SandboxError(f"cannot open {path} to grant it: {error.strerror}") from error
     try:
@@ -139,7 +139,7 @@ def _add_rule(ruleset: int, path: str, access: Access) -> None:
         os.close(fd)
 
 
-def _open_real(path: str) -> int:
+def open_real(path: str) -> int:
     """A real path, which has no symlinks: one that was put there meanwhile is not followed (openat2(2))."""
     how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)  # struct open_how
     size = ctypes.c_size_t(ctypes.sizeof(how))

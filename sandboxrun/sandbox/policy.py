@@ -118,6 +118,8 @@ def build(
     code += [interpreter.package, *_SYSTEM_CODE, *execute, *protected]
     if local_source is not None:
         code.append(local_source)
+    if isinstance(redis, str):
+        code.append(redis)  # or the worker could put another socket in its place
     for path in write:
         for place in map(os.path.realpath, code):
             if _within(place, path) or _within(path, place):

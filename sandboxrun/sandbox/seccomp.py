@@ -66,6 +66,10 @@ class Grants:
     run: bool = False
     signals: bool = False  # with `run`: Landlock keeps signals within the sandbox (ABI 6)
 
+    @property
+    def no_unix_sockets(self) -> bool:
+        return not self.unix_sockets
+
 
 class Arg(NamedTuple):
     """`args[position] & mask == value`; `text` is how documents say it."""
@@ -83,16 +87,16 @@ class Rule(NamedTuple):
     reason: str
     args: tuple[Arg, ...] = ()
     action: Action = Action.ALLOW
-    when: str = ""  # a field of Grants
+    when: str = ""  # what Grants must say
 
 
 _FREELY = {
     # What a busy worker does all day first.
     "data": "read write recvfrom poll ppoll epoll_wait epoll_pwait epoll_pwait2 futex readv writev select pselect6 "
-    "pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range recvmsg recvmmsg shutdown",
+    "pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range shutdown",
     "memory": "mmap munmap mprotect mremap madvise brk msync mincore mlock munlock membarrier",
-    "time": "clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time times getitimer setitimer alarm "
-    "timer_create timer_settime timer_gettime timer_getoverrun timer_delete timerfd_create timerfd_settime timerfd_gettime",
+    "time": "nanosleep gettimeofday time times getitimer setitimer alarm "
+    "timer_settime timer_gettime timer_getoverrun timer_delete timerfd_create timerfd_settime timerfd_gettime",
     "files: Landlock decides": "open openat openat2 creat fstat stat lstat newfstatat statx statfs fstatfs access faccessat "
     "faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename "
     "renameat renameat2 link linkat symlink symlinkat truncate ftruncate fsync fdatasync sync_file_range fallocate fadvise64 "
@@ -102,7 +106,7 @@ _FREELY = {
     "restart_syscall wait4 waitid getcpu",
     "signals": "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack pause",
     "about itself": "getpid getppid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp uname sysinfo "
-    "getrusage getrlimit setrlimit capget getrandom",
+    "getrusage getrlimit setrlimit getrandom",
     "sockets that are there": "getsockname getpeername getsockopt",
 }
 _IOCTLS = {
@@ -148,6 +152,8 @@ def rules() -> Iterator[Rule]:
     for reason, names in _FREELY.items():
         for name in names.split():
             yield Rule(name, reason)
+    for name in ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create"):
+        yield Rule(name, "no processor time of others", (Arg(0, 1 << 31, 0, "a clock of the system or its own"),))
     yield from _network_rules()
     for name, request in _IOCTLS.items():
         yield Rule("ioctl", "no TIOCSTI, FIOASYNC, FIOSETOWN, SIOC*", (_int(1, request, name),))
@@ -178,6 +184,8 @@ def _network_rules() -> Iterator[Rule]:
     yield Rule("socket", "Redis on a Unix socket", unix, when="unix_sockets")
     # Streams only: a datagram pair could send to any path with sendmsg(2), whose address no filter can see.
     yield Rule("socketpair", "event loops wake themselves with one", unix)
+    for name in ("recvmsg", "recvmmsg"):  # where Redis is a Unix socket, its end could hand over any descriptor
+        yield Rule(name, "nobody else is at the other end", when="no_unix_sockets")
     yield Rule("connect", "which address", action=Action.ASK)
     yield Rule(
         "sendto", "not to an address", (Arg(3, _MSG_FASTOPEN, 0, "no fast open"), Arg(4, _POINTER, 0, "no address"))
@@ -228,7 +236,14 @@ def markdown() -> str:
         conditions = joined.setdefault((rule.action.value, rule.reason, rule.when), {}).setdefault(rule.name, [])
         if rule.args:
             conditions.append(", ".join(arg.text for arg in rule.args))
-    whens = {"": "", "unix_sockets": "Redis on a Unix socket", "listen": "listen", "run": "run", "signals": "run"}
+    whens = {
+        "": "",
+        "unix_sockets": "Redis on a Unix socket",
+        "no_unix_sockets": "no Unix socket",
+        "listen": "listen",
+        "run": "run",
+        "signals": "run",
+    }
     lines = ["| | why | grant | system calls |", "|---|---|---|---|"]
     for (action, reason, when), names in joined.items():
         calls = (f"`{name}`" + (f" ({'; '.join(found)})" if found else "") for name, found in names.items())
