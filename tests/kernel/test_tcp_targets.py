@@ -436,34 +436,6 @@ def test_most_options_can_be_set_unconfined(
     assert sum(errnos[0] is None for errnos in option_errnos[0].values()) >= 20
 
 
-OPENED = """
-def attempt():
-    found, errnos = [], {}
-    for family in range(64):
-        for type in range(16):
-            for protocol in V["protocols"]:
-                number, fd = (family, type, protocol), 0
-                fd = libc.syscall(*map(ctypes.c_long, (NR["socket"], family | V["high"], type | V["flags"] | V["high"], protocol | V["high"])))
-                if fd < 0:
-                    errnos[errno.errorcode[ctypes.get_errno()]] = 1
-                else:
-                    found.append(number)
-                    os.close(fd)
-    return [found, sorted(errnos)]
-"""
-PROTOCOLS = [0, 1, 2, 6, 17, 33, 58, 132, 136, 255, 256, 262, -1]
-
-
-@pytest.mark.parametrize("high", [0, 1 << 32], ids=["plain", "garbage in the high halves"])
-@pytest.mark.parametrize("flags", [0, 0o2004000], ids=["no flags", "flags"])
-def test_of_all_sockets_there_are_only_tcp_can_be_opened(arena: Arena, flags: int, high: int) -> None:
-    code = RAW + OPENED
-    free = arena.unconfined(code, protocols=PROTOCOLS, flags=flags, high=high)
-    held = arena.confined(code, allow={"net": "127.0.0.0/8"}, protocols=PROTOCOLS, flags=flags, high=high)
-    assert len(free.value[0]) > 12
-    assert held.value == [[[2, 1, 0], [2, 1, 6], [10, 1, 0], [10, 1, 6]], ["EPERM"]]
-
-
 LISTEN = {
     "bind": "s.bind(('127.0.0.1', 0))",
     "bind, raw": "call('bind', s.fileno() | HIGH, inet(0), 16 | HIGH)",
