@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from arena import Listener
+
 X86_64 = os.uname().machine == "x86_64"
 
 # asm/unistd_64.h and asm-generic/unistd.h (aarch64)
@@ -95,3 +97,39 @@ def receiving(
         sock.bind(address)  # type: ignore[arg-type]
         sock.setblocking(False)
         yield Receiver(sock)
+
+
+class Counter:
+    """A TCP listener that counts exactly what reached it, however much at once: it accepts when it is asked."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.port = sock.getsockname()[1]
+
+    def arrived(self) -> int:
+        """How many connections came since the last look. On loopback they are queued before connect(2) returns."""
+        found = 0
+        while True:
+            try:
+                self._socket.accept()[0].close()
+            except BlockingIOError:
+                return found
+            found += 1
+
+
+@contextmanager
+def counting(address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[Counter]:
+    with socket.socket() as sock:
+        sock.bind(address)
+        sock.listen(4096)
+        sock.setblocking(False)
+        yield Counter(sock)
+
+
+def arrived(listener: Listener) -> int:
+    """How many connections came to a listener so far. One of our own, queued behind all others, makes sure of it."""
+    with socket.socket(listener._socket.family) as sock:
+        sock.connect(listener.address)
+        assert sock.recv(5) == b"hello"
+    listener.connections -= 1
+    return listener.connections

@@ -10,8 +10,8 @@ import signal
 import textwrap
 
 import pytest
-from arena import Arena, Listener, full_backlog, listening, wait_for
-from attack import X86_64, attempt
+from arena import Arena, Listener, full_backlog
+from attack import X86_64, Counter, arrived, attempt, counting
 
 # `racing(act)` runs act() over and over in a thread until the block ends; `tries` counts what connects gave.
 RACING = """
@@ -35,7 +35,7 @@ def racing(*acts):
         thread.join()
 def connect(fd, address, length=16):
     address = ctypes.c_void_p(address) if isinstance(address, int) else address
-    found = libc.connect(fd, address, length) and errno.errorcode[ctypes.get_errno()]
+    found = errno.errorcode[ctypes.get_errno()] if libc.connect(fd, address, length) else None
     tries[found or "done"] += 1
     return found
 def many(address, times=300, length=16, family=2, flags=0):
@@ -54,23 +54,23 @@ def mapped_page(data=b""):
 
 
 def race(body: str) -> str:
-    return RACING.join(attempt(body).rsplit("def attempt():", 1)).replace(RACING, RACING + "def attempt():")
+    return attempt(body).replace("def attempt():", RACING + "def attempt():", 1)
 
 
-def reached_only(arena: Arena, code: str, granted: Listener, denied: Listener, **variables: object) -> dict[str, int]:
+def reached_only_granted(arena: Arena, code: str, granted: Counter, denied: Counter) -> dict[str, int]:
     """Run a race for `denied`, which unconfined is won at times and confined never; returns what confined connects gave."""
-    variables |= {"good": granted.port, "port": denied.port}
-    free = arena.unconfined(code, **variables)
+    ports = {"good": granted.port, "port": denied.port}
+    free = arena.unconfined(code, **ports)
     assert free.errno is None, free
-    # Both listeners accept in threads of their own: wait until every connection made is counted.
-    wait_for(lambda: granted.connections + denied.connections == free.value.get("done", 0))
-    assert denied.connections > 0, "the race was never won unconfined, so it would show nothing"
-    before = granted.connections, denied.connections
+    assert denied.arrived() > 0, "the race was never won unconfined, so it would show nothing"
+    granted.arrived()
     arena.empty_scratch()
-    held = arena.confined(code, allow={"net": f"127.0.0.1:{granted.port}"}, **variables)
+    held = arena.confined(code, allow={"net": f"127.0.0.1:{granted.port}"}, **ports)
     assert held.errno is None, held
-    wait_for(lambda: granted.connections == before[0] + held.value.get("done", 0))
-    assert denied.connections == before[1]
+    assert (granted.arrived(), denied.arrived()) == (held.value.get("done", 0), 0)
+    assert held.value["done"] > 0
+    assert set(held.value) <= {"done", "EACCES"}
+    assert sum(held.value.values()) == 300
     return dict(held.value)
 
 
@@ -117,26 +117,20 @@ REWRITES = {
 
 
 @pytest.mark.parametrize("what", REWRITES)
-def test_an_address_rewritten_meanwhile_reaches_only_what_is_granted(
-    arena: Arena, listener: Listener, what: str
-) -> None:
-    with listening() as denied:
-        found = reached_only(arena, race(REWRITES[what]), listener, denied)
-    assert set(found) <= {"done", "EACCES"}
-    assert found["done"] > 0
-    assert sum(found.values()) == 300
+def test_an_address_rewritten_meanwhile_reaches_only_what_is_granted(arena: Arena, what: str) -> None:
+    with counting() as granted, counting() as denied:
+        reached_only_granted(arena, race(REWRITES[what]), granted, denied)
 
 
-def test_a_host_rewritten_meanwhile_reaches_only_what_is_granted(arena: Arena, listener: Listener) -> None:
+def test_a_host_rewritten_meanwhile_reaches_only_what_is_granted(arena: Arena) -> None:
     code = race("""
         buffer = ctypes.create_string_buffer(inet(V["good"]), 16)
         at = ctypes.addressof(buffer) + 7
         with racing(lambda: ctypes.memmove(at, b"\\2", 1), lambda: ctypes.memmove(at, b"\\1", 1)):
             return many(buffer)
     """)
-    with listening(address=("127.0.0.2", listener.port)) as denied:
-        found = reached_only(arena, code, listener, denied)
-    assert found["done"] > 0
+    with counting() as granted, counting(("127.0.0.2", granted.port)) as denied:
+        reached_only_granted(arena, code, granted, denied)
 
 
 def test_a_family_rewritten_meanwhile_never_disconnects(arena: Arena, listener: Listener) -> None:
@@ -170,9 +164,7 @@ VANISHING = {
     "emptied": """
         page, evil = mapped_page(inet(V["port"])), inet(V["port"])
         with racing(lambda: libc.madvise(ctypes.c_void_p(page), ctypes.c_long(4096), 4), lambda: ctypes.memmove(page, evil, 16)):
-            found = many(page)
-        found["done"] = V.get("nobody", found["done"])
-        return found""",
+            return many(page)""",
     "cut off": """
         evil = inet(V["port"])
         fd = os.open("address", os.O_RDWR | os.O_CREAT)
@@ -184,24 +176,22 @@ VANISHING = {
 
 
 @pytest.mark.parametrize("how", VANISHING)
-def test_an_address_that_vanishes_meanwhile_is_no_way_through(arena: Arena, listener: Listener, how: str) -> None:
+def test_an_address_that_vanishes_meanwhile_is_no_way_through(arena: Arena, how: str) -> None:
     body = textwrap.dedent(VANISHING[how]).strip("\n")
     code = race(
         "def go():\n"
         + textwrap.indent(body, "    ")
         + "\nfound = go()\nconnect(socket.socket().detach(), inet(V['good']))\nreturn found"
     )
-    with listening() as denied:
-        free = arena.unconfined(code, good=listener.port, port=denied.port)
-        assert denied.connections > 0, free
-        wait_for(lambda: listener.connections == 1)
-        before = denied.connections
+    with counting() as granted, counting() as denied:
+        ports = {"good": granted.port, "port": denied.port}
+        free = arena.unconfined(code, **ports)
+        assert (granted.arrived(), denied.arrived() > 0) == (1, True), free
         arena.empty_scratch()
-        held = arena.confined(code, allow={"net": f"127.0.0.1:{listener.port}"}, good=listener.port, port=denied.port)
+        held = arena.confined(code, allow={"net": f"127.0.0.1:{granted.port}"}, **ports)
         assert set(held.value) <= {"done", "EACCES", "EFAULT"}, held
         assert held.value["done"] == 1  # the granted one, afterwards
-        wait_for(lambda: listener.connections == 2)
-        assert denied.connections == before
+        assert (granted.arrived(), denied.arrived()) == (1, 0)
 
 
 # What stands at the descriptor's number changes while the call is decided.
@@ -237,14 +227,13 @@ def test_a_descriptor_swapped_meanwhile_goes_nowhere_else(
                 connect(fd, address)
         return tries
     """)
-    with listening() as denied:
-        ports = {"good": listener.port, "target": listener.port if target == "granted" else denied.port}
+    with counting() as granted, counting() as denied:
+        ports = {"good": granted.port, "target": granted.port if target == "granted" else denied.port}
         free = arena.unconfined(code, **ports)
         assert free.value["done"] > 0
-        before = denied.connections
-        assert before > 0 or target == "granted"
-        held = arena.confined(code, allow={"net": f"127.0.0.1:{listener.port}"}, **ports).value
-        assert denied.connections == before
+        assert (denied.arrived() > 0) is (target == "denied")
+        held = arena.confined(code, allow={"net": f"127.0.0.1:{granted.port}"}, **ports).value
+        assert denied.arrived() == 0
         if target == "denied":
             assert held == {"EACCES": 300}
         else:
@@ -264,14 +253,14 @@ def test_a_flag_flipped_meanwhile_lets_nothing_through(arena: Arena, listener: L
                     connect(fd, inet(V["port"] if number % 2 else V["good"]))
         return tries
     """)
-    with listening() as denied:
-        ports = {"good": listener.port, "port": denied.port}
+    with counting() as granted, counting() as denied:
+        ports = {"good": granted.port, "port": denied.port}
         assert arena.unconfined(code, **ports).errno is None
-        wait_for(lambda: denied.connections == 150)
-        held = arena.confined(code, allow={"net": f"127.0.0.1:{listener.port}"}, **ports).value
+        assert denied.arrived() == 150
+        held = arena.confined(code, allow={"net": f"127.0.0.1:{granted.port}"}, **ports).value
         assert held["EACCES"] == 150
         assert set(held) <= {"done", "EINPROGRESS", "EACCES"}
-        assert denied.connections == 150
+        assert denied.arrived() == 0
 
 
 def test_a_supervisor_made_to_wait_by_a_flipped_flag_ends_with_its_worker(arena: Arena) -> None:
@@ -307,16 +296,15 @@ def test_a_storm_of_signals_lets_nothing_through(arena: Arena, listener: Listene
             tries["after"] = s.recv(5).decode()
         return tries
     """)
-    with listening() as denied:
+    with counting() as denied:
         variables = {"good": listener.port, "port": denied.port, "restart": restart}
         free = arena.unconfined(code, **variables).value
-        wait_for(lambda: denied.connections >= free["done"] > 300)
-        before = denied.connections
+        assert denied.arrived() >= free["done"] > 0
         held = arena.confined(code, allow={"net": f"127.0.0.1:{listener.port}"}, **variables).value
         assert (held.pop("rung"), held.pop("after")) == (10, "hello")
         assert set(held) <= ({"EACCES"} if restart else {"EACCES", "EINTR"})
         assert sum(held.values()) == 400
-        assert denied.connections == before
+        assert denied.arrived() == 0
 
 
 def test_a_restarted_call_is_decided_anew(arena: Arena, listener: Listener) -> None:
@@ -338,7 +326,7 @@ def test_a_restarted_call_is_decided_anew(arena: Arena, listener: Listener) -> N
     with full_backlog() as hanging:
         allow = {"net": f"127.0.0.1:{hanging}"}
         assert arena.confined(code, allow=allow, hanging=hanging, port=listener.port).value == ["EACCES"]
-    assert listener.connections == 0
+    assert arrived(listener) == 0
 
 
 def test_threads_that_die_in_the_call_are_forgotten(arena: Arena, listener: Listener) -> None:
@@ -369,7 +357,7 @@ def test_threads_that_die_in_the_call_are_forgotten(arena: Arena, listener: List
         os.write(1, b"OUTCOME " + json.dumps({"value": found}).encode() + b"\\n")
         os._exit(0)  # Python would wait for what those threads held
     """)
-    with listening() as denied, full_backlog() as hanging:
+    with counting() as denied, full_backlog() as hanging:
         variables = {
             "good": listener.port,
             "port": denied.port,
@@ -377,14 +365,14 @@ def test_threads_that_die_in_the_call_are_forgotten(arena: Arena, listener: List
             "handler": handler,
             "set_tid_address": 218 if X86_64 else 96,
         }
-        assert arena.unconfined(code, **variables).value == [0, "hello"]
-        wait_for(lambda: denied.connections == 1)
+        assert arena.unconfined(code, **variables).value == [None, "hello"]
+        assert denied.arrived() == 1
         allow = {"net": f"127.0.0.1:{listener.port},127.0.0.1:{hanging}"}
         assert arena.confined(code, allow=allow, **variables).value == ["EACCES", "hello"]
-        assert denied.connections == 1
+        assert denied.arrived() == 0
 
 
-def test_a_thread_that_outlives_the_first_one_has_no_more_rights(arena: Arena, listener: Listener) -> None:
+def test_a_thread_that_outlives_the_first_one_has_no_more_rights(arena: Arena) -> None:
     code = race("""
         word = ctypes.c_int(1)
         def go():
@@ -397,14 +385,15 @@ def test_a_thread_that_outlives_the_first_one_has_no_more_rights(arena: Arena, l
         threading.Thread(target=go).start()
         call("exit", 0)  # of this thread only
     """)
-    variables = {"port": listener.port, "set_tid_address": 218 if X86_64 else 96}
-    assert arena.unconfined(code, **variables).value == ["0"]
-    wait_for(lambda: listener.connections == 50)
-    assert arena.confined(code, **variables).value == ["EACCES"]
-    assert listener.connections == 50
+    with counting() as denied:
+        variables = {"port": denied.port, "set_tid_address": 218 if X86_64 else 96}
+        assert arena.unconfined(code, **variables).value == ["None"]
+        assert denied.arrived() == 50
+        assert arena.confined(code, **variables).value == ["EACCES"]
+        assert denied.arrived() == 0
 
 
-def test_a_flood_from_50_threads_is_decided_one_by_one(arena: Arena, listener: Listener) -> None:
+def test_a_flood_from_50_threads_is_decided_one_by_one(arena: Arena) -> None:
     code = race("""
         start = threading.Barrier(50)
         def flood(number):
@@ -417,14 +406,13 @@ def test_a_flood_from_50_threads_is_decided_one_by_one(arena: Arena, listener: L
         for thread in threads: thread.join()
         return tries
     """)
-    with listening() as denied:
-        ports = {"good": listener.port, "port": denied.port}
+    with counting() as granted, counting() as denied:
+        ports = {"good": granted.port, "port": denied.port}
         assert arena.unconfined(code, **ports).value == {"done": 1000}
-        wait_for(lambda: (listener.connections, denied.connections) == (500, 500))
-        held = arena.confined(code, allow={"net": f"127.0.0.1:{listener.port}"}, **ports).value
+        assert (granted.arrived(), denied.arrived()) == (500, 500)
+        held = arena.confined(code, allow={"net": f"127.0.0.1:{granted.port}"}, **ports).value
         assert held == {"done": 500, "EACCES": 500}
-        wait_for(lambda: listener.connections == 1000)
-        assert denied.connections == 500
+        assert (granted.arrived(), denied.arrived()) == (500, 0)
 
 
 def test_while_connects_hang_others_are_refused_and_served(arena: Arena, listener: Listener) -> None:
@@ -436,13 +424,13 @@ def test_while_connects_hang_others_are_refused_and_served(arena: Arena, listene
                 connect(s.fileno(), inet(V["port"] if number % 2 else V["good"]))
         return tries
     """)
-    with listening() as denied, full_backlog() as hanging:
+    with counting() as denied, full_backlog() as hanging:
         ports = {"good": listener.port, "port": denied.port, "hanging": hanging}
         assert arena.unconfined(code, **ports).value == {"done": 100}
-        wait_for(lambda: denied.connections == 50)
+        assert denied.arrived() == 50
         allow = {"net": f"127.0.0.1:{listener.port},127.0.0.1:{hanging}"}
         assert arena.confined(code, allow=allow, **ports).value == {"done": 50, "EACCES": 50}
-        assert denied.connections == 50
+        assert denied.arrived() == 0
 
 
 @pytest.mark.parametrize("way", ["close", "dup2", "shutdown"])
@@ -469,15 +457,15 @@ def test_a_socket_taken_away_from_a_hanging_connect_goes_nowhere_else(
             fd = os.dup2(socket.socket().detach(), fd)
         return [tries, opened(socket.socket(), inet(V["good"]))]
     """)
-    with listening() as denied, full_backlog() as hanging:
+    with counting() as denied, full_backlog() as hanging:
         variables = {"good": listener.port, "port": denied.port, "hanging": hanging, "way": way}
         sure = {} if way == "shutdown" else {"done": 1}
         assert arena.unconfined(code, **variables).value == [sure, "hello"]
-        wait_for(lambda: denied.connections == len(sure))
+        assert denied.arrived() == len(sure)
         allow = {"net": f"127.0.0.1:{listener.port},127.0.0.1:{hanging}"}
         held = arena.confined(code, allow=allow, **variables)
         assert held.value == [{"EACCES": 1} if sure else {}, "hello"], held
-        assert denied.connections == len(sure)
+        assert denied.arrived() == 0
 
 
 @pytest.mark.parametrize("way", ["returns", "os._exit", "SIGKILL", "a fault"])
