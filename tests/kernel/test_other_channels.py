@@ -146,8 +146,8 @@ def test_no_other_kind_of_socket_can_be_opened(
 OPENED = """
 def attempt():
     found, errnos = [], {}
-    for family in range(64):
-        for type in range(16):
+    for family in range(48):
+        for type in range(12):
             for protocol in V["protocols"]:
                 registers = (family | V["high"], type | V["flags"] | V["high"], protocol | V["high"])
                 fd = libc.syscall(*map(ctypes.c_long, (NR["socket"], *registers)))
@@ -178,8 +178,8 @@ def test_of_all_pairs_of_sockets_only_streams_can_be_opened(arena: Arena) -> Non
         + """
 def attempt():
     fds, found = ctypes.create_string_buffer(8), []
-    for family in range(64):
-        for type in range(16):
+    for family in range(48):
+        for type in range(12):
             for protocol in (0, 1, 6, 30):
                 if libc.syscall(*map(ctypes.c_long, (NR["socketpair"], family, type, protocol)), fds) == 0:
                     found.append((family, type, protocol))
@@ -373,8 +373,7 @@ HIGH_NUMBERS = {
 @pytest.mark.parametrize("way", HIGH_NUMBERS)
 def test_a_number_with_a_high_half_is_the_same_call(arena: Arena, listener: Listener, way: str) -> None:
     code = attempt(HIGH_NUMBERS[way])
-    if X86_64:
-        assert arena.unconfined(code, port=listener.port).value is True
+    assert arena.unconfined(code, port=listener.port).value is True
     before = arrived(listener)
     assert arena.confined(code, port=listener.port).errno == "EPERM"
     assert arrived(listener) == before
