@@ -16,12 +16,14 @@ X86_64 = os.uname().machine == "x86_64"
 NR: dict[str, int] = {
     name: numbers[0 if X86_64 else 1]
     for name, numbers in {
-        "accept": (43, 202), "accept4": (288, 242), "bind": (49, 200), "close_range": (436, 436), "connect": (42, 203),
-        "exit": (60, 93), "getpid": (39, 172), "io_setup": (206, 0),"io_uring_setup": (425, 425),"memfd_create": (319, 279), "mq_open": (240, 180), "mq_unlink": (241, 181), "msgctl": (71, 187), "semctl": (66, 191), "shmctl": (31, 195), "ioctl": (16, 29),
-        "listen": (50, 201), "mknodat": (259, 33), "msgget": (68, 186), "pidfd_getfd": (438, 438),
-        "pidfd_open": (434, 434), "semget": (64, 190), "sendmmsg": (307, 269),
-        "sendmsg": (46, 211), "sendto": (44, 206), "setsockopt": (54, 208), "shmget": (29, 194), "socket": (41, 198),
-        "socketpair": (53, 199), "splice": (275, 76), "tee": (276, 77), "vmsplice": (278, 75), 
+        "accept": (43, 202), "accept4": (288, 242), "bind": (49, 200), "close_range": (436, 436),
+        "connect": (42, 203), "exit": (60, 93), "getpid": (39, 172), "io_setup": (206, 0),
+        "io_uring_setup": (425, 425), "ioctl": (16, 29), "listen": (50, 201), "memfd_create": (319, 279),
+        "mknodat": (259, 33), "mq_open": (240, 180), "mq_unlink": (241, 181), "msgctl": (71, 187),
+        "msgget": (68, 186), "pidfd_getfd": (438, 438), "pidfd_open": (434, 434), "semctl": (66, 191),
+        "semget": (64, 190), "sendmmsg": (307, 269), "sendmsg": (46, 211), "sendto": (44, 206),
+        "setsockopt": (54, 208), "shmctl": (31, 195), "shmget": (29, 194), "socket": (41, 198),
+        "socketpair": (53, 199), "splice": (275, 76), "tee": (276, 77), "vmsplice": (278, 75),
     }.items()
 }  # fmt: skip
 
