@@ -1,8 +1,9 @@
-"""Raw system calls for attacks: numbers by name, and many calls made by one process."""
+"""Raw system calls for attacks: numbers by name, and many acts of one process."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,42 +38,56 @@ def longs(*values):
 """
 
 _EACH = """
-def one(expression):
+import textwrap
+SCRATCH = os.getcwd()
+def one(name):
+    folder, body = V["folders"][name], V["acts"][name]
+    os.mkdir(f"{SCRATCH}/{folder}")
+    os.chdir(f"{SCRATCH}/{folder}")
+    scope = dict(globals(), OWN=V["own"].get(name))
+    exec("def act():\\n" + textwrap.indent(body, "    "), scope)
     try:
-        eval(expression)
-        return "done"
+        value = scope["act"]()
+        return "done" if value is None else value
     except OSError as error:
         return errno.errorcode.get(error.errno, str(error.errno))
-def forked(expression):
-    # What one call changes must not be what the next one finds; a call that hangs or kills is the child's affair.
+def forked(name):
+    # What one act changes must not be what the next one finds; one that hangs or kills is the child's affair.
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         signal.alarm(5)
-        os.write(writer, one(expression).encode())
-        os._exit(0)
+        try:
+            os.write(writer, json.dumps(one(name)).encode())
+        finally:
+            os._exit(0)
     os.close(writer)
     os.waitpid(pid, 0)
-    return os.read(reader, 64).decode() or "ended"
+    return json.loads(os.read(reader, 4096) or '"ended"')
 def attempt():
-    return {name: (forked if V["fork"] else one)(expression) for name, expression in V["calls"].items()}
+    return {name: (forked if V["fork"] else one)(name) for name in V["acts"]}
 """
 
 
-class Call(NamedTuple):
-    """`expression` is evaluated after RAW; confined it must fail with `errno`."""
+class Act(NamedTuple):
+    """`body` is run after RAW, in a folder of its own; confined it must fail with `errno`."""
 
-    expression: str
+    body: str
     errno: str = "EPERM"
 
 
 class Answers(NamedTuple):
-    """What each call of a table came to: "done" or the name of an errno. None where this architecture lacks it."""
+    """What each act of a table came to: "done", what it returned, the name of an errno, or "ended" without a word.
 
-    free: dict[str, str]
-    held: dict[str, str]
+    The acts that this architecture lacks are missing. `made`: the files in each act's folder, by name.
+    """
 
-    def check(self, name: str, wanted: str, lack: str = "EPERM EACCES", works: str | None = None) -> None:
+    free: dict[str, Any]
+    held: dict[str, Any]
+    free_made: dict[str, list[str]]
+    held_made: dict[str, list[str]]
+
+    def check(self, name: str, wanted: str, lack: str = "EPERM EACCES", works: Any = None) -> None:
         """Skips where the kernel itself answers one of `lack`, or as the sandbox does: then nothing would be shown.
 
         A kernel that lacks a call (ENOSYS) shows as much as one that has it, for the filter refuses before either.
@@ -82,7 +97,7 @@ class Answers(NamedTuple):
         free = self.free[name]
         if free in (*lack.split(), wanted):
             pytest.skip(f"the kernel itself answers {free}")
-        assert works in (None, free)
+        assert works in (None, free), f"unconfined: {free}"
         assert self.held[name] == wanted, f"unconfined: {free}"
 
 
@@ -100,13 +115,27 @@ def number(name: str) -> int:
     return _YOUNG.get(name) or int(resolve_syscall(Arch.NATIVE, name))
 
 
-def make(folder: Path, table: dict[str, Call], **variables: Any) -> Answers:
-    """Every call of the table, unconfined each in a process of its own, confined all in one, by the same user."""
-    named = {name: re.findall(r'raw\("(\w+)"', call.expression) for name, call in table.items()}
-    here = {name: table[name].expression for name, used in named.items() if all(number(n) >= 0 for n in used)}
-    variables |= {"calls": here, "numbers": {n: number(n) for name in here for n in named[name]}}
+def make(
+    folder: Path, table: Mapping[str, Act], *, prelude: str = "", own: Mapping[str, Any] | None = None, **variables: Any
+) -> Answers:
+    """Every act of the table: unconfined each in a process of its own, confined all in one, by the same user.
+
+    `own`: what an act finds in OWN when it is unconfined; `variables`: what all find in V when they are confined.
+    """
+    named = {name: re.findall(r'raw\("(\w+)"', act.body) for name, act in table.items()}
+    here = {name: table[name].body for name, used in named.items() if all(number(n) >= 0 for n in used)}
+    folders = {name: str(index) for index, name in enumerate(here)}
+    known = {n: number(n) for name in here for n in named[name]}
+    variables |= {"acts": here, "folders": folders, "numbers": known}
     arena = Arena(folder)
-    free = arena.unconfined(RAW + _EACH, fork=True, **variables)
-    held = arena.confined(RAW + _EACH, fork=False, **variables)
-    assert (free.errno, held.errno) == (None, None), (free, held)
-    return Answers(free.value, held.value)
+
+    def made() -> dict[str, list[str]]:
+        return {name: sorted(path.name for path in (arena.scratch / folders[name]).iterdir()) for name in here}
+
+    free = arena.unconfined(RAW + prelude + _EACH, **{**variables, "fork": True, "own": own or {}})
+    assert free.errno is None, free
+    free_made = made()
+    arena.empty_scratch()
+    held = arena.confined(RAW + prelude + _EACH, **{**variables, "fork": False, "own": {}})
+    assert held.errno is None, held
+    return Answers(free.value, held.value, free_made, made())
