@@ -51,6 +51,8 @@ def one(name):
         return "done" if value is None else value
     except OSError as error:
         return errno.errorcode.get(error.errno, str(error.errno))
+    except Exception as error:  # termios.error, which is no OSError, has the number too
+        return errno.errorcode.get(error.args[0] if error.args else None, repr(error))
 def forked(name):
     # What one act changes must not be what the next one finds; one that hangs or kills is the child's affair.
     reader, writer = os.pipe()
@@ -116,7 +118,12 @@ def number(name: str) -> int:
 
 
 def make(
-    folder: Path, table: Mapping[str, Act], *, prelude: str = "", own: Mapping[str, Any] | None = None, **variables: Any
+    where: Path | Arena,
+    table: Mapping[str, Act],
+    *,
+    prelude: str = "",
+    own: Mapping[str, Any] | None = None,
+    **variables: Any,
 ) -> Answers:
     """Every act of the table: unconfined each in a process of its own, confined all in one, by the same user.
 
@@ -127,7 +134,7 @@ def make(
     folders = {name: str(index) for index, name in enumerate(here)}
     known = {n: number(n) for name in here for n in named[name]}
     variables |= {"acts": here, "folders": folders, "numbers": known}
-    arena = Arena(folder)
+    arena = where if isinstance(where, Arena) else Arena(where)
 
     def made() -> dict[str, list[str]]:
         return {name: sorted(path.name for path in (arena.scratch / folders[name]).iterdir()) for name in here}

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import resource
 import select
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 from arena import CONFINE, Arena, Listener, wait_for
 from raw_calls import RAW, Act, Answers, make, number, numbers
+from victim import ACT, Victim, on_victim, running
 
 # ---- programs
 
@@ -149,71 +149,6 @@ def test_clone_makes_threads_only(cloned: Answers, what: str) -> None:
 
 # ---- other processes
 
-VICTIM = """
-import ctypes, os, sys, time
-secret = ctypes.create_string_buffer(b"private-c41d")
-print(ctypes.addressof(secret), flush=True)
-while time.sleep(0.02) is None and secret.value == b"private-c41d":
-    pass
-sys.exit(3)
-"""
-
-
-class Victim:
-    """A process of the same user, in a group of its own, that ends with code 3 where its memory is changed."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", VICTIM], stdout=subprocess.PIPE, start_new_session=True
-        )
-        assert self.process.stdout is not None
-        self.where = (self.process.pid, int(self.process.stdout.readline()))
-        self.before = self.state()
-
-    def state(self) -> object:
-        pid = self.process.pid
-        if self.process.poll() is not None:
-            return self.process.returncode
-        status = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return (
-            [line for line in status if line.startswith(("Name", "State:\tT", "TracerPid", "Uid", "Groups", "Cap", "SigCgt"))],
-            [resource.prlimit(pid, limit) for limit in range(16)],
-            (os.sched_getaffinity(pid), os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid), os.getpgid(pid)),
-            Path(f"/proc/{pid}/oom_score_adj").read_text(),
-        )  # fmt: skip
-
-    def changed(self) -> bool:
-        return self.state() != self.before
-
-
-@contextlib.contextmanager
-def running() -> Iterator[Victim]:
-    victim = Victim()
-    with victim.process:  # closes the pipe and waits
-        try:
-            yield victim
-        finally:
-            victim.process.kill()
-
-
-ACT = """
-import resource
-def vector(address, length):
-    return longs(address, length)
-def siginfo(number):
-    return (ctypes.c_int * 32)(number, 0, -1)
-def owned(command, argument):
-    # What is asynchronous and owned by another sends it SIGIO, which ends it.
-    ours, theirs = socket.socketpair()
-    fcntl.fcntl(ours, command, argument)
-    fcntl.fcntl(ours, fcntl.F_SETFL, os.O_ASYNC)
-    theirs.send(b"x")
-def ioctl_owned(request, pid):
-    ours, theirs = socket.socketpair()
-    fcntl.ioctl(ours, request, ints(pid))
-    fcntl.ioctl(ours, 0x5452, ints(1))
-    theirs.send(b"x")
-"""
 # On the process P, which has a secret at A. These acts change it, or end it.
 CHANGES = {
     "kill": "os.kill(P, 15)",
@@ -252,11 +187,6 @@ CHANGES = {
 }  # fmt: skip
 
 
-def on_victim(table: dict[str, str | tuple[str, str]]) -> dict[str, Act]:
-    pairs = {way: body if isinstance(body, tuple) else (body, "EPERM") for way, body in table.items()}
-    return {way: Act(f'P, A = OWN or V["spared"]\n{body}', errno) for way, (body, errno) in pairs.items()}
-
-
 CHANGED = on_victim(CHANGES)
 
 
@@ -277,68 +207,6 @@ def test_another_process_is_not_changed_or_ended(changed: tuple[Answers, dict[st
     answers.check(way, CHANGED[way].errno, lack="", works="done")
     wait_for(victims[way].changed)
     assert not spared.changed()
-
-
-# These learn something of it, and leave it as it is.
-LEARNS = {
-    "raw process_vm_readv": 'b = zeros(12)\nraw("process_vm_readv", P, vector(ctypes.addressof(b), 12), 1, vector(A, 12), 1, 0)\nreturn b.raw == b"private-c41d"',
-    "raw process_vm_readv, high bits": 'b = zeros(12)\nraw("process_vm_readv", 1 << 32 | P, vector(ctypes.addressof(b), 12), 1, vector(A, 12), 1, 0)\nreturn b.raw == b"private-c41d"',
-    "/proc/PID/mem": ("return os.pread(os.open(f'/proc/{P}/mem', 0), 12, A) == b'private-c41d'", "EACCES"),
-    "O_PATH of /proc/PID/mem": ("fd = os.open(f'/proc/{P}/mem', os.O_PATH)\nreturn os.pread(os.open(f'/proc/self/fd/{fd}', 0), 12, A) == b'private-c41d'", "EACCES"),
-    "/proc/PID/task/TID/mem": ("return os.pread(os.open(f'/proc/{P}/task/{P}/mem', 0), 12, A) == b'private-c41d'", "EACCES"),
-    "raw ptrace, to attach": 'raw("ptrace", 16, P, 0, 0)\nos.waitpid(P, 0x40000000)\nraw("ptrace", 17, P, 0, 0)\nreturn True',
-    "raw ptrace, to seize": 'return raw("ptrace", 0x4206, P, 0, 0) == 0',
-    "raw kcmp": 'return raw("kcmp", os.getpid(), P, 1, 0, 0) > 0',
-    "pidfd_open": ("return os.pidfd_open(P) > 0", "ENOSYS"),
-    "raw pidfd_getfd": ('return raw("pidfd_getfd", os.pidfd_open(P), 1, 0) > 0', "ENOSYS"),
-    "its descriptors": ("return len(os.listdir(f'/proc/{P}/fd')) > 1", "EACCES"),
-    "its output, by descriptor": ("return os.open(f'/proc/{P}/fd/1', os.O_WRONLY) > 0", "EACCES"),
-    "where its output goes": ("return os.readlink(f'/proc/{P}/fd/1').startswith('pipe:')", "EACCES"),
-    "its descriptor asked for": ("return os.stat(f'/proc/{P}/fd/1').st_ino > 0", "EACCES"),
-    "its program": ("return 'python' in os.readlink(f'/proc/{P}/exe')", "EACCES"),
-    "its folder": ("os.chdir(f'/proc/{P}/cwd')\nreturn True", "EACCES"),
-    "its root": ("return os.open(f'/proc/{P}/root', os.O_PATH) > 0", "EACCES"),
-    "its namespaces": ("return os.open(f'/proc/{P}/ns/net', 0) > 0", "EACCES"),
-    "raw perf_event_open": 'return raw("perf_event_open", longs(112 << 32 | 1, 0, *[0] * 12), P, -1, -1, 0) > 0',
-    "raw sched_getattr": 'return raw("sched_getattr", P, zeros(48), 48, 0) == 0',
-    "raw ioprio_get": 'return raw("ioprio_get", 1, P) >= 0',
-    "raw move_pages": 'return raw("move_pages", P, 1, longs(A & ~4095), 0, ints(0), 0) == 0',
-    "raw get_robust_list": 'return raw("get_robust_list", P, longs(0), longs(0)) == 0',
-    "limits": "return resource.prlimit(P, resource.RLIMIT_NOFILE)[1] > 0",
-    "limits, by high bits": 'return raw("prlimit64", 1 << 32 | P, 7, 0, longs(0, 0)) == 0',
-    "raw capget": 'return raw("capget", ints(0x20080522, P), longs(0, 0, 0)) == 0',
-    "processor time": "import time\nreturn time.clock_gettime(~P << 3 | 2) > 0",
-    "processor time by a timer": 'return raw("timer_create", ~P << 3 | 2, 0, ints(0)) == 0',
-}  # fmt: skip
-
-
-LEARNT = on_victim(LEARNS)
-FINDINGS = {
-    "raw capget": "capget(2) tells the capabilities of any process: allow it for pid 0 only",
-    "processor time": "clock_gettime(2) tells the processor time of any process: allow no negative clock but those of itself",
-    "processor time by a timer": "timer_create(2) follows the processor time of any process",
-}
-
-
-@pytest.fixture(scope="module")
-def learnt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Answers, Victim]]:
-    with running() as victim:
-        folder = tmp_path_factory.mktemp("learnt")
-        yield make(folder, LEARNT, prelude=ACT, spared=victim.where), victim
-
-
-@pytest.mark.parametrize(
-    "way",
-    [
-        pytest.param(w, marks=[pytest.mark.xfail(reason=FINDINGS[w], strict=True)] if w in FINDINGS else [])
-        for w in LEARNT
-    ],
-)
-def test_nothing_is_learnt_of_another_process(learnt: tuple[Answers, Victim], way: str) -> None:
-    answers, victim = learnt
-    lack = "EPERM EACCES ENOENT ENOSYS" if way in ("raw perf_event_open", "raw kcmp", "raw move_pages") else ""
-    answers.check(way, LEARNT[way].errno, lack, works=True)
-    assert not victim.changed()
 
 
 # ---- the supervisor
