@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 CONFINE = Path(__file__).parent / "kernel" / "confine.py"
 FILTERS = tempfile.mkdtemp(prefix="sandboxrun-filters-")  # each process of the tests compiles a filter once
@@ -56,6 +56,8 @@ class Arena:
         self.env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(folder)}
         self.env |= {name: value for name, value in os.environ.items() if name == "SANDBOXRUN_TESTS_MUTATE"}
         self.pass_fds: tuple[int, ...] = ()
+        self.stdin: int | IO[str] = subprocess.DEVNULL
+        self.under: Sequence[str] = ()  # a command that runs its arguments, for both kinds of attempt
 
     def unconfined(self, code: str, *, under: Sequence[str] = (), **variables: Any) -> Outcome:
         """`under`: a command that runs its arguments, to be the attempt's parent."""
@@ -128,11 +130,11 @@ class Arena:
 
     def _run(self, command: list[str], cwd: Path) -> Outcome:
         done = subprocess.run(
-            command,
+            [*self.under, *command],
             cwd=cwd,
             env=self.env,
             pass_fds=self.pass_fds,
-            stdin=subprocess.DEVNULL,
+            stdin=self.stdin,
             capture_output=True,
             text=True,
             timeout=SECONDS,
