@@ -19,8 +19,7 @@ from sandboxrun.sandbox.supervisor import Supervisor
 KEY = "test:1:h"
 
 
-def main() -> int:
-    spec = json.loads(sys.argv[1])
+def main(spec: dict) -> int:
     if "limit" in spec:  # the supervisor's own open files
         resource.setrlimit(resource.RLIMIT_NOFILE, (spec["limit"], resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     if "abi" in spec:  # as on an older kernel
@@ -57,4 +56,5 @@ def main() -> int:
         child.close()
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

@@ -225,7 +225,7 @@ def main() -> int:
         canaries(outside)
         listeners = Listeners(outside)
         files, before = snapshot(outside), condition(other)
-        total = granted = 0
+        total = granted = slowest = 0
         for batch in range(batches):
             scratch = Path(name, f"scratch{batch}")
             scratch.mkdir(mode=0o700)
@@ -246,9 +246,11 @@ def main() -> int:
                 "scratch": str(scratch),
                 "allow": {"net": f"127.0.0.1:{listeners.granted},localhost:{listeners.granted}"},
             }
+            started = time.monotonic()
             with open(scratch / "counters", "rb") as file:  # the worker may well remove or shorten its own
                 code, _, found = one_batch([sys.executable, str(HERE / "confine.py"), json.dumps(spec)], scratch)
                 data = file.read()
+            slowest = max(slowest, time.monotonic() - started)
             counters = array.array("Q", data[: 8 * (32 + 3 * SLOTS)].ljust(8 * (32 + 3 * SLOTS), b"\0"))
             total += counters[0]
             for kind, column in enumerate((issued, reached, succeeded)):
@@ -293,7 +295,7 @@ def main() -> int:
     figures = {
         "batches": batches, "calls": total, "distinct": sum(map(bool, issued)), "distinct not refused": sum(map(bool, reached)),
         "calls not refused": sum(reached), "calls succeeded": sum(succeeded), "granted connections": granted, "ends": ends,
-        "seconds": round(time.monotonic() - begin, 1), "findings": len(findings),
+        "seconds": round(time.monotonic() - begin, 1), "slowest batch": round(slowest, 1), "findings": len(findings),
     }  # fmt: skip
     print(json.dumps(figures))
     return 1 if findings else 0
