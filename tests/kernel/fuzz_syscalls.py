@@ -149,9 +149,10 @@ def condition(process: subprocess.Popen[str]) -> dict[str, object]:
     if process.poll() is not None:
         return {"ended": process.returncode}
     status = Path(f"/proc/{pid}/status").read_text()
-    names = ("State", "SigPnd", "ShdPnd", "SigBlk", "TracerPid", "Threads", "Uid", "Seccomp", "NoNewPrivs")
+    names = ("SigPnd", "ShdPnd", "SigBlk", "TracerPid", "Threads", "Uid", "Seccomp", "NoNewPrivs")
     return {
         **{name: re.search(rf"^{name}:\t(.*)$", status, re.MULTILINE)[1] for name in names},
+        "stopped": re.search(r"^State:\t[TtZX]", status, re.MULTILINE) is not None,
         "limits": Path(f"/proc/{pid}/limits").read_text(),
         "oom": Path(f"/proc/{pid}/oom_score_adj").read_text(),
         "nice": os.getpriority(os.PRIO_PROCESS, pid),
