@@ -70,6 +70,8 @@ class Result(unittest.TestResult):
         super().stopTest(test)
         say(id=test.id(), status=self.outcome[0], text=self.outcome[1])
         self.current = None
+        if os.path.lexists(os_helper.TESTFN):  # of a test that failed before its tearDown: the next would fail of it
+            (os_helper.rmtree if os.path.isdir(os_helper.TESTFN) else os.unlink)(os_helper.TESTFN)
     def note(self, status, test, text):
         if getattr(self, "current", None):
             if self.outcome[0] not in ("failed", "error"):
@@ -104,6 +106,7 @@ def tests(suite):
         else:
             yield test
 from test import support
+from test.support import os_helper
 support.use_resources, support.verbose = [], 0
 threading.Thread(target=watch, daemon=True).start()
 done = set(P["done"])
@@ -128,7 +131,7 @@ REASONS = [
     ("hangs", r"TimeoutError: the test hangs"),
     ("listen or bind refused", r"\b(?:_?create_server|listen|bind|bind_port|find_unused_port|bind_unix_socket|HTTPServer|start_server|server_bind|serve)\(?.*(?s:.*)(?:PermissionError|not permitted|denied)"),
     ("fork or exec refused", r"(?s)\b(?:fork|forkpty|_fork_exec|posix_spawn|Popen|subprocess|system|execv\w*|spawn\w*)\b.*(?:PermissionError|not permitted|BlockingIOError|denied)"),
-    ("chmod, chown or utime refused", r"(?s)\b(?:chmod|lchmod|fchmod|chown|lchown|fchown|utime|copystat|copymode|copy2|setxattr|chflags)\b.*(?:PermissionError|not permitted|denied)"),
+    ("chmod, chown or utime refused", r"(?s)\b(?:chmod|lchmod|fchmod|chown|lchown|fchown|utime|copystat|copymode|copy2|copytree|setxattr|chflags)\b.*(?:PermissionError|not permitted|denied)|st_mtime|getmtime"),
     ("special files (mkfifo, mknod) refused", r"(?s)\b(?:mkfifo|mknod|openpty)\b.*(?:PermissionError|not permitted|denied)"),
     ("UDP, Unix and other sockets refused", r"(?s)(?:socket\(|socketpair|SOCK_DGRAM|AF_UNIX|_socket).*(?:PermissionError|not permitted|denied)"),
     ("connect refused", r"(?s)\bconnect\w*\(.*(?:PermissionError|denied|Requires net)"),
@@ -150,7 +153,8 @@ def reason(status: str, text: str) -> str:
     for name, pattern in REASONS:
         if re.search(pattern, text):
             return name
-    return "other: " + (text.strip().splitlines() or [""])[-1][:100]
+    line = re.sub(r"'/[^']*'", "PATH", (text.strip().splitlines() or [""])[-1])
+    return "other: " + re.sub(r"[0-9][0-9.]*", "N", line)[:80]
 
 
 def run_module(tests: list[str], grants: dict[str, str] | None) -> dict[str, dict[str, str]]:
