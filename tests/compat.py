@@ -24,7 +24,7 @@ from typing import Any
 from sandboxrun.permissions import KINDS
 
 CONFINE = Path(__file__).parent / "kernel" / "confine.py"
-MODULE_SECONDS, TEST_SECONDS, RESTARTS = 75, 12, 6
+MODULE_SECONDS, TEST_SECONDS, RESTARTS = 120, 8, 30
 NEVER = "settime|sethostname"  # unconfined and as root they would change the machine's
 LOOPBACK = "127.0.0.1,[::1],localhost"
 
@@ -32,6 +32,7 @@ LOOPBACK = "127.0.0.1,[::1],localhost"
 TESTS = {
     "asyncio": [f"test.test_asyncio.test_{part}" for part in ("streams", "events", "tasks", "locks", "queues", "futures", "selector_events", "protocols", "runners", "timeouts", "taskgroups", "sslproto")],
     "concurrent.futures (threads)": ["test.test_concurrent_futures/ThreadPool"],
+    "contextvars": ["test.test_context"],
     "ctypes": ["test.test_ctypes"],
     "collections": ["test.test_collections", "test.test_deque", "test.test_ordered_dict"],
     "http": ["test.test_httplib", "test.test_httpservers", "test.test_http_cookies", "test.test_http_cookiejar"],
@@ -53,6 +54,9 @@ USERS = {"read": "/etc/passwd,/etc/group,/etc/nsswitch.conf"}
 GRANTS: dict[str, dict[str, str]] = {
     "os": USERS, "pathlib, glob": USERS, "shutil": USERS, "tarfile": USERS, "zipfile": USERS, "http": USERS,
 }  # fmt: skip
+
+# Resources of the tests (`regrtest -u`) that stay on loopback where they are used.
+RESOURCES = {"socketserver": ["network"]}
 
 RUN = r"""
 import json, os, re, sys, threading, time, traceback, unittest
@@ -107,7 +111,7 @@ def tests(suite):
             yield test
 from test import support
 from test.support import os_helper
-support.use_resources, support.verbose = [], 0
+support.use_resources, support.verbose = P["resources"], 0
 threading.Thread(target=watch, daemon=True).start()
 done = set(P["done"])
 for name in P["tests"]:
@@ -120,7 +124,7 @@ for name in P["tests"]:
     except BaseException as error:
         say(id=name, status="error", text=traceback.format_exc(limit=-6))
         continue
-    chosen = [test for test in tests(suite) if test.id() not in done and re.search(pattern, test.id()) and not re.search(P["never"], test.id())]
+    chosen = [test for test in tests(suite) if test.id() not in done and (re.search(pattern, test.id()) or "_FailedTest" in test.id()) and not re.search(P["never"], test.id())]
     unittest.TestSuite(chosen).run(result)
 say(end=True)
 os._exit(0)
@@ -157,7 +161,7 @@ def reason(status: str, text: str) -> str:
     return "other: " + re.sub(r"[0-9][0-9.]*", "N", line)[:80]
 
 
-def run_module(tests: list[str], grants: dict[str, str] | None) -> dict[str, dict[str, str]]:
+def run_module(tests: list[str], resources: list[str], grants: dict[str, str] | None) -> dict[str, dict[str, str]]:
     """Outcomes by test id; confined with these grants, unconfined where they are None."""
     found: dict[str, dict[str, str]] = {}
     deadline = time.monotonic() + MODULE_SECONDS
@@ -167,7 +171,16 @@ def run_module(tests: list[str], grants: dict[str, str] | None) -> dict[str, dic
             scratch.mkdir(mode=0o700)
             script = Path(folder, "run.py")
             script.write_text(
-                RUN % json.dumps({"tests": tests, "done": sorted(found), "seconds": TEST_SECONDS, "never": NEVER})
+                RUN
+                % json.dumps(
+                    {
+                        "tests": tests,
+                        "done": sorted(found),
+                        "seconds": TEST_SECONDS,
+                        "never": NEVER,
+                        "resources": resources,
+                    }
+                )
             )
             command = [sys.executable, "-I", "-X", "utf8", str(script)]
             if grants is not None:
@@ -229,7 +242,8 @@ def main() -> None:
         for extra in args.allow:
             kind, _, text = extra.partition("=")
             grants[kind] = ",".join(filter(None, (grants.get(kind), text)))
-        free, held = run_module(tests, None), run_module(tests, grants)
+        resources = RESOURCES.get(name, [])
+        free, held = run_module(tests, resources, None), run_module(tests, resources, grants)
         missing = {"status": "missing", "text": ""}
         differ = {
             id_: {

@@ -33,7 +33,7 @@ from sandboxrun.sandbox.connect import InetAddress, parse_sockaddr
 from sandboxrun.store import parse_url
 from sandboxrun.worker import request
 
-FEW, MANY = 60, 150  # examples a test: together about ten seconds
+FEW, MANY = 50, 100  # examples a test: together about ten seconds
 KEY = "demo-worker:1:h"
 
 
@@ -246,7 +246,7 @@ def test_a_refused_connection_is_allowed_by_the_grant_its_message_names(address:
     assert f"--allow-net={shown} " in permissions.denial("net", shown, KEY)
 
 
-@fuzz(TEXT, examples=400)
+@fuzz(TEXT, examples=250)
 def test_net_targets_round_trip_or_are_a_value_error(text: str) -> None:
     try:
         target = NetTarget.parse(text)
@@ -278,7 +278,7 @@ def test_net_targets_round_trip_or_are_a_value_error(text: str) -> None:
     assert NetTarget.parse(again) == target
 
 
-@fuzz(TEXT, examples=400)
+@fuzz(TEXT, examples=250)
 def test_canonical_hosts_are_plain_names(text: str) -> None:
     try:
         host = canonical_host(text)
@@ -385,7 +385,7 @@ def test_fields_are_text_under_known_names(raw: dict[bytes, bytes]) -> None:
         assert value.encode() in [raw.get(spelling.encode()) for spelling in spelled]
 
 
-@fuzz(HASHES, HASHES, st.booleans(), examples=300)
+@fuzz(HASHES, HASHES, st.booleans(), examples=250)
 def test_a_hash_is_a_config_or_one_line(shared: dict[bytes, bytes], own: dict[bytes, bytes], complete: bool) -> None:
     own = {**own, **BASE} if complete else own
     try:
@@ -498,7 +498,7 @@ URLS = st.one_of(
 VERSIONS = st.one_of(st.sampled_from(["local", "main", "v1.2.3", "a" * 40, "feature/x"]), TEXT)
 
 
-@fuzz(URLS, VERSIONS, examples=400)
+@fuzz(URLS, VERSIONS, examples=250)
 def test_a_url_and_version_give_a_source_on_the_same_host_or_one_line(url: str, version: str) -> None:
     try:
         config.check_version(version, KEY)
@@ -607,7 +607,7 @@ def test_addresses_survive_the_trip_through_a_sockaddr(address: Any, port: int, 
         st.binary(max_size=128),
         st.builds(lambda f, b: struct.pack("=H", f) + b, st.integers(0, 50), st.binary(max_size=126)),
     ),
-    examples=400,
+    examples=300,
 )
 def test_any_sockaddr_is_an_address_a_path_or_an_errno(data: bytes) -> None:
     try:
@@ -630,7 +630,7 @@ def test_any_sockaddr_is_an_address_a_path_or_an_errno(data: bytes) -> None:
     st.one_of(
         BYTES, st.builds(lambda n, t: b"name %b %b" % (n, t), st.sampled_from([b"1", b"0", b"99", b"x", b"-1"]), BYTES)
     ),
-    examples=400,
+    examples=300,
 )
 def test_questions_are_answered_within_bounds_and_only_listed_names_are_looked_up(message: bytes) -> None:
     looked_up: list[str] = []
@@ -729,7 +729,7 @@ _IV = st.one_of(st.sampled_from(["00" * 12, "00" * 16, "0", ""]), TEXT)
 _BODY = st.one_of(TEXT, st.binary(max_size=64).map(lambda b: base64.b64encode(b).decode()), st.just("A" * 64))
 
 
-@fuzz(_ALG, _IV, _BODY, st.sampled_from([16, 24, 32]), examples=300)
+@fuzz(_ALG, _IV, _BODY, st.sampled_from([16, 24, 32]), examples=250)
 def test_garbage_does_not_decrypt(algorithm: str | None, iv: str, body: str, size: int) -> None:
     fields = {"encryptedIv": iv, "encryptedJson": body, **({} if algorithm is None else {"encryptedAlg": algorithm})}
     with pytest.raises(SecretError) as error:
@@ -806,7 +806,7 @@ def test_requests_are_parsed_or_bad(raw: dict[bytes, bytes]) -> None:
     assert found.type == "t"
 
 
-@fuzz(st.one_of(TEXT, st.text(st.characters(), max_size=40)), examples=300)
+@fuzz(st.one_of(TEXT, st.text(st.characters(), max_size=40)), examples=250)
 def test_nothing_unprintable_comes_out_of_escape(text: str) -> None:
     shown = escape(text)
     assert shown.isprintable()
