@@ -38,8 +38,7 @@ def mutate(what: str) -> None:
     seccomp.rules = lambda: iter(rows)
 
 
-def main() -> int:
-    spec = json.loads(sys.argv[1])
+def main(spec: dict) -> int:
     log = Log()
     if "files" in spec:
         resource.setrlimit(resource.RLIMIT_NOFILE, (spec["files"], resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
@@ -90,4 +89,5 @@ def main() -> int:
         child.close()
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))
