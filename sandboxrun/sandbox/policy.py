@@ -124,8 +124,8 @@ def build(
         for place in map(os.path.realpath, code):
             if _within(place, path) or _within(path, place):
                 raise ConfigError(
-                    f"field allowWrite of {key} has {path}, which would let the worker change code that is run later "
-                    f"({place}): grant a folder that holds data only"
+                    f"field allowWrite of {key} has {path}, which would let the worker change code that is run later, "
+                    f"or take Redis's place ({place}): grant a folder that holds data only"
                 )
     own = [*interpreter.library, *interpreter.site_packages, interpreter.package]
     if local_source is not None:

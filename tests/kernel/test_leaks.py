@@ -101,11 +101,6 @@ LEARNS = {
 
 
 LEARNT = on_victim(LEARNS)
-FINDINGS = {
-    "raw capget": "capget(2) tells the capabilities of any process: allow it for pid 0 only",
-    "processor time": "clock_gettime(2) tells the processor time of any process: allow no negative clock but those of itself",
-    "processor time by a timer": "timer_create(2) follows the processor time of any process",
-}
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +110,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Answers, 
         yield make(folder, LEARNT, prelude=ACT, spared=victim.where), victim
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        pytest.param(w, marks=[pytest.mark.xfail(reason=FINDINGS[w], strict=True)] if w in FINDINGS else [])
-        for w in LEARNT
-    ],
-)
+@pytest.mark.parametrize("way", LEARNT)
 def test_nothing_is_learnt_of_another_process(learnt: tuple[Answers, Victim], way: str) -> None:
     answers, victim = learnt
     lack = "EPERM EACCES ENOENT ENOSYS" if way in ("raw perf_event_open", "raw kcmp", "raw move_pages") else ""
@@ -368,13 +357,11 @@ def test_a_worker_that_crashes_leaves_no_core(arena: Arena) -> None:
 def test_a_worker_has_no_capability_also_where_it_is_roots(arena: Arena) -> None:
     code = RAW + """
 def attempt():
-    data = (ctypes.c_uint32 * 6)()
-    raw("capget", ints(0x20080522, 0), data)
     bounding = [n for n in range(64) if libc.prctl(23, ctypes.c_ulong(n), 0, 0, 0) == 1]
     open("ready", "w").write(str(os.getpid()))
     while not os.path.exists("seen"):
         __import__("time").sleep(0.01)
-    return [list(data), bounding, libc.prctl(39, 0, 0, 0, 0)]
+    return [bounding, libc.prctl(39, 0, 0, 0, 0)]
 """  # fmt: skip
     spec_numbers, seen = numbers(code), {}
     import threading
@@ -392,24 +379,14 @@ def attempt():
     found = arena.confined(code, numbers=spec_numbers)
     thread.join()
     root = os.geteuid() == 0
-    assert found.value[0] == [0] * 6
-    assert found.value[2] == 1
+    assert found.value[1] == 1
     assert {seen[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
     assert (seen["NoNewPrivs"], seen["Seccomp"]) == ("1", "2")
     if root:  # without root the bounding set cannot be emptied, and with no_new_privs gives nothing
-        assert (found.value[1], seen["CapBnd"]) == ([], "0" * 16)
+        assert (found.value[0], seen["CapBnd"]) == ([], "0" * 16)
 
 
-@pytest.mark.xfail(
-    reason="readlink(2) is no right of Landlock's: where a symlink leads can be seen, as names can", strict=True
-)
-def test_where_a_symlink_outside_leads_is_not_told(arena: Arena, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / CANARY)
-    code = "def attempt():\n    return os.readlink(V['path']).endswith(V['canary'])"
-    arena.refused(code, "EACCES", works=True, path=str(tmp_path / "link"), canary=CANARY)
-
-
-# ---- the terminal
+# ---- the terminal: the worker has pipes, whose other ends are ours
 
 TYPED = b"typed\n" * 20
 
@@ -459,12 +436,12 @@ TERMINAL = {
     "read by standard error": ("return bool(os.read(2, 6))", "EBADF"),
     "read by a copy": ("return bool(os.read(os.dup(1), 6))", "EBADF"),
     "raw pread64": ('return raw("read", 1, zeros(6), 6) > 0', "EBADF"),
-    "opened anew to read": ("return bool(os.read(os.open('/proc/self/fd/1', os.O_RDONLY), 6))", "EACCES"),
-    "opened anew to read, by /dev/fd": ("return bool(os.read(os.open('/dev/fd/2', os.O_RDWR), 6))", "EACCES"),
-    "opened anew by its name": ("return bool(os.read(os.open(os.ttyname(1), os.O_RDONLY | os.O_NOCTTY), 6))", "EACCES"),
-    "opened anew to write": ("return os.open(os.ttyname(1), os.O_WRONLY | os.O_NOCTTY) > 0", "EACCES"),
+    "opened anew to read": ("return bool(os.read(os.open('/proc/self/fd/1', os.O_RDONLY | os.O_NONBLOCK), 6))", "EAGAIN"),
+    "opened anew to read, by /dev/fd": ("return bool(os.read(os.open('/dev/fd/2', os.O_RDWR | os.O_NONBLOCK), 6))", "EAGAIN"),
+    "opened anew by its name": ("return bool(os.read(os.open(os.ttyname(1), os.O_RDONLY | os.O_NOCTTY), 6))", "ENOTTY"),
+    "opened anew to write": ("return os.open(os.ttyname(1), os.O_WRONLY | os.O_NOCTTY) > 0", "ENOTTY"),
     "/dev/tty": ("return bool(os.read(os.open('/dev/tty', os.O_RDWR), 6))", "EACCES"),
-    "/dev/stdout": ("return bool(os.read(os.open('/dev/stdout', os.O_RDONLY), 6))", "EACCES"),
+    "/dev/stdout": ("return bool(os.read(os.open('/dev/stdout', os.O_RDONLY | os.O_NONBLOCK), 6))", "EAGAIN"),
     "typed for the operator": ("fcntl.ioctl(1, 0x5412, b'X')\nreturn True", "EPERM"),
     "typed for the operator, high bits": ('return raw("ioctl", 1, 1 << 32 | 0x5412, b"X") == 0', "EPERM"),
     "typed for the operator, by standard error": ('return raw("ioctl", 2, 0x5412, b"X") == 0', "EPERM"),
@@ -474,8 +451,8 @@ TERMINAL = {
     "group in front": ("os.tcsetpgrp(1, os.getpgrp())\nreturn True", "EPERM"),
     "group in front asked for": ("return os.tcgetpgrp(1) > 0", "EPERM"),
     "session": ("return fcntl.ioctl(1, 0x5429, bytes(4)) != b''", "EPERM"),
-    "echo": ("import termios\na = termios.tcgetattr(1)\na[3] ^= termios.ECHO\ntermios.tcsetattr(1, termios.TCSANOW, a)\nreturn True", "EPERM"),
-    "echo, when drained": ("import termios\ntermios.tcsetattr(1, termios.TCSADRAIN, termios.tcgetattr(1))\nreturn True", "EPERM"),
+    "echo": ("import termios\na = termios.tcgetattr(1)\na[3] ^= termios.ECHO\ntermios.tcsetattr(1, termios.TCSANOW, a)\nreturn True", "ENOTTY"),
+    "echo, when drained": ("import termios\ntermios.tcsetattr(1, termios.TCSADRAIN, termios.tcgetattr(1))\nreturn True", "ENOTTY"),
     "modes of the new kind": ("fcntl.ioctl(1, 0x802C542A, bytes(44))\nreturn True", "EPERM"),
     "size": ("fcntl.ioctl(1, 0x5414, bytes([9, 0, 9, 0, 0, 0, 0, 0]))\nreturn True", "EPERM"),
     "flow": ("import termios\ntermios.tcflow(1, termios.TCOON)\nreturn True", "EPERM"),

@@ -203,9 +203,6 @@ def test_no_address_goes_around_its_denial(arena: Arena, listener: Listener, hos
     assert arrived(listener) == 1
 
 
-@pytest.mark.xfail(
-    reason="a denied block of IPv4-mapped addresses matches nothing: only single ones are canonical", strict=True
-)
 def test_a_denied_block_of_mapped_addresses_is_denied(arena: Arena, listener: Listener) -> None:
     allow, deny = {"net": "127.0.0.0/8"}, {"net": "::ffff:127.0.0.0/104"}
     arena.refused(CONNECT, "EACCES", works="hello", allow=allow, deny=deny, host="127.0.0.1", port=listener.port)
