@@ -59,7 +59,7 @@ GRANTS: dict[str, dict[str, str]] = {
 RESOURCES = {"socketserver": ["network"]}
 
 RUN = r"""
-import json, os, re, sys, threading, time, traceback, unittest
+import json, os, re, socket, sys, threading, time, traceback, unittest
 P = json.loads(%r)
 OUT = os.dup(1)
 def say(**about):
@@ -110,7 +110,11 @@ def tests(suite):
         else:
             yield test
 from test import support
-from test.support import os_helper
+from test.support import os_helper, socket_helper
+try:
+    socket.socket(socket.AF_UNIX).close()
+except OSError as error:
+    socket_helper._bind_nix_socket_error = error  # else some modules fail while they are imported, over one decorator
 support.use_resources, support.verbose = P["resources"], 0
 threading.Thread(target=watch, daemon=True).start()
 done = set(P["done"])
