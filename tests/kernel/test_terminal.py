@@ -9,6 +9,7 @@ import pty
 import select
 import struct
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
@@ -19,6 +20,9 @@ from arena import Arena, Outcome, wait_for
 from raw_calls import Act, Answers, make
 
 TYPED = b"typed\n" * 20
+CONTROLLING = (
+    "import fcntl, os, sys, termios\nfcntl.ioctl(1, termios.TIOCSCTTY, 0)\nos.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 class Terminal(Arena):
@@ -34,14 +38,13 @@ class Terminal(Arena):
             wait_for(lambda: self._state(slave)[0] == len(TYPED))  # the kernel hands it over in its own time
             before = self._state(slave)
             process = subprocess.Popen(
-                command,
+                [sys.executable, "-I", "-S", "-c", CONTROLLING, *command],
                 cwd=cwd,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=slave,
                 stderr=slave,
                 start_new_session=True,
-                preexec_fn=lambda: fcntl.ioctl(1, termios.TIOCSCTTY, 0),
             )
             shown, deadline = b"", time.monotonic() + 30
             while process.poll() is None or select.select([master], [], [], 0)[0]:
