@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -379,3 +380,73 @@ def test_nothing_is_planted_beside_the_script(arena: Arena, world: World) -> Non
     path = repr(str(planted))
     world.attack(arena, f"os.close(os.open({path}, os.O_WRONLY | os.O_CREAT))\nos.unlink({path})", "EACCES")
     assert not planted.exists()
+
+
+def test_no_program_with_set_user_id_is_made(arena: Arena, world: World) -> None:
+    # Without capabilities a write takes the bit away again: what is left is a program that runs as whoever runs it.
+    code = """
+    def attempt():
+        os.umask(0)
+        with open(os.open(V["path"], os.O_WRONLY | os.O_CREAT, 0o6755), "w") as file:
+            file.write("#!/bin/sh")
+        return oct(os.stat(V["path"]).st_mode & 0o7000)
+    """
+    for name, allow in (("scratch", {}), ("writable", {"write": str(world.writable)})):
+        path = (arena.scratch if name == "scratch" else world.writable) / "program"
+        assert arena.confined(code, allow=allow, path=str(path)).value == "0o0"
+        assert path.stat().st_mode & 0o6000 == 0
+
+
+def test_a_file_grows_to_its_limit_only(arena: Arena) -> None:
+    code = RAW + """
+def attempt():
+    with open("big", "wb") as file:
+        raw("fallocate", file.fileno(), 0, 0, 300 << 20)
+    return "made"
+"""  # fmt: skip
+    arena.refused(code, "EFBIG", works="made", numbers=numbers(code))
+    assert (arena.scratch / "big").stat().st_blocks == 0
+
+
+@pytest.mark.xfail(reason="FALLOC_FL_KEEP_SIZE takes room on the disk that RLIMIT_FSIZE does not see", strict=True)
+def test_a_file_takes_no_more_room_than_its_limit(arena: Arena) -> None:
+    code = RAW + """
+def attempt():
+    with open("big", "wb") as file:
+        raw("fallocate", file.fileno(), 1, 0, 300 << 20)
+        os.unlink("big")
+        return os.fstat(file.fileno()).st_blocks * 512 >= 300 << 20
+"""  # fmt: skip
+    arena.refused(code, "EPERM", works=True, numbers=numbers(code))
+
+
+# Deleted files count while they are open (/proc/PID/fd). These are held without a descriptor.
+HIDDEN = {
+    "in a mapping": "held.append(libc.mmap(0, 4096, 1, 1, fd, 0))",
+    "in a socket": "socket.send_fds(held[0][0], [b'x'], [fd])",
+}
+
+
+@pytest.mark.xfail(
+    reason="a deleted file that only a mapping, or a message never received, holds is not counted", strict=True
+)
+@pytest.mark.parametrize("where", HIDDEN)
+def test_room_taken_by_deleted_files_is_counted(arena: Arena, where: str) -> None:
+    code = (
+        RAW
+        + f"""
+def attempt():
+    import time
+    held = [socket.socketpair()]
+    for _ in range(2):
+        fd = os.open(".", os.O_RDWR | os.O_TMPFILE)
+        os.posix_fallocate(fd, 0, 150 << 20)
+        {HIDDEN[where]}
+        os.close(fd)
+    time.sleep(3)
+    return "hidden"
+"""
+    )
+    assert arena.unconfined(code, numbers={}).value == "hidden"
+    held = arena.confined(code, numbers={})
+    assert held.code == 128 + signal.SIGTERM, held
