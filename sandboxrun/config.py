@@ -31,8 +31,11 @@ LOOP_NUMBERS = {
 }
 LOOP_NAMES = ("requestStream", "responseStream", "consumerId")
 
-_PERMISSION_FIELD = re.compile(r"(allow|deny)([A-Z][A-Za-z]*)")
+_PERMISSION_FIELD = re.compile(
+    r"(allow|deny)[A-Z][A-Za-z]*"
+)  # also one that does not exist, which must not pass unseen
 _PERMISSION_FLAG = re.compile(r"--(allow|deny)-([a-z-]+)(?:=(.*))?", re.DOTALL)
+_PERMISSION_FIELDS = {kind.field(verdict): (verdict, kind.name) for kind in KINDS.values() for verdict in VERDICTS}
 _LIMIT_FIELDS = {limit.field: limit for limit in LIMITS.values()}
 _LIMIT_FLAG = re.compile(r"--limit-([a-z]+)=(.*)", re.DOTALL)
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/-]*")
@@ -148,12 +151,14 @@ def read_fields(raw: Mapping[bytes, bytes], key: str) -> dict[str, str]:
         if not wanted_fields([name]):
             continue
         if len(raw_value) > value_limit(name):
-            raise ConfigError(f"field {name} of {key} has {len(raw_value)} bytes: at most {value_limit(name)} are read")
+            raise ConfigError(
+                f"field {name[:80]} of {key} has {len(raw_value)} bytes: at most {value_limit(name)} are read"
+            )
         try:
             text[name] = raw_value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(
-                f"field {name} of {key} is not UTF-8 text (byte {error.start}): set it again as text"
+                f"field {name[:80]} of {key} is not UTF-8 text (byte {error.start}): set it again as text"
             ) from error
     for second, first in ALIASES.items():
         if second in text:
@@ -207,12 +212,14 @@ def _permissions(fields: Mapping[str, str], key: str) -> tuple[Permissions, dict
     for name, value in list(options.items())[:1]:
         _parse_options(value, f"field {name} of {key}", lists, limits, warnings)
     for name, value in fields.items():
-        where = f"field {name} of {key}"
+        where = f"field {name[:80]} of {key}"
         match = _PERMISSION_FIELD.fullmatch(name)
         if match:
-            kind = match[2].lower()
-            _check_kind(kind, where)
-            lists.append((match[1], kind, value, where))
+            if name not in _PERMISSION_FIELDS:
+                raise ConfigError(
+                    f"{where} is not a permission of sandboxrun: expected one of {', '.join(_PERMISSION_FIELDS)}"
+                )
+            lists.append((*_PERMISSION_FIELDS[name], value, where))
         elif _is_limit(name):
             if name not in _LIMIT_FIELDS:
                 raise ConfigError(f"{where} is not a limit of sandboxrun: expected one of {', '.join(_LIMIT_FIELDS)}")

@@ -58,7 +58,7 @@ def decrypt(fields: Mapping[str, str], key: bytes, *, worker_key: str, type_: st
     text = _decrypt_gcm(data, key, iv, worker_key) if algorithm == "aes-256-gcm" else _decrypt_cbc(data, key, iv, where)
     try:
         found = json.loads(text)
-    except ValueError:  # `from None`: its message and its context quote the text
+    except (ValueError, RecursionError):  # `from None`: its message and its context quote the text
         raise SecretError(f"{where} does not decrypt to JSON: is the key on standard input the right one?") from None
     if not isinstance(found, dict):
         raise SecretError(f"{where} is not a JSON object: encrypt one with sandboxrun encrypt")

@@ -119,7 +119,10 @@ def _replace_ref(host: str, path: str, version: str) -> str | None:
 def _resolve_local(url: str, key: str) -> LocalSource:
     path = url
     if url.startswith("file://"):
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise ConfigError(f"field url of {key} is not a URL: {error}") from error
         if parts.netloc not in ("", "localhost"):
             raise ConfigError(f"field url of {key} names another host in file://: write file:///PATH")
         path = unquote(parts.path)

@@ -18,7 +18,7 @@ import resource
 import sys
 
 _SIGKILL = 9
-_EINTR, _EACCES, _ENOMEM, _EMFILE, _EFBIG = 4, 13, 12, 24, 27
+_EINTR, _ENOMEM, _EACCES, _EMFILE, _EFBIG, _EISCONN = 4, 12, 13, 24, 27, 106
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
@@ -152,22 +152,29 @@ def _patch_names(ask):
         __slots__ = ()
 
         def connect(self, address):
-            address = numeric(self, address)
+            address, again = numeric(self, address), False
             while True:
                 try:
                     super().connect(address)
                 except InterruptedError:
                     if not self._never_began():
                         raise
+                except OSError as error:
+                    if not (again and error.errno == _EISCONN):
+                        raise
                 if not self._never_began():
                     return
+                again = True
 
         def connect_ex(self, address):
-            address = numeric(self, address)
+            address, again = numeric(self, address), False
             while True:
                 result = super().connect_ex(address)
+                if again and result == _EISCONN:  # the call that a signal cut off was carried out after all
+                    result = 0
                 if result not in (0, _EINTR) or not self._never_began():
                     return result
+                again = True
 
         def _never_began(self):
             """A signal before the supervisor took the call ends it with EINTR. Python takes that for a connect under way,

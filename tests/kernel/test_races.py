@@ -320,10 +320,6 @@ def test_a_storm_of_signals_lets_nothing_through(arena: Arena, listener: Listene
         assert denied.arrived() == 0
 
 
-@pytest.mark.xfail(
-    reason="EINTR before the supervisor took the call looks to Python like a connect under way, and then like a finished one",
-    strict=True,
-)
 def test_a_storm_of_signals_makes_no_connect_seem_done(arena: Arena) -> None:
     code = race("""
         signal.signal(signal.SIGALRM, lambda *_: None)
