@@ -20,11 +20,14 @@ import ctypes, fcntl, os, signal, socket, struct, threading, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 libc = ctypes.CDLL(None)
 address = struct.pack("=HH4s8x", 2, socket.htons({port}), bytes([127, 0, 0, 1]))
+started = threading.Event()  # else the race could be lost while threads are still to be started, which waits with it
 def toggle(s):
+    started.wait()
     while True:
         fcntl.fcntl(s, fcntl.F_SETFL, os.O_RDWR | os.O_NONBLOCK)
         fcntl.fcntl(s, fcntl.F_SETFL, os.O_RDWR)
 def connect(s):
+    started.wait()
     while True:
         libc.connect(s.fileno(), address, 16)
 for _ in range(2):
@@ -32,6 +35,7 @@ for _ in range(2):
     for target in (toggle, toggle, connect):
         threading.Thread(target=target, args=(s,), daemon=True).start()
 print("ready", flush=True)
+started.set()
 time.sleep(600)
 """
 
