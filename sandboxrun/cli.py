@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from sandboxrun import __version__
-from sandboxrun.errors import ConfigError, SandboxrunError, UsageError
+from sandboxrun.errors import ConfigError, SandboxError, SandboxrunError, UsageError
 from sandboxrun.limits import LIMITS
 from sandboxrun.log import Log, escape
 from sandboxrun.permissions import KINDS, VERDICTS, Permissions
@@ -23,6 +23,7 @@ examples:
   sandboxrun demo-worker 1 --allow-net=127.0.0.1:8000 grant more than the hash does, for this run
 
 other commands (sandboxrun COMMAND --help):
+  sandboxrun check                                    try on this machine whether the sandbox holds
   sandboxrun encrypt TYPE ID --key-file FILE          make the secrets of a worker from JSON on standard input
   sandboxrun cache [--clean]                          show or remove the scripts that were fetched
   sandboxrun run TYPE ID                              the same as sandboxrun TYPE ID, for a type named like a command
@@ -30,6 +31,14 @@ other commands (sandboxrun COMMAND --help):
 exit codes: the worker's own, 128+n when signal n ended it, or
   64 command line   65 integrity (pinned content changed)   69 fetch   70 a defect of sandboxrun
   71 the kernel cannot give the sandbox   73 already running   75 Redis   78 hash, option or key
+"""
+
+
+_CHECK_EPILOG = """\
+each line is a protection, with how the worker was refused; "no" is what this machine lacks or refuses to everybody
+
+exit codes:
+  0 all that a worker relies on holds   71 something does not
 """
 
 
@@ -80,7 +89,7 @@ def _open_standard_descriptors() -> None:
 
 
 def _main(args: list[str]) -> int:
-    commands = {"run": _run, "encrypt": _encrypt, "cache": _cache}
+    commands = {"run": _run, "check": _check, "encrypt": _encrypt, "cache": _cache}
     if args and args[0] in commands:
         return commands[args[0]](args[1:])
     return _run(args)
@@ -157,12 +166,39 @@ def _run(args: list[str]) -> int:
                 for limit in LIMITS.values()
                 if (text := getattr(options, f"limit_{limit.name}")) is not None
             },
-            degraded=tuple(name.strip() for name in options.allow_degraded.split(",") if name.strip()),
+            degraded=_names(options.allow_degraded),
             reload=options.reload,
             cached_only=options.cached_only,
         ),
         Log(quiet=options.quiet, json=options.json_logs, debug=options.debug),
     )
+
+
+def _check(args: list[str]) -> int:
+    parser = _Parser(
+        prog="sandboxrun check",
+        description="Try every protection of the sandbox on this machine, in a throw-away worker. Needs no Redis.",
+        epilog=_CHECK_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--allow-degraded", metavar="FEATURE,…", default="", help="as sandboxrun TYPE ID takes it")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    options = parser.parse_args(args)
+
+    from sandboxrun.sandbox.check import check
+
+    report = check(degraded=_names(options.allow_degraded))
+    if options.json:
+        print(json.dumps(report.as_json()))
+    else:
+        print(report.text(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
+    return 0 if report.holds else SandboxError.exit_code
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _extra(options: argparse.Namespace) -> Permissions:
