@@ -1,10 +1,10 @@
-"""Is it a script, and is it the right one? Pure decisions over bytes."""
+"""Is it a script, and is it the right one? Decisions over bytes."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import warnings
+import subprocess
+import sys
 
 from sandboxrun.errors import FetchError, IntegrityError
 
@@ -31,18 +31,19 @@ def check_python(data: bytes, origin: str, *, remote: bool) -> None:
         raise FetchError(f"{origin} is not UTF-8 text (byte {error.start}): not a Python script") from error
     if text.lstrip()[:1] == "<":
         raise FetchError(f"{origin} is a page of HTML or XML, not a Python script: is it the raw URL?")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(text)
-    except SyntaxError as error:
-        raise FetchError(f"{origin} is not valid Python: line {error.lineno}: {error.msg}") from error
-    except (ValueError, MemoryError, RecursionError) as error:
-        raise FetchError(f"{origin} is not valid Python: {type(error).__name__} while parsing") from error
-    if remote and all(map(_does_nothing, tree.body)):
-        raise FetchError(f"{origin} does nothing when run: an error message instead of a script?")
+    from sandboxrun.fetch import parse  # not before: what comes from the cache is not parsed again
+
+    complaint = _parsed_apart(text) if remote else parse.complaint(text, must_act=False)
+    if complaint:
+        raise FetchError(f"{origin} {complaint}")
 
 
-def _does_nothing(node: ast.stmt) -> bool:
-    """The text of many error answers ("error", {"message": …}) is an expression that Python silently evaluates."""
-    return isinstance(node, ast.Expr) and not any(isinstance(part, ast.Call | ast.Await) for part in ast.walk(node))
+def _parsed_apart(text: str) -> str:
+    from sandboxrun.fetch import parse
+
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", parse.__file__], input=text.encode(), capture_output=True, env={}, check=False
+    )
+    if done.returncode != 0:
+        return f"takes more than {parse.CPU_SECONDS} s or {parse.MEMORY_BYTES >> 20} MiB to be parsed: not a script to be run"
+    return done.stdout.decode()

@@ -1,7 +1,7 @@
 """The attempts of `sandboxrun check`, each a function: it returns where it works and raises OSError where it is refused.
 
-Run twice from the same text, as a plain process and as a worker. What they are tried on, and where the results go, is in
-the JSON file that CHECK names; the first is made by check.py, which also looks whether anything arrived there.
+Run twice from the same text, as a plain process and as a worker. What they are aimed at, and where the outcomes go, stands
+in the JSON file that the variable CHECK names. trial.py makes it, and looks whether anything arrived.
 """
 
 from __future__ import annotations

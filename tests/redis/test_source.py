@@ -161,6 +161,7 @@ def test_cached_only_never_fetches(r: redis.Redis, run: Runner, host: RawHost) -
         (body("print('é')".encode("latin-1")), "not UTF-8"),
         (body(b"print('ran')\0"), "not valid Python"),
         (body(b"(" * 5000), "not valid Python"),
+        (body(b"a;" * 500_000), "MemoryError while parsing"),
         (body(b"print('ran')", status=404), "404"),
         (body(b"print('ran')", status=203), "203"),
         (body(b"print('ran')", status=206), "206"),
