@@ -39,9 +39,13 @@ class Calls:
         self._many = False
         self._handlers: dict[int, Handler] = {}
         self._failed = failed
+        # Not in the epoll too: it would wake this thread on another CPU, whatever the listener's SYNC_WAKE_UP says, and
+        # that is slower than all that is done here.
+        self._poll = select.poll()
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[], None]] = {}
-        self._epoll.register(self.listener.fileno(), select.EPOLLIN)
+        self._poll.register(self.listener.fileno(), select.POLLIN)
+        self._poll.register(self._epoll.fileno(), select.POLLIN)
         self._waiting: Callable[[], float | None] = lambda: None
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -72,14 +76,16 @@ class Calls:
                 now = time.monotonic()
                 if now >= look:
                     look = min(self._waiting() or now + LOOK_SECONDS, now + LOOK_SECONDS)
-                for fd, _ in self._epoll.poll(max(0.0, look - now)):
-                    if fd == listener:
+                for ready, _ in self._poll.poll(max(0.0, look - now) * 1000):
+                    if ready == listener:
                         notification = self.listener.receive()
                         if notification is not None:
                             self._handle(notification)
-                    elif fd in self._callbacks:  # one before it may have ended its business
-                        self._callbacks[fd]()
-                        look = 0.0
+                        continue
+                    for fd, _ in self._epoll.poll(0):
+                        if fd in self._callbacks:  # one before it may have ended its business
+                            self._callbacks[fd]()
+                            look = 0.0
         except Exception as error:
             self._failed(
                 f"system calls cannot be supervised any more ({type(error).__name__}: {error}): ending the worker"

@@ -158,7 +158,7 @@ class Connector:
 
     def _start(self, sock: _socket.socket, destination: InetAddress, id_: int) -> int | None:
         """Connect; None where the answer follows later."""
-        flags = fcntl.fcntl(sock, fcntl.F_GETFL)
+        flags = fcntl.fcntl(sock.fileno(), fcntl.F_GETFL)
         if flags & os.O_NONBLOCK:
             return self._reported(sock.connect_ex(destination.sockaddr), destination)
         if len(self._pending) >= PENDING_MAX:
@@ -184,7 +184,7 @@ class Connector:
             self._forget(pending)  # the outcome is for the call that took its place
             return
         try:
-            with _NonBlocking(pending.socket, fcntl.fcntl(pending.socket, fcntl.F_GETFL)):
+            with _NonBlocking(pending.socket, fcntl.fcntl(pending.socket.fileno(), fcntl.F_GETFL)):
                 answer = _outcome(pending.socket, pending.destination)
         except OSError as error:
             answer = error.errno or errno.EACCES
@@ -240,7 +240,7 @@ def _connect_unix(sock: _socket.socket, path: str) -> int:
     fd = open_real(os.path.realpath(path))  # a symlink put there at this moment is not followed
     try:
         # Never waits for long: a full backlog gives EAGAIN.
-        with _NonBlocking(sock, fcntl.fcntl(sock, fcntl.F_GETFL)):
+        with _NonBlocking(sock, fcntl.fcntl(sock.fileno(), fcntl.F_GETFL)):
             return sock.connect_ex(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
@@ -249,14 +249,16 @@ def _connect_unix(sock: _socket.socket, path: str) -> int:
 class _NonBlocking:
     """O_NONBLOCK on a socket for the moment of one call; the flag is shared with the worker's descriptor."""
 
+    __slots__ = ("_fd", "_flags")
+
     def __init__(self, sock: _socket.socket, flags: int) -> None:
-        self._sock, self._flags = sock, flags
+        self._fd, self._flags = sock.fileno(), flags
 
     def __enter__(self) -> None:
-        fcntl.fcntl(self._sock, fcntl.F_SETFL, self._flags | os.O_NONBLOCK)
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, self._flags | os.O_NONBLOCK)
 
     def __exit__(self, *_: object) -> None:
-        fcntl.fcntl(self._sock, fcntl.F_SETFL, self._flags)
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, self._flags)
 
 
 def _outcome(sock: _socket.socket, destination: InetAddress) -> int:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 # (s32 nr, u32 arch, u64 instruction pointer, u64 args[6]).
 _NOTIF = struct.Struct("=QIIiIQ6Q")
 _RESPONSE = struct.Struct("=QqiI")
+_ID = struct.Struct("=Q")
 _RECV = 0xC0000000 | _NOTIF.size << 16 | ord("!") << 8 | 0
 _SEND = 0xC0000000 | _RESPONSE.size << 16 | ord("!") << 8 | 1
 _ID_VALID = 0x40000000 | 8 << 16 | ord("!") << 8 | 2
@@ -56,7 +57,7 @@ class Listener:
     def is_valid(self, id_: int) -> bool:
         """Whether the target still waits in the call; after it, what was read of the target is known to be its own."""
         try:
-            fcntl.ioctl(self._fd, _ID_VALID, struct.pack("=Q", id_))
+            fcntl.ioctl(self._fd, _ID_VALID, _ID.pack(id_))
         except OSError:
             return False
         return True
