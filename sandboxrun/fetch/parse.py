@@ -1,0 +1,43 @@
+"""Is a text a script? Run as a program for one that nobody has vouched for yet, within limits of its own: a megabyte of
+hostile text can cost Python's parser seconds and a gigabyte.
+
+The text comes on standard input, and the complaint, or nothing, goes to standard output. Imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import ast
+import resource
+import sys
+import warnings
+
+MEMORY_BYTES = 512 << 20  # a megabyte of the standard library's source takes 90 MB
+CPU_SECONDS = 10  # and 0.3 s
+
+
+def complaint(text: str, *, must_act: bool) -> str:
+    """Why `text` is no script, or none that does something, completing "the file …"; empty where it is one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text)
+    except SyntaxError as error:
+        return f"is not valid Python: line {error.lineno}: {error.msg}"
+    except (ValueError, MemoryError, RecursionError) as error:
+        return f"is not valid Python: {type(error).__name__} while parsing"
+    if must_act and all(map(_does_nothing, tree.body)):
+        return "does nothing when run: an error message instead of a script?"
+    return ""
+
+
+def _does_nothing(node: ast.stmt) -> bool:
+    """The text of many error answers ("error", {"message": …}) is an expression that Python silently evaluates."""
+    return isinstance(node, ast.Expr) and not any(isinstance(part, ast.Call | ast.Await) for part in ast.walk(node))
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    found = complaint(sys.stdin.buffer.read().decode(), must_act=True)
+    sys.stdout.buffer.write(found.encode(errors="backslashreplace"))

@@ -1,0 +1,52 @@
+"""What the documents name is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sandboxrun import errors
+from sandboxrun.limits import LIMITS
+from sandboxrun.permissions import KINDS
+from sandboxrun.sandbox import check
+
+ROOT = Path(__file__).parent.parent
+README, SECURITY = ((ROOT / name).read_text() for name in ("README.md", "SECURITY.md"))
+TESTS = sorted(set(re.findall(r"tests/[\w/]+\.py(?:::\w+)?", README + SECURITY)))
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_a_test_that_is_named_exists(test: str) -> None:
+    path, _, name = test.partition("::")
+    assert (ROOT / path).is_file()
+    assert not name or f"\ndef {name}(" in (ROOT / path).read_text()
+
+
+def test_every_test_of_the_boundary_stands_for_a_promise() -> None:
+    about_tests = {"test_allowed.py", "test_table.py", "test_supervisor_survives.py"}
+    named = {Path(test.partition("::")[0]).name for test in TESTS}
+    assert {path.name for path in (ROOT / "tests/kernel").glob("test_*.py")} <= named | about_tests
+
+
+def test_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README + SECURITY):
+        assert "://" in link or (ROOT / link).exists(), link
+
+
+def test_every_kind_limit_and_exit_code_is_in_the_readme() -> None:
+    for kind in KINDS.values():
+        assert kind.name in README.partition("### Permissions")[2].partition("### Limits")[0]
+    for limit in LIMITS.values():
+        assert f"| `{limit.field}` | `{limit.flag}=" in README
+    found = {
+        error.exit_code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "exit_code")
+    }
+    for code in found:
+        assert f"| {code} | " in README
+
+
+def test_the_readme_shows_what_check_prints() -> None:
+    count = sum(map(len, check.PROTECTIONS.values()))
+    assert f"The sandbox holds: {count} of {count}, in " in README
