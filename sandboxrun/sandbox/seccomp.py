@@ -99,7 +99,7 @@ _FREELY = {
     "timer_settime timer_gettime timer_getoverrun timer_delete timerfd_create timerfd_settime timerfd_gettime",
     "files: Landlock decides": "open openat openat2 creat fstat stat lstat newfstatat statx statfs fstatfs access faccessat "
     "faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename "
-    "renameat renameat2 link linkat symlink symlinkat truncate ftruncate fsync fdatasync sync_file_range fallocate fadvise64 "
+    "renameat renameat2 link linkat symlink symlinkat truncate ftruncate fsync fdatasync sync_file_range fadvise64 "
     "flock copy_file_range sendfile umask",
     "descriptors": "dup dup2 dup3 pipe pipe2 eventfd eventfd2 epoll_create epoll_create1 epoll_ctl signalfd signalfd4",
     "threads": "exit exit_group set_robust_list get_robust_list rseq set_tid_address sched_yield gettid futex_waitv "
@@ -120,6 +120,11 @@ _FCNTLS = {
 } | {"F_SETPIPE_SZ": 1031, "F_GETPIPE_SZ": 1032}  # fmt: skip
 _PRCTLS = {"PR_SET_NAME": 15, "PR_GET_NAME": 16, "PR_GET_DUMPABLE": 3, "PR_GET_NO_NEW_PRIVS": 39, "PR_CAPBSET_READ": 23,
            "PR_SET_VMA": 0x53564D41}  # fmt: skip
+# Of fallocate(2), FALLOC_FL_*. RLIMIT_FSIZE is compared with a file's size: what keeps the size takes room beyond it, and
+# a range that is inserted moves data past it. Punching a hole takes no room.
+_FALLOCATES = {"mode 0": 0, "PUNCH_HOLE with KEEP_SIZE": 0x02 | 0x01}
+_NO_FALLOCATES = {"KEEP_SIZE": 0x01, "COLLAPSE_RANGE": 0x08, "ZERO_RANGE": 0x10, "ZERO_RANGE with KEEP_SIZE": 0x10 | 0x01,
+                  "INSERT_RANGE": 0x20, "UNSHARE_RANGE": 0x40}  # fmt: skip
 _SOCKOPTS = {
     "SOL_SOCKET": ("SO_REUSEADDR", "SO_KEEPALIVE", "SO_SNDBUF", "SO_RCVBUF", "SO_LINGER", "SO_RCVTIMEO", "SO_SNDTIMEO",
                    "SO_OOBINLINE", "SO_REUSEPORT", "SO_RCVLOWAT", "SO_PRIORITY"),
@@ -161,6 +166,11 @@ def rules() -> Iterator[Rule]:
         yield Rule("fcntl", "no F_SETOWN, F_SETSIG, F_NOTIFY, F_SETLEASE", (_int(1, command, name),))
     setfl = (_int(1, fcntl.F_SETFL, "F_SETFL"), Arg(2, os.O_ASYNC, 0, "without O_ASYNC"))
     yield Rule("fcntl", "O_ASYNC on a terminal would send SIGIO to the operator's processes", setfl)
+    for name, mode in _FALLOCATES.items():
+        yield Rule("fallocate", "no room beyond the limit of a file's size", (_int(1, mode, name),))
+    for name, mode in _NO_FALLOCATES.items():
+        why = "room beyond the limit of a file's size"
+        yield Rule("fallocate", why, (_int(1, mode, name),), action=Action.UNSUPPORTED)
     for name, option in _PRCTLS.items():
         yield Rule("prctl", "no change of what the sandbox has set", (_int(0, option, name),))
     yield from _process_rules()

@@ -36,7 +36,7 @@ HARMLESS = (
     "getitimer setitimer timer_settime timer_gettime timer_getoverrun timer_delete timerfd_create "
     "timerfd_settime timerfd_gettime open openat openat2 creat fstat stat lstat newfstatat statx statfs fstatfs access faccessat "
     "faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename renameat "
-    "renameat2 link linkat symlink symlinkat truncate ftruncate fsync fdatasync sync_file_range fallocate fadvise64 flock "
+    "renameat2 link linkat symlink symlinkat truncate ftruncate fsync fdatasync sync_file_range fadvise64 flock "
     "copy_file_range sendfile dup dup2 dup3 pipe pipe2 eventfd eventfd2 epoll_create epoll_create1 epoll_ctl signalfd signalfd4 "
     "set_robust_list get_robust_list rseq sched_yield gettid futex_waitv restart_syscall wait4 waitid getcpu "
     "rt_sigaction rt_sigprocmask rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack getpid getppid getuid geteuid getgid "
@@ -54,7 +54,7 @@ UNSUPPORTED = "getxattr listxattr lgetxattr llistxattr fgetxattr flistxattr".spl
 LATER = {"memfd_secret": 447, "fchmodat2": 452, "map_shadow_stack": 453, "mseal": 462}
 OTHERS = (
     "socket socketpair sendto sendmsg sendmmsg setsockopt ioctl fcntl prctl clone kill tgkill rt_sigqueueinfo rt_tgsigqueueinfo "
-    "prlimit64 sched_getaffinity sched_setaffinity sched_getparam sched_getscheduler getpriority setpriority alarm pause umask "
+    "fallocate prlimit64 sched_getaffinity sched_setaffinity sched_getparam sched_getscheduler getpriority setpriority alarm pause umask "
     "clock_gettime clock_getres clock_nanosleep timer_create capget set_tid_address exit exit_group bind listen accept accept4 execve fork vfork arch_prctl tkill"
 ).split()
 
@@ -102,6 +102,8 @@ def attempt():
             found[f"ioctl {request}"] = call("ioctl", s.fileno(), request, -1)
     for command in V["fcntls"]:
         found[f"fcntl {command}"] = call("fcntl", -1, command, 0)
+    for mode in (0, 3):
+        found[f"fallocate {mode}"] = call("fallocate", -1, mode, 0, 1)
     for option in V["prctls"]:
         found[f"prctl {option}"] = call("prctl", option, -1, -1, -1, -1)
     for name in ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
@@ -117,6 +119,7 @@ def attempt():
     thread.join()
     found["absent"] = sorted({call(name, *EVERY) for name in V["absent"]})
     found["unsupported"] = sorted({call(name, *EVERY) for name in V["unsupported"]})
+    found["no room"] = [call("fallocate", -1, mode, 0, 1) for mode in (1, 0x08, 0x10, 0x11, 0x20, 0x40)]
     return found
 """
     )
@@ -141,6 +144,7 @@ def attempt():
     assert found is not None
     assert {name for name, outcome in found.items() if outcome == "EPERM"} == set()
     assert (found.pop("absent"), found.pop("unsupported")) == (["ENOSYS"], ["ENOTSUP"])
+    assert found.pop("no room") == ["ENOTSUP"] * 6
     assert {name for name, outcome in found.items() if outcome == "ENOSYS"} <= {
         "futex"
     }  # its own word for a command -1
@@ -217,6 +221,8 @@ def attempt():
         found["fcntl O_ASYNC"] = call("fcntl", fd, 4, 0o20000)
         for name in ("bind", "listen", "accept", "accept4"):
             found[name] = call(name, fd, 0, 0, 0)
+    for mode in (2, 4, 7, 0x12, 0x13, 0x80, 0x83, 1 << 31, -1):
+        found[f"fallocate {mode}"] = call("fallocate", -1, mode, 0, 1)
     found["capget"] = call("capget", bytes(8), 0)
     for name in ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create"):
         for clock in (~other << 3 | 2, -1, 1 << 31):
