@@ -31,14 +31,15 @@ def call(name, *args):
 # Called with -1 everywhere they fail without effect; what they fail with shows that they were let through.
 HARMLESS = (
     "read write recvfrom poll ppoll epoll_wait epoll_pwait epoll_pwait2 futex readv writev select pselect6 pread64 pwrite64 "
-    "preadv pwritev preadv2 pwritev2 lseek close close_range recvmsg recvmmsg shutdown mmap munmap mprotect mremap madvise brk "
+    "preadv pwritev preadv2 pwritev2 lseek close recvmsg recvmmsg shutdown mmap munmap mprotect mremap madvise brk "
     "msync mincore mlock munlock membarrier nanosleep gettimeofday time times "
     "getitimer setitimer timer_settime timer_gettime timer_getoverrun timer_delete timerfd_create "
     "timerfd_settime timerfd_gettime open openat openat2 creat fstat stat lstat newfstatat statx statfs fstatfs access faccessat "
     "faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename renameat "
-    "renameat2 link linkat symlink symlinkat truncate ftruncate fsync fdatasync sync_file_range fadvise64 flock "
+    "link linkat symlink symlinkat truncate ftruncate fsync fdatasync sync_file_range fadvise64 flock "
     "copy_file_range sendfile dup dup2 dup3 pipe pipe2 eventfd eventfd2 epoll_create epoll_create1 epoll_ctl signalfd signalfd4 "
-    "set_robust_list get_robust_list rseq sched_yield gettid futex_waitv restart_syscall wait4 waitid getcpu "
+    "set_robust_list rseq sched_yield gettid futex_waitv restart_syscall wait4 waitid getcpu "
+    "sched_get_priority_max sched_get_priority_min "
     "rt_sigaction rt_sigprocmask rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack getpid getppid getuid geteuid getgid "
     "getegid getresuid getresgid getgroups getpgrp uname sysinfo getrusage getrlimit setrlimit getrandom getsockname "
     "getpeername getsockopt connect chmod fchmod fchmodat fchmodat2 utimensat"
@@ -54,7 +55,7 @@ UNSUPPORTED = "getxattr listxattr lgetxattr llistxattr fgetxattr flistxattr".spl
 LATER = {"memfd_secret": 447, "fchmodat2": 452, "map_shadow_stack": 453, "mseal": 462}
 OTHERS = (
     "socket socketpair sendto sendmsg sendmmsg setsockopt ioctl fcntl prctl clone kill tgkill rt_sigqueueinfo rt_tgsigqueueinfo "
-    "fallocate prlimit64 sched_getaffinity sched_setaffinity sched_getparam sched_getscheduler getpriority setpriority alarm pause umask "
+    "close_range renameat2 get_robust_list fallocate prlimit64 sched_getaffinity sched_setaffinity sched_getparam sched_getscheduler getpriority setpriority alarm pause umask "
     "clock_gettime clock_getres clock_nanosleep timer_create capget set_tid_address exit exit_group bind listen accept accept4 execve fork vfork arch_prctl tkill"
 ).split()
 
@@ -110,15 +111,19 @@ def attempt():
         found[name] = call(name, me, me, 0, -1) if "tg" in name else call(name, me, 0, -1)
     for who in (0, me):
         found[f"prlimit64 {who == me}"] = call("prlimit64", who, -1, 0, 0)
-    for name in ("sched_getaffinity", "sched_setaffinity", "sched_getparam", "sched_getscheduler"):
-        found[name] = call(name, 0, -1, -1)
-    for name in ("getpriority", "setpriority"):
-        found[name] = call(name, 0, 0, os.nice(0))
+        for name in ("sched_getaffinity", "sched_setaffinity", "sched_getparam", "sched_getscheduler"):
+            found[f"{name} {who == me}"] = call(name, who, -1, -1)
+        for name in ("getpriority", "setpriority"):
+            found[f"{name} {who == me}"] = call(name, 0, who, os.nice(0))
+    found["get_robust_list"] = call("get_robust_list", 0, -1, -1)
+    found["close_range"] = call("close_range", 2000, 2000, ~2)
+    found["renameat2"] = call("renameat2", -1, -1, -1, -1, ~4)
     thread = threading.Thread(target=int)  # clone, exit and rt_sigreturn are used, or nothing here would come back
     thread.start()
     thread.join()
     found["absent"] = sorted({call(name, *EVERY) for name in V["absent"]})
     found["unsupported"] = sorted({call(name, *EVERY) for name in V["unsupported"]})
+    found["copied"] = call("ioctl", -1, 0x40049409, -1)
     found["no room"] = [call("fallocate", -1, mode, 0, 1) for mode in (1, 0x08, 0x10, 0x11, 0x20, 0x40)]
     return found
 """
@@ -144,7 +149,7 @@ def attempt():
     assert found is not None
     assert {name for name, outcome in found.items() if outcome == "EPERM"} == set()
     assert (found.pop("absent"), found.pop("unsupported")) == (["ENOSYS"], ["ENOTSUP"])
-    assert found.pop("no room") == ["ENOTSUP"] * 6
+    assert (found.pop("no room"), found.pop("copied")) == (["ENOTSUP"] * 6, "ENOTSUP")
     assert {name for name, outcome in found.items() if outcome == "ENOSYS"} <= {
         "futex"
     }  # its own word for a command -1
@@ -223,6 +228,9 @@ def attempt():
             found[name] = call(name, fd, 0, 0, 0)
     for mode in (2, 4, 7, 0x12, 0x13, 0x80, 0x83, 1 << 31, -1):
         found[f"fallocate {mode}"] = call("fallocate", -1, mode, 0, 1)
+    found["close_range"] = call("close_range", 2000, 2000, 2)
+    found["renameat2"] = call("renameat2", -1, bytes(1), -1, bytes(1), 4)
+    found["get_robust_list"] = call("get_robust_list", other, bytes(8), bytes(8))
     found["capget"] = call("capget", bytes(8), 0)
     for name in ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create"):
         for clock in (~other << 3 | 2, -1, 1 << 31):
@@ -244,7 +252,7 @@ def attempt():
     for name in ("prlimit64", "sched_getaffinity", "sched_setaffinity", "sched_getparam", "sched_getscheduler"):
         found[name] = call(name, other, 7 if name == "prlimit64" else 128, 0, bytes(128))
     for name in ("getpriority", "setpriority"):
-        for which, who in ((0, other), (1, 0), (2, 0)):
+        for which, who in ((0, other), (1, 0), (2, 0), (1, me), (2, me)):
             found[f"{name} {which} {who}"] = call(name, which, who, 19)
     return found
 """
