@@ -107,7 +107,7 @@ _FREELY = {
     "signals": "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack pause",
     "about itself": "getpid getppid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp uname sysinfo "
     "getrusage getrlimit setrlimit getrandom",
-    "sockets that are there": "getsockname getpeername getsockopt",
+    "sockets that are there": "getsockname getpeername",
 }
 _CLOSE_RANGE_UNSHARE, _RENAME_WHITEOUT = 1 << 1, 1 << 2  # linux/close_range.h, linux/fs.h
 _FICLONE = 0x40049409  # linux/fs.h
@@ -216,6 +216,11 @@ def _network_rules() -> Iterator[Rule]:
             option = getattr(socket, name, None) or _MORE_SOCKOPTS[name]
             args = (_int(1, getattr(socket, level), level), _int(2, option, name))
             yield Rule("setsockopt", "no fast open, ULP, REPAIR, source routes, binding to a device", args)
+    # SO_PEERPIDFD (77) would give a handle on the supervisor, which made the control socket.
+    old = Arg(2, _INT & ~0x3F, 0, "an option below 64")
+    yield Rule("getsockopt", "no SO_PEERPIDFD", (_int(1, socket.SOL_SOCKET, "SOL_SOCKET"), old))
+    for level in ("IPPROTO_TCP", "IPPROTO_IP", "IPPROTO_IPV6"):
+        yield Rule("getsockopt", "no SO_PEERPIDFD", (_int(1, getattr(socket, level), level),))
     for name in ("bind", "listen"):
         yield Rule(name, "which address", action=Action.ASK, when="listen")
     for name in ("accept", "accept4"):

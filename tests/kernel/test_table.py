@@ -42,7 +42,7 @@ HARMLESS = (
     "sched_get_priority_max sched_get_priority_min "
     "rt_sigaction rt_sigprocmask rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack getpid getppid getuid geteuid getgid "
     "getegid getresuid getresgid getgroups getpgrp uname sysinfo getrusage getrlimit setrlimit getrandom getsockname "
-    "getpeername getsockopt connect chmod fchmod fchmodat fchmodat2 utimensat"
+    "getpeername connect chmod fchmod fchmodat fchmodat2 utimensat"
 ).split()
 OLD = (  # that the generic table of newer architectures does without
     "poll epoll_wait select time open creat stat lstat access readlink getdents mkdir rmdir unlink rename link symlink dup2 pipe "
@@ -55,7 +55,7 @@ UNSUPPORTED = "getxattr listxattr lgetxattr llistxattr fgetxattr flistxattr".spl
 LATER = {"memfd_secret": 447, "fchmodat2": 452, "map_shadow_stack": 453, "mseal": 462}
 OTHERS = (
     "socket socketpair sendto sendmsg sendmmsg setsockopt ioctl fcntl prctl clone kill tgkill rt_sigqueueinfo rt_tgsigqueueinfo "
-    "close_range renameat2 get_robust_list fallocate prlimit64 sched_getaffinity sched_setaffinity sched_getparam sched_getscheduler getpriority setpriority alarm pause umask "
+    "getsockopt close_range renameat2 get_robust_list fallocate prlimit64 sched_getaffinity sched_setaffinity sched_getparam sched_getscheduler getpriority setpriority alarm pause umask "
     "clock_gettime clock_getres clock_nanosleep timer_create capget set_tid_address exit exit_group bind listen accept accept4 execve fork vfork arch_prctl tkill"
 ).split()
 
@@ -99,6 +99,8 @@ def attempt():
     with socket.socket() as s:
         for level, option in V["options"]:
             found[f"setsockopt {level} {option}"] = call("setsockopt", s.fileno(), level, option, -1, 4)
+        for level, option in ((1, 3), (1, 63), (6, 11), (0, 100), (41, 100)):
+            found[f"getsockopt {level} {option}"] = call("getsockopt", s.fileno(), level, option, -1, -1)
         for request in V["ioctls"]:
             found[f"ioctl {request}"] = call("ioctl", s.fileno(), request, -1)
     for command in V["fcntls"]:
@@ -170,6 +172,8 @@ def test_what_is_granted_goes_through(arena: Arena, numbers: dict[str, int]) -> 
 def attempt():
     found = {name: call(name, *EVERY) for name in ("bind", "listen", "accept", "accept4", "execve")}
     found["unix"] = call("socket", 1, 1, 0)
+    for triple in ((1, 2, 0), (1, 5, 0), (1, 1, 1), (40, 1, 0)):
+        assert call("socket", *triple) == "EPERM", triple
     assert call("recvmsg", -1, -1, 0) == call("recvmmsg", -1, -1, 0, 0, 0) == "EPERM"  # descriptors from Redis's end
     children = []
     for name, args in (("fork", ()), ("clone", (17, 0, 0, 0, 0))):
@@ -219,6 +223,8 @@ def attempt():
         found["sendmmsg fast open"] = call("sendmmsg", fd, bytes(64), 1, fastopen)
         for level, option in V["options"]:
             found[f"setsockopt {level} {option}"] = call("setsockopt", fd, level, option, bytes(16), 16)
+        for level, option in ((1, 64), (1, 77), (2, 1), (255, 1), (284, 1), (282, 1)):
+            found[f"getsockopt {level} {option}"] = call("getsockopt", fd, level, option, bytes(64), bytes(8))
         for request in V["ioctls"]:
             found[f"ioctl {request}"] = call("ioctl", fd, request, bytes(64))
         for command in (8, 9, 10, 11, 15, 16, 1024, 1025, 1026, 1033, 1034, 1035, 4 | 1 << 10):
