@@ -462,6 +462,25 @@ def attempt():
     assert arena.confined(code, numbers=numbers(code)).value == free.value
 
 
+def test_room_taken_by_deleted_files_is_counted_after_the_main_thread_has_ended(arena: Arena) -> None:
+    code = RAW + """
+def attempt():
+    import threading, time
+    held = [os.open(".", os.O_RDWR | os.O_TMPFILE) for _ in range(2)]
+    for fd in held:
+        os.posix_fallocate(fd, 0, 150 << 20)
+    def end():
+        time.sleep(V["seconds"])
+        raw("exit_group", 5)
+    threading.Thread(target=end).start()
+    raw("exit", 0)  # of this thread only
+"""  # fmt: skip
+    assert arena.unconfined(code, numbers=numbers(code), seconds=0).code == 5
+    held = arena.confined(code, numbers=numbers(code), seconds=20)
+    assert held.code == 128 + signal.SIGTERM, held
+    assert "the scratch folder has reached its limit" in held.stderr
+
+
 # Deleted files count while they are open (/proc/PID/fd). These are held without a descriptor.
 HIDDEN = {
     "in a mapping": "held.append(libc.mmap(0, 4096, 1, 1, fd, 0))",

@@ -52,6 +52,12 @@ ABSENT = (
     "clone3 memfd_secret io_uring_setup pidfd_open pidfd_send_signal process_madvise map_shadow_stack mseal".split()
 )
 UNSUPPORTED = "getxattr listxattr lgetxattr llistxattr fgetxattr flistxattr".split()
+OPTIONS = [  # of setsockopt: SOL_SOCKET, IPPROTO_TCP, IPPROTO_IP, IPPROTO_IPV6
+    *((1, option) for option in (2, 9, 7, 8, 13, 20, 21, 10, 15, 18, 12)),
+    *((6, option) for option in (1, 4, 5, 6, 18, 3, 12, 2, 7, 8, 25, 10)),
+    *((0, option) for option in (1, 2)),
+    *((41, option) for option in (26, 67, 16)),
+]
 LATER = {"memfd_secret": 447, "fchmodat2": 452, "map_shadow_stack": 453, "mseal": 462}
 OTHERS = (
     "socket socketpair sendto sendmsg sendmmsg setsockopt ioctl fcntl prctl clone kill tgkill rt_sigqueueinfo rt_tgsigqueueinfo "
@@ -130,20 +136,13 @@ def attempt():
     return found
 """
     )
-    tcp, ip, ip6 = socket.IPPROTO_TCP, socket.IPPROTO_IP, socket.IPPROTO_IPV6
-    options = [
-        *((1, option) for option in (2, 9, 7, 8, 13, 20, 21, 10, 15, 18, 12)),
-        *((tcp, option) for option in (1, 4, 5, 6, 18, 3, 12, 2, 7, 8, 25, 10)),
-        *((ip, option) for option in (1, 2)),
-        *((ip6, option) for option in (26, 67, 16)),
-    ]
     found = arena.confined(
         code,
         numbers=numbers,
         harmless=[name for name in HARMLESS if name in numbers],
         absent=ABSENT,
         unsupported=UNSUPPORTED,
-        options=options,
+        options=OPTIONS,
         ioctls=[0x541B, 0x5421, 0x5451, 0x5450, 0x5401, 0x5413],
         fcntls=[0, 1030, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1031, 1032],
         prctls=[15, 16, 3, 39, 23, 0x53564D41],
@@ -163,6 +162,21 @@ def attempt():
 def test_exit_group_goes_through(arena: Arena, numbers: dict[str, int]) -> None:
     code = PRELUDE + "\ndef attempt():\n    call('exit_group', 7)\n    return 'still here'"
     assert arena.confined(code, numbers=numbers).code == 7
+
+
+def test_exit_goes_through(arena: Arena, numbers: dict[str, int]) -> None:
+    code = (
+        PRELUDE
+        + """
+def attempt():
+    came_back = []
+    thread = threading.Thread(target=lambda: came_back.append(call("exit", 0)), daemon=True)
+    thread.start()
+    thread.join(0.3)  # Python does not learn of such an end
+    return came_back
+"""
+    )
+    assert arena.confined(code, numbers=numbers).value == []
 
 
 def test_what_is_granted_goes_through(arena: Arena, numbers: dict[str, int]) -> None:
@@ -277,6 +291,7 @@ def test_no_condition_can_be_left_out(arena: Arena, numbers: dict[str, int]) -> 
                     [1, 1, 0], [3, 1, 0], [16, 3, 0], [17, 3, 0], [38, 5, 0], [40, 1, 0], [43, 1, 0],
                     [2, 2, 0], [2, 3, 0], [2, 3, 6], [2, 5, 0], [10, 2, 0], [10, 3, 58], [10, 10, 0],
                     [2, 1, 262], [10, 1, 262], [2, 1, 132], [2, 1, 1], [2, 1, 17], [10, 1, 132], [2, 1, 262 | high], [2, 2 | high, 0],
+                    [1, 1, 6], [2, 2, 6], [10, 2, 6],
                 ],
                 options=[
                     [1, 25], [1, 26], [1, 36], [1, 50], [1, 1], [1, 3], [1, 5], [1, 6], [1, 32], [1, 33], [1, 60],
@@ -284,6 +299,7 @@ def test_no_condition_can_be_left_out(arena: Arena, numbers: dict[str, int]) -> 
                     [ip, 4], [ip, 19], [ip, 15], [ip, 35], [ip, 10], [ip, 3], [ip, 49],
                     [ip6, 57], [ip6, 75], [ip6, 20], [ip6, 50], [ip6, 17], [255, 1], [41, 1], [132, 2],
                     [tcp, 20], [ip, 21], [2, 2], [3, 26],
+                    *([level, option] for level in (1, 2, tcp, ip, ip6) for option in range(80) if (level, option) not in OPTIONS),
                 ],
                 ioctls=[0x5412, 0x541C, 0x540E, 0x5423, 0x5452, 0x8901, 0x8902, 0x8914, 0x8933, 0x8946, 0xC0045878, 0x5402],
                 bits=[0x1000, 0x2000, 0x8000, 0x20000, 0x800000, *(1 << bit for bit in range(25, 31))],
