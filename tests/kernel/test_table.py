@@ -273,11 +273,12 @@ def attempt():
     for name in ("fork", "vfork", "execve", "arch_prctl"):
         if name in V["numbers"]:
             found[name] = call(name, 0x1001, 0, 0)
+    info = struct.pack("=iii", 0, 0, -1) + bytes(116)  # SI_QUEUE: others the kernel refuses itself
     for who in (other, 0, -1, -other, 1):
         found[f"kill {who}"] = call("kill", who, 0)
-        found[f"rt_sigqueueinfo {who}"] = call("rt_sigqueueinfo", who, 0, bytes(128))
+        found[f"rt_sigqueueinfo {who}"] = call("rt_sigqueueinfo", who, 0, info)
     found["tgkill"] = call("tgkill", other, other, 0)
-    found["rt_tgsigqueueinfo"] = call("rt_tgsigqueueinfo", other, other, 0, bytes(128))
+    found["rt_tgsigqueueinfo"] = call("rt_tgsigqueueinfo", other, other, 0, info)
     found["tkill"] = call("tkill", other, 0)
     for name in ("prlimit64", "sched_getaffinity", "sched_setaffinity", "sched_getparam", "sched_getscheduler"):
         found[name] = call(name, other, 7 if name == "prlimit64" else 128, 0, bytes(128))
