@@ -93,22 +93,24 @@ class Rule(NamedTuple):
 _FREELY = {
     # What a busy worker does all day first.
     "data": "read write recvfrom poll ppoll epoll_wait epoll_pwait epoll_pwait2 futex readv writev select pselect6 "
-    "pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range shutdown",
+    "pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close shutdown",
     "memory": "mmap munmap mprotect mremap madvise brk msync mincore mlock munlock membarrier",
     "time": "nanosleep gettimeofday time times getitimer setitimer alarm "
     "timer_settime timer_gettime timer_getoverrun timer_delete timerfd_create timerfd_settime timerfd_gettime",
     "files: Landlock decides": "open openat openat2 creat fstat stat lstat newfstatat statx statfs fstatfs access faccessat "
     "faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename "
-    "renameat renameat2 link linkat symlink symlinkat truncate ftruncate fsync fdatasync sync_file_range fallocate fadvise64 "
+    "renameat link linkat symlink symlinkat truncate ftruncate fsync fdatasync sync_file_range fadvise64 "
     "flock copy_file_range sendfile umask",
     "descriptors": "dup dup2 dup3 pipe pipe2 eventfd eventfd2 epoll_create epoll_create1 epoll_ctl signalfd signalfd4",
-    "threads": "exit exit_group set_robust_list get_robust_list rseq set_tid_address sched_yield gettid futex_waitv "
-    "restart_syscall wait4 waitid getcpu",
+    "threads": "exit exit_group set_robust_list rseq set_tid_address sched_yield gettid futex_waitv "
+    "restart_syscall wait4 waitid getcpu sched_get_priority_max sched_get_priority_min",
     "signals": "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack pause",
     "about itself": "getpid getppid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp uname sysinfo "
     "getrusage getrlimit setrlimit getrandom",
-    "sockets that are there": "getsockname getpeername getsockopt",
+    "sockets that are there": "getsockname getpeername",
 }
+_CLOSE_RANGE_UNSHARE, _RENAME_WHITEOUT = 1 << 1, 1 << 2  # linux/close_range.h, linux/fs.h
+_FICLONE = 0x40049409  # linux/fs.h
 _IOCTLS = {
     "FIONREAD": termios.FIONREAD, "FIONBIO": termios.FIONBIO, "FIOCLEX": termios.FIOCLEX,
     "FIONCLEX": termios.FIONCLEX, "TCGETS": termios.TCGETS, "TIOCGWINSZ": termios.TIOCGWINSZ,
@@ -120,6 +122,11 @@ _FCNTLS = {
 } | {"F_SETPIPE_SZ": 1031, "F_GETPIPE_SZ": 1032}  # fmt: skip
 _PRCTLS = {"PR_SET_NAME": 15, "PR_GET_NAME": 16, "PR_GET_DUMPABLE": 3, "PR_GET_NO_NEW_PRIVS": 39, "PR_CAPBSET_READ": 23,
            "PR_SET_VMA": 0x53564D41}  # fmt: skip
+# Of fallocate(2), FALLOC_FL_*. RLIMIT_FSIZE is compared with a file's size: what keeps the size takes room beyond it, and
+# a range that is inserted moves data past it. Punching a hole takes no room.
+_FALLOCATES = {"mode 0": 0, "PUNCH_HOLE with KEEP_SIZE": 0x02 | 0x01}
+_NO_FALLOCATES = {"KEEP_SIZE": 0x01, "COLLAPSE_RANGE": 0x08, "ZERO_RANGE": 0x10, "ZERO_RANGE with KEEP_SIZE": 0x10 | 0x01,
+                  "INSERT_RANGE": 0x20, "UNSHARE_RANGE": 0x40}  # fmt: skip
 _SOCKOPTS = {
     "SOL_SOCKET": ("SO_REUSEADDR", "SO_KEEPALIVE", "SO_SNDBUF", "SO_RCVBUF", "SO_LINGER", "SO_RCVTIMEO", "SO_SNDTIMEO",
                    "SO_OOBINLINE", "SO_REUSEPORT", "SO_RCVLOWAT", "SO_PRIORITY"),
@@ -155,12 +162,24 @@ def rules() -> Iterator[Rule]:
     for name in ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create"):
         yield Rule(name, "no processor time of others", (Arg(0, 1 << 31, 0, "a clock of the system or its own"),))
     yield from _network_rules()
+    # With a table of its own a thread would have as many files again, and the supervisor could not look into it.
+    shared = Arg(2, _CLOSE_RANGE_UNSHARE, 0, "without CLOSE_RANGE_UNSHARE")
+    yield Rule("close_range", "one table of descriptors", (shared,))
+    ordinary = Arg(4, _RENAME_WHITEOUT, 0, "without RENAME_WHITEOUT")
+    yield Rule("renameat2", "Landlock decides; a whiteout is a device", (ordinary,))
     for name, request in _IOCTLS.items():
         yield Rule("ioctl", "no TIOCSTI, FIOASYNC, FIOSETOWN, SIOC*", (_int(1, request, name),))
+    # pathlib tries it first, and falls back on this errno but not on EPERM.
+    yield Rule("ioctl", "files are copied", (_int(1, _FICLONE, "FICLONE"),), action=Action.UNSUPPORTED)
     for name, command in _FCNTLS.items():
         yield Rule("fcntl", "no F_SETOWN, F_SETSIG, F_NOTIFY, F_SETLEASE", (_int(1, command, name),))
     setfl = (_int(1, fcntl.F_SETFL, "F_SETFL"), Arg(2, os.O_ASYNC, 0, "without O_ASYNC"))
     yield Rule("fcntl", "O_ASYNC on a terminal would send SIGIO to the operator's processes", setfl)
+    for name, mode in _FALLOCATES.items():
+        yield Rule("fallocate", "no room beyond the limit of a file's size", (_int(1, mode, name),))
+    for name, mode in _NO_FALLOCATES.items():
+        why = "room beyond the limit of a file's size"
+        yield Rule("fallocate", why, (_int(1, mode, name),), action=Action.UNSUPPORTED)
     for name, option in _PRCTLS.items():
         yield Rule("prctl", "no change of what the sandbox has set", (_int(0, option, name),))
     yield from _process_rules()
@@ -197,6 +216,11 @@ def _network_rules() -> Iterator[Rule]:
             option = getattr(socket, name, None) or _MORE_SOCKOPTS[name]
             args = (_int(1, getattr(socket, level), level), _int(2, option, name))
             yield Rule("setsockopt", "no fast open, ULP, REPAIR, source routes, binding to a device", args)
+    # SO_PEERPIDFD (77) would give a handle on the supervisor, which made the control socket.
+    old = Arg(2, _INT & ~0x3F, 0, "an option below 64")
+    yield Rule("getsockopt", "no SO_PEERPIDFD", (_int(1, socket.SOL_SOCKET, "SOL_SOCKET"), old))
+    for level in ("IPPROTO_TCP", "IPPROTO_IP", "IPPROTO_IPV6"):
+        yield Rule("getsockopt", "no SO_PEERPIDFD", (_int(1, getattr(socket, level), level),))
     for name in ("bind", "listen"):
         yield Rule(name, "which address", action=Action.ASK, when="listen")
     for name in ("accept", "accept4"):
@@ -206,8 +230,8 @@ def _network_rules() -> Iterator[Rule]:
 def _process_rules() -> Iterator[Rule]:
     thread = Arg(0, _THREAD | _NOT_A_THREAD, _THREAD, "a thread")
     yield Rule("clone", "how many", (thread,), action=Action.ASK)
-    process = Arg(0, _NEVER_CLONED | 0x00010000, 0, "a process, in the same namespaces")
-    yield Rule("clone", "how many", (process,), action=Action.ASK, when="run")
+    forked = Arg(0, _NEVER_CLONED | 0x00010000, 0, "a process, in the same namespaces")
+    yield Rule("clone", "how many", (forked,), action=Action.ASK, when="run")
     for name in ("fork", "vfork"):
         yield Rule(name, "how many", action=Action.ASK, when="run")
     yield Rule("execve", "Landlock decides", when="run")
@@ -218,10 +242,13 @@ def _process_rules() -> Iterator[Rule]:
         yield Rule(name, "Landlock keeps signals inside", when="signals")
     caller = _int(0, 0, "the caller")
     for name in ("prlimit64", "sched_getaffinity", "sched_setaffinity", "sched_getparam", "sched_getscheduler"):
-        yield Rule(name, "nobody else", (caller,))
-    yield Rule("prlimit64", "nobody else", (itself,))
+        for who in (caller, itself):
+            yield Rule(name, "nobody else", (who,))
+    yield Rule("get_robust_list", "nobody else", (caller,))
     for name in ("getpriority", "setpriority"):
-        yield Rule(name, "nobody else", (_int(0, os.PRIO_PROCESS, "PRIO_PROCESS"), _int(1, 0, "the caller")))
+        for number, text in ((0, "the caller"), (_PID, "itself")):
+            process = (_int(0, os.PRIO_PROCESS, "PRIO_PROCESS"), _int(1, number, text))
+            yield Rule(name, "nobody else", process)
 
 
 def granted(grants: Grants) -> list[Rule]:

@@ -298,15 +298,23 @@ def folder_size(folder: str, enough: int) -> int:
 
 
 def deleted_size(pid: int) -> int:
-    """Bytes on disk of files that a process has removed and still holds open."""
+    """Bytes on disk of files that a process has removed and still holds open.
+
+    Its threads share one table of descriptors, for the filter lets none have its own. A main thread that has ended has
+    none, so the first thread that shows it will do.
+    """
     total = 0
-    folder = f"/proc/{pid}/fd"
-    try:
-        for name in os.listdir(folder):
-            with contextlib.suppress(FileNotFoundError):
-                found = os.stat(f"{folder}/{name}")
-                if found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
-                    total += found.st_blocks * 512
-    except OSError:
-        pass  # it has ended
+    with contextlib.suppress(OSError):  # the process has ended
+        for tid in os.listdir(f"/proc/{pid}/task"):
+            folder = f"/proc/{pid}/task/{tid}/fd"
+            names: list[str] = []
+            with contextlib.suppress(OSError):  # one that has ended, on older kernels; on newer ones it shows nothing
+                names = os.listdir(folder)
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    found = os.stat(f"{folder}/{name}")
+                    if found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
+                        total += found.st_blocks * 512
+            if names:
+                break
     return total

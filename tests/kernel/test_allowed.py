@@ -164,6 +164,13 @@ def test_a_tls_handshake_works(arena: Arena, tmp_path: Path) -> None:
         ("zoneinfo", "from zoneinfo import ZoneInfo\nimport datetime\nreturn str(datetime.datetime(2026, 7, 1, tzinfo=ZoneInfo('Europe/Berlin')).utcoffset())", "2:00:00"),
         ("tempfile", "import tempfile\nwith tempfile.TemporaryDirectory() as d, tempfile.NamedTemporaryFile(dir=d) as f:\n f.write(b'x'); return d.startswith(os.environ['TMPDIR'])", True),
         ("rename and remove", "open('a','w').close(); os.rename('a','b'); os.mkdir('d'); os.rename('b','d/b'); os.remove('d/b'); os.rmdir('d'); return os.listdir() == []", True),
+        (
+            "copies",  # pathlib's, where there is one, goes on after FICLONE with ENOTSUP only
+            "import pathlib, shutil\npathlib.Path('a').write_text('x')\nshutil.copy2('a', 'b')\nshutil.copytree('.', 'd')\n"
+            "getattr(pathlib.Path, 'copy', shutil.copy)(pathlib.Path('a'), pathlib.Path('c'))\nreturn open('c').read() + open('d/b').read()",
+            "xx",
+        ),
+        ("its own scheduling", "return [os.sched_getaffinity(os.getpid()) == os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, os.getpid()) == os.nice(0)]", [True, True]),
         ("asyncio", "import asyncio\nreturn asyncio.run(asyncio.sleep(0.01, 'slept'))", "slept"),
         ("signals to itself", "import signal\ngot = []\nsignal.signal(signal.SIGUSR1, lambda *a: got.append(1))\nos.kill(os.getpid(), signal.SIGUSR1)\nreturn got", [1]),
         ("logging, uuid, random", "import logging, uuid, random, secrets\nlogging.warning('x'); return [len(str(uuid.uuid4())), len(secrets.token_hex(4))]", [36, 8]),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from arena import CONFINE, Arena
+from raw_calls import RAW, numbers
 
 from sandboxrun.limits import LIMITS, Limits
 from sandboxrun.sandbox.relay import Relay
@@ -122,6 +123,36 @@ def test_open_files(arena: Arena) -> None:
     raised = arena.confined("[os.dup(0) for _ in range(100)]\ndef attempt(): pass", limits={"files": 50})
     assert raised.stderr.splitlines()[-1] == line("files", 50)
     assert arena.confined(code).value is True
+
+
+def test_threads_share_the_limit_of_open_files(arena: Arena) -> None:
+    # close_range(2) can give the calling thread a table of descriptors of its own.
+    code = RAW + """
+def attempt():
+    import resource, threading
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(50, soft), hard))
+    opened, refused, together = [], [], threading.Barrier(2)
+    def hold():
+        try:
+            raw("close_range", 1000, 1000, 2)
+        except OSError as error:
+            refused.append(error.errno)
+        try:
+            while True:
+                opened.append(os.dup(0))
+        except OSError:
+            together.wait(10)
+    threads = [threading.Thread(target=hold) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if refused:
+        raise OSError(refused[0], "close_range")
+    return len(opened) > 50
+"""  # fmt: skip
+    arena.refused(code, "EPERM", works=True, numbers=numbers(code))
 
 
 def test_the_longest_file(arena: Arena) -> None:
