@@ -7,6 +7,7 @@ keep its end from coming. What may wait has threads of its own: trapped calls, m
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import select
@@ -292,7 +293,9 @@ def folder_size(folder: str, enough: int) -> int:
                         return enough + 1
         except FileNotFoundError:
             continue  # removed meanwhile
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return total  # it is we, or the machine, who have no descriptor left: the next look tells
             return enough + 1  # a folder made unreadable, or too deep to look into: nobody needs that
     return total
 
