@@ -71,7 +71,7 @@ class Supervisor:
         self._metadata = Metadata(self._calls, policy.write)
         self._relays = [
             Relay(
-                source.fileno(),
+                source,
                 target,
                 limit=limit_for(target, policy.limits.output, LIMITS["output"].default),
                 slowed=lambda: self._reached("output"),

@@ -212,10 +212,11 @@ def test_a_stalled_reader_of_our_output_does_not_keep_the_end_from_coming() -> N
     with contextlib.suppress(BlockingIOError):
         while os.write(target, b"y" * 4096):
             pass
-    relay = Relay(source, target, limit=0, slowed=lambda: None)
-    relay.start()
-    os.close(pipe)
-    relay.close()  # comes back at all: the reader never reads
+    with open(source, "rb", buffering=0) as worker:
+        relay = Relay(worker, target, limit=0, slowed=lambda: None)
+        relay.start()
+        os.close(pipe)
+        relay.close()  # comes back at all: the reader never reads
     threading.Thread(target=lambda: os.read(full, 1 << 20), daemon=True).start()
 
 
