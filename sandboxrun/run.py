@@ -142,7 +142,7 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
         env = _environment(config, options.redis_url, scratch)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
         child.check_supervision()
-        _record(folders, config, artifact, options.degraded)
+        _record(folders, config, artifact, kernel.forgone(options.degraded))
         listener = child.confine(
             policy,
             script,
@@ -243,7 +243,7 @@ def _environment(config: WorkerConfig, redis_url: str, scratch: str) -> dict[str
     }
 
 
-def _record(folders: Folders, config: WorkerConfig, artifact: Artifact, degraded: tuple[str, ...]) -> None:
+def _record(folders: Folders, config: WorkerConfig, artifact: Artifact, degraded: list[str]) -> None:
     """What this worker is given now, for the operator to look up later. Raises ConfigError."""
     given = {
         verdict: {kind: [str(target) for target in targets] for kind, targets in lists.items() if targets}
@@ -256,7 +256,7 @@ def _record(folders: Folders, config: WorkerConfig, artifact: Artifact, degraded
         "sha256": artifact.sha256,
         **given,
         "limits": asdict(config.limits),
-        "degraded": list(degraded),
+        "degraded": degraded,
     }
     path = os.path.join(folders.runs, f"{config.type}:{config.id}.json")
     try:

@@ -163,11 +163,11 @@ def visible(shown: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+WIPES = ["\r\x1b[2K", "\x1b[1K\x1b[2K", "\x1b[1A\x1b[2K", "\x08" * 150, "\x1bM\x1b[K", "\r" + 150 * " "]
+
+
 @pytest.mark.parametrize("hide", ["\x1b[8m", "\x1b[30;40m", "unfinished \x1b[8m", "\x1b", "\x1b[", "\x1b]0;"])
-@pytest.mark.parametrize(
-    "wipe", ["\r\x1b[2K", "\x1b[1K\x1b[2K", "\r" + 150 * " ", "\x1b[1A\x1b[2K", "\x08" * 150, "\x1bM\x1b[K"]
-)
-def test_a_worker_can_neither_hide_nor_wipe_what_we_say(tmp_path: Path, hide: str, wipe: str) -> None:
+def test_a_worker_can_neither_hide_nor_wipe_what_we_say(tmp_path: Path, hide: str) -> None:
     code = """
     def attempt():
         import time
@@ -182,7 +182,7 @@ def test_a_worker_can_neither_hide_nor_wipe_what_we_say(tmp_path: Path, hide: st
     """
     terminal = Terminal(tmp_path)
     terminal.env["TERM"] = "xterm"
-    found = terminal.confined(code, hide=hide, wipe=wipe)
+    found = terminal.confined(code, hide=hide, wipe="".join(WIPES))
     line = 'Requires net access to "192.0.2.1:80"; grant it with: --allow-net=192.0.2.1:80 (field allowNet of test:1:h)'
     assert [text for text in visible(found.stderr) if text.endswith(line)], found.stderr
     assert terminal.unchanged

@@ -97,7 +97,7 @@ PIECES += ["\u202e".encode(), "\x9b".encode(), b"\xe2", b"\x80", b"\xae", b"\xff
 BYTES = st.one_of(st.binary(max_size=60), st.lists(st.sampled_from(PIECES), max_size=25).map(b"".join))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, database=None)
 @given(BYTES, st.lists(st.integers(0, 80), max_size=8))
 def test_chunks_change_nothing_and_nothing_forbidden_is_left(data: bytes, cuts: list[int]) -> None:
     at = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
