@@ -30,7 +30,7 @@ from sandboxrun.sandbox.launch import Child
 from sandboxrun.sandbox.listen import Listening
 from sandboxrun.sandbox.metadata import Metadata
 from sandboxrun.sandbox.policy import SandboxPolicy
-from sandboxrun.sandbox.processes import Processes, kill_session
+from sandboxrun.sandbox.processes import Processes, kill_session, session_pids
 from sandboxrun.sandbox.relay import Relay, limit_for
 from sandboxrun.sandbox.resolver import Resolver
 from sandboxrun.sandbox.seccomp import TRAPPED
@@ -241,7 +241,8 @@ class Supervisor:
         most = self._policy.limits.scratch
         if not most or self._kill_at is not None:
             return
-        if folder_size(self._scratch, most) + deleted_size(self._child.pid) > most:
+        pids = session_pids(self._child.pid) if self._policy.execute else [self._child.pid]
+        if folder_size(self._scratch, most) + deleted_size(pids) > most:
             self.stop(self._policy.limits.reached("scratch", self._key) + ": ending the worker")
 
 
@@ -300,16 +301,15 @@ def folder_size(folder: str, enough: int) -> int:
     return total
 
 
-def deleted_size(pid: int) -> int:
-    """Bytes on disk of files that a process has removed and still holds open."""
-    total = 0
-    folder = f"/proc/{pid}/fd"
-    try:
-        for name in os.listdir(folder):
-            with contextlib.suppress(FileNotFoundError):
-                found = os.stat(f"{folder}/{name}")
-                if found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
-                    total += found.st_blocks * 512
-    except OSError:
-        pass  # it has ended
-    return total
+def deleted_size(pids: Iterable[int]) -> int:
+    """Bytes on disk of files that are removed, and held open by these processes still; each file counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for pid in pids:
+        folder = f"/proc/{pid}/fd"
+        with contextlib.suppress(OSError):  # it has ended
+            for name in os.listdir(folder):
+                with contextlib.suppress(FileNotFoundError):
+                    found = os.stat(f"{folder}/{name}")
+                    if found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
+                        sizes[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return sum(sizes.values())

@@ -77,12 +77,7 @@ def test_everything_of_the_sandbox_dies_with_a_killed_supervisor(arena: Arena, l
             assert len(pids) >= 1 + bool(grants)  # the worker, and who guards its programs
             with all_end_with(running.process, pids):
                 running.process.kill()
-            wait_for(lambda: not in_session(pids[0]))
-
-
-def in_session(session: int) -> list[int]:
-    """Those that live in a session: what was made after we had looked, too."""
-    return [pid for pid, _ in processes._of_session(session)]
+            wait_for(lambda: not processes.session_pids(pids[0]))
 
 
 # Before there is a worker: what is patched says the child's pid, and waits to be killed.
