@@ -278,13 +278,16 @@ def test_a_flag_flipped_meanwhile_lets_nothing_through(arena: Arena, listener: L
 
 def test_a_supervisor_made_to_wait_by_a_flipped_flag_ends_with_its_worker(arena: Arena) -> None:
     code = race("""
+        begun = threading.Event()
         def hang(s):
+            begun.wait()
             libc.connect(s.fileno(), inet(V["hanging"]), 16)
         sockets = [socket.socket() for _ in range(8)]
         flips = [lambda s=s, on=on: s.setblocking(on) for on in (False, True) for s in sockets]
+        for s in sockets:  # now: a thread is started by a trapped call too, which would wait with the supervisor
+            threading.Thread(target=hang, args=(s,), daemon=True).start()
         with racing(*flips):
-            for s in sockets:
-                threading.Thread(target=hang, args=(s,), daemon=True).start()
+            begun.set()
             time.sleep(0.3)
         return "over"
     """)
