@@ -6,6 +6,7 @@ import os
 from typing import TextIO
 
 LINE_MAX_CHARS = 2000
+_PLAIN = "\x1b[0m"  # ECMA-48 SGR: a worker may print in colours, and must not hide what we say in one of them
 
 
 def escape(text: str) -> str:
@@ -55,6 +56,8 @@ class Log:
         else:
             line = escape(message)[:LINE_MAX_CHARS]
             line = {"info": "sandboxrun: ", "denied": ""}.get(level, f"{level}: ") + line
+            if self._stream is None and os.environ.get("TERM", "dumb") != "dumb" and os.isatty(2):
+                line = _PLAIN + line
         try:
             if self._stream is not None:
                 self._stream.write(line + "\n")

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import select
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
 from sandboxrun.store import Endpoint, Store
 
+DESCRIPTORS = 1024  # enough for all connects that may hang at once, and below what select(2) can take
 KEY_SECONDS = 10  # for the key to come on standard input
 
 
@@ -94,6 +96,7 @@ def run(options: RunOptions, log: Log) -> int:
     kernel = features.probe()
     for message in kernel.require(options.degraded):
         log.warning("degraded", message)
+    _raise_descriptor_limit()
     child = Child(key)  # warms up while we read and fetch
     try:
         store = Store(options.redis_url)
@@ -103,6 +106,13 @@ def run(options: RunOptions, log: Log) -> int:
             store.close()
     finally:
         child.close()
+
+
+def _raise_descriptor_limit() -> None:
+    """Of ours, which hold a duplicate of each socket that hangs in connect(2). The child's comes with its plan."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < DESCRIPTORS:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
 
 
 def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: Store, log: Log) -> int:
@@ -132,7 +142,7 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
         env = _environment(config, options.redis_url, scratch)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
         child.check_supervision()
-        _record(folders, config, artifact, options.degraded)
+        _record(folders, config, artifact, kernel.forgone(options.degraded))
         listener = child.confine(
             policy,
             script,
@@ -233,7 +243,7 @@ def _environment(config: WorkerConfig, redis_url: str, scratch: str) -> dict[str
     }
 
 
-def _record(folders: Folders, config: WorkerConfig, artifact: Artifact, degraded: tuple[str, ...]) -> None:
+def _record(folders: Folders, config: WorkerConfig, artifact: Artifact, degraded: list[str]) -> None:
     """What this worker is given now, for the operator to look up later. Raises ConfigError."""
     given = {
         verdict: {kind: [str(target) for target in targets] for kind, targets in lists.items() if targets}
@@ -246,7 +256,7 @@ def _record(folders: Folders, config: WorkerConfig, artifact: Artifact, degraded
         "sha256": artifact.sha256,
         **given,
         "limits": asdict(config.limits),
-        "degraded": list(degraded),
+        "degraded": degraded,
     }
     path = os.path.join(folders.runs, f"{config.type}:{config.id}.json")
     try:

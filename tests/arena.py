@@ -27,6 +27,10 @@ SECONDS = 60  # for one attempt; nothing takes this long
 _FRAME = """\
 import errno, json, os, socket, sys
 V = json.loads({variables!r})
+def told(word):
+    import time
+    while not os.path.exists(word):
+        time.sleep(0.005)
 {code}
 try:
     outcome = {{"value": attempt()}}
@@ -79,6 +83,46 @@ class Arena:
         **variables: Any,
     ) -> Outcome:
         """`under`: a command that runs its arguments, to be the supervisor's parent; the rest is as in confine.py."""
+        command = self._confining(
+            code,
+            variables,
+            allow=allow,
+            deny=deny,
+            redis=redis,
+            files=files,
+            limits=limits,
+            missing=missing,
+            degraded=degraded,
+        )
+        return self._run([*under, *command], cwd=self._folder)
+
+    @contextlib.contextmanager
+    def running(self, code: str, *, variables: dict[str, Any] | None = None, **spec: Any) -> Iterator[Running]:
+        """The attempt, confined, in the background; `spec` as in `confined`. Everything is killed at the end."""
+        command = self._confining(code, variables or {}, **spec)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, cwd=self._folder, env=self.env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+        ) as process:
+            found = Running(process, self.scratch)
+            try:
+                yield found
+            finally:
+                process.kill()
+
+    def _confining(
+        self,
+        code: str,
+        variables: dict[str, Any],
+        *,
+        allow: dict[str, str] | None = None,
+        deny: dict[str, str] | None = None,
+        redis: str | None = None,
+        files: int | None = None,
+        limits: dict[str, int] | None = None,
+        missing: Sequence[str] = (),
+        degraded: Sequence[str] = (),
+    ) -> list[str]:
         spec = {
             "script": str(self._write(code, variables)),
             "scratch": str(self.scratch),
@@ -93,7 +137,7 @@ class Arena:
             spec["redis"] = redis
         if files is not None:
             spec["files"] = files
-        return self._run([*under, sys.executable, str(CONFINE), json.dumps(spec)], cwd=self._folder)
+        return [sys.executable, str(CONFINE), json.dumps(spec)]
 
     def refused(
         self,
@@ -139,12 +183,57 @@ class Arena:
             text=True,
             timeout=SECONDS,
         )
-        lines = [line for line in done.stdout.splitlines() if line.startswith("OUTCOME ")]
-        if len(lines) != 1:
-            # Never take a process that did not run the attempt for a refusal; exec leaves no line when it succeeds.
-            return Outcome(None, "NO OUTCOME", done.stderr + done.stdout, done.returncode)
-        outcome = json.loads(lines[0][len("OUTCOME ") :])
-        return Outcome(outcome.get("value"), outcome.get("errno"), done.stderr, done.returncode)
+        return _outcome(done.stdout, done.stderr, done.returncode)
+
+
+def _outcome(out: str, err: str, code: int) -> Outcome:
+    lines = [line for line in out.splitlines() if line.startswith("OUTCOME ")]
+    if len(lines) != 1:
+        # Never take a process that did not run the attempt for a refusal; exec leaves no line when it succeeds.
+        return Outcome(None, "NO OUTCOME", err + out, code)
+    outcome = json.loads(lines[0][len("OUTCOME ") :])
+    return Outcome(outcome.get("value"), outcome.get("errno"), err, code)
+
+
+class Running:
+    """A supervisor at work: what its worker says, what it holds, what it has started."""
+
+    def __init__(self, process: subprocess.Popen[str], scratch: Path) -> None:
+        self.process, self._scratch = process, scratch
+
+    def line(self) -> str:
+        """The worker's next line; empty where it ended."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip("\n")
+
+    def tell(self, word: str) -> None:
+        """What the worker waits for with `told(word)`."""
+        (self._scratch / word).touch()
+
+    def descriptors(self) -> int:
+        """How many the supervisor itself has open, but for what it opens for a moment."""
+        found = []
+        for _ in range(10):
+            found.append(len(os.listdir(f"/proc/{self.process.pid}/fd")))
+            time.sleep(0.005)
+        return min(found)
+
+    def descendants(self) -> list[int]:
+        """Pids of all that it has started, and of what those have."""
+        parents: dict[int, list[int]] = {}
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+                parents.setdefault(int(fields[1]), []).append(int(name))
+        found = [self.process.pid]
+        for pid in found:
+            found += parents.get(pid, [])
+        return found[1:]
+
+    def end(self) -> Outcome:
+        """Wait for it."""
+        out, err = self.process.communicate(timeout=SECONDS)
+        return _outcome(out, err, self.process.returncode)
 
 
 class Listener:

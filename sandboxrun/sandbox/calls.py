@@ -106,7 +106,7 @@ class Calls:
                 answer = handler(self._worker, notification)
         except OSError as error:
             answer = error.errno or errno.EACCES
-        except (KeyError, ValueError, OverflowError, StopIteration):
+        except Exception:  # a number without a handler, a value out of range, memory that ran out
             answer = errno.EINVAL
         if isinstance(answer, int):
             self.listener.respond(notification.id, answer)

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import ipaddress
 import os
+import resource
 import socket
 import struct
 import time
@@ -30,6 +31,7 @@ from sandboxrun.sandbox.target import Target
 SOCKADDR_MAX_BYTES = 128  # sizeof(struct sockaddr_storage): the kernel refuses more
 DECISIONS_MAX = 1024  # remembered
 PENDING_MAX = 512  # blocking connects under way at once; one more fails with EAGAIN
+DESCRIPTORS_KEPT = 96  # of ours, for all else than such connects: names, Redis, a look into the scratch folder
 
 
 class InetAddress:
@@ -93,6 +95,8 @@ class Connector:
     ) -> None:
         self._calls, self._policy, self._resolver, self._denied = calls, policy, resolver, denied
         self._pending: dict[int, _Pending] = {}  # by descriptor
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._pending_max = max(1, min(PENDING_MAX, files - DESCRIPTORS_KEPT))
         self._allowed: dict[bytes, InetAddress] = {}
         self._decided_with = -1  # the version of the resolver's names
 
@@ -161,9 +165,9 @@ class Connector:
         flags = fcntl.fcntl(sock.fileno(), fcntl.F_GETFL)
         if flags & os.O_NONBLOCK:
             return self._reported(sock.connect_ex(destination.sockaddr), destination)
-        if len(self._pending) >= PENDING_MAX:
+        if len(self._pending) >= self._pending_max:
             self.expire()
-            if len(self._pending) >= PENDING_MAX:
+            if len(self._pending) >= self._pending_max:
                 return errno.EAGAIN
         with _NonBlocking(sock, flags):
             result = sock.connect_ex(destination.sockaddr)

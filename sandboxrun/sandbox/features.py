@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 from sandboxrun.errors import ConfigError, SandboxError
@@ -70,6 +70,10 @@ class Features:
 
     def missing(self) -> list[Feature]:
         return [feature for feature in Feature if feature not in self.available]
+
+    def forgone(self, degraded: Container[str]) -> list[str]:
+        """Those of these names that are missing indeed."""
+        return [feature.label for feature in self.missing() if feature.label in degraded]
 
     def landlock_bits(self) -> dict[str, int]:
         """All that this kernel's Landlock can deny, for landlock.create_ruleset."""

@@ -41,11 +41,16 @@ class Processes:
         return os.stat(f"/proc/{self._pid}/task").st_nlink - 2  # a folder for each thread
 
 
+def session_pids(session: int) -> list[int]:
+    """The processes of a session that live."""
+    return [pid for pid, _ in _of_session(session)]
+
+
 def kill_session(session: int, seconds: float = 5.0) -> None:
     """Kill every process of a session until none is left, or the time is over."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found = [pid for pid, _ in _of_session(session)]
+        found = session_pids(session)
         if not found:
             return
         for pid in found:

@@ -8,24 +8,31 @@ is made to wait, as by any slow reader; nothing is lost.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import re
 import threading
 import time
 from collections.abc import Callable
+from typing import IO
 
 from sandboxrun.log import escape
 
 _CHUNK_BYTES = 64 * 1024
 _HELPFUL = re.compile("\x1b\\[[0-9;:]{0,32}[mK]|[\n\t\r\u200d\u00a0]")  # ECMA-48 SGR and EL; joiners of emoji
-_UNFINISHED = re.compile("\x1b(\\[[0-9;:]{0,32})?$")
+_UNFINISHED = re.compile("\x1b(\\[[0-9;:]{0,32})?\\Z")
+# A terminal may take a part of what it is given: the other stream must not complete a sequence that ended there.
+_TERMINAL = threading.Lock()
 STALLED_SECONDS = 5.0  # after the worker's end, for a reader that reads nothing
 
 
 class Relay:
-    """One stream, in a thread of its own. `slowed` is called once from it, when the limit is first reached."""
+    """One stream, in a thread of its own. `slowed` is called once from it, when the limit is first reached.
 
-    def __init__(self, source: int, target: int, *, limit: int, slowed: Callable[[], None]) -> None:
+    `source` is closed where nobody reads the target any more, so that the worker gets EPIPE, as it would without us.
+    """
+
+    def __init__(self, source: IO[bytes], target: int, *, limit: int, slowed: Callable[[], None]) -> None:
         """`limit`: bytes a second; 0 is none."""
         self._source, self._target, self._limit, self._slowed = source, target, limit, slowed
         self._terminal = os.isatty(target)
@@ -50,10 +57,13 @@ class Relay:
         allowance, last, slowed = float(self._limit), time.monotonic(), False
         while True:
             try:
-                data = os.read(self._source, _CHUNK_BYTES)
-            except OSError:
+                data = os.read(self._source.fileno(), _CHUNK_BYTES)
+            except (OSError, ValueError):  # closed: the worker was buried while our reader stalled
                 data = b""
-            if not self._write(data if clean is None else clean(data)) or not data:
+            if not self._write(data if clean is None else clean(data)):
+                self._source.close()
+                return
+            if not data:
                 return
             if not self._limit or self._ending:
                 continue
@@ -70,7 +80,10 @@ class Relay:
 
     def _write(self, data: bytes) -> bool:
         """False where nobody can read it any more."""
-        view = memoryview(data)
+        with _TERMINAL if self._terminal else contextlib.nullcontext():
+            return self._write_all(memoryview(data))
+
+    def _write_all(self, view: memoryview) -> bool:
         while view:
             try:
                 count = os.write(self._target, view[:_CHUNK_BYTES])

@@ -7,6 +7,7 @@ keep its end from coming. What may wait has threads of its own: trapped calls, m
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import select
@@ -29,7 +30,7 @@ from sandboxrun.sandbox.launch import Child
 from sandboxrun.sandbox.listen import Listening
 from sandboxrun.sandbox.metadata import Metadata
 from sandboxrun.sandbox.policy import SandboxPolicy
-from sandboxrun.sandbox.processes import Processes, kill_session
+from sandboxrun.sandbox.processes import Processes, kill_session, session_pids
 from sandboxrun.sandbox.relay import Relay, limit_for
 from sandboxrun.sandbox.resolver import Resolver
 from sandboxrun.sandbox.seccomp import TRAPPED
@@ -70,7 +71,7 @@ class Supervisor:
         self._metadata = Metadata(self._calls, policy.write)
         self._relays = [
             Relay(
-                source.fileno(),
+                source,
                 target,
                 limit=limit_for(target, policy.limits.output, LIMITS["output"].default),
                 slowed=lambda: self._reached("output"),
@@ -240,7 +241,8 @@ class Supervisor:
         most = self._policy.limits.scratch
         if not most or self._kill_at is not None:
             return
-        if folder_size(self._scratch, most) + deleted_size(self._child.pid) > most:
+        pids = session_pids(self._child.pid) if self._policy.execute else [self._child.pid]
+        if folder_size(self._scratch, most) + deleted_size(pids) > most:
             self.stop(self._policy.limits.reached("scratch", self._key) + ": ending the worker")
 
 
@@ -292,29 +294,33 @@ def folder_size(folder: str, enough: int) -> int:
                         return enough + 1
         except FileNotFoundError:
             continue  # removed meanwhile
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return total  # it is we, or the machine, who have no descriptor left: the next look tells
             return enough + 1  # a folder made unreadable, or too deep to look into: nobody needs that
     return total
 
 
-def deleted_size(pid: int) -> int:
-    """Bytes on disk of files that a process has removed and still holds open.
+def deleted_size(pids: Iterable[int]) -> int:
+    """Bytes on disk of files that are removed, and held open by these processes still; each file counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for tid in os.listdir(f"/proc/{pid}/task"):
+                if _add_deleted(f"/proc/{pid}/task/{tid}/fd", sizes):
+                    break  # threads share one table of descriptors, for the filter lets none have its own
+    return sum(sizes.values())
 
-    Its threads share one table of descriptors, for the filter lets none have its own. A main thread that has ended has
-    none, so the first thread that shows it will do.
-    """
-    total = 0
-    with contextlib.suppress(OSError):  # the process has ended
-        for tid in os.listdir(f"/proc/{pid}/task"):
-            folder = f"/proc/{pid}/task/{tid}/fd"
-            names: list[str] = []
-            with contextlib.suppress(OSError):  # one that has ended, on older kernels; on newer ones it shows nothing
-                names = os.listdir(folder)
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    found = os.stat(f"{folder}/{name}")
-                    if found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
-                        total += found.st_blocks * 512
-            if names:
-                break
-    return total
+
+def _add_deleted(folder: str, sizes: dict[tuple[int, int], int]) -> bool:
+    """False where there is nothing to be seen: a thread that has ended, the first one for instance, shows no descriptors."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(f"{folder}/{name}")
+            if found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
+                sizes[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return bool(names)

@@ -176,6 +176,32 @@ def test_scratch(arena: Arena) -> None:
     assert f"{line('scratch', 10 << 20)}: ending the worker" in held.stderr
 
 
+HOLDER = """
+def attempt():
+    import time
+    fds = []
+    for number in range(V["count"]):
+        fds.append(os.open(f"part{number}", os.O_RDWR | os.O_CREAT))
+        os.posix_fallocate(fds[-1], 0, 4 << 20)
+        os.unlink(f"part{number}")
+    for _ in range(4):
+        if os.fork() == 0:
+            time.sleep(60)
+    if V["leave"]:
+        for fd in fds: os.close(fd)
+    time.sleep(2.5)
+    return "lives"
+"""
+
+
+def test_deleted_files_that_other_processes_hold_count_as_scratch_and_each_once(arena: Arena) -> None:
+    allow, limits = {"run": "true"}, {"scratch": 10 << 20}
+    held = arena.confined(HOLDER, allow=allow, limits=limits, count=3, leave=True)
+    assert held.code == 128 + signal.SIGTERM
+    assert f"{line('scratch', 10 << 20)}: ending the worker" in held.stderr
+    assert arena.confined(HOLDER, allow=allow, limits=limits, count=2, leave=False).value == "lives"
+
+
 def test_many_small_files_count_as_scratch(arena: Arena) -> None:
     code = """
     def attempt():
@@ -243,10 +269,11 @@ def test_a_stalled_reader_of_our_output_does_not_keep_the_end_from_coming() -> N
     with contextlib.suppress(BlockingIOError):
         while os.write(target, b"y" * 4096):
             pass
-    relay = Relay(source, target, limit=0, slowed=lambda: None)
-    relay.start()
-    os.close(pipe)
-    relay.close()  # comes back at all: the reader never reads
+    with open(source, "rb", buffering=0) as worker:
+        relay = Relay(worker, target, limit=0, slowed=lambda: None)
+        relay.start()
+        os.close(pipe)
+        relay.close()  # comes back at all: the reader never reads
     threading.Thread(target=lambda: os.read(full, 1 << 20), daemon=True).start()
 
 

@@ -286,6 +286,8 @@ def test_a_supervisor_made_to_wait_by_a_flipped_flag_ends_with_its_worker(arena:
         for s in sockets:  # before the race: a thread is asked for as well, and would wait with the rest
             threading.Thread(target=hang, args=(s,), daemon=True).start()
         flips = [lambda s=s, on=on: s.setblocking(on) for on in (False, True) for s in sockets]
+        for s in sockets:  # now: a thread is started by a trapped call too, which would wait with the supervisor
+            threading.Thread(target=hang, args=(s,), daemon=True).start()
         with racing(*flips):
             begun.set()
             time.sleep(0.3)

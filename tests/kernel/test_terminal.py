@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -136,3 +137,52 @@ def test_names_a_worker_asks_for_do_not_drive_the_terminal(arena: Arena) -> None
     assert [number for number, _ in found.value] == [str(number) for number in range(1000, 1000 + len(NAMES))]
     assert "ok" not in [verdict for _, verdict in found.value]
     assert not set(found.stderr) & {"\x1b", "\x07", "\r", "\u202e", "\x9b", "\0"}
+
+
+def visible(shown: str) -> list[str]:
+    """The lines that an operator reads, of a terminal that knows what the worker may use: colours, EL, CR, LF and tabs."""
+    lines, column, hidden = [""], 0, False
+    for match in re.finditer(r"\x1b\[([0-9;:]*)([mK])|(.)", shown, re.DOTALL):
+        codes, kind, character = match.groups()
+        line = lines[-1]
+        if kind == "m":
+            hidden = {"8": True, "30;40": True, "0": False, "": False}[codes]
+        elif kind == "K":
+            end = len(line) if codes != "1" else min(column + 1, len(line))
+            start = 0 if codes in ("1", "2") else column
+            lines[-1] = line[:start] + " " * (end - start) + line[end:]
+        elif character == "\r":
+            column = 0
+        elif character == "\n":
+            lines.append("")
+            column = 0
+        else:
+            assert character == "\t" or character.isprintable(), repr(character)
+            lines[-1] = line.ljust(column)[:column] + (" " if hidden else character) + line[column + 1 :]
+            column += 1
+    return [line.rstrip() for line in lines]
+
+
+WIPES = ["\r\x1b[2K", "\x1b[1K\x1b[2K", "\x1b[1A\x1b[2K", "\x08" * 150, "\x1bM\x1b[K", "\r" + 150 * " "]
+
+
+@pytest.mark.parametrize("hide", ["\x1b[8m", "\x1b[30;40m", "unfinished \x1b[8m", "\x1b", "\x1b[", "\x1b]0;"])
+def test_a_worker_can_neither_hide_nor_wipe_what_we_say(tmp_path: Path, hide: str) -> None:
+    code = """
+    def attempt():
+        import time
+        os.write(1, V["hide"].encode())
+        time.sleep(0.1)  # each stream has a thread of its own that writes it
+        try:
+            socket.socket().connect(("192.0.2.1", 80))
+        except PermissionError:
+            time.sleep(0.1)
+            os.write(2, V["wipe"].encode() + b"\\n")
+            return "refused"
+    """
+    terminal = Terminal(tmp_path)
+    terminal.env["TERM"] = "xterm"
+    found = terminal.confined(code, hide=hide, wipe="".join(WIPES))
+    line = 'Requires net access to "192.0.2.1:80"; grant it with: --allow-net=192.0.2.1:80 (field allowNet of test:1:h)'
+    assert [text for text in visible(found.stderr) if text.endswith(line)], found.stderr
+    assert terminal.unchanged

@@ -158,3 +158,39 @@ def test_a_worker_whose_first_thread_has_ended_is_still_running(r: redis.Redis, 
         assert run("t", "1").code == 73
         r.hdel("t:1:h", "pid")
         assert process.wait(20) == 128 + 15
+
+
+def test_a_shell_that_allows_few_files_does_not_make_connects_fewer(r: redis.Redis, run: Runner, local: Local) -> None:
+    with full_backlog() as port:
+        local(
+            "import collections, resource, socket, struct, threading\n"
+            "found = collections.Counter()\n"
+            "def hang():\n"
+            "    s = socket.socket()\n"
+            "    s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('@ll', 1, 0))\n"
+            f"    try: s.connect(('127.0.0.1', {port}))\n"
+            "    except OSError as error: found[error.strerror] += 1\n"
+            "threads = [threading.Thread(target=hang) for _ in range(150)]\n"
+            "for thread in threads: thread.start()\n"
+            "for thread in threads: thread.join()\n"
+            "print(dict(found), resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n",
+            allowNet="127.0.0.1",
+            limitFiles="500",
+        )
+        command = ["sh", "-c", 'ulimit -S -n 100; exec "$@"', "sh", *run.command("t", "1", "--quiet")]
+        done = subprocess.run(command, env=run.env, cwd=run.home, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "{'Operation now in progress': 150} 500\n"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_worker_that_prints_to_nobody_is_told(r: redis.Redis, run: Runner, local: Local, stream: str) -> None:
+    local(
+        f"import sys\nprint('ready', flush=True, file=sys.{stream})\nwhile True: print('x' * 1000, file=sys.{stream})\n"
+    )
+    with run.start("t", "1", "--quiet") as process:
+        reader = process.stdout if stream == "stdout" else process.stderr
+        assert reader is not None
+        assert reader.readline() == b"ready\n"
+        reader.close()
+        assert process.wait(20) in (1, 120)  # BrokenPipeError; 120 where it came once more at Python's end
