@@ -112,15 +112,6 @@ WAYS = {
         signal.signal(signal.SIGUSR1, lambda *_: found.append(opened(socket.socket())))
         signal.raise_signal(signal.SIGUSR1)
         return found[0]""",
-    "from a thread with descriptors of its own": """
-        found, s = [], socket.socket()
-        def go():
-            call("close_range", 1000, 1000, 2)  # CLOSE_RANGE_UNSHARE
-            try: found.append(opened(socket.socket()))
-            except OSError as error: found.append(error)
-        thread = threading.Thread(target=go); thread.start(); thread.join()
-        if isinstance(found[0], OSError): raise found[0]
-        return found[0]""",
 }
 
 
