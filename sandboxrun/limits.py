@@ -91,7 +91,7 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
     {
         limit.name: limit
         for limit in (
-            Limit("memory", 4 << 30, 64 << 20, 1 << 50, *_SIZES, "the memory of a process"),
+            Limit("memory", 4 << 30, 64 << 20, 1 << 50, *_SIZES, "memory"),
             Limit("threads", 256, 1, 1_000_000, *_COUNTS, "the number of threads and processes"),
             Limit("files", 1024, 16, 1_000_000, *_COUNTS, "the number of open files of a process"),
             Limit("scratch", 256 << 20, 1 << 20, 1 << 50, *_SIZES, "the scratch folder"),

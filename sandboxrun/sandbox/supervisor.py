@@ -24,6 +24,7 @@ from sandboxrun.limits import LIMITS
 from sandboxrun.log import Log
 from sandboxrun.permissions import denial
 from sandboxrun.sandbox.calls import Calls, Handler
+from sandboxrun.sandbox.cgroup import Cgroup
 from sandboxrun.sandbox.connect import Connector
 from sandboxrun.sandbox.guard import Guard
 from sandboxrun.sandbox.launch import Child
@@ -78,6 +79,7 @@ class Supervisor:
             )
             for source, target in zip(child.output, (1, 2), strict=True)
         ]
+        self._cgroup = Cgroup.make(child.pid, policy.limits)  # before there is a guard, which would be one too many
         self._guard = Guard(child.pid) if policy.execute else None
         self._selector.register(child.pidfd, selectors.EVENT_READ)  # no callback: `serve` ends
         self._selector.register(child.control, selectors.EVENT_READ, self._asked)
@@ -139,6 +141,8 @@ class Supervisor:
             kill_session(self._child.pid)
         if self._guard is not None:
             self._guard.close()
+        if self._cgroup is not None:
+            self._cgroup.close()
         self._calls.stop()
         for relay in self._relays:
             relay.close()
@@ -173,6 +177,8 @@ class Supervisor:
         return {number: handlers[name] for name, number in TRAPPED[os.uname().machine].items()}
 
     def _ended(self, code: int) -> int:
+        for name in self._cgroup.reached() if self._cgroup is not None else ():
+            self._reached(name)
         cpu = self._policy.limits.cpu
         killed = code == 128 + signal.SIGKILL and self._child.cpu_seconds() >= cpu  # it had handled SIGXCPU
         if cpu and (code == 128 + signal.SIGXCPU or killed):
