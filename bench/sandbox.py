@@ -7,6 +7,7 @@ A figure is the median over the rounds, and behind it the median of its ratio to
 ratios carry to another machine. Everything stays on loopback.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -42,7 +43,7 @@ def timed(function, count):
     return (time.perf_counter() - begin) / count * 1e6
 def connect():
     s = socket.socket()
-    s.connect(("127.0.0.1", {port}))
+    s.connect(("127.0.0.1", {quiet}))  # where nobody accepts, and so nobody is woken
     s.close()
 peer = socket.create_connection(("127.0.0.1", {port}))
 peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -83,6 +84,14 @@ def echo(server: socket.socket) -> None:
         threading.Thread(target=serve, args=(peer,), daemon=True).start()
 
 
+def empty(server: socket.socket) -> None:
+    """Its queue: one that is full answers no more."""
+    server.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            server.accept()[0].close()
+
+
 births: list[float] = []
 
 
@@ -97,14 +106,17 @@ confine.Child = timed_child
 class Bench:
     """The ways to run a script: as a command, and from a process that is there already."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, quiet: int) -> None:
         self.scratch = folder / "scratch"
         self.scratch.mkdir()
+        self.filters = folder / "filters"  # kept between runs, as sandboxrun does
         self.scripts = {name: folder / f"{name}.py" for name in ("trivial", "operations")}
         for name, text in (("trivial", TRIVIAL), ("operations", OPERATIONS)):
-            self.scripts[name].write_text(text.format(scratch=str(self.scratch), port=port, modules=MODULES))
+            self.scripts[name].write_text(
+                text.format(scratch=str(self.scratch), port=port, quiet=quiet, modules=MODULES)
+            )
         self.env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": str(self.scratch), "TMPDIR": str(self.scratch)}
-        self.net = f"127.0.0.1:{port}"
+        self.net = [f"127.0.0.1:{port}", f"127.0.0.1:{quiet}"]
         self.folder = folder
 
     def plain(self, script: Path) -> list[str]:
@@ -114,7 +126,12 @@ class Bench:
         return [sys.executable, confine.__file__, json.dumps(self.spec(script))]
 
     def spec(self, script: Path) -> dict:
-        return {"script": str(script), "scratch": str(self.scratch), "allow": {"net": self.net}}
+        return {
+            "script": str(script),
+            "scratch": str(self.scratch),
+            "allow": {"net": ",".join(self.net)},
+            "filters": str(self.filters),
+        }
 
     def bwrap(self, script: Path) -> list[str]:
         """Everything readable, one folder writable, namespaces of its own but for the network's."""
@@ -123,7 +140,7 @@ class Bench:
 
     def sandlock_options(self) -> dict[str, list[str]]:
         readable = [sys.base_prefix, sys.prefix, "/usr", "/lib", "/lib64", "/etc", "/dev", "/proc", str(self.folder)]
-        return {"fs_readable": [path for path in readable if os.path.exists(path)], "fs_writable": [str(self.scratch)], "net_allow": [f"tcp://{self.net}"]}  # fmt: skip
+        return {"fs_readable": [path for path in readable if os.path.exists(path)], "fs_writable": [str(self.scratch)], "net_allow": [f"tcp://{net}" for net in self.net]}  # fmt: skip
 
     def sandlock(self, script: Path) -> list[str]:
         return [sys.executable, "-c", SANDLOCK, json.dumps(self.sandlock_options()), *self.plain(script)]
@@ -158,9 +175,10 @@ class Bench:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 25
-    with socket.create_server(("127.0.0.1", 0), backlog=4096) as server, tempfile.TemporaryDirectory() as name:
+    server, quiet = (socket.create_server(("127.0.0.1", 0), backlog=4096) for _ in range(2))
+    with server, quiet, tempfile.TemporaryDirectory() as name:
         threading.Thread(target=echo, args=(server,), daemon=True).start()
-        bench = Bench(Path(name), server.getsockname()[1])
+        bench = Bench(Path(name), server.getsockname()[1], quiet.getsockname()[1])
         contenders = {"plain": bench.plain, "sandboxrun": bench.ours}
         warm = {"plain": bench.command(bench.plain(bench.scripts["trivial"])), "sandboxrun": bench.warm_ours}
         if shutil.which("bwrap"):
@@ -184,6 +202,7 @@ def main() -> None:
                         begin, (started,) = bench.take(run)
                         values.append((row, (started - begin) * 1e3))
                 values += zip(ROWS, bench.take(bench.command(command(bench.scripts["operations"])))[1], strict=True)
+                empty(quiet)
                 for row, value in values if turn >= 0 else ():
                     found[row].setdefault(name, []).append(value)
     print(f"{'medians of ' + str(rounds) + ' rounds':<32}" + "".join(f"{name:>18}" for name in contenders))
