@@ -2,7 +2,7 @@
 
 Run as `python -I -S bootstrap.py KEY CONTROL_FD SUPERVISOR_PID`. Imports nothing of ours and only what is light of the
 standard library: `socket`, `signal`, `threading` and all that goes with them take longer than Python's own start, so they
-are prepared before the script imports them, or does not. Nothing untrusted is in this process until `_run`.
+are prepared before the script imports them, or does not. Nothing untrusted is in this process until `_load`.
 
 Messages on the control socket (SOCK_SEQPACKET): supervisor "plan" with two descriptors (plan in a memfd, Landlock
 ruleset), child "ready" with the seccomp listener or "fail TEXT", supervisor "go"; from then on only names are asked:
@@ -295,8 +295,8 @@ class _Loader:
         return self._source
 
 
-def _run(plan):
-    """The script as `__main__`. From here on the process is the worker's."""
+def _load(plan):
+    """The script as the module `__main__`, and its code; nothing of it has run yet."""
     source = plan["source"].decode("utf-8-sig")
     main = type(sys)("__main__")
     main.__file__, main.__builtins__ = plan["name"], __builtins__
@@ -304,7 +304,7 @@ def _run(plan):
         main.__loader__ = _Loader(source)
     sys.modules["__main__"] = main
     sys.argv[:] = [plan["name"], plan["key"]]
-    exec(compile(source, plan["name"], "exec", dont_inherit=True), main.__dict__)
+    return main, compile(source, plan["name"], "exec", dont_inherit=True)
 
 
 def _receive_plan(control):
@@ -332,13 +332,15 @@ def main():
         os._exit(1)
     control.sendmsg([b"ready"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, listener.to_bytes(4, sys.byteorder))])
     os.close(listener)
-    if control.recv(16) != b"go":
-        os._exit(0)
+    # While the supervisor prepares, and claims the hash; a SyntaxError ends this process before it has begun.
     os.environ.update(plan["env"])
     _prepare_imports(plan)
     _install_hooks(plan, _Explanations(key, plan["hints"]))
+    module, code = _load(plan)
+    if control.recv(16) != b"go":
+        os._exit(0)
     _patch_names(_Names(control).ask)
-    _run(plan)
+    exec(code, module.__dict__)  # from here on the process is the worker's
 
 
 main()
