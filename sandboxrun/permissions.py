@@ -144,14 +144,15 @@ def _network(text: str) -> IPNetwork:
 
 @dataclass(frozen=True, slots=True)
 class ListenTarget:
-    """One entry of a listen list: an address of this machine, or 0.0.0.0 or [::] for all of them, and a port."""
+    """One entry of a listen list: an address of this machine, or 0.0.0.0 or [::] for all of them, and a port; port 0 is
+    one that the kernel chooses."""
 
     address: IPAddress
     port: int
 
     @classmethod
     def parse(cls, text: str) -> ListenTarget:
-        host, port = _split_port(text)
+        host, port = _split_port(text, least=0)
         if port is None:
             raise ValueError("the port is missing")
         if "%" in host:
@@ -165,7 +166,7 @@ class ListenTarget:
         return cls(address, port)
 
 
-def _split_port(text: str) -> tuple[str, int | None]:
+def _split_port(text: str, *, least: int = 1) -> tuple[str, int | None]:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -179,8 +180,8 @@ def _split_port(text: str) -> tuple[str, int | None]:
         host, port = text, None
     if port is None:
         return host, None
-    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-        raise ValueError("the port is not a number from 1 to 65535")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not least <= int(port) < 65536:
+        raise ValueError(f"the port is not a number from {least} to 65535")
     return host, int(port)
 
 
@@ -299,10 +300,15 @@ class Permissions:
             return False
         return any(t.matches_name(name) for t in self.allow.get("net", ()))
 
-    def allows_listen(self, address: IPAddress, port: int) -> bool:
-        """Whether this very address and port may be listened on."""
-        target = ListenTarget(address, port)
-        return target in self.allow.get("listen", ()) and target not in self.deny.get("listen", ())
+    def allows_listen(self, address: IPAddress, port: int, *, bound: bool = False) -> bool:
+        """Whether this very address and port may be listened on; `bound`: a port that the kernel chose may be it."""
+        allow, deny = self.allow.get("listen", ()), self.deny.get("listen", ())
+        if ListenTarget(address, port) in deny:
+            return False
+        if ListenTarget(address, port) in allow:
+            return True
+        chosen = ListenTarget(address, 0)
+        return bound and chosen in allow and chosen not in deny
 
     def lists_answer(self, name: str, address: IPAddress) -> bool:
         """Whether an allow entry names this address itself (alone or in a block), for a port that the name is granted."""

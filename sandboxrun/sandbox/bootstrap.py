@@ -151,6 +151,11 @@ def _patch_names(ask):
     class NamedSocket(socket_class):
         __slots__ = ()
 
+        def bind(self, address):
+            if self.family in inet and isinstance(address, tuple) and address[:1] in (("localhost",), (b"localhost",)):
+                address = ("::1" if self.family == _socket.AF_INET6 else "127.0.0.1", *address[1:])
+            super().bind(address)
+
         def connect(self, address):
             address, again = numeric(self, address), False
             while True:
@@ -257,6 +262,8 @@ def _install_hooks(plan, explanations):
 
     def show_thread(args):
         if args.exc_type is not SystemExit:
+            name = args.thread.name if args.thread is not None else _thread.get_ident()
+            print(f"Exception in thread {name}:", file=sys.stderr, flush=True)
             show(args.exc_type, args.exc_value, args.exc_traceback)
 
     sys.excepthook = show

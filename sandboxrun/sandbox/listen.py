@@ -46,15 +46,20 @@ class Listening:
                 return None
             check_tcp(sock, sock.family)
             host, port = sock.getsockname()[:2]
-            # One that is not bound yet would get a port of the kernel's choice: it has port 0 here, which nobody can grant.
-            self._check(ipaddress.ip_address(host), port)
+            # One that is not bound yet would get an address and a port of the kernel's choice: it has port 0 here.
+            if port == 0:
+                self._refuse(host, port)
+            self._check(ipaddress.ip_address(host), port, bound=True)
             sock.listen(min(backlog & 0xFFFFFFFF, _BACKLOG_MAX))
         return 0
 
-    def _check(self, address: IPAddress, port: int) -> None:
+    def _check(self, address: IPAddress, port: int, *, bound: bool = False) -> None:
         """Raise OSError where it is not granted. 0.0.0.0 is not every address: it must be listed as itself."""
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
-        if port == 0 or not self._policy.net.allows_listen(address, port):
-            self._denied("listen", endpoint(str(address), port))
-            raise OSError(errno.EACCES, "not granted")
+        if not self._policy.net.allows_listen(address, port, bound=bound):
+            self._refuse(str(address), port)
+
+    def _refuse(self, host: str, port: int) -> None:
+        self._denied("listen", endpoint(host, port))
+        raise OSError(errno.EACCES, "not granted")

@@ -419,6 +419,32 @@ def test_listening_elsewhere_is_refused(arena: Arena, kind: str) -> None:
         assert sock.connect_ex(("127.0.0.1", port)) != 0
 
 
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_port_0_is_a_port_that_the_kernel_chooses_and_no_other(arena: Arena, name: str) -> None:
+    code = """
+    def attempt():
+        found = []
+        for where in ((V["name"], 0), (V["name"], V["port"]), ("127.0.0.2", 0), ("0.0.0.0", 0), None):
+            with socket.socket() as s:
+                try:
+                    if where: s.bind(where)
+                    s.listen()
+                    found.append(s.getsockname()[1] > 0)
+                except OSError as error:
+                    found.append(errno.errorcode[error.errno])
+        return found
+    """
+    held = arena.confined(code, allow={"listen": "127.0.0.1:0"}, name=name, port=_free_port())
+    assert held.value == [True, "EACCES", "EACCES", "EACCES", "EACCES"], held
+
+
+def test_a_denied_port_is_not_the_one_that_the_kernel_may_choose(arena: Arena) -> None:
+    held = arena.confined(
+        LISTEN, allow={"listen": "127.0.0.1:0"}, deny={"listen": "127.0.0.1:0"}, address="127.0.0.1", port=0
+    )
+    assert held.errno == "EACCES"
+
+
 def test_a_denied_address_is_not_listened_on(arena: Arena) -> None:
     port = _free_port()
     target = {"listen": f"127.0.0.1:{port}"}

@@ -337,3 +337,16 @@ def test_o_async_which_could_signal_the_operators_processes_is_refused(arena: Ar
     """
     assert arena.unconfined(code).value == "set"
     assert arena.confined(code).errno == "EPERM"
+
+
+def test_an_error_of_a_thread_names_the_thread(arena: Arena) -> None:
+    code = """
+    import threading
+    def attempt():
+        thread = threading.Thread(target=lambda: 1 / 0, name="the-third")
+        thread.start()
+        thread.join()
+    """
+    held = arena.confined(code)
+    assert "Exception in thread the-third:\nTraceback (most recent call last):\n" in held.stderr
+    assert "ZeroDivisionError" in held.stderr
