@@ -26,7 +26,12 @@ from sandboxrun.permissions import KINDS
 CONFINE = Path(__file__).parent / "kernel" / "confine.py"
 MODULE_SECONDS, TEST_SECONDS, RESTARTS = 120, 8, 30
 NEVER = "settime|sethostname"  # unconfined and as root they would change the machine's
-LOOPBACK = "127.0.0.1,[::1],localhost"
+# What all modules are granted: their servers listen on loopback, and many tests run the interpreter once more.
+EVERYONE = {
+    "net": "127.0.0.1,[::1],localhost",
+    "listen": "127.0.0.1:0,[::1]:0,0.0.0.0:0,[::]:0",
+    "run": f"{sys.executable},{os.path.realpath(sys.executable)}",
+}
 
 # Module: the tests, by default test.test_MODULE. `/REGEX` behind a name takes the tests that match.
 TESTS = {
@@ -242,7 +247,7 @@ def main() -> None:
     all_reasons = collections.Counter[str]()
     for name in names:
         tests = TESTS.get(name, [f"test.test_{name}"])
-        grants = {"net": LOOPBACK, **GRANTS.get(name, {})}
+        grants = {**EVERYONE, **GRANTS.get(name, {})}
         for extra in args.allow:
             kind, _, text = extra.partition("=")
             grants[kind] = ",".join(filter(None, (grants.get(kind), text)))

@@ -266,6 +266,7 @@ def _install_hooks(plan, explanations):
             print(f"Exception in thread {name}:", file=sys.stderr, flush=True)
             show(args.exc_type, args.exc_value, args.exc_traceback)
 
+    show_thread.__module__ = "_thread"
     sys.excepthook = show
     _thread._excepthook = show_thread  # which the threading module takes for its own when it is imported
 

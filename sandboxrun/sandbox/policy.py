@@ -128,6 +128,7 @@ def build(
                     f"or take Redis's place ({place}): grant a folder that holds data only"
                 )
     own = [*interpreter.library, *interpreter.site_packages, interpreter.package]
+    own.append(os.path.join(interpreter.prefix, "pyvenv.cfg"))  # which Python reads where it is run once more
     if local_source is not None:
         own.append(local_source)
     net = permissions
