@@ -59,8 +59,9 @@ class Metadata:
         folder, path, pointer, flags = notification.args[:4]
         times = target.read(pointer, _TIMES_BYTES) if pointer else None
 
-        def change(file: bytes) -> int:
-            return int(_libc.utimensat(_AT_FDCWD, file, times, 0))
+        def change(file: int) -> None:
+            if _libc.utimensat(file, b"", times, _AT_EMPTY_PATH) < 0:  # a symlink's own, where it is one
+                raise OSError(ctypes.get_errno(), "utimensat")
 
         name = target.read_path(path) if path else None
         return self._change(target, notification, _int(folder), name, flags, change)
@@ -68,11 +69,12 @@ class Metadata:
     def _chmod(
         self, target: Target, notification: Notification, folder: int, path: str | None, mode: int, flags: int
     ) -> Answer:
-        def change(file: bytes) -> int:
+        def change(file: int) -> None:
             if mode & (stat.S_ISUID | stat.S_ISGID):
                 raise OSError(errno.EPERM, "a program with its owner's rights")
-            os.chmod(file, mode & 0o7777)
-            return 0
+            if stat.S_ISLNK(os.fstat(file).st_mode):
+                raise OSError(errno.EOPNOTSUPP, "symlink")
+            os.chmod(f"/proc/self/fd/{file}", mode & 0o7777)
 
         return self._change(target, notification, folder, path, flags, change)
 
@@ -83,7 +85,7 @@ class Metadata:
         folder: int,
         path: str | None,
         flags: int,
-        change: Callable[[bytes], int],
+        change: Callable[[int], None],
     ) -> Answer:
         """`path` None is the descriptor `folder` itself."""
         flags &= 0xFFFFFFFF
@@ -101,12 +103,9 @@ class Metadata:
             if not self._calls.listener.is_valid(notification.id):
                 return None
             kind = os.fstat(file).st_mode
-            if stat.S_ISLNK(kind):
-                raise OSError(errno.EOPNOTSUPP, "symlink")
-            if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISLNK(kind)):
                 raise OSError(errno.EPERM, "special file")
-            if change(b"/proc/self/fd/%d" % file) < 0:
-                raise OSError(ctypes.get_errno(), "utimensat")
+            change(file)
             return 0
         finally:
             os.close(file)

@@ -154,6 +154,28 @@ def test_files_are_copied_and_archives_unpacked(arena: Arena) -> None:
     assert arena.confined(code).value == ["text"] * 5 + ["0o640"]
 
 
+def test_a_tree_with_symlinks_is_copied_with_their_own_times(arena: Arena, tmp_path: Path) -> None:
+    code = """
+    def attempt():
+        import shutil
+        os.mkdir("tree")
+        open("tree/file", "w").close()
+        os.symlink("file", "tree/inside")
+        os.symlink(V["outside"], "tree/outside")
+        os.utime("tree/inside", (1000, 2000), follow_symlinks=False)
+        os.utime("tree/outside", (1000, 2000), follow_symlinks=False)
+        shutil.copytree("tree", "copy", symlinks=True)
+        return [os.lstat(f"copy/{name}").st_mtime == 2000 for name in ("inside", "outside", "file")]
+    """
+    outside = tmp_path / "outside"
+    outside.touch()
+    os.utime(outside, (1, 1))
+    for run in (arena.unconfined, arena.confined):
+        assert run(code, outside=str(outside)).value == [True, True, False]
+        assert outside.stat().st_mtime == 1
+        arena.empty_scratch()
+
+
 READ_ALL = """
 def attempt():
     found = {}
