@@ -58,6 +58,7 @@ socketserver smtplib xml tomllib subprocess asyncio socket"""
 USERS = {"read": "/etc/passwd,/etc/group,/etc/nsswitch.conf"}
 GRANTS: dict[str, dict[str, str]] = {
     "os": USERS, "pathlib, glob": USERS, "shutil": USERS, "tarfile": USERS, "zipfile": USERS, "http": USERS,
+    "subprocess": {"run": "true,sh"},
 }  # fmt: skip
 
 # Resources of the tests (`regrtest -u`) that stay on loopback where they are used.
@@ -247,9 +248,8 @@ def main() -> None:
     all_reasons = collections.Counter[str]()
     for name in names:
         tests = TESTS.get(name, [f"test.test_{name}"])
-        grants = {**EVERYONE, **GRANTS.get(name, {})}
-        for extra in args.allow:
-            kind, _, text = extra.partition("=")
+        grants = dict(EVERYONE)
+        for kind, text in (*GRANTS.get(name, {}).items(), *(extra.split("=", 1) for extra in args.allow)):
             grants[kind] = ",".join(filter(None, (grants.get(kind), text)))
         resources = RESOURCES.get(name, [])
         free, held = run_module(tests, resources, None), run_module(tests, resources, grants)
