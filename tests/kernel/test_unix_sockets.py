@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,14 @@ from pathlib import Path
 import pytest
 from arena import Arena, listening
 from attack import arrived, attempt, receiving
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one: an address has room for 107 characters (unix(7))."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
 
 UNIX = """
 def attempt():
