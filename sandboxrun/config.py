@@ -37,6 +37,9 @@ _PERMISSION_FIELD = re.compile(
 _PERMISSION_FLAG = re.compile(r"--(allow|deny)-([a-z-]+)(?:=(.*))?", re.DOTALL)
 _PERMISSION_FIELDS = {kind.field(verdict): (verdict, kind.name) for kind in KINDS.values() for verdict in VERDICTS}
 _LIMIT_FIELDS = {limit.field: limit for limit in LIMITS.values()}
+# However somebody may write them: a denial that is misspelt must not pass unseen.
+_SPELT_MAX_CHARS = 40
+_SPELLINGS = {name.lower(): name for name in (*_PERMISSION_FIELDS, *_LIMIT_FIELDS)}
 _LIMIT_FLAG = re.compile(r"--limit-([a-z]+)=(.*)", re.DOTALL)
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/-]*")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -59,7 +62,19 @@ def wanted_fields(names: Iterable[str]) -> list[str]:
         *LOOP_NUMBERS,
         *LOOP_NAMES,
     }
-    return [name for name in names if name in known or _PERMISSION_FIELD.fullmatch(name) or _is_limit(name)]
+    return [
+        name
+        for name in names
+        if name in known or _PERMISSION_FIELD.fullmatch(name) or _is_limit(name) or _spelling(name) is not None
+    ]
+
+
+def _spelling(name: str) -> str | None:
+    """The right name of a field that decides what is granted, where this is that but for case, - and _."""
+    if len(name) > _SPELT_MAX_CHARS:
+        return None
+    right = _SPELLINGS.get(name.lower().replace("_", "").replace("-", ""))
+    return None if right == name else right
 
 
 def _is_limit(name: str) -> bool:
@@ -213,6 +228,9 @@ def _permissions(fields: Mapping[str, str], key: str) -> tuple[Permissions, dict
         _parse_options(value, f"field {name} of {key}", lists, limits, warnings)
     for name, value in fields.items():
         where = f"field {name[:80]} of {key}"
+        right = _spelling(name)
+        if right is not None:
+            raise ConfigError(f"{where} is spelt {right}: rename it")
         match = _PERMISSION_FIELD.fullmatch(name)
         if match:
             if name not in _PERMISSION_FIELDS:

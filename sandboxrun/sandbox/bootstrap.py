@@ -230,9 +230,11 @@ class _Explanations:
         if not isinstance(error, PermissionError) or not isinstance(error.filename, str):
             return None
         kind = "write" if error.filename2 else self._uses.get(error.filename, "read")
-        path = os.path.abspath(error.filename)
+        path = error.filename if kind == "run" and "/" not in error.filename else os.path.abspath(error.filename)
         path = path if path.isprintable() else ascii(path)[1:-1]
-        return f'Requires {kind} access to "{path}"; grant it with: --allow-{kind}={path} (field allow{kind.title()} of {self._key})'
+        # What is not there yet cannot be granted: its folder can.
+        grant = os.path.dirname(path) if kind == "write" and not os.path.lexists(error.filename) else path
+        return f'Requires {kind} access to "{path}"; grant it with: --allow-{kind}={grant} (field allow{kind.title()} of {self._key})'
 
 
 def _install_hooks(plan, explanations):

@@ -284,14 +284,18 @@ def test_an_uncaught_refusal_of_a_file_names_the_grant(arena: Arena) -> None:
         ),
         (
             "open('/var/tmp/x', 'w')",
-            'Requires write access to "/var/tmp/x"; grant it with: --allow-write=/var/tmp/x (field allowWrite of test:1:h)',
+            'Requires write access to "/var/tmp/x"; grant it with: --allow-write=/var/tmp (field allowWrite of test:1:h)',
         ),
         (
             "os.mkdir('/var/tmp/x')",
-            'Requires write access to "/var/tmp/x"; grant it with: --allow-write=/var/tmp/x (field allowWrite of test:1:h)',
+            'Requires write access to "/var/tmp/x"; grant it with: --allow-write=/var/tmp (field allowWrite of test:1:h)',
+        ),
+        (
+            "import subprocess; subprocess.run(['id'])",
+            'Requires run access to "id"; grant it with: --allow-run=id (field allowRun of test:1:h)',
         ),
     ]:
-        found = arena.confined(f"{code}\ndef attempt(): pass")
+        found = arena.confined(f"{code}\ndef attempt(): pass", allow={"run": "true"} if "run" in line else None)
         assert found.code == 1
         assert found.stderr.splitlines()[-1] == line
         assert "bootstrap.py" not in found.stderr

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sandboxrun import keys
-from sandboxrun.config import parse_worker
+from sandboxrun.config import parse_worker, wanted_fields
 from sandboxrun.errors import ConfigError
 
 
@@ -134,3 +134,19 @@ def test_good_types_ids_and_keys() -> None:
     for key in ("demo-worker:1", "demo-worker:1:x", "a:b:c:h"):
         with pytest.raises(ConfigError):
             keys.split_worker_key(key)
+
+
+@pytest.mark.parametrize(
+    ("field", "right"),
+    [
+        ("denynet", "denyNet"),
+        ("deny_net", "denyNet"),
+        ("Allow-Read", "allowRead"),
+        ("limitmemory", "limitMemory"),
+        ("LIMIT_CPU", "limitCpu"),
+    ],
+)
+def test_a_misspelt_denial_or_limit_does_not_pass_unseen(field: str, right: str) -> None:
+    assert list(wanted_fields([field, "foo", "allowance"])) == [field]
+    with pytest.raises(ConfigError, match=f"field {field} of t:1:h is spelt {right}: rename it"):
+        parse_worker("t", "1", {}, {b"url": b"/w", b"version": b"local", field.encode(): b"1"})
