@@ -206,20 +206,29 @@ class _Explanations:
     def __init__(self, key, hints):
         self._key, self._hints, self._uses = key, hints, {}
 
-    def audit(self, event, args):
-        if event == "open":
-            path, _, flags = args
-            self._note(path, "write" if (flags or 0) & self._WRITES else "read")
-        elif event in self._CHANGES and args:
-            self._note(args[0], "write")
-        elif event in self._PROGRAMS:
-            self._note(args[0], "run")
+    def hook(self):
+        """For sys.addaudithook. It runs at every open of a file, so it does no more than remember its flags."""
+        uses, changes, programs = self._uses, self._CHANGES, self._PROGRAMS
 
-    def _note(self, path, kind):
-        if isinstance(path, str):
-            if len(self._uses) >= 256:
-                self._uses.clear()
-            self._uses[path] = kind
+        def audit(event, args):
+            if event == "open":
+                path, use = args[0], args[2]
+            elif event in changes and args:
+                path, use = args[0], self._WRITES
+            elif event in programs:
+                path, use = args[0], "run"
+            else:
+                return
+            if path.__class__ is str:
+                if len(uses) >= 256:
+                    uses.clear()
+                uses[path] = use
+
+        return audit
+
+    def _kind(self, path):
+        use = self._uses.get(path)
+        return use if use == "run" else "write" if (use or 0) & self._WRITES else "read"
 
     def explain(self, error):
         """A line for the operator, or None."""
@@ -229,7 +238,7 @@ class _Explanations:
             return self._hints["files" if error.errno == _EMFILE else "scratch"]
         if not isinstance(error, PermissionError) or not isinstance(error.filename, str):
             return None
-        kind = "write" if error.filename2 else self._uses.get(error.filename, "read")
+        kind = "write" if error.filename2 else self._kind(error.filename)
         path = error.filename if kind == "run" and "/" not in error.filename else os.path.abspath(error.filename)
         path = path if path.isprintable() else ascii(path)[1:-1]
         # What is not there yet cannot be granted: its folder can.
@@ -239,7 +248,7 @@ class _Explanations:
 
 def _install_hooks(plan, explanations):
     """Tracebacks that begin in the script and show its source, followed by the grant that was missing."""
-    sys.addaudithook(explanations.audit)
+    sys.addaudithook(explanations.hook())
     ours = os.path.dirname(os.path.dirname(__file__)) + "/"
 
     def show(kind, error, traceback):
