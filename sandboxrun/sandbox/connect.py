@@ -41,6 +41,11 @@ class InetAddress:
 
     def __init__(self, address: IPAddress, port: int, scope_id: int = 0) -> None:
         self.address, self.port = address, port
+        # The unspecified address would be the one that the socket is bound to, which is not what is decided on.
+        if address.is_unspecified:
+            address = canonical_address(address)
+        elif isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped == ipaddress.IPv4Address(0):
+            address = ipaddress.IPv6Address("::ffff:127.0.0.1")
         self.sockaddr: tuple[str, int] | tuple[str, int, int, int]
         if address.version == 4:
             self.family, self.sockaddr = socket.AF_INET, (str(address), port)
