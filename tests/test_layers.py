@@ -27,7 +27,7 @@ LAYERS: dict[str, set[str]] = {
     # places that know how.
     "worker": BASE | {"keys", "config", "secrets", "worker"},
     "run": PURE | {"fetch", "sandbox", "store", "secrets", "log"},
-    "cli": PURE | {"run", "fetch", "sandbox", "store", "secrets", "log", "__version__"},
+    "cli": PURE | {"cli", "run", "fetch", "sandbox", "store", "secrets", "log", "__version__"},
     "__main__": {"cli"},
     "__init__": set(),
 }

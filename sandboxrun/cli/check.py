@@ -1,0 +1,37 @@
+"""sandboxrun check."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from sandboxrun.cli.parser import Parser, names
+from sandboxrun.errors import SandboxError
+
+_EPILOG = """\
+each line is a protection, with how the worker was refused; "no" is what this machine lacks or refuses to everybody
+
+exit codes:
+  0 all that a worker relies on holds   71 something does not
+"""
+
+
+def main(args: list[str]) -> int:
+    parser = Parser(
+        prog="sandboxrun check",
+        description="Try every protection of the sandbox on this machine, in a throw-away worker. Needs no Redis.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--allow-degraded", metavar="FEATURE,…", default="", help="as sandboxrun TYPE ID takes it")
+    options = parser.parse_args(args)
+
+    from sandboxrun.sandbox.check import check
+
+    report = check(degraded=names(options.allow_degraded))
+    if options.json:
+        print(json.dumps(report.as_json()))
+    else:
+        print(report.text(colour=sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
+    return 0 if report.holds else SandboxError.exit_code

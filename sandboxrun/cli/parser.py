@@ -1,0 +1,31 @@
+"""What the parsers of all commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from sandboxrun.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are UsageError; options are never abbreviated; the epilog keeps its lines."""
+
+    def __init__(self, prog: str, *, description: str, epilog: str | None = None, usage: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--debug", action="store_true", help="say more; show tracebacks")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """A comma-separated list."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -1,0 +1,122 @@
+"""sandboxrun TYPE ID."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from sandboxrun import __version__
+from sandboxrun.cli.parser import Parser, names
+from sandboxrun.errors import UsageError
+from sandboxrun.limits import LIMITS
+from sandboxrun.log import Log
+from sandboxrun.permissions import KINDS, VERDICTS, Permissions
+
+_EPILOG = """\
+examples:
+  echo worker-v0 HEX | sandboxrun demo-worker 1       run the worker of the hash demo-worker:1:h
+  sandboxrun demo-worker 1 --reload                   fetch its script again; accept a tag that moved
+  sandboxrun demo-worker 1 --allow-import=example.com:8443
+  sandboxrun demo-worker 1 --allow-net=127.0.0.1:8000 grant more than the hash does, for this run
+
+other commands (sandboxrun COMMAND --help):
+  sandboxrun check                                    try on this machine whether the sandbox holds
+  sandboxrun encrypt TYPE ID --key-file FILE          make the secrets of a worker from JSON on standard input
+  sandboxrun cache [--clean]                          show or remove the scripts that were fetched
+  sandboxrun run TYPE ID                              the same as sandboxrun TYPE ID, for a type named like a command
+
+exit codes: the worker's own, 128+n when signal n ended it, or
+  64 command line   65 integrity (pinned content changed)   69 fetch   70 a defect of sandboxrun
+  71 the kernel cannot give the sandbox   73 already running   75 Redis   78 hash, option or key
+"""
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="sandboxrun",
+        usage="sandboxrun [options] TYPE ID",
+        description="Run the worker that the Redis hash TYPE:ID:h names, confined by the kernel to what the hash grants.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("type", metavar="TYPE", help="worker type, as in demo-worker")
+    parser.add_argument("id", metavar="ID", help="worker id, as in 1")
+    parser.add_argument(
+        "--redis",
+        metavar="URL",
+        help="redis://, rediss:// or unix:// (default: REDIS_URL, else redis://127.0.0.1:6379)",
+    )
+    parser.add_argument(
+        "--allow-import",
+        metavar="HOST[:PORT],…",
+        help="hosts that scripts may come from, instead of the default list; loopback always may",
+    )
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="fetch the script again, and accept changed content under a pinned version",
+    )
+    parser.add_argument("--cached-only", action="store_true", help="never fetch")
+    for kind in KINDS.values():
+        for verdict in VERDICTS:
+            parser.add_argument(
+                kind.flag(verdict),
+                metavar="LIST",
+                action="append",
+                help=f"{verdict}, on top of the hash: {kind.expected}",
+            )
+    for limit in LIMITS.values():
+        parser.add_argument(
+            limit.flag,
+            metavar="N",
+            help=f"instead of the hash's {limit.field}: {limit.expected} default {limit.show(limit.default)}",
+        )
+    parser.add_argument(
+        "--allow-degraded",
+        metavar="FEATURE,…",
+        default="",
+        help="do without a kernel feature that sandboxrun check says is missing",
+    )
+    parser.add_argument("--quiet", action="store_true", help="only warnings, denials and errors")
+    parser.add_argument("--json-logs", action="store_true", help="our messages as one JSON object a line")
+    parser.add_argument("--version", action="version", version=f"sandboxrun {__version__}")
+    return parser
+
+
+def main(args: list[str]) -> int:
+    options = _parser().parse_args(args)
+    if options.reload and options.cached_only:
+        raise UsageError("--reload and --cached-only contradict each other: give one")
+
+    from sandboxrun.fetch.resolve import ImportList
+    from sandboxrun.run import RunOptions, run
+    from sandboxrun.store import DEFAULT_URL
+
+    return run(
+        RunOptions(
+            type=options.type,
+            id=options.id,
+            redis_url=options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL,
+            allowed=ImportList.default() if options.allow_import is None else ImportList.parse(options.allow_import),
+            extra=_extra(options),
+            limits={
+                limit.name: limit.read(text, limit.flag)
+                for limit in LIMITS.values()
+                if (text := getattr(options, f"limit_{limit.name}")) is not None
+            },
+            degraded=names(options.allow_degraded),
+            reload=options.reload,
+            cached_only=options.cached_only,
+        ),
+        Log(quiet=options.quiet, json=options.json_logs, debug=options.debug),
+    )
+
+
+def _extra(options: argparse.Namespace) -> Permissions:
+    """The permissions given on the command line."""
+    lists = [
+        (verdict, kind.name, text, kind.flag(verdict))
+        for kind in KINDS.values()
+        for verdict in VERDICTS
+        for text in getattr(options, f"{verdict}_{kind.name}") or ()
+    ]
+    return Permissions.parse(lists)
