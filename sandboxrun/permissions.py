@@ -110,6 +110,14 @@ class NetTarget:
             return cls(network=network, port=port)
         return cls(host=canonical_host(host), port=port)
 
+    def __str__(self) -> str:
+        if self.network is not None:
+            single = self.network.num_addresses == 1
+            host = str(self.network.network_address if single else self.network)
+        else:
+            host = self.host or f"*{self.suffix or ''}"
+        return host if self.port is None else endpoint(host, self.port)
+
     def matches_name(self, name: str) -> bool:
         if self.host is not None:
             return self.host == name
@@ -165,6 +173,9 @@ class ListenTarget:
             address = address.ipv4_mapped
         return cls(address, port)
 
+    def __str__(self) -> str:
+        return endpoint(str(self.address), self.port)
+
 
 def _split_port(text: str, *, least: int = 1) -> tuple[str, int | None]:
     if text.startswith("["):
@@ -208,7 +219,55 @@ def parse_env(text: str) -> str:
     return text
 
 
-_OWN_ENV = frozenset({"REDIS_URL", "PATH", "LANG", "HOME", "TMPDIR"})
+@dataclass(frozen=True, slots=True)
+class RedisTarget:
+    """One entry of a redis list, in the spelling of Redis's ACL rules: `chat:*` or `~chat:*` is keys to read and write,
+    `%R~config:*` to read, `%W~log:*` to write, `+pubsub:news` a channel, `+eval` a command. `*` and `?` are wildcards."""
+
+    access: str  # "rw", "r", "w", "channel", "command"
+    pattern: str  # in lower case for a command
+
+    @classmethod
+    def parse(cls, text: str) -> RedisTarget:
+        prefix = next(prefix for prefix in _REDIS_PREFIXES if text.startswith(prefix))
+        access, pattern = _REDIS_PREFIXES[prefix], text.removeprefix(prefix)
+        if access == "command":
+            pattern = pattern.lower()
+            if not _REDIS_COMMAND.fullmatch(pattern):
+                raise ValueError("not the name of a command")
+            if pattern.partition("|")[0] in _REDIS_NEVER:
+                raise ValueError("this command is for administrators, or reaches every key, and is never granted")
+        elif not _REDIS_PATTERN.fullmatch(pattern):
+            raise ValueError("a pattern has 1 to 256 of A-Z a-z 0-9 _ : . - / @ # { } and the wildcards * and ?")
+        return cls(access, pattern)
+
+    def matches(self, name: str) -> bool:
+        """Whether a key or channel of this name is covered."""
+        return re.fullmatch(_glob(self.pattern), name, re.DOTALL) is not None
+
+    def __str__(self) -> str:
+        return {access: prefix for prefix, access in _REDIS_PREFIXES.items()}[self.access] + self.pattern
+
+
+def _glob(pattern: str) -> str:
+    """Redis's wildcards as a regular expression."""
+    return re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+
+
+# In the order in which they are tried; the last one of "rw" is how it is shown.
+_REDIS_PREFIXES = {"+pubsub:": "channel", "+": "command", "%RW~": "rw", "%R~": "r", "%W~": "w", "~": "rw", "": "rw"}
+_REDIS_PATTERN = re.compile(r"[A-Za-z0-9_:.\-/@#{}*?]{1,256}")
+_REDIS_COMMAND = re.compile(r"[a-z][a-z0-9_.\-]{0,63}(\|[a-z][a-z0-9_\-]{0,63})?")
+# @admin and @dangerous of Redis 6.2 to 8 and Valkey 9 (ACL CAT), and what has no key that a rule could bound. Whatever a
+# server adds to these two categories is taken away by its own rules, see identity.py.
+_REDIS_NEVER = frozenset(
+    "acl bgrewriteaof bgsave client cluster command commandlog config copy dbsize debug failover flushall flushdb function "
+    "hotkeys info keys lastsave latency memory migrate module monitor move object pfdebug pfselftest psync randomkey "
+    "replconf replicaof reset restore restore-asking role save scan script select shutdown slaveof slowlog sort sort_ro "
+    "swapdb sync wait waitaof".split()  # noqa: SIM905 - one line a name would be fifty lines
+)
+
+_OWN_ENV = frozenset({"REDIS_URL", "SANDBOXRUN_HASH_URL", "PATH", "LANG", "HOME", "TMPDIR"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +295,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             Kind("run", parse_program, "the name or the absolute path of a program"),
             Kind("listen", ListenTarget.parse, "address:port, as in 127.0.0.1:8000 or [::1]:8000"),
             Kind("env", parse_env, "the name of an environment variable"),
+            Kind(
+                "redis",
+                RedisTarget.parse,
+                "keys as in chat:* or %R~config:*, a channel as in +pubsub:news, or +COMMAND",
+            ),
         )
     }
 )

@@ -62,7 +62,7 @@ def _parser() -> Parser:
                 kind.flag(verdict),
                 metavar="LIST",
                 action="append",
-                help=f"{verdict}, on top of the hash: {kind.expected}",
+                help=f"{verdict}, on top of the hash: {kind.expected}".replace("%", "%%"),
             )
     for limit in LIMITS.values():
         parser.add_argument(

@@ -5,7 +5,17 @@ import ipaddress
 import pytest
 
 from sandboxrun.errors import ConfigError
-from sandboxrun.permissions import KINDS, NetTarget, Permissions, canonical_address, canonical_host, denial, is_public
+from sandboxrun.permissions import (
+    KINDS,
+    NetTarget,
+    Permissions,
+    RedisTarget,
+    canonical_address,
+    canonical_host,
+    denial,
+    is_public,
+    parse_list,
+)
 
 
 def net(allow: str = "", deny: str = "") -> Permissions:
@@ -134,3 +144,31 @@ def test_every_kind_has_its_flag_and_field() -> None:
         ("--allow-net", "allowNet", "--deny-net", "denyNet"),
         ("--allow-read", "allowRead", "--deny-read", "denyRead"),
     ]
+
+
+def test_what_is_shown_reads_back_as_the_same() -> None:
+    entries = {
+        "net": "example.com,example.com:443,*.example.com:1,*,*:80,127.0.0.1:5,[::1]:5,10.0.0.0/8,[2001:db8::/32]:9,::1",
+        "listen": "127.0.0.1:0,[::1]:8000",
+        "redis": "chat:*,%R~config:?,%W~log:*,+pubsub:news.*,+eval,+xgroup|destroy",
+        "read": "/srv/data",
+    }
+    for name, text in entries.items():
+        targets = parse_list(KINDS[name], text, "x")
+        assert len(targets) == len(text.split(","))
+        assert parse_list(KINDS[name], ",".join(map(str, targets)), "x") == targets
+
+
+@pytest.mark.parametrize(
+    "text", ["+config", "+client|list", "+keys", "+SCAN", "+acl|setuser", "+@all", "a b", "", "[a]", "a)"]
+)
+def test_redis_grants_that_are_never_given(text: str) -> None:
+    with pytest.raises(ValueError):
+        RedisTarget.parse(text)
+
+
+def test_redis_patterns_match_as_redis_does() -> None:
+    assert RedisTarget.parse("~chat:*").matches("chat:1:x")
+    assert RedisTarget.parse("%R~a?c").matches("abc")
+    assert not RedisTarget.parse("a.c").matches("abc")
+    assert not RedisTarget.parse("chat:*").matches("xchat:1")
