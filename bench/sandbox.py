@@ -135,7 +135,7 @@ class Bench:
 
     def bwrap(self, script: Path) -> list[str]:
         """Everything readable, one folder writable, namespaces of its own but for the network's."""
-        options = "--unshare-all --share-net --die-with-parent --ro-bind / / --dev /dev --proc /proc".split()  # noqa: SIM905
+        options = "--unshare-all --share-net --die-with-parent --ro-bind / / --dev /dev --proc /proc".split()
         return ["bwrap", *options, "--bind", str(self.scratch), str(self.scratch), *self.plain(script)]
 
     def sandlock_options(self) -> dict[str, list[str]]:

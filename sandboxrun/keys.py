@@ -10,6 +10,8 @@ TYPE_MAX_CHARS = 64
 ID_MAX_CHARS = 128
 _TYPE = re.compile(r"[a-z][-a-z0-9_]*")
 _ID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*")
+# Every worker may write res:REF and req:REF:h, and those must not be the hash of a worker, which says what it may touch.
+_RESERVED_TYPES = frozenset({"req", "res"})
 
 
 def check_type(type_: str) -> str:
@@ -18,6 +20,10 @@ def check_type(type_: str) -> str:
         raise ConfigError(
             f"worker type {_shown(type_)} is not valid: expected a lower-case letter, then up to "
             f"{TYPE_MAX_CHARS - 1} of a-z 0-9 - _, as in demo-worker"
+        )
+    if type_ in _RESERVED_TYPES:
+        raise ConfigError(
+            f"worker type {type_} is not valid: {type_}:… are keys of requests and replies; take another name"
         )
     return type_
 
@@ -54,6 +60,10 @@ def request_stream(type_: str) -> str:
 
 def response_stream(type_: str) -> str:
     return f"{type_}:res:x"
+
+
+def dead_stream(type_: str) -> str:
+    return f"{type_}:dead:x"
 
 
 def reply_key(ref: str) -> str:

@@ -21,10 +21,11 @@ import platformdirs
 
 from sandboxrun import keys
 from sandboxrun.config import WorkerConfig, parse_worker
-from sandboxrun.errors import ConfigError, StoreError
+from sandboxrun.errors import ConfigError, SandboxError, StoreError
 from sandboxrun.fetch import Artifact, obtain
 from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, resolve
+from sandboxrun.identity import HASH_URL, Identity, Owner, identity, url_for
 from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.permissions import endpoint as host_and_port
@@ -34,7 +35,7 @@ from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy, build
 from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
-from sandboxrun.store import Endpoint, Store
+from sandboxrun.store import REDIS_ACL, SELECTORS_SINCE, Endpoint, Store, start_time, this_host
 
 DESCRIPTORS = 1024  # enough for all connects that may hang at once, and below what select(2) can take
 KEY_SECONDS = 10  # for the key to come on standard input
@@ -94,7 +95,7 @@ def run(options: RunOptions, log: Log) -> int:
     """Run one worker to its end; its exit code. Raises SandboxrunError for every failure of ours."""
     key = keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
     kernel = features.probe()
-    for message in kernel.require(options.degraded):
+    for message in kernel.require(options.degraded, others=(REDIS_ACL,)):
         log.warning("degraded", message)
     _raise_descriptor_limit()
     child = Child(key)  # warms up while we read and fetch
@@ -135,14 +136,15 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
     )
     log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
     key_line = _read_key() if config.has_secrets else None
-    with _scratch(folders.scratch) as scratch:
+    with _scratch(folders.scratch) as scratch, _login(options, config, store, log) as login:
         interpreter = this_interpreter()
         policy = _policy(config, source, store.endpoint, folders, interpreter, scratch)
         script = _script(source, artifact)
-        env = _environment(config, options.redis_url, scratch)
+        env = _environment(config, login, scratch)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
         child.check_supervision()
-        _record(folders, config, artifact, kernel.forgone(options.degraded))
+        forgone = kernel.forgone(options.degraded) + ([] if login.own else [REDIS_ACL])
+        _record(folders, config, artifact, forgone)
         listener = child.confine(
             policy,
             script,
@@ -230,12 +232,53 @@ def _script(source: Source | LocalSource, artifact: Artifact) -> Script:
     return Script(artifact.source, source.url, None, is_file=False)
 
 
-def _environment(config: WorkerConfig, redis_url: str, scratch: str) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class _Login:
+    """How the worker comes to Redis: variables of its environment."""
+
+    env: dict[str, str]
+    own: bool  # whether it is a login of its own, or the operator's
+
+
+@contextlib.contextmanager
+def _login(options: RunOptions, config: WorkerConfig, store: Store, log: Log) -> Iterator[_Login]:
+    """A user at Redis for as long as the run lasts. Raises SandboxError where there can be none."""
+    pid = os.getpid()
+    owner = Owner.of_run(config.key, host=this_host(), pid=pid, started=start_time(pid) or 0, now=time.time())
+    made = identity(config, owner=owner, database=store.endpoint.database)
+    try:
+        yield _admitted(options, made, owner, store, log)
+    finally:
+        try:
+            store.dismiss()
+        except StoreError as error:
+            log.warning("redis", f"{error}; the worker's user {owner.name} is removed by the next start")
+
+
+def _admitted(options: RunOptions, made: Identity, owner: Owner, store: Store, log: Log) -> _Login:
+    try:
+        users = store.admit(made, owner)
+    except SandboxError:
+        if REDIS_ACL not in options.degraded:
+            raise
+        log.warning("degraded", f"degraded: without {REDIS_ACL}, the worker can do at Redis whatever your login can")
+        return _Login({"REDIS_URL": options.redis_url}, own=False)
+    if len(users) > 1:
+        log.warning(
+            "redis",
+            f"this server is older than Redis {SELECTORS_SINCE}: the worker can read requests and replies of others, and "
+            f"reads its hash at {HASH_URL} only",
+        )
+    urls = [url_for(options.redis_url, user) for user in users]
+    return _Login(dict(zip(("REDIS_URL", HASH_URL), urls, strict=False)), own=True)
+
+
+def _environment(config: WorkerConfig, login: _Login, scratch: str) -> dict[str, str]:
     env = {name: os.environ[name] for name in config.permissions.allow.get("env", ()) if name in os.environ}
     for name in config.permissions.deny.get("env", ()):
         env.pop(name, None)
     return env | {
-        "REDIS_URL": redis_url,
+        **login.env,
         "PATH": "/usr/bin:/bin",
         "LANG": "C.UTF-8",
         "HOME": scratch,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from sandboxrun import keys
 from sandboxrun.config import FIELDS_MAX, value_limit, wanted_fields
-from sandboxrun.errors import AlreadyRunningError, ConfigError, StoreError, UsageError
+from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxError, StoreError, UsageError
+from sandboxrun.identity import Identity, Owner, User
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
 TIMEOUT_SECONDS = 5
@@ -22,6 +24,9 @@ LEASE_REFRESH_SECONDS = 5
 HASH_MAX_BYTES = 64 * 1024 * 1024  # in Redis: values can be read by their lengths, names only whole
 CLAIM_TRIES = 100  # against others who change the hash at the same time
 LEASE_SECONDS = 20  # a worker on another host that was not seen for so long counts as dead
+SELECTORS_SINCE = 7  # the first Redis whose ACL has selectors; every Valkey says it is one
+STALE_SECONDS = 3600  # no start takes so long: a user this old belongs to no run that is about to begin
+REDIS_ACL = "redis-acl"  # for --allow-degraded
 
 _NOT_A_URL = (
     "the Redis URL is not valid: expected redis://[USER:PASSWORD@]HOST:PORT[/DB], with special characters "
@@ -39,6 +44,8 @@ class Endpoint:
     port: int
     path: str | None
     shown: str
+    login: str = "default"
+    database: int = 0
 
 
 def parse_url(url: str) -> Endpoint:
@@ -48,14 +55,20 @@ def parse_url(url: str) -> Endpoint:
         port = parts.port or 6379
     except ValueError:
         raise UsageError(_NOT_A_URL) from None  # its text may quote a part of the password
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise UsageError(f"the Redis URL begins with {parts.scheme[:20]!r}: expected redis://, rediss:// or unix://")
+    query = dict(parse_qsl(parts.query))
+    login = query.get("username") or unquote(parts.username or "") or "default"
+    number = query.get("db") or (parts.path.strip("/") if parts.scheme != "unix" else "") or "0"
+    if not re.fullmatch(r"[0-9]{1,5}", number):
+        raise UsageError(f"the Redis URL names database {number[:20]!r}: expected a number, as in redis://HOST:PORT/1")
+    database = int(number)
     if parts.scheme == "unix":
         if not parts.path.startswith("/"):
             raise UsageError("the Redis URL unix://… has no path: expected unix:///PATH/redis.sock")
-        return Endpoint(None, 0, parts.path, f"unix://{parts.path}")
-    if parts.scheme not in ("redis", "rediss"):
-        raise UsageError(f"the Redis URL begins with {parts.scheme[:20]!r}: expected redis://, rediss:// or unix://")
+        return Endpoint(None, 0, parts.path, f"unix://{parts.path}", login, database)
     host = parts.hostname or "127.0.0.1"
-    return Endpoint(host, port, None, f"{parts.scheme}://{host}:{port}")
+    return Endpoint(host, port, None, f"{parts.scheme}://{host}:{port}", login, database)
 
 
 class Store:
@@ -64,6 +77,10 @@ class Store:
     def __init__(self, url: str) -> None:
         self.endpoint = parse_url(url)
         self._closing = threading.Event()
+        self._users: tuple[User, ...] = ()
+        self._users_lock = threading.Lock()
+        self._reconnected = threading.Event()
+        self._readmit_failed = False
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
@@ -76,6 +93,7 @@ class Store:
                 socket_connect_timeout=TIMEOUT_SECONDS,
                 retry=Retry(NoBackoff(), 0),
                 client_name="sandboxrun",
+                redis_connect_func=self._connected,
             )
         except ValueError:
             raise UsageError(_NOT_A_URL) from None
@@ -90,6 +108,43 @@ class Store:
         """Raise AlreadyRunningError, naming the process, where the worker lives."""
         with self._translated():
             self._check_free(self._redis, key)
+
+    def admit(self, identity: Identity, owner: Owner) -> tuple[User, ...]:
+        """Make the run's users: one, or on a server without selectors two, of which the second reads the hashes.
+
+        What killed supervisors have left is removed. Raises SandboxError where the login may not manage users.
+        """
+        import redis
+
+        with self._translated():
+            users = (identity.user,) if self._has_selectors() else (identity.flat, identity.reader)
+            try:
+                with self._redis.pipeline() as pipe:
+                    for user in users:
+                        pipe.execute_command("ACL SETUSER", user.name, *user.rules)
+                    pipe.execute_command("ACL USERS")
+                    self._users = users  # from here on they may be there
+                    names = pipe.execute()[-1]
+                    self._reconnected.clear()
+            except redis.ResponseError as error:
+                with contextlib.suppress(StoreError):  # of two, one may be there
+                    self.dismiss()
+                self._users = ()
+                raise SandboxError(self._no_acl(error)) from error
+            self._sweep(owner, names, {user.name for user in users})
+        return users
+
+    def dismiss(self) -> None:
+        """Remove the run's users, which ends their connections."""
+        self._closing.set()
+        with self._users_lock:
+            if self._users:
+                with self._translated():
+                    self._redis.execute_command(*self._delete_users())
+                self._users = ()
+
+    def _delete_users(self) -> tuple[str, ...]:
+        return "ACL DELUSER", *(user.name for user in self._users)
 
     def claim(self, key: str, pid: int) -> None:
         """Set `pid` unless a living worker has it; of two that try at once, one succeeds. Raises AlreadyRunningError."""
@@ -110,19 +165,22 @@ class Store:
         raise StoreError(f"{key} changes so often that field pid cannot be set: find out who writes to it")
 
     def release(self, key: str, pid: int) -> None:
-        """Remove `pid`, and what stands beside it, if it is still ours or gone already; ends the watch."""
+        """Remove `pid`, and what stands beside it, if it is still ours or gone already, and the run's users; ends the watch."""
         import redis
 
         self._closing.set()
-        with self._translated(), self._redis.pipeline() as pipe:
+        with self._users_lock, self._translated(), self._redis.pipeline() as pipe:
             for _ in range(CLAIM_TRIES):
                 pipe.watch(key)
                 if pipe.hget(key, "pid") not in (str(pid).encode(), None):
                     return
                 pipe.multi()
                 pipe.hdel(key, *_PID_FIELDS)
+                if self._users:
+                    pipe.execute_command(*self._delete_users())
                 try:
                     pipe.execute()
+                    self._users = ()
                     return
                 except redis.WatchError:
                     continue
@@ -152,13 +210,30 @@ class Store:
                     warn(f"{error}; the worker goes on, and its pid is watched again once Redis is back")
                 away = True
                 continue
-            away = False
             if self._closing.is_set():
                 return  # we removed it ourselves
+            if self._reconnected.is_set():
+                self._readmit(warn)
+            away = False
             if found != str(pid).encode():
                 what = "removed" if found is None else f"changed to {found.decode('utf-8', 'replace')[:32]!r}"
                 lost(f"field pid of {key} was {what}: ending the worker")
                 return
+
+    def _readmit(self, warn: Callable[[str], None]) -> None:
+        """Behind a new connection there may be a server that was started anew, or one that took over: it knows no users."""
+        self._reconnected.clear()
+        try:
+            with self._users_lock, self._translated():
+                for user in self._users if not self._closing.is_set() else ():
+                    self._redis.execute_command("ACL SETUSER", user.name, *user.rules)
+        except StoreError as error:
+            if not self._readmit_failed:
+                warn(f"{error}; the worker's login cannot be made again yet")
+            self._readmit_failed = True
+            self._reconnected.set()
+        else:
+            self._readmit_failed = False
 
     def _refresh(self, key: str, pid: int) -> None:
         """Renew the lease, in a transaction: a hash deleted meanwhile must not come back."""
@@ -172,17 +247,49 @@ class Store:
                 pipe.hset(key, "pidSeen", now)
                 pipe.execute()
 
+    def _connected(self, connection: Any) -> None:
+        connection.on_connect()
+        self._reconnected.set()
+
+    def _has_selectors(self) -> bool:
+        hello = self._redis.execute_command("HELLO")
+        fields = hello if isinstance(hello, dict) else dict(zip(hello[::2], hello[1::2], strict=True))
+        major = fields.get(b"version", b"").partition(b".")[0]
+        return major.isdigit() and int(major) >= SELECTORS_SINCE
+
+    def _no_acl(self, error: Exception) -> str:
+        login = self.endpoint.login
+        why = str(error).rpartition("caused error: ")[2][:160]  # redis-py quotes the command, which is long
+        return (
+            f"the Redis login {login[:80]!r} may not make a user for the worker ({why}): an administrator of Redis "
+            f"can allow it with ACL SETUSER {login[:80]} +acl|setuser +acl|deluser +acl|users, or do without: "
+            f"--allow-degraded={REDIS_ACL} gives the worker this login itself"
+        )
+
+    def _sweep(self, ours: Owner, names: list[str], made: set[str]) -> None:
+        """Remove the users whose supervisor is dead."""
+        dead = []
+        for name in names:
+            owner = Owner.of_user(name) if name not in made else None
+            if owner is not None and not self._may_live(owner, ours):
+                dead.append(name)
+        if dead:
+            self._redis.execute_command("ACL DELUSER", *dead)
+
+    def _may_live(self, owner: Owner, ours: Owner) -> bool:
+        if owner.host == ours.host:
+            return start_time(owner.pid) == owner.started
+        # Of another host, or of this one before it was booted: its worker's lease tells, once it must have one.
+        if abs(ours.made - owner.made) < STALE_SECONDS:
+            return True
+        values = self._redis.hmget(owner.key, _PID_FIELDS)
+        return is_alive(_holder(values), owner.key, int(self._redis.time()[0]))
+
     def _check_free(self, redis: Any, key: str) -> int:
         """Redis's time in seconds, if nobody lives under this key."""
         values = redis.hmget(key, _PID_FIELDS)
         now = int(redis.time()[0])
-        holder = dict(
-            zip(
-                _PID_FIELDS,
-                (value.decode("utf-8", "replace") if value is not None else None for value in values),
-                strict=True,
-            )
-        )
+        holder = _holder(values)
         if is_alive(holder, key, now):
             where = "" if holder["pidHost"] in (None, this_host()) else " on another host"
             raise AlreadyRunningError(
@@ -275,6 +382,11 @@ def _threads(pid: int) -> int:
         return len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return 0
+
+
+def _holder(values: list[bytes | None]) -> dict[str, str | None]:
+    text = (value.decode("utf-8", "replace") if value is not None else None for value in values)
+    return dict(zip(_PID_FIELDS, text, strict=True))
 
 
 def is_alive(holder: Mapping[str, str | None], key: str, now: int) -> bool:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "sandboxrun"
 
 # What each part may import of ours. Siblings of one layer never import each other; run.py joins them.
 BASE = {"errors"}
-PURE = BASE | {"keys", "limits", "permissions", "config"}
+PURE = BASE | {"keys", "limits", "permissions", "config", "identity"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "log": set(),
@@ -17,6 +17,7 @@ LAYERS: dict[str, set[str]] = {
     "limits": BASE,
     "permissions": BASE,
     "config": BASE | {"keys", "limits", "permissions"},
+    "identity": BASE | {"keys", "permissions", "config"},
     "fetch": PURE | {"fetch", "__version__"},
     "sandbox": PURE | {"sandbox", "log"},
     "store": PURE,

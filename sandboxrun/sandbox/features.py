@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import os
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass
 
 from sandboxrun.errors import ConfigError, SandboxError
@@ -89,16 +89,19 @@ class Features:
             "scoped": landlock.SCOPES if Feature.LANDLOCK_SCOPE in self else 0,
         }
 
-    def require(self, degraded: Iterable[str] = ()) -> list[str]:
+    def require(self, degraded: Iterable[str] = (), *, others: Collection[str] = ()) -> list[str]:
         """Raise SandboxError where something needed is missing; what was forgone by name, as messages.
 
-        `degraded` are names of features the operator does without. Raises ConfigError for one that cannot be.
+        `degraded` are names of features the operator does without. Raises ConfigError for one that cannot be; `others` are
+        names that are not the kernel's, and somebody else's to look at.
         """
         known = {feature.label: feature for feature in Feature}
         given = set()
         for name in degraded:
+            if name in others:
+                continue
             if name not in known or known[name].need is not Need.DEGRADABLE:
-                names = ", ".join(f.label for f in Feature if f.need is Need.DEGRADABLE)
+                names = ", ".join([*(f.label for f in Feature if f.need is Need.DEGRADABLE), *others])
                 raise ConfigError(f"--allow-degraded has {name[:80]!r}: expected one of {names}")
             given.add(known[name])
         messages = []

@@ -18,25 +18,31 @@ SOCKET_MARGIN_SECONDS = 5  # on top of BLOCK: a half-open connection is noticed 
 class Context:
     """The worker's key from argv, REDIS_URL from the environment, the AES key from standard input."""
 
-    def __init__(self, worker_key: str, redis_url: str) -> None:
+    def __init__(self, worker_key: str, redis_url: str, hash_url: str | None) -> None:
+        """`hash_url`: where the hashes can be read, if not at `redis_url`: a Redis before 7 takes two logins for that."""
         self.key = worker_key
         self.type, self.id = keys.split_worker_key(worker_key)
-        self._redis_url = redis_url
+        self._redis_url, self._hash_url = redis_url, hash_url or redis_url
         self._secrets: dict[str, Any] | None = None
 
     def connect(self, *, block_millis: int = 0) -> Any:
         """A new redis.Redis whose time-outs fit reads that block for `block_millis`."""
+        return self._connect(self._redis_url, block_millis)
+
+    def connect_to_hash(self) -> Any:
+        """A new redis.Redis that can read the worker's hashes, and nothing else for certain."""
+        return self._connect(self._hash_url, 0)
+
+    def _connect(self, url: str, block_millis: int) -> Any:
         import redis
 
         timeout = block_millis / 1000 + SOCKET_MARGIN_SECONDS
-        return redis.Redis.from_url(
-            self._redis_url, socket_timeout=timeout, socket_connect_timeout=SOCKET_MARGIN_SECONDS
-        )
+        return redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=SOCKET_MARGIN_SECONDS)
 
     @functools.cached_property
     def _fields(self) -> tuple[dict[str, str], dict[str, str]]:
         """The merged hash: (every field, the fields sandboxrun itself knows under their first spelling)."""
-        client = self.connect()
+        client = self.connect_to_hash()
         with client:
             raw = [client.hgetall(name) for name in (keys.type_key(self.type), self.key)]
         everything: dict[str, str] = {}
@@ -70,4 +76,4 @@ def current() -> Context:
         raise ConfigError(
             f"{sys.argv[0] or 'this script'} is a worker: start it with sandboxrun TYPE ID, which gives it its key and REDIS_URL"
         )
-    return Context(sys.argv[1], os.environ["REDIS_URL"])
+    return Context(sys.argv[1], os.environ["REDIS_URL"], os.environ.get("SANDBOXRUN_HASH_URL"))

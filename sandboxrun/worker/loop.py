@@ -74,6 +74,7 @@ class _Worker:
         self._handlers = {type_ or context.type: function for type_, function in _handlers.items()}
         self._types = frozenset(self._handlers)
         self._redis = context.connect(block_millis=loop.block_millis)
+        self._hash = context.connect_to_hash()
         self._pid = str(os.getpid()).encode()
         self._ending = False
         self._waiting = False
@@ -132,12 +133,12 @@ class _Worker:
         except redis.ResponseError:
             self._expire_nx = False
         # Started without sandboxrun, say under a debugger: the pid is ours to set, and to remove.
-        if self._redis.hsetnx(self._context.key, "pid", self._pid.decode()):
-            self._own_pid = True
+        if self._hash.hget(self._context.key, "pid") is None:
+            self._own_pid = bool(self._redis.hsetnx(self._context.key, "pid", self._pid.decode()))
 
     def _turn(self, position: str) -> str:
         """One read and the replies to it; where to read next."""
-        if self._redis.hget(self._context.key, "pid") != self._pid:
+        if self._hash.hget(self._context.key, "pid") != self._pid:
             raise _Ended
         limit = self._loop.request_limit
         count = min(_BATCH, limit - self._done) if limit else _BATCH
@@ -219,11 +220,12 @@ class _Worker:
         import redis
 
         try:
-            if self._own_pid and self._redis.hget(self._context.key, "pid") == self._pid:
+            if self._own_pid and self._hash.hget(self._context.key, "pid") == self._pid:
                 self._redis.hdel(self._context.key, "pid")
         except redis.RedisError:
             pass  # a left-over pid of a dead process blocks nothing
         self._redis.close()
+        self._hash.close()
 
 
 def _entries(found: Any) -> list[tuple[bytes, Mapping[bytes, bytes]]]:

@@ -65,7 +65,7 @@ def test_only_what_can_be_forgone_may_be_named(kernel: Kernel, local: Local, fea
     kernel.lacks = () if there else (feature,)
     done = kernel("t", "1", f"--allow-degraded={feature.label}")
     assert (done.code, done.out) == (78, "")
-    assert done.err == f"error: --allow-degraded has {feature.label!r}: expected one of landlock-truncate\n"
+    assert done.err == f"error: --allow-degraded has {feature.label!r}: expected one of landlock-truncate, redis-acl\n"
 
 
 @pytest.mark.parametrize("name", ["nonsense", "Landlock-Truncate", "landlock-truncate,nonsense", "*", "\x1b[2J"])
