@@ -97,7 +97,7 @@ def run(options: RunOptions, log: Log) -> int:
     for message in kernel.require(options.degraded):
         log.warning("degraded", message)
     _raise_descriptor_limit()
-    child = Child(key)  # warms up while we read and fetch
+    child = Child(key, kernel)  # warms up while we read and fetch
     try:
         store = Store(options.redis_url)
         try:
@@ -150,7 +150,6 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
             interpreter=interpreter,
             scratch=scratch,
             env=env,
-            features=kernel,
             filters=folders.filters,
         )
         supervisor = Supervisor(
