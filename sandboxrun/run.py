@@ -337,8 +337,13 @@ def _remove_if_left(folder: str) -> None:
 
 def _lock(folder: str) -> int | None:
     """An exclusive lock on the folder itself, which the kernel takes back however we end; None if another has it."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fd = os.open(folder, flags)
+        except PermissionError:  # its worker took its own rights to it away
+            os.chmod(folder, 0o700)  # never a symlink: no worker can make anything in the folder around it
+            fd = os.open(folder, flags)
     except OSError:
         return None
     try:
