@@ -52,15 +52,21 @@ def canonical_address(address: IPAddress) -> IPAddress:
     return address
 
 
+def embedded_address(address: IPAddress) -> IPAddress | None:
+    """The IPv4 address that a gateway may translate or tunnel this (canonical) one to: NAT64 (RFC 6052), 6to4 (RFC 3056)."""
+    if not isinstance(address, ipaddress.IPv6Address):
+        return None
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.sixtofour
+
+
 def is_public(address: IPAddress) -> bool:
     """Whether an address lies on the public Internet, and so may be the answer for a public name."""
     address = canonical_address(address)
-    if isinstance(address, ipaddress.IPv6Address):
-        embedded = address.sixtofour
-        if address in _NAT64:
-            embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if embedded is not None:
-            return is_public(embedded)
+    embedded = embedded_address(address)
+    if embedded is not None:
+        return is_public(embedded)
     return address.is_global and not address.is_multicast and not any(address in block for block in _NEVER_PUBLIC)
 
 
@@ -343,18 +349,26 @@ class Permissions:
         return Permissions(add(self.allow, other.allow), add(self.deny, other.deny))
 
     def allows_net(
-        self, address: IPAddress, port: int, names: Iterable[str] = (), private_names: Iterable[str] = ()
+        self,
+        address: IPAddress,
+        port: int,
+        names: Iterable[str] = (),
+        private_names: Iterable[str] = (),
+        denied_names: Iterable[str] = (),
     ) -> bool:
         """Whether TCP to this address and port may be opened.
 
         `names` are those that resolved to the address; `private_names` are those of them that may stand for an address
         that is not public. For the others such an address has to be listed itself, with this port: whoever owns a
-        name chooses what it resolves to.
+        name chooses what it resolves to. `denied_names` count where they are denied only: those of `embedded_address`.
         """
         address = canonical_address(address)
         names = tuple(names)
-        if any(t.matches(address, port, names) for t in self.deny.get("net", ())):
-            return False
+        for spelling in filter(
+            None, (address, embedded_address(address))
+        ):  # what is denied is so however it is reached
+            if any(t.matches(spelling, port, (*names, *denied_names)) for t in self.deny.get("net", ())):
+                return False
         usable = names if is_public(address) else tuple(private_names)
         return any(t.matches(address, port, usable) for t in self.allow.get("net", ()))
 

@@ -98,7 +98,7 @@ def run(options: RunOptions, log: Log) -> int:
     for message in kernel.require(options.degraded, others=(REDIS_ACL,)):
         log.warning("degraded", message)
     _raise_descriptor_limit()
-    child = Child(key)  # warms up while we read and fetch
+    child = Child(key, kernel)  # warms up while we read and fetch
     try:
         store = Store(options.redis_url)
         try:
@@ -152,7 +152,6 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
             interpreter=interpreter,
             scratch=scratch,
             env=env,
-            features=kernel,
             filters=folders.filters,
         )
         supervisor = Supervisor(
@@ -381,8 +380,13 @@ def _remove_if_left(folder: str) -> None:
 
 def _lock(folder: str) -> int | None:
     """An exclusive lock on the folder itself, which the kernel takes back however we end; None if another has it."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fd = os.open(folder, flags)
+        except PermissionError:  # its worker took its own rights to it away
+            os.chmod(folder, 0o700)  # never a symlink: no worker can make anything in the folder around it
+            fd = os.open(folder, flags)
     except OSError:
         return None
     try:

@@ -1,12 +1,13 @@
 """The child: wait for the plan, give up every right that is not in it, run the script. Never executes again.
 
-Run as `python -I -S bootstrap.py KEY CONTROL_FD SUPERVISOR_PID`. Imports nothing of ours and only what is light of the
+Run as `python -I -S bootstrap.py KEY SUPERVISOR_PID QUESTIONS ANSWERS PLAN RULESET`, the last four descriptors. Imports nothing of ours and only what is light of the
 standard library: `socket`, `signal`, `threading` and all that goes with them take longer than Python's own start, so they
 are prepared before the script imports them, or does not. Nothing untrusted is in this process until `_load`.
 
-Messages on the control socket (SOCK_SEQPACKET): supervisor "plan" with two descriptors (plan in a memfd, Landlock
-ruleset), child "ready" with the seccomp listener or "fail TEXT", supervisor "go"; from then on only names are asked:
-child "name NUMBER HOST", supervisor "NUMBER\nok\nADDRESS…", "NUMBER\ndenied\nMESSAGE" or "NUMBER\nEAI_CODE\nMESSAGE".
+QUESTIONS is a pipe of packets (pipe(2), O_DIRECT), ANSWERS a stream, PLAN a memfd, RULESET Landlock's. Supervisor "plan"
+once the last two are filled; child "ready FD" with the seccomp listener, which the supervisor takes, or "fail TEXT";
+supervisor "go"; from then on only names are asked: child "name NUMBER HOST", supervisor "NUMBER\nok\nADDRESS…",
+"NUMBER\ndenied\nMESSAGE" or "NUMBER\nEAI_CODE\nMESSAGE", and a NUL. A packet and an answer have at most PIPE_BUF bytes.
 """
 
 import _socket
@@ -18,7 +19,7 @@ import resource
 import sys
 
 _SIGKILL = 9
-_EINTR, _ENOMEM, _EACCES, _EMFILE, _EFBIG, _EISCONN = 4, 12, 13, 24, 27, 106
+_EINTR, _EBADF, _ENOMEM, _EACCES, _EMFILE, _EFBIG, _EPIPE, _EISCONN = 4, 9, 12, 13, 24, 27, 32, 106
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
@@ -87,10 +88,16 @@ def _confine(plan, ruleset):
 
 
 class _Names:
-    """Asks the supervisor for addresses: no DNS leaves the sandbox. One question at a time, over the control socket."""
+    """Asks the supervisor for addresses: no DNS leaves the sandbox. One question at a time."""
 
-    def __init__(self, control):
-        self._control, self._lock, self._number = control, _thread.allocate_lock(), 0
+    def __init__(self, questions, answers):
+        self._pipes = [(fd, self._identity(fd)) for fd in (questions, answers)]
+        self._lock, self._number = _thread.allocate_lock(), 0
+
+    @staticmethod
+    def _identity(fd):
+        found = os.fstat(fd)
+        return found.st_dev, found.st_ino
 
     def ask(self, host):
         """Addresses as text. Raises PermissionError, or gaierror as getaddrinfo(3) would."""
@@ -98,20 +105,34 @@ class _Names:
             host = host.decode("ascii")
         with self._lock:
             self._number += 1
-            number = b"%d" % self._number
-            self._control.sendall(b"name %b %b" % (number, host.encode("utf-8", "surrogatepass")[:1024]))
-            while True:
-                answer = self._control.recv(65536)
-                if not answer:
-                    raise _socket.gaierror(_socket.EAI_SYSTEM, "the supervisor is gone")
-                got, verdict, *rest = answer.decode("utf-8").split("\n")
-                if got.encode() == number:  # not the late answer to a question whose asker was interrupted
-                    break
+            # Where processes may be made, they share the pipes.
+            number = b"%d%010d" % (os.getpid(), self._number)
+            verdict, *rest = self._answer(number, host.encode("utf-8", "surrogatepass")[:1024])
         if verdict == "denied":
             raise PermissionError(_EACCES, rest[0])
         if verdict != "ok":
             raise _socket.gaierror(int(verdict), rest[0])
         return rest
+
+    def _answer(self, number, host):
+        (questions, _), (answers, _) = self._pipes
+        try:
+            # A script may have closed them, as daemons close what they do not know, and other files have the numbers now.
+            if all(self._identity(fd) == identity for fd, identity in self._pipes):
+                os.lockf(questions, os.F_LOCK, 0)  # of processes: each would read the other's answers
+                try:
+                    os.write(questions, b"name %b %b" % (number, host))
+                    while data := os.read(answers, 65536):
+                        for answer in data.split(b"\0"):
+                            got, _, answer = answer.partition(b"\n")
+                            if got == number:  # not the late answer to a question whose asker was interrupted
+                                return answer.decode("utf-8").split("\n")
+                finally:
+                    os.lockf(questions, os.F_ULOCK, 0)
+        except OSError as error:
+            if error.errno not in (_EBADF, _EPIPE):  # a signal handler's own, TimeoutError for instance
+                raise
+        raise _socket.gaierror(_socket.EAI_SYSTEM, "the way to the supervisor is closed")
 
 
 def _patch_names(ask):
@@ -375,39 +396,36 @@ def _load(plan):
     return main, compile(source, plan["name"], "exec", dont_inherit=True)
 
 
-def _receive_plan(control):
-    data, ancillary, flags, _ = control.recvmsg(64, _socket.CMSG_SPACE(2 * 4))
-    fds = [int.from_bytes(part[i : i + 4], sys.byteorder) for _, _, part in ancillary for i in range(0, len(part), 4)]
-    if data != b"plan" or len(fds) != 2 or flags & _socket.MSG_CTRUNC:
+def _await(answers, word):
+    if os.read(answers, 64) != word:
         os._exit(0)  # the supervisor went away or gave up; it has said why
-    with open(fds[0], "rb") as file:
-        file.seek(0)
-        return marshal.load(file), fds[1]
 
 
 def main():
-    key, control_fd, supervisor = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    key, (supervisor, questions, answers, plan_fd, ruleset) = sys.argv[1], map(int, sys.argv[2:])
     _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != supervisor:  # it died before PDEATHSIG was armed
         os._exit(0)
-    os.set_inheritable(control_fd, False)
-    control = _socket.socket(fileno=control_fd)
-    plan, ruleset = _receive_plan(control)
+    for fd in (questions, answers):
+        os.set_inheritable(fd, False)
+    _await(answers, b"plan")
+    with open(plan_fd, "rb") as file:
+        file.seek(0)
+        plan = marshal.load(file)
     try:
         listener = _confine(plan, ruleset)
     except (OSError, ValueError, KeyError) as error:
-        control.sendall(b"fail " + str(error).encode()[:512])
+        os.write(questions, b"fail " + str(error).encode()[:512])
         os._exit(1)
-    control.sendmsg([b"ready"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, listener.to_bytes(4, sys.byteorder))])
-    os.close(listener)
+    os.write(questions, b"ready %d" % listener)
     # While the supervisor prepares, and claims the hash; a SyntaxError ends this process before it has begun.
     os.environ.update(plan["env"])
     _prepare_imports(plan)
     _install_hooks(plan, _Explanations(key, plan["hints"]))
     module, code = _load(plan)
-    if control.recv(16) != b"go":
-        os._exit(0)
-    _patch_names(_Names(control).ask)
+    _await(answers, b"go")
+    os.close(listener)
+    _patch_names(_Names(questions, answers).ask)
     sys.meta_path.insert(0, _OwnPid(plan["key"], os.getpid()))
     exec(code, module.__dict__)  # from here on the process is the worker's
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sandboxrun.permissions import IPAddress, canonical_address, endpoint
+from sandboxrun.permissions import IPAddress, canonical_address, embedded_address, endpoint
 from sandboxrun.sandbox.calls import Answer, Calls
 from sandboxrun.sandbox.landlock import open_real
 from sandboxrun.sandbox.notify import Notification
@@ -158,7 +158,9 @@ class Connector:
         address = canonical_address(destination.address)
         names = self._resolver.names(address)
         private_names = self._resolver.private_names(address, destination.port)
-        if not self._policy.net.allows_net(address, destination.port, names, private_names):
+        embedded = embedded_address(address)
+        denied_names = self._resolver.names(embedded) if embedded is not None else ()
+        if not self._policy.net.allows_net(address, destination.port, names, private_names, denied_names):
             self._denied("net", endpoint(min(names), destination.port) if names else str(destination))
             raise OSError(errno.EACCES, "not granted")
         if len(self._allowed) < DECISIONS_MAX:

@@ -1,7 +1,7 @@
 """Landlock rulesets, made in the supervisor and applied by the child (landlock(7)).
 
 The supervisor opens every path itself, so symlinks are resolved once, when the policy is made; the child only calls
-landlock_restrict_self(2) with the descriptor it is given.
+landlock_restrict_self(2) with the descriptor that it was born with: rules that are added to ours are its own too.
 """
 
 from __future__ import annotations
@@ -93,22 +93,21 @@ def handles(*, fs: int = 0, net: int = 0, scoped: int = 0) -> bool:
     return True
 
 
-def create_ruleset(rules: Iterable[tuple[str, Access]], *, fs: int, net: int, scoped: int) -> int:
-    """A ruleset descriptor (close-on-exec) that denies what `fs`, `net` and `scoped` name, but for `rules`.
-
-    `rules` are (real path, access). Raises SandboxError naming the path where one cannot be opened.
-    """
+def create_ruleset(*, fs: int, net: int, scoped: int) -> int:
+    """A ruleset descriptor (close-on-exec) that denies what `fs`, `net` and `scoped` name. Raises SandboxError."""
     try:
-        ruleset = _create(fs, net, scoped)
+        return _create(fs, net, scoped)
     except OSError as error:
         raise SandboxError(f"landlock_create_ruleset: {error.strerror}") from error
-    try:
-        for path, access in rules:
-            _add_rule(ruleset, path, Access(access & fs))
-    except BaseException:
-        os.close(ruleset)
-        raise
-    return ruleset
+
+
+def add_rules(ruleset: int, rules: Iterable[tuple[str, Access]], *, fs: int) -> None:
+    """Allow `rules`, which are (real path, access), of what the ruleset denies: `fs`.
+
+    Raises SandboxError naming the path where one cannot be opened.
+    """
+    for path, access in rules:
+        _add_rule(ruleset, path, Access(access & fs))
 
 
 def _create(fs: int, net: int, scoped: int) -> int:

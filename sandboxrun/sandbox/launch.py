@@ -1,5 +1,10 @@
 """Start the child, hand it the plan, take over its listener. The child is started before anything is known of the
-worker, so that both start-ups overlap; it holds neither secrets nor untrusted code until `go`."""
+worker, so that both start-ups overlap; it holds neither secrets nor untrusted code until `go`.
+
+No descriptor is ever sent. The child is born with all that it needs, and what it makes we take by pidfd_getfd(2): so
+nothing between the two can carry one, in either direction, and the kernel's limit on how many of a user's descriptors may
+be under way (ETOOMANYREFS, unix(7)), which any program of the same user can exhaust, keeps nobody from starting.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,6 @@ import os
 import resource
 import select
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -60,29 +64,47 @@ def this_interpreter() -> Interpreter:
 class Child:
     """The process that will be the worker, from birth to burial. Always `close` it."""
 
-    def __init__(self, key: str) -> None:
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, key: str, features: Features) -> None:
+        self._features = features
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-X", "utf8", _bootstrap(), key, str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={"LANG": "C.UTF-8"},
-                cwd="/",
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-                bufsize=0,
-            )
+            with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+                born_with = self._make_descriptors(ours, theirs)
+                words = [key, str(os.getpid()), *map(str, born_with)]
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-X", "utf8", _bootstrap(), *words],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env={"LANG": "C.UTF-8"},
+                    cwd="/",
+                    pass_fds=born_with,
+                    start_new_session=True,
+                    bufsize=0,
+                )
+                self._ours = ours.pop_all()
         except OSError as error:
-            self.control.close()
             raise SandboxError(f"cannot start {sys.executable}: {error.strerror}") from error
-        finally:
-            theirs.close()
         self.pid = self._process.pid
         self.pidfd = os.pidfd_open(self.pid)
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self.stdin, self.output = self._process.stdin, (self._process.stdout, self._process.stderr)
+
+    def _make_descriptors(self, ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int, int, int]:
+        """The child's: where it writes to us, where it reads from us, its plan and its ruleset, both still empty."""
+        # Questions are packets, so that what one thread or process writes is never mixed with another's; packets take
+        # a page each, so answers, which must never wait for their reader, are none.
+        read, questions = os.pipe2(os.O_CLOEXEC | os.O_DIRECT)
+        theirs.callback(os.close, questions)
+        self.questions = ours.enter_context(os.fdopen(read, "rb", buffering=0))
+        answers, write = os.pipe2(os.O_CLOEXEC)
+        theirs.callback(os.close, answers)
+        self.answers = ours.enter_context(os.fdopen(write, "wb", buffering=0))
+        for end in (read, write):
+            os.set_blocking(end, False)
+        self._plan = ours.enter_context(os.fdopen(os.memfd_create("plan", os.MFD_CLOEXEC), "wb"))
+        ruleset = landlock.create_ruleset(**self._features.landlock_bits())
+        self._ruleset = ours.enter_context(os.fdopen(ruleset, "rb", buffering=0))
+        return questions, answers, self._plan.fileno(), ruleset
 
     def check_supervision(self) -> None:
         """Raise SandboxError where the host forbids to look into one's own child (Yama 2 or 3, some containers)."""
@@ -104,50 +126,49 @@ class Child:
         interpreter: Interpreter,
         scratch: str,
         env: dict[str, str],
-        features: Features,
         filters: str | None = None,
     ) -> int:
-        """Send the plan and wait until the child has locked itself down; returns the seccomp listener descriptor.
+        """Write the plan and wait until the child has locked itself down; returns the seccomp listener descriptor.
 
         `filters`: the folder where compiled filters are kept. Raises SandboxError where the kernel refuses a part of
         the boundary.
         """
-        ruleset = landlock.create_ruleset(policy.rules(), **features.landlock_bits())
+        with self._ruleset:
+            landlock.add_rules(self._ruleset.fileno(), policy.rules(), fs=self._features.landlock_bits()["fs"])
+        program = seccomp.program(policy.grants(self._features), filters)
+        in_site = os.path.dirname(interpreter.package) in interpreter.site_packages
+        plan = {
+            "bpf": seccomp.for_pid(program, self.pid),
+            "rlimits": policy.rlimits,
+            "scratch": scratch,
+            "source": script.source,
+            "name": script.name,
+            "show_source": not script.is_file,
+            "script_path": [script.folder] if script.folder else [],
+            "key": key,
+            "prefix": interpreter.prefix,
+            "site_packages": list(interpreter.site_packages),
+            "package": "" if in_site else interpreter.package,
+            "env": env,
+            "hints": {name: policy.limits.reached(name, key) for name in ("memory", "files", "scratch")},
+        }
         try:
-            program = seccomp.program(policy.grants(features), filters)
-            in_site = os.path.dirname(interpreter.package) in interpreter.site_packages
-            plan = {
-                "bpf": seccomp.for_pid(program, self.pid),
-                "rlimits": policy.rlimits,
-                "scratch": scratch,
-                "source": script.source,
-                "name": script.name,
-                "show_source": not script.is_file,
-                "script_path": [script.folder] if script.folder else [],
-                "key": key,
-                "prefix": interpreter.prefix,
-                "site_packages": list(interpreter.site_packages),
-                "package": "" if in_site else interpreter.package,
-                "env": env,
-                "hints": {name: policy.limits.reached(name, key) for name in ("memory", "files", "scratch")},
-            }
-            plan_fd = os.memfd_create("plan", os.MFD_CLOEXEC)
-            with open(plan_fd, "wb") as file:
-                marshal.dump(plan, file)
-                file.flush()
-                try:
-                    socket.send_fds(self.control, [b"plan"], [plan_fd, ruleset])
-                except OSError as error:
-                    raise SandboxError(f"the child ended before it was confined ({self._how_it_ended()})") from error
-        finally:
-            os.close(ruleset)
-        return self._receive_listener()
+            with self._plan:
+                marshal.dump(plan, self._plan)
+            self.answers.write(b"plan")
+        except OSError as error:
+            raise SandboxError(f"the child ended before it was confined ({self._how_it_ended()})") from error
+        return self._take_listener()
 
     def go(self) -> None:
         """Let the confined child run the script."""
         with contextlib.suppress(OSError):  # killed meanwhile: its pidfd tells
-            self.control.send(b"go")
-        self.control.setblocking(False)
+            self.answers.write(b"go")
+
+    def hang_up(self) -> None:
+        """Take no more questions: who asks still gets an error, not silence."""
+        self.questions.close()
+        self.answers.close()
 
     def signal(self, number: int) -> None:
         """Send a signal; by pidfd, so never to a stranger who got the same pid."""
@@ -171,18 +192,22 @@ class Child:
         if self._process.returncode is None:
             self.signal(signal.SIGKILL)
             self._process.wait()
-        for file in (self.stdin, *self.output, self.control):
+        for file in (self.stdin, *self.output):
             file.close()
+        self._ours.close()
         os.close(self.pidfd)
 
-    def _receive_listener(self) -> int:
-        if not select.select([self.control], [], [], READY_SECONDS)[0]:
+    def _take_listener(self) -> int:
+        """The child keeps it open until it is told to go."""
+        if not select.select([self.questions], [], [], READY_SECONDS)[0]:
             raise SandboxError(f"the child was not confined within {READY_SECONDS} s")
-        message, fds, _, _ = socket.recv_fds(self.control, 1024, 1)
-        if message == b"ready" and len(fds) == 1:
-            return fds[0]
-        for fd in fds:
-            os.close(fd)
+        message = self.questions.read(1024) or b""
+        if message.startswith(b"ready "):
+            try:
+                return pidfd_getfd(self.pidfd, int(message[6:]))
+            except OSError as error:
+                if not select.select([self.pidfd], [], [], 0)[0]:
+                    raise SandboxError(f"the child's listener cannot be had: {error.strerror}") from error
         if message.startswith(b"fail "):
             raise SandboxError(f"the kernel refused a part of the sandbox: {message[5:].decode('utf-8', 'replace')}")
         raise SandboxError(f"the child ended before it was confined ({self._how_it_ended()})")

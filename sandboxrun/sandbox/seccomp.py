@@ -127,9 +127,10 @@ _PRCTLS = {"PR_SET_NAME": 15, "PR_GET_NAME": 16, "PR_GET_DUMPABLE": 3, "PR_GET_N
 _FALLOCATES = {"mode 0": 0, "PUNCH_HOLE with KEEP_SIZE": 0x02 | 0x01}
 _NO_FALLOCATES = {"KEEP_SIZE": 0x01, "COLLAPSE_RANGE": 0x08, "ZERO_RANGE": 0x10, "ZERO_RANGE with KEEP_SIZE": 0x10 | 0x01,
                   "INSERT_RANGE": 0x20, "UNSHARE_RANGE": 0x40}  # fmt: skip
+# Not SO_REUSEPORT: who listens where another program of the same user does would get some of its connections.
 _SOCKOPTS = {
     "SOL_SOCKET": ("SO_REUSEADDR", "SO_KEEPALIVE", "SO_SNDBUF", "SO_RCVBUF", "SO_LINGER", "SO_RCVTIMEO", "SO_SNDTIMEO",
-                   "SO_OOBINLINE", "SO_REUSEPORT", "SO_RCVLOWAT", "SO_PRIORITY"),
+                   "SO_OOBINLINE", "SO_RCVLOWAT", "SO_PRIORITY"),
     "IPPROTO_TCP": ("TCP_NODELAY", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT", "TCP_CORK",
                     "TCP_QUICKACK", "TCP_MAXSEG", "TCP_SYNCNT", "TCP_LINGER2", "TCP_NOTSENT_LOWAT", "TCP_WINDOW_CLAMP"),
     "IPPROTO_IP": ("IP_TOS", "IP_TTL"),
@@ -216,7 +217,7 @@ def _network_rules() -> Iterator[Rule]:
             option = getattr(socket, name, None) or _MORE_SOCKOPTS[name]
             args = (_int(1, getattr(socket, level), level), _int(2, option, name))
             yield Rule("setsockopt", "no fast open, ULP, REPAIR, source routes, binding to a device", args)
-    # SO_PEERPIDFD (77) would give a handle on the supervisor, which made the control socket.
+    # SO_PEERPIDFD (77) would give a handle on whoever is at the other end: a Redis on a Unix socket.
     old = Arg(2, _INT & ~0x3F, 0, "an option below 64")
     yield Rule("getsockopt", "no SO_PEERPIDFD", (_int(1, socket.SOL_SOCKET, "SOL_SOCKET"), old))
     for level in ("IPPROTO_TCP", "IPPROTO_IP", "IPPROTO_IPV6"):

@@ -10,10 +10,8 @@ import contextlib
 import errno
 import os
 import queue
-import select
 import selectors
 import signal
-import socket
 import stat
 import threading
 import time
@@ -41,6 +39,7 @@ HOUSEKEEPING_SECONDS = 1.0
 LAST_MESSAGES_SECONDS = 1.0
 DENIALS_SHOWN_MAX = 100  # different targets; a hostile worker cannot flood the operator's terminal
 _SCRATCH_ENTRIES_MAX = 20_000
+_QUESTION_BYTES = 2048  # more is none of bootstrap.py's
 
 
 class Supervisor:
@@ -82,7 +81,7 @@ class Supervisor:
         self._cgroup = Cgroup.make(child.pid, policy.limits)  # before there is a guard, which would be one too many
         self._guard = Guard(child.pid) if policy.execute else None
         self._selector.register(child.pidfd, selectors.EVENT_READ)  # no callback: `serve` ends
-        self._selector.register(child.control, selectors.EVENT_READ, self._asked)
+        self._selector.register(child.questions, selectors.EVENT_READ, self._asked)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
 
     def stop(self, reason: str = "") -> None:
@@ -200,24 +199,20 @@ class Supervisor:
             self._stop_reason = None
 
     def _asked(self) -> None:
-        try:
-            message = self._child.control.recv(2048)  # plain recv: descriptors sent along are dropped by the kernel
-        except BlockingIOError:
+        message = self._child.questions.read(_QUESTION_BYTES)
+        if message is None:  # taken away: a worker can open its end for reading too (/proc/self/fd)
             return
-        except OSError:
-            message = b""
-        if not message and _peer_closed(self._child.control):  # an empty packet reads the same
-            self._selector.unregister(self._child.control)
+        if not message:
+            self._selector.unregister(self._child.questions)
+            self._child.hang_up()
             return
         answer = self.resolver.question(message)
         if answer is not None:
             self._answer(answer)
 
     def _answer(self, answer: bytes) -> None:
-        try:
-            self._child.control.send(answer)
-        except OSError:
-            pass  # A worker that does not read its answers goes without.
+        with contextlib.suppress(OSError, ValueError):  # it has closed its end, or we have
+            self._child.answers.write(answer)  # whole or, where the worker does not read its answers, not at all
 
     def _woken(self) -> None:
         try:
@@ -272,12 +267,6 @@ class _Messages:
     def _write(self, log: Log) -> None:
         while (message := self._queue.get()) is not None:
             message(log)
-
-
-def _peer_closed(sock: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(sock, select.POLLRDHUP)  # a half-closed one too; POLLHUP is always reported
-    return bool(poll.poll(0))
 
 
 def folder_size(folder: str, enough: int) -> int:

@@ -215,7 +215,7 @@ def _run_worker(
         protected=(),
         limits=_LIMITS,
     )
-    child = Child(_KEY)
+    child = Child(_KEY, kernel)
     try:
         child.stdin.close()
         child.check_supervision()
@@ -226,7 +226,6 @@ def _run_worker(
             interpreter=interpreter,
             scratch=scratch,
             env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": scratch, "TMPDIR": scratch, **env},
-            features=kernel,
             filters=filters,
         )
         log = Log(stream=io.StringIO())  # refusals are what is wanted here

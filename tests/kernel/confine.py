@@ -65,7 +65,7 @@ def main(spec: dict) -> int:
     with open(spec["script"], "rb") as file:
         script = Script(file.read(), spec["script"], None, is_file=True)
     env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": spec["scratch"], "TMPDIR": spec["scratch"]}
-    child = Child(KEY)
+    child = Child(KEY, kernel)
     try:
         child.stdin.close()
         child.check_supervision()
@@ -76,7 +76,6 @@ def main(spec: dict) -> int:
             interpreter=interpreter,
             scratch=spec["scratch"],
             env=env,
-            features=kernel,
             filters=spec.get("filters"),
         )
         supervisor = Supervisor(child, listener, built, key=KEY, scratch=spec["scratch"], trusted=None, log=log)

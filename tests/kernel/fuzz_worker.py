@@ -109,7 +109,7 @@ FDS: list[int] = []
 
 
 def open_descriptors():
-    """A set of everything a worker can have, the control socket and standard streams besides."""
+    """A set of everything a worker can have, the pipes to the supervisor and standard streams besides."""
     for fd in FDS:
         libc.syscall(NR["close"], fd, 0, 0, 0, 0, 0)
     FDS.clear()

@@ -460,6 +460,28 @@ def test_port_0_is_a_port_that_the_kernel_chooses_and_no_other(arena: Arena, nam
     assert held.value == [True, "EACCES", "EACCES", "EACCES", "EACCES"], held
 
 
+def test_a_port_that_another_program_listens_on_is_not_shared_with_the_worker(arena: Arena) -> None:
+    code = """
+    def attempt():
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            s.bind(("127.0.0.1", V["port"]))
+            s.listen(64)
+            for _ in range(64):  # the kernel spreads them
+                socket.create_connection(("127.0.0.1", V["port"]))
+            return s.accept()[0].close()
+    """
+    with socket.socket() as service:
+        service.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        service.bind(("127.0.0.1", 0))
+        service.listen(128)
+        target = f"127.0.0.1:{service.getsockname()[1]}"
+        port = service.getsockname()[1]
+        arena.refused(code, "EPERM", works=None, allow={"listen": target, "net": target}, port=port)
+        code = code.replace("            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n", "")
+        assert arena.confined(code, allow={"listen": target, "net": target}, port=port).errno == "EADDRINUSE"
+
+
 def test_a_denied_port_is_not_the_one_that_the_kernel_may_choose(arena: Arena) -> None:
     held = arena.confined(
         LISTEN, allow={"listen": "127.0.0.1:0"}, deny={"listen": "127.0.0.1:0"}, address="127.0.0.1", port=0

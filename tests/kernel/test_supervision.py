@@ -5,27 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 from arena import CONFINE, Arena, Listener, full_backlog
-
-CONTROL = """
-def control_sockets():
-    for fd in range(3, 64):
-        try:
-            sock = socket.socket(fileno=os.dup(fd))
-        except OSError:
-            continue
-        if sock.family == socket.AF_UNIX:
-            yield sock
-
-"""
 
 
 def test_hanging_connects_delay_nobody(arena: Arena, listener: Listener) -> None:
@@ -207,23 +193,6 @@ def test_names_are_resolved_by_the_supervisor_and_only_listed_ones(arena: Arena,
     )
 
 
-def test_garbage_on_the_control_socket_harms_nobody(arena: Arena, listener: Listener) -> None:
-    code = """
-    def attempt():
-        found = 0
-        for control in control_sockets():
-            found += 1
-            for junk in (b"", b"name", b"name x y", b"name 77 " + b"\\xff" * 900, b"name 99999999999999999999999 a", os.urandom(2000)):
-                control.sendmsg([junk], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, (0).to_bytes(4, "little"))])
-        with socket.create_connection(("localhost", V["port"])) as s:
-            return [found, s.recv(5).decode()]
-    """
-    done = arena.confined(
-        CONTROL + textwrap.dedent(code), allow={"net": f"localhost:{listener.port}"}, port=listener.port
-    )
-    assert done.value == [1, "hello"]
-
-
 def test_the_worker_dies_with_a_killed_supervisor(arena: Arena, tmp_path: Path) -> None:
     script = tmp_path / "forever.py"
     script.write_text(
@@ -312,24 +281,6 @@ def test_a_kernel_without_what_is_needed_is_refused_by_name_and_nothing_runs(are
         assert found.errno == "NO OUTCOME"
         assert found.code != 0
         assert text in found.stderr
-
-
-def test_a_half_closed_control_socket_does_not_keep_the_supervisor_busy(arena: Arena) -> None:
-    code = """
-    def attempt():
-        import time
-        closed = 0
-        for control in control_sockets():
-            control.shutdown(socket.SHUT_WR)
-            closed += 1
-        time.sleep(3)
-        return closed
-    """
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert arena.confined(CONTROL + textwrap.dedent(code)).value == 1
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # A loop would take all of the three seconds.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
 def test_o_async_which_could_signal_the_operators_processes_is_refused(arena: Arena) -> None:

@@ -83,7 +83,7 @@ def test_everything_of_the_sandbox_dies_with_a_killed_supervisor(arena: Arena, l
 # Before there is a worker: what is patched says the child's pid, and waits to be killed.
 EARLY = {
     "before the plan": "launch.Child.check_supervision = here",
-    "with the plan sent": "launch.Child._receive_listener = here",
+    "with the plan sent": "launch.Child._take_listener = here",
     "confined": "launch.Child.go = here",
 }
 

@@ -53,7 +53,7 @@ ABSENT = (
 )
 UNSUPPORTED = "getxattr listxattr lgetxattr llistxattr fgetxattr flistxattr".split()
 OPTIONS = [  # of setsockopt: SOL_SOCKET, IPPROTO_TCP, IPPROTO_IP, IPPROTO_IPV6
-    *((1, option) for option in (2, 9, 7, 8, 13, 20, 21, 10, 15, 18, 12)),
+    *((1, option) for option in (2, 9, 7, 8, 13, 20, 21, 10, 18, 12)),
     *((6, option) for option in (1, 4, 5, 6, 18, 3, 12, 2, 7, 8, 25, 10)),
     *((0, option) for option in (1, 2)),
     *((41, option) for option in (26, 67, 16)),

@@ -3,6 +3,7 @@ was after has no connection more."""
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
@@ -327,3 +328,15 @@ def test_a_socket_that_gave_up_connecting_cannot_go_elsewhere(arena: Arena, list
         allow = {"net": f"127.0.0.1:{hanging}"}
         arena.refused(code, "EACCES", works="hello", allow=allow, hanging=hanging, port=listener.port)
     assert arrived(listener) == 1
+
+
+@pytest.mark.parametrize("address", ["64:ff9b::7f00:1", "2002:7f00:1::1"])
+@pytest.mark.parametrize("deny", ["127.0.0.1", "127.0.0.0/8", "localhost"])
+def test_a_denied_address_is_denied_behind_a_gateway(arena: Arena, address: str, deny: str) -> None:
+    code = "def attempt():\n    s = socket.socket(socket.AF_INET6)\n    s.setblocking(False)\n    return s.connect_ex((V['address'], 9))"
+    free = arena.unconfined(code, address=address).value
+    assert free in (errno.EINPROGRESS, errno.ENETUNREACH, errno.EHOSTUNREACH)
+    assert arena.confined(code, allow={"net": "[::/0]"}, address=address).value == free
+    held = arena.confined(code, allow={"net": "[::/0]"}, deny={"net": deny}, address=address)
+    assert held.value == errno.EACCES
+    assert f'Requires net access to "[{address}]:9"' in held.stderr

@@ -121,16 +121,11 @@ NAMES = ["\x1b]0;title\x07", "\x1b[2Jevil", "a\rb", "a\nb", "\u202egnp.exe", "\x
 def test_names_a_worker_asks_for_do_not_drive_the_terminal(arena: Arena) -> None:
     code = """
     def attempt():
-        for fd in range(3, 64):
-            try:
-                control = socket.socket(fileno=os.dup(fd))
-                break
-            except OSError:
-                pass
+        fds = [fd for fd in range(3, 64) if os.path.exists(f"/proc/self/fd/{fd}")]
         found = []
         for number, name in enumerate(V["names"], 1000):
-            control.send(f"name {number} {name}.example".encode())
-            found.append(control.recv(4096).decode().split("\\n")[:2])
+            os.write(fds[0], f"name {number} {name}.example".encode())
+            found.append(os.read(fds[1], 4096).decode().split("\\n")[:2])
         return found
     """
     found = arena.confined(code, names=NAMES)

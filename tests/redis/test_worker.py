@@ -264,18 +264,23 @@ def test_a_left_over_pid_blocks_nothing(r: redis.Redis, run: Runner, local: Loca
         assert run("t", "1").out == "ran\n"
 
 
-def test_a_left_over_pid_of_a_killed_supervisor_blocks_nothing(r: redis.Redis, run: Runner, local: Local) -> None:
-    local(LONG)
+@pytest.mark.parametrize("first", ["", "import os; os.chmod('.', 0)\n"], ids=["", "hides its folder"])
+def test_a_left_over_pid_of_a_killed_supervisor_blocks_nothing(
+    r: redis.Redis, run: Runner, local: Local, first: str
+) -> None:
+    local(first + LONG)
     with run.start("t", "1") as process:
         wait_for(lambda: r.hget("t:1:h", "pid"), "pid")
         pid = int(r.hget("t:1:h", "pid"))
+        scratch = run.home / ".cache/sandboxrun/scratch"
+        wait_for(lambda: not first or [path.stat().st_mode & 0o777 for path in scratch.iterdir()] == [0], "the worker")
         process.kill()
         process.wait()
     wait_for(lambda: not os.path.exists(f"/proc/{pid}"), "the worker to die with its supervisor")
     assert r.hget("t:1:h", "pid") == str(pid)
     local("print('ran')")
     assert run("t", "1").out == "ran\n"
-    assert list((run.home / ".cache/sandboxrun/scratch").iterdir()) == []  # the killed one's was swept
+    assert list(scratch.iterdir()) == []  # the killed one's was swept
 
 
 def test_a_living_worker_is_not_started_twice(r: redis.Redis, run: Runner, local: Local) -> None:

@@ -62,6 +62,30 @@ def test_net_targets_by_name_count_only_for_names_that_were_resolved() -> None:
     assert not permissions.allows_name("www.example.com")
 
 
+@pytest.mark.parametrize("spelling", ["64:ff9b::a01:203", "2002:a01:203::1", "::ffff:10.1.2.3"])
+def test_an_address_is_denied_however_a_gateway_would_reach_it(spelling: str) -> None:
+    assert allows(net("[::/0],0.0.0.0/0"), spelling, 80)
+    for denied in ("10.1.0.0/16", "10.1.2.3:80"):
+        assert not allows(net("[::/0],0.0.0.0/0", denied), spelling, 80)
+    assert allows(net("[::/0],0.0.0.0/0", "10.1.2.3:81,10.1.2.4"), spelling, 80)
+    assert allows(net("*", "10.1.2.3"), "64:ff9b::808:808", 80)
+    assert not allows(net("*", "8.8.8.8"), "64:ff9b::808:808", 80)
+
+
+@pytest.mark.parametrize("spelling", ["64:ff9b::a01:203", "2002:a01:203::1"])
+def test_an_allowed_address_is_not_allowed_through_a_gateway(spelling: str) -> None:
+    for allowed in ("10.1.2.3", "10.0.0.0/8", "0.0.0.0/0"):
+        assert not allows(net(allowed), spelling, 80)
+
+
+def test_a_denied_name_is_denied_through_a_gateway_and_an_allowed_one_not_allowed() -> None:
+    address = ipaddress.ip_address("64:ff9b::808:808")
+    names = {"denied_names": ("dns.example",)}
+    assert net("[::/0]").allows_net(address, 80, **names)
+    assert not net("[::/0]", "dns.example").allows_net(address, 80, **names)
+    assert not net("dns.example").allows_net(address, 80, **names)
+
+
 def test_deny_beats_allow() -> None:
     permissions = net("10.0.0.0/8,*.example.com", "10.1.0.0/16,10.2.0.1:22,secret.example.com,half.example.com:22")
     assert allows(permissions, "10.0.0.1", 80)

@@ -142,6 +142,18 @@ def resolver(allow: str, answers: list[str]) -> Resolver:
     )
 
 
+def test_an_answer_is_never_longer_than_what_a_pipe_takes_at_once() -> None:
+    import select
+
+    from sandboxrun.sandbox.resolver import _answer
+
+    addresses = [f"2606:4700:1111:2222:3333:4444:5555:{number:04x}" for number in range(500)]
+    answer = _answer("9" * 20, "ok", addresses)
+    assert 4000 < len(answer) <= select.PIPE_BUF
+    number, verdict, *given = answer.removesuffix(b"\0").decode().split("\n")
+    assert (number, verdict, given) == ("9" * 20, "ok", addresses[: len(given)])
+
+
 def test_a_public_name_may_not_resolve_to_a_private_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's resolver is replaced: a real name with such an answer would need a DNS server."""
     import ipaddress
@@ -164,7 +176,8 @@ def test_a_public_name_may_not_resolve_to_a_private_address(monkeypatch: pytest.
         deadline = time.monotonic() + 5
         while not (answers := names.take_answers()):
             assert time.monotonic() < deadline
-        return answers[0].decode().split("\n")
+        assert answers[0].endswith(b"\0")
+        return answers[0][:-1].decode().split("\n")
 
     assert ask("evil.example")[1] == "denied"
     assert ask("mixed.example")[1] == "denied"
