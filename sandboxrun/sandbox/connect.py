@@ -96,7 +96,7 @@ class Connector:
     """Answers `connect`."""
 
     def __init__(
-        self, calls: Calls, policy: SandboxPolicy, *, resolver: Resolver, denied: Callable[[str, str], None]
+        self, calls: Calls, policy: SandboxPolicy, *, resolver: Resolver, denied: Callable[[str, str, bool], None]
     ) -> None:
         self._calls, self._policy, self._resolver, self._denied = calls, policy, resolver, denied
         self._pending: dict[int, _Pending] = {}  # by descriptor
@@ -159,7 +159,8 @@ class Connector:
         names = self._resolver.names(address)
         private_names = self._resolver.private_names(address, destination.port)
         if not self._policy.net.allows_net(address, destination.port, names, private_names):
-            self._denied("net", endpoint(min(names), destination.port) if names else str(destination))
+            target = endpoint(min(names), destination.port) if names else str(destination)
+            self._denied("net", target, self._policy.net.denies_net(address, destination.port, names))
             raise OSError(errno.EACCES, "not granted")
         if len(self._allowed) < DECISIONS_MAX:
             self._allowed[data] = destination
