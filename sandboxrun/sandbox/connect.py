@@ -143,7 +143,7 @@ class Connector:
         return min((p.deadline for p in self._pending.values() if p.deadline is not None), default=None)
 
     def _decide(self, data: bytes) -> InetAddress | str:
-        """The destination that these bytes are, if it is granted. Raises OSError."""
+        """The destination that these bytes are, if it is granted; a Unix socket's real path. Raises OSError."""
         if self._decided_with != self._resolver.version:
             self._allowed.clear()
             self._decided_with = self._resolver.version
@@ -152,9 +152,9 @@ class Connector:
             return known
         destination = parse_sockaddr(data)
         if isinstance(destination, str):
-            if self._policy.unix_socket is None or destination != self._policy.unix_socket:
+            if self._policy.unix_socket is None or destination != self._policy.unix_socket[0]:
                 raise OSError(errno.EACCES, "Unix socket")
-            return destination
+            return self._policy.unix_socket[1]  # which stays, whatever becomes of the symlinks that led there
         address = canonical_address(destination.address)
         names = self._resolver.names(address)
         private_names = self._resolver.private_names(address, destination.port)
@@ -247,7 +247,7 @@ def check_tcp(sock: _socket.socket, family: int) -> None:
 def _connect_unix(sock: _socket.socket, path: str) -> int:
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
         raise OSError(errno.EACCES, "not a Unix stream socket")
-    fd = open_real(os.path.realpath(path))  # a symlink put there at this moment is not followed
+    fd = open_real(path)  # a symlink put there meanwhile is not followed
     try:
         # Never waits for long: a full backlog gives EAGAIN.
         with _NonBlocking(sock, fcntl.fcntl(sock.fileno(), fcntl.F_GETFL)):

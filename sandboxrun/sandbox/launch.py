@@ -18,7 +18,7 @@ import sysconfig
 from dataclasses import dataclass
 
 from sandboxrun.errors import SandboxError
-from sandboxrun.sandbox import landlock, seccomp
+from sandboxrun.sandbox import landlock, places, seccomp
 from sandboxrun.sandbox.features import Features
 from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy
 from sandboxrun.sandbox.target import pidfd_getfd
@@ -45,15 +45,16 @@ def this_interpreter() -> Interpreter:
     for path in sys.path:  # Debian's dist-packages, --system-site-packages
         if os.path.basename(path) in ("site-packages", "dist-packages") and os.path.isdir(path):
             site[path] = None
+    programs = (sys.executable, os.path.realpath(sys.executable), os.path.abspath(sys.argv[0]))
+    searched, mixed = places.searched()
     return Interpreter(
         prefix=sys.prefix,
-        programs=tuple(
-            os.path.dirname(program)
-            for program in (sys.executable, os.path.realpath(sys.executable), os.path.abspath(sys.argv[0]))
-        ),
+        programs=(*programs, *map(os.path.dirname, programs)),
         library=(paths["stdlib"], paths["platstdlib"]),
         site_packages=tuple(site),
         package=package,
+        searched=searched,
+        mixed=mixed,
     )
 
 
