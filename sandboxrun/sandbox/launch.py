@@ -43,7 +43,7 @@ def this_interpreter() -> Interpreter:
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     site = dict.fromkeys(path for path in (paths["purelib"], paths["platlib"]) if os.path.isdir(path))
     for path in sys.path:  # Debian's dist-packages, --system-site-packages
-        if os.path.basename(path) in ("site-packages", "dist-packages") and os.path.isdir(path):
+        if os.path.basename(path) in places.SITE_FOLDERS and os.path.isdir(path):
             site[path] = None
     programs = (sys.executable, os.path.realpath(sys.executable), os.path.abspath(sys.argv[0]))
     searched, mixed = places.searched()

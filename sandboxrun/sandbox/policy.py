@@ -42,7 +42,7 @@ class Interpreter:
     library: tuple[str, ...]  # standard library folders
     site_packages: tuple[str, ...]
     package: str  # the folder sandboxrun/ itself
-    searched: tuple[str, ...]  # folders on PYTHONPATH and PATH, there or not
+    searched: tuple[str, ...]  # folders on PATH and Python's path, there or not
     mixed: tuple[str, ...]  # those of them that hold other things too; see places.searched
 
 
@@ -113,7 +113,7 @@ def build(
     """
     libraries = (*interpreter.library, *interpreter.site_packages, interpreter.package)
     code = [interpreter.prefix, *interpreter.programs, *libraries, *_SYSTEM_CODE, *protected]
-    real = _Real(key, Ground(tuple(follow(path)[0] for path in code)))
+    real = _Real(key, tuple(code))
     read = _granted(permissions, "read", real)
     write = _granted(permissions, "write", real)
     execute = list(_programs(permissions, real))
@@ -121,7 +121,7 @@ def build(
     code += [*interpreter.searched, *execute]
     if local_source is not None:
         local_source = real(local_source, f"field url of {key}")
-        own.append(local_source)
+        read.append(local_source)
         code.append(local_source)
     if isinstance(redis, str):
         code.append(redis)  # or the worker could put another socket in its place
@@ -131,10 +131,11 @@ def build(
         net = permissions.union(Permissions(allow={"net": (redis,)}))
     return SandboxPolicy(
         net=net,
-        read=_existing((*_SYSTEM_READ, *own, *read, scratch)),
-        write=_existing((*write, scratch)),
+        # Those that were granted are real already. To resolve them once more would be to follow what was put there meanwhile.
+        read=tuple(dict.fromkeys((*_existing((*_SYSTEM_READ, *own)), *read, *_existing((scratch,))))),
+        write=tuple(dict.fromkeys((*write, *_existing((scratch,))))),
         devices=_existing(_DEVICES),
-        execute=_existing(execute),
+        execute=tuple(path for path in dict.fromkeys(execute) if os.path.lexists(path)),
         unix_socket=(redis, follow(redis)[0]) if isinstance(redis, str) else None,
         limits=limits,
     )
@@ -145,11 +146,12 @@ class _Real:
     """The real path of what a hash names, if no worker can have chosen it."""
 
     key: str
-    ground: Ground
+    code: tuple[str, ...]  # where no worker ever writes
 
     def __call__(self, path: str, where: str) -> str:
         real, links = follow(path)
-        planted = self.ground.planted(links)
+        ground = Ground(tuple(follow(place)[0] for place in self.code)) if links else None
+        planted = ground.planted(links) if ground is not None else None
         if planted is not None:
             raise ConfigError(
                 f"{where} has {path}, but {planted} is a symlink in a folder that workers may be given for writing: "
@@ -158,24 +160,24 @@ class _Real:
         return real
 
 
-def _check_no_code(write: Iterable[str], code: Iterable[str], interpreter: Interpreter, key: str) -> None:
+def _check_no_code(write: Sequence[str], code: Iterable[str], interpreter: Interpreter, key: str) -> None:
     """Raise ConfigError where something of `code`, or a symlink that leads to it, can be written or replaced."""
-    ways = [(place, *follow(place)) for place in dict.fromkeys(code)]
+    if not write:
+        return
+    ways = [(place, *follow(place)) for place in dict.fromkeys((*code, *interpreter.mixed))]
+    mixed = {follow(place)[0] for place in interpreter.mixed} - {follow(place)[0] for place in code}
+    is_mixed = any(within(path, folder) for path in write for folder in mixed)
+    modules = places.module_names((*interpreter.site_packages, *mixed)) if is_mixed else frozenset()
     for path in write:
         for place, real, links in ways:
             link = next((link for link in links if within(os.path.dirname(link), path)), None)
             if link is not None:
                 _refuse_write(path, f"{place}, which is found through the symlink {link}", key)
-            if within(real, path) or within(path, real):
+            if within(real, path) or (within(path, real) and real not in mixed):
                 _refuse_write(path, real, key)
-        for folder in interpreter.mixed:
-            folder = os.path.realpath(folder)
-            if within(folder, path):
-                _refuse_write(path, folder, key)
-            name = path[len(folder) :].lstrip("/").partition("/")[0]
-            libraries = (*interpreter.site_packages, *interpreter.searched)
-            if within(path, folder) and places.is_importable(name, folder, libraries):
-                _refuse_write(path, f"module {name} in {folder}, where Python looks first: start elsewhere", key)
+            name = path[len(real) :].lstrip("/").partition("/")[0]
+            if within(path, real) and places.is_importable(name, real, modules):
+                _refuse_write(path, f"module {name} of {real}, which is on Python's path", key)
 
 
 def _refuse_write(path: str, place: str, key: str) -> NoReturn:

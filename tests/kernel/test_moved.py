@@ -16,6 +16,10 @@ import pytest
 from arena import Arena, listening
 from attack import arrived, attempt
 
+from sandboxrun.errors import SandboxError
+from sandboxrun.sandbox import landlock
+from sandboxrun.sandbox.metadata import Metadata
+
 READ_ALL = """
 def attempt():
     found = []
@@ -193,6 +197,20 @@ def attempt():
         running.tell("replaced")
         assert running.end().value == "hello"
         assert (arrived(redis), arrived(other)) == (2, 0)
+
+
+def test_a_granted_folder_that_became_a_symlink_meanwhile_is_not_opened(tmp_path: Path) -> None:
+    """By another worker, between the decision and the ruleset."""
+    data, private = tmp_path / "data", tmp_path / "private"
+    data.mkdir()
+    private.mkdir()
+    os.rename(data, tmp_path / "old")
+    data.symlink_to(private)
+    access = {"fs": int(landlock.BASIC), "net": 0, "scoped": 0}
+    with pytest.raises(SandboxError, match=f"cannot open {data} to grant it"):
+        landlock.create_ruleset([(str(data), landlock.WRITE)], **access)
+    with pytest.raises(SandboxError, match=f"cannot open {data} to grant it"):
+        Metadata(None, [str(tmp_path / "old"), str(data)])  # type: ignore[arg-type]  # it is not called
 
 
 def test_a_symlink_beside_code_is_followed(arena: Arena, tmp_path: Path) -> None:

@@ -56,16 +56,17 @@ def test_a_folder_that_is_searched_for_code_cannot_be_granted_for_writing(
 ) -> None:
     local("print('ran')")
     data = tmp_path / "data"
-    for name in ("code/sub", "later", "free"):
+    for name in ("code/sub", "code/json", "code/own", "later", "free"):
         (data / name).mkdir(parents=True)
+    (data / "code/own/__init__.py").touch()
     (data / "link").symlink_to(data / "free")
     searched = f"{data}/code:{data}/later/not-there-yet:{data}/link/not-there-yet"
     run.env[variable] = searched + ":" + run.env.get(variable, "")
-    for name in ("code", "code/sub", "later", "free", "."):
+    for name in ("code", "code/sub" if variable == "PATH" else "code/json", "code/own", "later", "free", "."):
         r.hset("t:1:h", "allowWrite", str(data / name))
         _refused(run("t", "1"), name)
     run.env[variable] = f"{data}/code"
-    for name in ("later", "free"):
+    for name in ("later", "free", *(["code/sub"] if variable == "PYTHONPATH" else [])):
         r.hset("t:1:h", "allowWrite", str(data / name))
         assert run("t", "1").out == "ran\n"
 
