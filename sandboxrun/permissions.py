@@ -364,29 +364,37 @@ class Permissions:
         """
         address = canonical_address(address)
         names = tuple(names)
-        for spelling in filter(
-            None, (address, embedded_address(address))
-        ):  # what is denied is so however it is reached
-            if any(t.matches(spelling, port, (*names, *denied_names)) for t in self.deny.get("net", ())):
-                return False
+        if self.denies_net(address, port, (*names, *denied_names)):
+            return False
         usable = names if is_public(address) else tuple(private_names)
         return any(t.matches(address, port, usable) for t in self.allow.get("net", ()))
 
+    def denies_net(self, address: IPAddress, port: int, names: Iterable[str] = ()) -> bool:
+        """Whether a deny entry refuses it, however it is spelt, so that no grant helps. `names`: all that count for denials."""
+        address, names = canonical_address(address), tuple(names)
+        spellings = [found for found in (address, embedded_address(address)) if found is not None]
+        return any(t.matches(found, port, names) for t in self.deny.get("net", ()) for found in spellings)
+
     def allows_name(self, name: str) -> bool:
         """Whether a (canonical) name may be resolved at all: some port of it is allowed, and not all are denied."""
-        if any(t.port is None and t.matches_name(name) for t in self.deny.get("net", ())):
-            return False
-        return any(t.matches_name(name) for t in self.allow.get("net", ()))
+        return not self.denies_name(name) and any(t.matches_name(name) for t in self.allow.get("net", ()))
+
+    def denies_name(self, name: str) -> bool:
+        """Whether a deny entry refuses all ports of a name."""
+        return any(t.port is None and t.matches_name(name) for t in self.deny.get("net", ()))
 
     def allows_listen(self, address: IPAddress, port: int, *, bound: bool = False) -> bool:
         """Whether this very address and port may be listened on; `bound`: a port that the kernel chose may be it."""
         allow, deny = self.allow.get("listen", ()), self.deny.get("listen", ())
-        if ListenTarget(address, port) in deny:
+        if self.denies_listen(address, port):
             return False
         if ListenTarget(address, port) in allow:
             return True
         chosen = ListenTarget(address, 0)
         return bound and chosen in allow and chosen not in deny
+
+    def denies_listen(self, address: IPAddress, port: int) -> bool:
+        return ListenTarget(address, port) in self.deny.get("listen", ())
 
     def lists_answer(self, name: str, address: IPAddress) -> bool:
         """Whether an allow entry names this address itself (alone or in a block), for a port that the name is granted."""
@@ -397,12 +405,14 @@ class Permissions:
         return bool(ports & wanted) or (None in ports and bool(wanted)) or (None in wanted and bool(ports))
 
 
-def denial(kind: str, resource: str, key: str) -> str:
-    """The message of a refusal: what was wanted, and the narrowest grant that would allow it."""
+def denial(kind: str, resource: str, key: str, *, by_deny: bool = False) -> str:
+    """The message of a refusal: what was wanted, and the narrowest grant that would allow it, or that a deny entry is
+    what refuses (`by_deny`)."""
     k = KINDS[kind]
-    return (
-        f'Requires {k.name} access to "{resource}"; grant it with: {k.flag()}={resource} (field {k.field()} of {key})'
-    )
+    wanted = f'Requires {k.name} access to "{resource}"'
+    if by_deny:
+        return f"{wanted}, which {k.field('deny')} of {key} refuses"
+    return f"{wanted}; grant it with: {k.flag()}={resource} (field {k.field()} of {key})"
 
 
 def endpoint(host: str, port: int) -> str:

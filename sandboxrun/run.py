@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import resource
 import select
-import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -29,10 +26,11 @@ from sandboxrun.identity import HASH_URL, Identity, Owner, identity, url_for
 from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.permissions import endpoint as host_and_port
-from sandboxrun.sandbox import features
+from sandboxrun.sandbox import features, places
 from sandboxrun.sandbox.features import Features
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy, build
+from sandboxrun.sandbox.scratch import scratch_folder
 from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
 from sandboxrun.store import REDIS_ACL, SELECTORS_SINCE, Endpoint, Store, start_time, this_host
@@ -136,7 +134,7 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
     )
     log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
     key_line = _read_key() if config.has_secrets else None
-    with _scratch(folders.scratch) as scratch, _login(options, config, store, log) as login:
+    with scratch_folder(folders.scratch) as scratch, _login(options, config, store, log) as login:
         interpreter = this_interpreter()
         policy = _policy(config, source, store.endpoint, folders, interpreter, scratch)
         script = _script(source, artifact)
@@ -200,14 +198,18 @@ def _policy(
     interpreter: Interpreter,
     scratch: str,
 ) -> SandboxPolicy:
+    local = source if isinstance(source, LocalSource) else None
+    protected = [folders.cache, folders.state, *places.of_operator()]
+    if local is not None:
+        protected.append(local.script)  # worker.py itself may be a symlink
     return build(
         config.permissions,
         key=config.key,
         interpreter=interpreter,
         scratch=scratch,
-        local_source=(source.folder or source.script) if isinstance(source, LocalSource) else None,
+        local_source=local.named if local is not None else None,
         redis=endpoint.path if endpoint.path is not None else _redis_target(endpoint),
-        protected=(folders.cache, folders.state, os.path.expanduser("~/.netrc")),
+        protected=protected,
         limits=config.limits,
     )
 
@@ -342,65 +344,3 @@ def _give_key(child: Child, line: bytes | None) -> None:
             child.stdin.write(line)
     with contextlib.suppress(OSError):
         child.stdin.close()
-
-
-@contextlib.contextmanager
-def _scratch(parent: str) -> Iterator[str]:
-    """A folder of this run's own, locked as long as we live; those whose supervisor was killed are removed first."""
-    try:
-        os.makedirs(parent, mode=0o700, exist_ok=True)
-        for name in os.listdir(parent):
-            _remove_if_left(os.path.join(parent, name))
-        folder, lock = _make_locked(parent)
-    except OSError as error:
-        raise ConfigError(f"no scratch folder can be made in {parent}: {error.strerror}") from error
-    try:
-        yield folder
-    finally:
-        _remove(folder)
-        os.close(lock)
-
-
-def _make_locked(parent: str) -> tuple[str, int]:
-    while True:
-        folder = tempfile.mkdtemp(dir=parent)
-        lock = _lock(folder)
-        if lock is not None and os.path.exists(folder):
-            return folder, lock
-        if lock is not None:
-            os.close(lock)  # another start took it for a left-over one before it was locked
-
-
-def _remove_if_left(folder: str) -> None:
-    lock = _lock(folder)
-    if lock is not None:
-        _remove(folder)
-        os.close(lock)
-
-
-def _lock(folder: str) -> int | None:
-    """An exclusive lock on the folder itself, which the kernel takes back however we end; None if another has it."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        try:
-            fd = os.open(folder, flags)
-        except PermissionError:  # its worker took its own rights to it away
-            os.chmod(folder, 0o700)  # never a symlink: no worker can make anything in the folder around it
-            fd = os.open(folder, flags)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        return None
-    return fd
-
-
-def _remove(folder: str) -> None:
-    try:
-        shutil.rmtree(folder)
-    except (OSError, RecursionError):
-        # A hostile worker can nest folders deeper than Python's recursion goes, and take its own rights to them away.
-        subprocess.run(["chmod", "-R", "u+rwx", folder], stderr=subprocess.DEVNULL, check=False)
-        subprocess.run(["rm", "-rf", "--one-file-system", folder], stderr=subprocess.DEVNULL, check=False)

@@ -33,10 +33,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class LocalSource:
-    """A script in the file system (version local). `folder` is None where the url names the file itself."""
+    """A script in the file system (version local). `folder` is None where the url names the file itself.
+
+    Both are real paths; `named` is what the url names, which may lead through symlinks.
+    """
 
     script: str
     folder: str | None
+    named: str
 
     def read(self) -> bytes:
         """The script, bounded. Raises FetchError."""
@@ -130,15 +134,15 @@ def _resolve_local(url: str, key: str) -> LocalSource:
         raise ConfigError(
             f"field url of {key} is {url[:80]!r}, but version is local: expected an absolute path to a folder with worker.py, or to the file"
         )
-    path = os.path.realpath(path)
+    named, path = path, os.path.realpath(path)
     if os.path.isdir(path):
         script = os.path.join(path, "worker.py")
         if not os.path.exists(script):
             raise ConfigError(f"field url of {key}: {path} has no worker.py; name the script itself, or make it")
-        return LocalSource(script, path)
+        return LocalSource(script, path, named)
     if not os.path.exists(path):
         raise ConfigError(f"field url of {key}: {path} does not exist")
-    return LocalSource(path, None)
+    return LocalSource(path, None, named)
 
 
 class ImportList:

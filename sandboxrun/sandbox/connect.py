@@ -96,7 +96,7 @@ class Connector:
     """Answers `connect`."""
 
     def __init__(
-        self, calls: Calls, policy: SandboxPolicy, *, resolver: Resolver, denied: Callable[[str, str], None]
+        self, calls: Calls, policy: SandboxPolicy, *, resolver: Resolver, denied: Callable[[str, str, bool], None]
     ) -> None:
         self._calls, self._policy, self._resolver, self._denied = calls, policy, resolver, denied
         self._pending: dict[int, _Pending] = {}  # by descriptor
@@ -143,7 +143,7 @@ class Connector:
         return min((p.deadline for p in self._pending.values() if p.deadline is not None), default=None)
 
     def _decide(self, data: bytes) -> InetAddress | str:
-        """The destination that these bytes are, if it is granted. Raises OSError."""
+        """The destination that these bytes are, if it is granted; a Unix socket's real path. Raises OSError."""
         if self._decided_with != self._resolver.version:
             self._allowed.clear()
             self._decided_with = self._resolver.version
@@ -152,16 +152,17 @@ class Connector:
             return known
         destination = parse_sockaddr(data)
         if isinstance(destination, str):
-            if self._policy.unix_socket is None or destination != self._policy.unix_socket:
+            if self._policy.unix_socket is None or destination != self._policy.unix_socket[0]:
                 raise OSError(errno.EACCES, "Unix socket")
-            return destination
+            return self._policy.unix_socket[1]  # which stays, whatever becomes of the symlinks that led there
         address = canonical_address(destination.address)
         names = self._resolver.names(address)
         private_names = self._resolver.private_names(address, destination.port)
         embedded = embedded_address(address)
-        denied_names = self._resolver.names(embedded) if embedded is not None else ()
+        denied_names = self._resolver.names(embedded) if embedded is not None else frozenset()
         if not self._policy.net.allows_net(address, destination.port, names, private_names, denied_names):
-            self._denied("net", endpoint(min(names), destination.port) if names else str(destination))
+            target = endpoint(min(names), destination.port) if names else str(destination)
+            self._denied("net", target, self._policy.net.denies_net(address, destination.port, names | denied_names))
             raise OSError(errno.EACCES, "not granted")
         if len(self._allowed) < DECISIONS_MAX:
             self._allowed[data] = destination
@@ -248,7 +249,7 @@ def check_tcp(sock: _socket.socket, family: int) -> None:
 def _connect_unix(sock: _socket.socket, path: str) -> int:
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
         raise OSError(errno.EACCES, "not a Unix stream socket")
-    fd = open_real(os.path.realpath(path))  # a symlink put there at this moment is not followed
+    fd = open_real(path)  # a symlink put there meanwhile is not followed
     try:
         # Never waits for long: a full backlog gives EAGAIN.
         with _NonBlocking(sock, fcntl.fcntl(sock.fileno(), fcntl.F_GETFL)):

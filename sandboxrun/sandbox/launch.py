@@ -22,7 +22,7 @@ import sysconfig
 from dataclasses import dataclass
 
 from sandboxrun.errors import SandboxError
-from sandboxrun.sandbox import landlock, seccomp
+from sandboxrun.sandbox import landlock, places, seccomp
 from sandboxrun.sandbox.features import Features
 from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy
 from sandboxrun.sandbox.target import pidfd_getfd
@@ -47,17 +47,18 @@ def this_interpreter() -> Interpreter:
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     site = dict.fromkeys(path for path in (paths["purelib"], paths["platlib"]) if os.path.isdir(path))
     for path in sys.path:  # Debian's dist-packages, --system-site-packages
-        if os.path.basename(path) in ("site-packages", "dist-packages") and os.path.isdir(path):
+        if os.path.basename(path) in places.SITE_FOLDERS and os.path.isdir(path):
             site[path] = None
+    programs = (sys.executable, os.path.realpath(sys.executable), os.path.abspath(sys.argv[0]))
+    searched, mixed = places.searched()
     return Interpreter(
         prefix=sys.prefix,
-        programs=tuple(
-            os.path.dirname(program)
-            for program in (sys.executable, os.path.realpath(sys.executable), os.path.abspath(sys.argv[0]))
-        ),
+        programs=(*programs, *map(os.path.dirname, programs)),
         library=(paths["stdlib"], paths["platstdlib"]),
         site_packages=tuple(site),
         package=package,
+        searched=searched,
+        mixed=mixed,
     )
 
 

@@ -20,7 +20,7 @@ _BACKLOG_MAX = 4096
 class Listening:
     """Answers `bind` and `listen`."""
 
-    def __init__(self, calls: Calls, policy: SandboxPolicy, *, denied: Callable[[str, str], None]) -> None:
+    def __init__(self, calls: Calls, policy: SandboxPolicy, *, denied: Callable[[str, str, bool], None]) -> None:
         self._calls, self._policy, self._denied = calls, policy, denied
 
     def bind(self, target: Target, notification: Notification) -> Answer:
@@ -58,8 +58,8 @@ class Listening:
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
         if not self._policy.net.allows_listen(address, port, bound=bound):
-            self._refuse(str(address), port)
+            self._refuse(str(address), port, by_deny=self._policy.net.denies_listen(address, port))
 
-    def _refuse(self, host: str, port: int) -> None:
-        self._denied("listen", endpoint(host, port))
+    def _refuse(self, host: str, port: int, *, by_deny: bool = False) -> None:
+        self._denied("listen", endpoint(host, port), by_deny)
         raise OSError(errno.EACCES, "not granted")

@@ -12,7 +12,9 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 
+from sandboxrun.errors import SandboxError
 from sandboxrun.sandbox.calls import Answer, Calls
+from sandboxrun.sandbox.landlock import open_real
 from sandboxrun.sandbox.notify import Notification
 from sandboxrun.sandbox.target import Target
 
@@ -33,7 +35,13 @@ class Metadata:
 
     def __init__(self, calls: Calls, writable: Iterable[str]) -> None:
         self._calls = calls
-        self._roots = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in writable]
+        self._roots: list[tuple[str, int]] = []
+        try:
+            for path in writable:
+                self._roots.append((path, open_real(path)))
+        except OSError as error:
+            self.close()
+            raise SandboxError(f"cannot open {path} to grant it: {error.strerror}") from error
 
     def close(self) -> None:
         for _, fd in self._roots:

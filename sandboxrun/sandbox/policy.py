@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from sandboxrun.errors import ConfigError
 from sandboxrun.limits import Limits
 from sandboxrun.permissions import KINDS, PROGRAM_FOLDERS, NetTarget, Permissions
-from sandboxrun.sandbox import landlock, program
+from sandboxrun.sandbox import landlock, places, program
 from sandboxrun.sandbox.features import Feature, Features
 from sandboxrun.sandbox.landlock import Access
+from sandboxrun.sandbox.paths import Ground, follow, within, without
 from sandboxrun.sandbox.seccomp import Grants
 
 # What any Python program reads to start, import and speak TLS. All of it is public on an ordinary system.
@@ -26,8 +28,7 @@ _SYSTEM_READ = (
 )  # fmt: skip
 _DEVICES = ("/dev/null",)
 # Where programs, libraries and settings of the machine are: as good as code.
-_SYSTEM_CODE = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/boot", "/proc", "/sys")
-_LINKS_MAX = 40  # as the kernel's own limit, path_resolution(7)
+_SYSTEM_CODE = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/boot", "/proc", "/sys", "/nix/store", "/gnu/store")
 _ENTRIES_MAX = 4096  # granted one by one where a part of a folder is denied
 _UNLIMITED = resource.RLIM_INFINITY
 
@@ -37,10 +38,12 @@ class Interpreter:
     """Where the child's Python finds its own code; see launch.this_interpreter."""
 
     prefix: str
-    programs: tuple[str, ...]  # folders of the interpreter and of the command itself
+    programs: tuple[str, ...]  # the interpreter and the command itself, and their folders
     library: tuple[str, ...]  # standard library folders
     site_packages: tuple[str, ...]
     package: str  # the folder sandboxrun/ itself
+    searched: tuple[str, ...]  # folders on PATH and Python's path, there or not
+    mixed: tuple[str, ...]  # those of them that hold other things too; see places.searched
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class SandboxPolicy:
     write: tuple[str, ...]  # scratch and what was granted: mode and times can be changed there too
     devices: tuple[str, ...]  # written to, and nothing else
     execute: tuple[str, ...]
-    unix_socket: str | None  # the one Unix socket that may be connected: Redis's
+    unix_socket: tuple[str, str] | None  # the one that may be connected, Redis's: as REDIS_URL has it, and really
     limits: Limits
 
     @property
@@ -108,134 +111,133 @@ def build(
     `local_source`: the worker's own folder or file for version local. `redis`: its endpoint, or a socket's path.
     `protected`: what no grant may make writable, because code is taken from there, now or at the next run.
     """
-    read = _granted(permissions, "read", key)
-    write = _granted(permissions, "write", key)
-    for kind, paths in (("read", permissions.allow.get("read", ())), ("write", permissions.allow.get("write", ()))):
-        for path in paths:
-            _check_not_planted(path, write, f"field {KINDS[kind].field()} of {key}")
-    execute = list(_programs(permissions, key))
-    code = [interpreter.prefix, *interpreter.programs, *interpreter.library, *interpreter.site_packages]
-    code += [interpreter.package, *_SYSTEM_CODE, *execute, *protected]
+    libraries = (*interpreter.library, *interpreter.site_packages, interpreter.package)
+    code = [interpreter.prefix, *interpreter.programs, *libraries, *_SYSTEM_CODE, *protected]
+    real = _Real(key, tuple(code))
+    read = _granted(permissions, "read", real)
+    write = _granted(permissions, "write", real)
+    execute = list(_programs(permissions, real))
+    own = [*libraries, os.path.join(interpreter.prefix, "pyvenv.cfg")]  # which Python reads where it is run once more
+    code += [*interpreter.searched, *execute]
     if local_source is not None:
+        local_source = real(local_source, f"field url of {key}")
+        read.append(local_source)
         code.append(local_source)
     if isinstance(redis, str):
         code.append(redis)  # or the worker could put another socket in its place
-    for path in write:
-        for place in map(os.path.realpath, code):
-            if _within(place, path) or _within(path, place):
-                raise ConfigError(
-                    f"field allowWrite of {key} has {path}, which would let the worker change code that is run later, "
-                    f"or take Redis's place ({place}): grant a folder that holds data only"
-                )
-    own = [*interpreter.library, *interpreter.site_packages, interpreter.package]
-    own.append(os.path.join(interpreter.prefix, "pyvenv.cfg"))  # which Python reads where it is run once more
-    if local_source is not None:
-        own.append(local_source)
+    _check_no_code(write, code, interpreter, key)
     net = permissions
     if isinstance(redis, NetTarget):
         net = permissions.union(Permissions(allow={"net": (redis,)}))
     return SandboxPolicy(
         net=net,
-        read=_existing((*_SYSTEM_READ, *own, *read, scratch)),
-        write=_existing((*write, scratch)),
+        # Those that were granted are real already. To resolve them once more would be to follow what was put there meanwhile.
+        read=tuple(dict.fromkeys((*_existing((*_SYSTEM_READ, *own)), *read, *_existing((scratch,))))),
+        write=tuple(dict.fromkeys((*write, *_existing((scratch,))))),
         devices=_existing(_DEVICES),
-        execute=_existing(execute),
-        unix_socket=redis if isinstance(redis, str) else None,
+        execute=tuple(path for path in dict.fromkeys(execute) if os.path.lexists(path)),
+        unix_socket=(redis, follow(redis)[0]) if isinstance(redis, str) else None,
         limits=limits,
     )
 
 
-def _granted(permissions: Permissions, kind: str, key: str) -> list[str]:
-    """The real paths granted, less those denied."""
-    field = KINDS[kind].field()
-    denied = [os.path.realpath(path) for path in permissions.deny.get(kind, ())]
+@dataclass(frozen=True, slots=True)
+class _Real:
+    """The real path of what a hash names, if no worker can have chosen it."""
+
+    key: str
+    code: tuple[str, ...]  # where no worker ever writes
+
+    def __call__(self, path: str, where: str) -> str:
+        real, links = follow(path)
+        ground = Ground(tuple(follow(place)[0] for place in self.code)) if links else None
+        planted = ground.planted(links) if ground is not None else None
+        if planted is not None:
+            raise ConfigError(
+                f"{where} has {path}, but {planted} is a symlink in a folder that workers may be given for writing: "
+                f"one may have put it there. Remove it, or write what it leads to, {real}"
+            )
+        return real
+
+
+def _check_no_code(write: Sequence[str], code: Iterable[str], interpreter: Interpreter, key: str) -> None:
+    """Raise ConfigError where something of `code`, or a symlink that leads to it, can be written or replaced."""
+    if not write:
+        return
+    ways = [(place, *follow(place)) for place in dict.fromkeys((*code, *interpreter.mixed))]
+    mixed = {follow(place)[0] for place in interpreter.mixed} - {follow(place)[0] for place in code}
+    is_mixed = any(within(path, folder) for path in write for folder in mixed)
+    modules = places.module_names((*interpreter.site_packages, *mixed)) if is_mixed else frozenset()
+    for path in write:
+        for place, real, links in ways:
+            link = next((link for link in links if within(os.path.dirname(link), path)), None)
+            if link is not None:
+                _refuse_write(path, f"{place}, which is found through the symlink {link}", key)
+            if within(real, path) or (within(path, real) and real not in mixed):
+                _refuse_write(path, real, key)
+            name = path[len(real) :].lstrip("/").partition("/")[0]
+            if within(path, real) and places.is_importable(name, real, modules):
+                _refuse_write(path, f"module {name} of {real}, which is on Python's path", key)
+
+
+def _refuse_write(path: str, place: str, key: str) -> NoReturn:
+    raise ConfigError(
+        f"field allowWrite of {key} has {path}, which would let the worker change code that is run later, "
+        f"or take Redis's place ({place}): grant a folder that holds data only"
+    )
+
+
+def _granted(permissions: Permissions, kind: str, real: _Real) -> list[str]:
+    """The real paths granted, less those denied. What is denied for reading is not moved by who may write, either."""
+    field = f"field {KINDS[kind].field()} of {real.key}"
+    denied = _denied(permissions, kind, real)
+    fixed = _denied(permissions, "read", real) if kind == "write" else []
     granted: list[str] = []
     for path in permissions.allow.get(kind, ()):
-        real = os.path.realpath(path)
-        if any(_within(real, place) for place in denied):
+        found = real(path, field)
+        if any(within(found, place) for place in denied):
             continue
-        if not os.path.exists(real):
-            raise ConfigError(
-                f"field {field} of {key} has {path}, which does not exist: make it first, or grant its folder"
-            )
+        if not os.path.exists(found):
+            raise ConfigError(f"{field} has {path}, which does not exist: make it first, or grant its folder")
         try:
-            for part in _without(real, denied):
+            for part in without(found, denied, fixed):
                 granted.append(part)
                 if len(granted) > _ENTRIES_MAX:
                     raise ConfigError(
-                        f"field {KINDS[kind].field('deny')} of {key} takes a part out of {path}, which leaves more than "
-                        f"{_ENTRIES_MAX} entries to be granted one by one: grant fewer folders"
+                        f"field {KINDS[kind].field('deny')} of {real.key} takes a part out of {path}, which leaves more "
+                        f"than {_ENTRIES_MAX} entries to be granted one by one: grant fewer folders"
                     )
         except OSError as error:
-            raise ConfigError(
-                f"field {field} of {key} has {path}: cannot list {error.filename}, {error.strerror}"
-            ) from error
+            raise ConfigError(f"{field} has {path}: cannot list {error.filename}, {error.strerror}") from error
     return granted
 
 
-def _without(path: str, denied: list[str]) -> Iterator[str]:
-    """`path`, or what is in it now but for the denied: Landlock can only add rights below a folder, never take them away.
-
-    Neither the folder itself nor what is made in it later is granted then.
-    """
-    if path in denied:
-        return
-    if not any(_within(place, path) for place in denied):
-        yield path
-        return
-    with os.scandir(path) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if not entry.is_symlink():  # where it leads is granted where that is
-                yield from _without(entry.path, denied)
+def _denied(permissions: Permissions, kind: str, real: _Real) -> list[str]:
+    field = f"field {KINDS[kind].field('deny')} of {real.key}"
+    return [real(path, field) for path in permissions.deny.get(kind, ())]
 
 
-def _programs(permissions: Permissions, key: str) -> Iterator[str]:
+def _programs(permissions: Permissions, real: _Real) -> Iterator[str]:
     """The real paths of the programs that may be run, and of what the kernel loads to run them."""
-    field = f"field {KINDS['run'].field()} of {key}"
-    denied = {os.path.realpath(path) for name in permissions.deny.get("run", ()) for path in _candidates(name)}
+    field = f"field {KINDS['run'].field()} of {real.key}"
+    deny = f"field {KINDS['run'].field('deny')} of {real.key}"
+    denied = {real(path, deny) for name in permissions.deny.get("run", ()) for path in _candidates(name)}
     for name in permissions.allow.get("run", ()):
         path = next((path for path in _candidates(name) if os.path.isfile(path) and os.access(path, os.X_OK)), None)
         if path is None:
             raise ConfigError(f"{field} has {name}, which is no program here: give the path of one")
-        if os.path.realpath(path) not in denied:
+        found = real(path, field)
+        if found not in denied:
             try:
-                yield from program.loaded_with(os.path.realpath(path))
+                for loaded in program.loaded_with(found):
+                    yield real(loaded, f"{field} has {name}: its interpreter")
             except (OSError, ValueError) as error:
                 raise ConfigError(f"{field} has {name}, which cannot be run: {error}") from error
 
 
-def _candidates(name: str) -> list[str]:
+def _candidates(name: str) -> Sequence[str]:
     return [name] if "/" in name else [os.path.join(folder, name) for folder in PROGRAM_FOLDERS]
-
-
-def _check_not_planted(path: str, writable: Iterable[str], where: str) -> None:
-    """Raise ConfigError where `path` leads through a symlink that lies in a writable folder.
-
-    An earlier run may have put it there, to be granted what it points to.
-    """
-    place, rest, links = "/", [part for part in path.split("/") if part], 0
-    while rest and links <= _LINKS_MAX:
-        part = rest.pop(0)
-        if part == "..":
-            place = os.path.dirname(place)
-            continue
-        step = os.path.join(place, part)
-        if not os.path.islink(step):
-            place = step
-            continue
-        if any(_within(place, folder) for folder in writable):
-            raise ConfigError(
-                f"{where} has {path}, but {step} is a symlink in a folder that the worker can write: remove it"
-            )
-        links += 1
-        target = os.readlink(step)
-        rest = [word for word in target.split("/") if word not in ("", ".")] + rest
-        place = "/" if target.startswith("/") else place
 
 
 def _existing(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(real for real in map(os.path.realpath, paths) if os.path.exists(real)))
-
-
-def _within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")

@@ -11,10 +11,11 @@ _HEADERS_MAX = 128
 
 
 def loaded_with(path: str) -> list[str]:
-    """Real paths, the program first. Raises OSError, or ValueError where it is neither ELF nor a script."""
+    """Their paths, as the files name them, the program first. Raises OSError, or ValueError where it is neither ELF nor a
+    script."""
     found: list[str] = []
     while len(found) <= _INTERPRETERS_MAX:
-        found.append(os.path.realpath(path))
+        found.append(path)
         with open(path, "rb") as file:
             head = file.read(256)
             if head.startswith(b"#!"):
@@ -32,6 +33,6 @@ def loaded_with(path: str) -> list[str]:
                 if len(header) == 56 and struct.unpack_from("=I", header)[0] == _PT_INTERP:
                     start, length = struct.unpack_from("=Q", header, 8)[0], struct.unpack_from("=Q", header, 32)[0]
                     file.seek(start)
-                    found.append(os.path.realpath(os.fsdecode(file.read(min(length, 4096)).rstrip(b"\0"))))
+                    found.append(os.fsdecode(file.read(min(length, 4096)).rstrip(b"\0")))
         break
     return found

@@ -33,7 +33,7 @@ class Resolver:
         net: Permissions,
         *,
         trusted: tuple[str, int] | None,
-        denied: Callable[[str, str], None],
+        denied: Callable[[str, str, bool], None],
         wake: Callable[[], None],
     ) -> None:
         """`trusted`: name and port the operator chose (Redis's): its answers may be private. `wake`: called from a thread."""
@@ -146,7 +146,7 @@ class Resolver:
     def _refuse(self, number: str, name: str, why: str = "") -> bytes:
         port = next((t.port for t in self._net.allow.get("net", ()) if t.host == name), None)
         target = endpoint(name, port) if port else name
-        self._denied("net", target)
+        self._denied("net", target, self._net.denies_name(name))
         return _answer(number, "denied", [f'Requires net access to "{target}"{why}'])
 
 

@@ -228,14 +228,14 @@ class Supervisor:
         except OSError:
             pass  # Full: it will wake anyway. Closed: there is nothing left to wake.
 
-    def _denied(self, kind: str, target: str) -> None:
+    def _denied(self, kind: str, target: str, by_deny: bool) -> None:
         if (kind, target) in self._shown or len(self._shown) > DENIALS_SHOWN_MAX:
             return
         self._shown.add((kind, target))
         if len(self._shown) > DENIALS_SHOWN_MAX:
             line = f"{DENIALS_SHOWN_MAX} different targets were refused; further ones are not shown"
         else:
-            line = denial(kind, target, self._key)
+            line = denial(kind, target, self._key, by_deny=by_deny)
         self._messages.put(lambda log: log.denied(line, kind=kind, target=target))
 
     def _check_scratch(self) -> None:

@@ -175,9 +175,49 @@ def test_no_other_address_is_reached(arena: Arena, listens: str, host: str, allo
         assert arrived(other) == 1
 
 
+BOUND = attempt("""
+    s = socket.socket(getattr(socket, V["family"]))
+    s.bind((V["bound"], 0))
+    return opened(s, (inet if V["family"] == "AF_INET" else inet6)(V["port"], V["host"]))
+""")
+
+
+@pytest.mark.parametrize(("family", "mapped"), [("AF_INET", ""), ("AF_INET6", "::ffff:")])
+def test_the_unspecified_address_is_not_the_one_that_a_socket_is_bound_to(
+    arena: Arena, listener: Listener, family: str, mapped: str
+) -> None:
+    """The kernel takes it for the socket's own address, where it has one: a second one of this machine."""
+    listen = {"listen": "127.0.0.2:0"}
+    way: dict[str, object] = {"family": family, "host": mapped + "0.0.0.0", "bound": mapped + "127.0.0.2"}
+    way["port"] = listener.port
+    with listening(address=("127.0.0.2", listener.port)) as other:
+        assert arena.unconfined(BOUND, **way).value == "hello"
+        assert (arrived(other), arrived(listener)) == (1, 0)
+        refused = arena.confined(BOUND, allow={"net": f"127.0.0.3:{listener.port}", **listen}, **way)
+        assert refused.errno == "EACCES", refused
+        assert (arrived(other), arrived(listener)) == (1, 0)
+        held = arena.confined(BOUND, allow={"net": f"127.0.0.1:{listener.port}", **listen}, **way)
+        assert held.value == "hello", held
+        assert (arrived(other), arrived(listener)) == (1, 1)
+
+
+def test_the_unspecified_ipv6_address_is_not_the_ipv4_loopback_of_a_bound_socket(
+    arena: Arena, listener: Listener
+) -> None:
+    """The kernel takes it for 127.0.0.1 where the socket is bound to a mapped address; [::1] is what is decided on."""
+    way: dict[str, object] = {"family": "AF_INET6", "host": "::", "bound": "::ffff:127.0.0.2", "port": listener.port}
+    assert arena.unconfined(BOUND, **way).value == "hello"
+    assert arrived(listener) == 1
+    allow = {"net": f"[::1]:{listener.port}", "listen": "127.0.0.2:0"}
+    held = arena.confined(BOUND, allow=allow, **way)
+    assert held.errno == "EAFNOSUPPORT", held
+    assert arrived(listener) == 1
+
+
 def test_a_denied_port_of_an_allowed_block_is_refused(arena: Arena, listener: Listener) -> None:
     allow, deny = {"net": "127.0.0.0/8"}, {"net": f"127.0.0.1:{listener.port}"}
-    arena.refused(CONNECT, "EACCES", works="hello", allow=allow, deny=deny, host="127.0.0.1", port=listener.port)
+    held = arena.refused(CONNECT, "EACCES", works="hello", allow=allow, deny=deny, host="127.0.0.1", port=listener.port)
+    assert f'Requires net access to "127.0.0.1:{listener.port}", which denyNet of test:1:h refuses' in held.stderr
     assert arrived(listener) == 1
     assert arena.confined(CONNECT, allow=allow, host="127.0.0.1", port=listener.port).value == "hello"
 

@@ -617,7 +617,7 @@ def test_questions_are_answered_within_bounds_and_only_listed_names_are_looked_u
 
     rights = Permissions.parse([("allow", "net", "example.com,*.test:80", "x"), ("deny", "net", "evil.test", "x")])
     names = resolver_module.Resolver(
-        rights, trusted=None, denied=lambda kind, target: denied.append(target), wake=lambda: None
+        rights, trusted=None, denied=lambda kind, target, by_deny: denied.append(target), wake=lambda: None
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resolver_module, "_look_up", look_up)

@@ -141,6 +141,24 @@ def test_a_denial_names_the_narrowest_grant() -> None:
     )
 
 
+def test_a_denial_by_an_entry_names_no_grant_that_would_not_help() -> None:
+    assert denial("net", "1.2.3.4:80", "demo-worker:1:h", by_deny=True) == (
+        'Requires net access to "1.2.3.4:80", which denyNet of demo-worker:1:h refuses'
+    )
+    permissions = net("10.0.0.0/8,*.example.com", "10.1.0.0/16:80,secret.example.com,half.example.com:22")
+    for address, port, names, denied in [
+        ("10.1.2.3", 80, (), True),
+        ("::ffff:10.1.2.3", 80, (), True),
+        ("10.1.2.3", 81, (), False),
+        ("192.0.2.1", 80, (), False),
+        ("1.1.1.1", 22, ("half.example.com",), True),
+    ]:
+        assert permissions.denies_net(ipaddress.ip_address(address), port, names) is denied, address
+    assert permissions.denies_name("secret.example.com")
+    assert not permissions.denies_name("half.example.com")
+    assert not permissions.denies_name("www.example.org")
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [

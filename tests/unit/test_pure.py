@@ -137,7 +137,7 @@ def resolver(allow: str, answers: list[str]) -> Resolver:
     return Resolver(
         Permissions.parse([("allow", "net", allow, "x")]),
         trusted=("redis.internal", 6379),
-        denied=lambda kind, target: answers.append(target),
+        denied=lambda kind, target, by_deny: answers.append(target),
         wake=lambda: None,
     )
 
