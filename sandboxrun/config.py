@@ -48,24 +48,28 @@ _IGNORED_FLAGS = frozenset({"--no-prompt", "--quiet", "-q", "--no-check", "--no-
 _INSPECT_FLAGS = frozenset({"--inspect", "--inspect-brk", "--inspect-wait"})
 
 
+# The fields that decide how the worker is run.
+READ_FIELDS = (
+    "type",
+    "url",
+    "version",
+    "sha256",
+    *ALIASES,
+    *OPTION_FIELDS,
+    *SECRET_FIELDS,
+    *LOOP_NUMBERS,
+    *LOOP_NAMES,
+    *_PERMISSION_FIELDS,
+    *_LIMIT_FIELDS,
+)
+
+
 def wanted_fields(names: Iterable[str]) -> list[str]:
-    """Which of a hash's fields decide how the worker is run, and so have to be read."""
-    known = {
-        "type",
-        "url",
-        "version",
-        "sha256",
-        "pid",
-        *ALIASES,
-        *OPTION_FIELDS,
-        *SECRET_FIELDS,
-        *LOOP_NUMBERS,
-        *LOOP_NAMES,
-    }
+    """Those of a hash's fields that have to be looked at: READ_FIELDS, and what looks like one and is none."""
     return [
         name
         for name in names
-        if name in known or _PERMISSION_FIELD.fullmatch(name) or _is_limit(name) or _spelling(name) is not None
+        if name in READ_FIELDS or _PERMISSION_FIELD.fullmatch(name) or _is_limit(name) or _spelling(name) is not None
     ]
 
 

@@ -55,3 +55,7 @@ class ConfigError(SandboxrunError):
 
 class SecretError(ConfigError):
     """A secret cannot be decrypted or does not belong to this worker."""
+
+
+class ConnectionLost(StoreError):
+    """Redis cannot be reached or cannot serve at the moment: what is worth another try."""

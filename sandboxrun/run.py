@@ -18,11 +18,13 @@ import platformdirs
 
 from sandboxrun import keys
 from sandboxrun.config import WorkerConfig, parse_worker
+from sandboxrun.connection import Address
 from sandboxrun.errors import ConfigError, SandboxError, StoreError
 from sandboxrun.fetch import Artifact, obtain
 from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, resolve
 from sandboxrun.identity import HASH_URL, Identity, Owner, identity, url_for
+from sandboxrun.lease import start_time, this_host
 from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.permissions import endpoint as host_and_port
@@ -33,7 +35,7 @@ from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy, build
 from sandboxrun.sandbox.scratch import scratch_folder
 from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
-from sandboxrun.store import REDIS_ACL, SELECTORS_SINCE, Endpoint, Store, start_time, this_host
+from sandboxrun.store import REDIS_ACL, SELECTORS_SINCE, Store
 
 DESCRIPTORS = 1024  # enough for all connects that may hang at once, and below what select(2) can take
 KEY_SECONDS = 10  # for the key to come on standard input
@@ -119,7 +121,6 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
     config = parse_worker(options.type, options.id, shared, own, extra=options.extra, limits=options.limits)
     for warning in config.warnings:
         log.warning("config", warning)
-    store.check_free(key)
     folders = Folders.of_user()
     source = resolve(config.url, config.version, key=key)
     artifact = obtain(
@@ -136,7 +137,7 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
     key_line = _read_key() if config.has_secrets else None
     with scratch_folder(folders.scratch) as scratch, _login(options, config, store, log) as login:
         interpreter = this_interpreter()
-        policy = _policy(config, source, store.endpoint, folders, interpreter, scratch)
+        policy = _policy(config, source, store.address, folders, interpreter, scratch)
         script = _script(source, artifact)
         env = _environment(config, login, scratch)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
@@ -153,7 +154,7 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
             filters=folders.filters,
         )
         supervisor = Supervisor(
-            child, listener, policy, key=key, scratch=scratch, trusted=_trusted(store.endpoint), log=log
+            child, listener, policy, key=key, scratch=scratch, trusted=_trusted(store.address), log=log
         )
         try:
             return _live(supervisor, child, store, config, artifact, key_line, log)
@@ -193,7 +194,7 @@ def _live(
 def _policy(
     config: WorkerConfig,
     source: Source | LocalSource,
-    endpoint: Endpoint,
+    endpoint: Address,
     folders: Folders,
     interpreter: Interpreter,
     scratch: str,
@@ -208,23 +209,22 @@ def _policy(
         interpreter=interpreter,
         scratch=scratch,
         local_source=local.named if local is not None else None,
-        redis=endpoint.path if endpoint.path is not None else _redis_target(endpoint),
+        redis=endpoint.path or _redis_target(endpoint),
         protected=protected,
         limits=config.limits,
     )
 
 
-def _redis_target(endpoint: Endpoint) -> NetTarget:
-    host = endpoint.host or "127.0.0.1"
+def _redis_target(endpoint: Address) -> NetTarget:
     try:
-        return NetTarget.parse(host_and_port(host, endpoint.port))
+        return NetTarget.parse(host_and_port(endpoint.host, endpoint.port))
     except ValueError as error:
-        raise ConfigError(f"the Redis URL's host {host!r} is not valid: {error}") from error
+        raise ConfigError(f"the Redis URL's host {endpoint.host!r} is not valid: {error}") from error
 
 
-def _trusted(endpoint: Endpoint) -> tuple[str, int] | None:
+def _trusted(endpoint: Address) -> tuple[str, int] | None:
     """Redis by name: the operator chose it, so that it may be a private address."""
-    return (endpoint.host.lower().removesuffix("."), endpoint.port) if endpoint.host else None
+    return (endpoint.host.lower().removesuffix("."), endpoint.port) if not endpoint.path else None
 
 
 def _script(source: Source | LocalSource, artifact: Artifact) -> Script:
@@ -246,7 +246,7 @@ def _login(options: RunOptions, config: WorkerConfig, store: Store, log: Log) ->
     """A user at Redis for as long as the run lasts. Raises SandboxError where there can be none."""
     pid = os.getpid()
     owner = Owner.of_run(config.key, host=this_host(), pid=pid, started=start_time(pid) or 0, now=time.time())
-    made = identity(config, owner=owner, database=store.endpoint.database)
+    made = identity(config, owner=owner, database=store.address.db)
     try:
         yield _admitted(options, made, owner, store, log)
     finally:

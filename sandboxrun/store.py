@@ -1,268 +1,208 @@
-"""The supervisor's few reads and writes in Redis: the hashes, and the life of `pid`."""
+"""The supervisor's few reads and writes in Redis: the hashes, the worker's user, and the life of `pid`.
+
+Over the connection of our own: redis-py takes longer to import than all else that a start does.
+"""
 
 from __future__ import annotations
 
+import _thread
 import contextlib
-import os
-import re
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from sandboxrun import keys
-from sandboxrun.config import FIELDS_MAX, value_limit, wanted_fields
-from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxError, StoreError, UsageError
+from sandboxrun.config import FIELDS_MAX, READ_FIELDS, value_limit, wanted_fields
+from sandboxrun.connection import Address, Connection, ReplyError
+from sandboxrun.errors import AlreadyRunningError, ConfigError, ConnectionLost, SandboxError, StoreError
 from sandboxrun.identity import Identity, Owner, User
+from sandboxrun.lease import PID_FIELDS, holder, is_alive, start_time, this_host
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS = 5.0
 WATCH_SECONDS = 0.5  # how soon a removed pid is noticed
-LEASE_REFRESH_SECONDS = 5
-HASH_MAX_BYTES = 64 * 1024 * 1024  # in Redis: values can be read by their lengths, names only whole
+LEASE_REFRESH_TICKS = 10  # of WATCH_SECONDS
+HASHES_MAX_BYTES = 16 * 1024 * 1024  # of both: all fields that are read at their longest, and their names
 CLAIM_TRIES = 100  # against others who change the hash at the same time
-LEASE_SECONDS = 20  # a worker on another host that was not seen for so long counts as dead
 SELECTORS_SINCE = 7  # the first Redis whose ACL has selectors; every Valkey says it is one
 STALE_SECONDS = 3600  # no start takes so long: a user this old belongs to no run that is about to begin
 REDIS_ACL = "redis-acl"  # for --allow-degraded
 
-_NOT_A_URL = (
-    "the Redis URL is not valid: expected redis://[USER:PASSWORD@]HOST:PORT[/DB], with special characters "
-    "percent-encoded"
-)
-# What stands beside `pid` while a worker runs, so that a left-over pid can be told from a living one.
-_PID_FIELDS = ("pid", "pidHost", "pidStarted", "pidSeen")
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where Redis is: (host, port) or a Unix socket's path; `shown` has no password."""
-
-    host: str | None
-    port: int
-    path: str | None
-    shown: str
-    login: str = "default"
-    database: int = 0
-
-
-def parse_url(url: str) -> Endpoint:
-    """Raises UsageError for anything but redis://, rediss:// and unix://."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port or 6379
-    except ValueError:
-        raise UsageError(_NOT_A_URL) from None  # its text may quote a part of the password
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise UsageError(f"the Redis URL begins with {parts.scheme[:20]!r}: expected redis://, rediss:// or unix://")
-    query = dict(parse_qsl(parts.query))
-    login = query.get("username") or unquote(parts.username or "") or "default"
-    number = query.get("db") or (parts.path.strip("/") if parts.scheme != "unix" else "") or "0"
-    if not re.fullmatch(r"[0-9]{1,5}", number):
-        raise UsageError(f"the Redis URL names database {number[:20]!r}: expected a number, as in redis://HOST:PORT/1")
-    database = int(number)
-    if parts.scheme == "unix":
-        if not parts.path.startswith("/"):
-            raise UsageError("the Redis URL unix://… has no path: expected unix:///PATH/redis.sock")
-        return Endpoint(None, 0, parts.path, f"unix://{parts.path}", login, database)
-    host = parts.hostname or "127.0.0.1"
-    return Endpoint(host, port, None, f"{parts.scheme}://{host}:{port}", login, database)
+Commands = list[tuple[str | bytes | int, ...]]
 
 
 class Store:
     """A connection to Redis. Every method raises StoreError where Redis cannot be reached or refuses."""
 
     def __init__(self, url: str) -> None:
-        self.endpoint = parse_url(url)
-        self._closing = threading.Event()
+        """Raises UsageError for a URL that is none."""
+        self._url = url
+        self._connection = self._new_connection()
+        self._selectors = False
         self._users: tuple[User, ...] = ()
-        self._users_lock = threading.Lock()
-        self._reconnected = threading.Event()
-        self._readmit_failed = False
-        import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
+        self._users_lock = _thread.allocate_lock()
+        self._closing = _thread.allocate_lock()  # held until it closes: to wait for it with a time-out
+        self._closing.acquire()
+        self._closed = False
 
-        try:
-            # Any: redis-py types every reply as the union of what its sync, async and decoding clients give.
-            self._redis: Any = redis.Redis.from_url(
-                url,
-                socket_timeout=TIMEOUT_SECONDS,
-                socket_connect_timeout=TIMEOUT_SECONDS,
-                retry=Retry(NoBackoff(), 0),
-                client_name="sandboxrun",
-                redis_connect_func=self._connected,
-            )
-        except ValueError:
-            raise UsageError(_NOT_A_URL) from None
+    @property
+    def address(self) -> Address:
+        return self._connection.address
 
     def read(self, type_: str, id_: str) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
-        """The fields of `TYPE:h` and `TYPE:ID:h` that matter, bounded in number and size. Raises ConfigError."""
+        """The fields of `TYPE:h` and `TYPE:ID:h` that matter, in one round trip. Raises ConfigError where there is too much
+        of them, and AlreadyRunningError, naming the process, where the worker lives."""
         names = (keys.type_key(type_), keys.worker_key(type_, id_))
-        with self._translated():
-            return cast(tuple[dict[bytes, bytes], dict[bytes, bytes]], tuple(self._read_hash(name) for name in names))
-
-    def check_free(self, key: str) -> None:
-        """Raise AlreadyRunningError, naming the process, where the worker lives."""
-        with self._translated():
-            self._check_free(self._redis, key)
+        commands: Commands = []
+        for name in names:
+            commands += [("TYPE", name), ("HLEN", name), ("HKEYS", name), ("HMGET", name, *READ_FIELDS)]
+        commands += [("HELLO",), ("HMGET", names[1], *PID_FIELDS), ("TIME",)]
+        # Whoever can write to Redis must not fill our memory: what comes is bounded, and what was too much is named.
+        self._connection.receive_most = HASHES_MAX_BYTES
+        try:
+            replies = self._pipeline(commands)
+        except ConnectionLost:
+            if self._connection.received <= HASHES_MAX_BYTES:
+                raise
+            replies = []
+        self._connection.receive_most = 0
+        if not replies:
+            raise ConfigError(self._too_much(names))
+        shared, own = (_hash(name, replies[at : at + 4]) for at, name in zip((0, 4), names, strict=True))
+        self._selectors = _has_selectors(replies[8])
+        self._check_free(names[1], replies[9], replies[10])
+        return shared, own
 
     def admit(self, identity: Identity, owner: Owner) -> tuple[User, ...]:
         """Make the run's users: one, or on a server without selectors two, of which the second reads the hashes.
 
         What killed supervisors have left is removed. Raises SandboxError where the login may not manage users.
         """
-        import redis
-
-        with self._translated():
-            users = (identity.user,) if self._has_selectors() else (identity.flat, identity.reader)
-            try:
-                with self._redis.pipeline() as pipe:
-                    for user in users:
-                        pipe.execute_command("ACL SETUSER", user.name, *user.rules)
-                    pipe.execute_command("ACL USERS")
-                    self._users = users  # from here on they may be there
-                    names = pipe.execute()[-1]
-                    self._reconnected.clear()
-            except redis.ResponseError as error:
-                with contextlib.suppress(StoreError):  # of two, one may be there
-                    self.dismiss()
-                self._users = ()
-                raise SandboxError(self._no_acl(error)) from error
-            self._sweep(owner, names, {user.name for user in users})
+        users = (identity.user,) if self._selectors else (identity.flat, identity.reader)
+        self._users = users  # from here on they may be there
+        *made, names = self._pipeline([*map(_set_user, users), ("ACL", "USERS")])
+        error = next((reply for reply in (*made, names) if isinstance(reply, ReplyError)), None)
+        if error is not None:
+            with contextlib.suppress(StoreError):  # of two, one may be there
+                self.dismiss()
+            self._users = ()
+            raise SandboxError(self._no_acl(error))
+        self._sweep(owner, [name.decode("utf-8", "replace") for name in names], {user.name for user in users})
         return users
 
     def dismiss(self) -> None:
         """Remove the run's users, which ends their connections."""
-        self._closing.set()
+        self._close()
         with self._users_lock:
             if self._users:
-                with self._translated():
-                    self._redis.execute_command(*self._delete_users())
+                self._last([self._delete_users()])
                 self._users = ()
-
-    def _delete_users(self) -> tuple[str, ...]:
-        return "ACL DELUSER", *(user.name for user in self._users)
 
     def claim(self, key: str, pid: int) -> None:
         """Set `pid` unless a living worker has it; of two that try at once, one succeeds. Raises AlreadyRunningError."""
-        import redis
-
-        mine = {"pid": pid, "pidHost": this_host(), "pidStarted": start_time(pid) or 0}
-        with self._translated(), self._redis.pipeline() as pipe:
-            for _ in range(CLAIM_TRIES):
-                pipe.watch(key)
-                now = self._check_free(pipe, key)
-                pipe.multi()
-                pipe.hset(key, mapping={**mine, "pidSeen": now})
-                try:
-                    pipe.execute()
-                    return
-                except redis.WatchError:
-                    continue  # the hash changed meanwhile: look again
+        mine = ("pid", pid, "pidHost", this_host(), "pidStarted", start_time(pid) or 0)
+        for _ in range(CLAIM_TRIES):
+            _, values, time = self._ask([("WATCH", key), ("HMGET", key, *PID_FIELDS), ("TIME",)])
+            now = self._check_free(key, values, time)
+            if self._transaction([("HSET", key, *mine, "pidSeen", now)]):
+                return  # else the hash changed meanwhile: look again
         raise StoreError(f"{key} changes so often that field pid cannot be set: find out who writes to it")
 
     def release(self, key: str, pid: int) -> None:
         """Remove `pid`, and what stands beside it, if it is still ours or gone already, and the run's users; ends the watch."""
-        import redis
-
-        self._closing.set()
-        with self._users_lock, self._translated(), self._redis.pipeline() as pipe:
+        self._close()
+        with self._users_lock:
             for _ in range(CLAIM_TRIES):
-                pipe.watch(key)
-                if pipe.hget(key, "pid") not in (str(pid).encode(), None):
-                    return
-                pipe.multi()
-                pipe.hdel(key, *_PID_FIELDS)
-                if self._users:
-                    pipe.execute_command(*self._delete_users())
-                try:
-                    pipe.execute()
+                _, found = self._last([("WATCH", key), ("HGET", key, "pid")])
+                ours = found in (str(pid).encode(), None)
+                commands: Commands = [("HDEL", key, *PID_FIELDS)] if ours else []
+                commands += [self._delete_users()] if self._users else []
+                if not commands or self._transaction(commands):
                     self._users = ()
                     return
-                except redis.WatchError:
-                    continue
 
     def watch(self, key: str, pid: int, *, lost: Callable[[str], None], warn: Callable[[str], None]) -> None:
         """Start a thread that calls `lost` once when `pid` is removed or changed. Redis being away is no loss."""
-        threading.Thread(target=self._watch, args=(key, pid, lost, warn), daemon=True).start()
+        _thread.start_new_thread(self._watch, (key, pid, lost, warn))
 
     def close(self) -> None:
-        self._closing.set()
-        self._redis.close()
+        self._close()
+        self._connection.close()
 
-    def _watch(self, key: str, pid: int, lost: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        away = False
-        refresh = time.monotonic() + LEASE_REFRESH_SECONDS
-        while True:
-            if self._closing.wait(WATCH_SECONDS):
-                return
-            try:
-                with self._translated():
-                    found = self._redis.hget(key, "pid")
-                    if found == str(pid).encode() and time.monotonic() >= refresh:
-                        self._refresh(key, pid)
-                        refresh = time.monotonic() + LEASE_REFRESH_SECONDS
-            except StoreError as error:
-                if not away and not self._closing.is_set():
-                    warn(f"{error}; the worker goes on, and its pid is watched again once Redis is back")
-                away = True
-                continue
-            if self._closing.is_set():
-                return  # we removed it ourselves
-            if self._reconnected.is_set():
-                self._readmit(warn)
-            away = False
-            if found != str(pid).encode():
-                what = "removed" if found is None else f"changed to {found.decode('utf-8', 'replace')[:32]!r}"
-                lost(f"field pid of {key} was {what}: ending the worker")
-                return
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._closing.release()
 
-    def _readmit(self, warn: Callable[[str], None]) -> None:
-        """Behind a new connection there may be a server that was started anew, or one that took over: it knows no users."""
-        self._reconnected.clear()
+    def _new_connection(self) -> Connection:
+        return Connection(self._url, name="sandboxrun", seconds=TIMEOUT_SECONDS)
+
+    # --- asking
+
+    def _pipeline(self, commands: Commands) -> list[Any]:
+        """The replies, errors among them. Raises StoreError."""
+        with self._translated():
+            if not self._connection.is_open:
+                self._connection.open()
+            return self._connection.pipeline(commands)
+
+    def _ask(self, commands: Commands) -> list[Any]:
+        """The replies, none of which is an error."""
+        return self._checked(self._pipeline(commands))
+
+    def _last(self, commands: Commands) -> list[Any]:
+        """As `_ask`, after a time in which the server may have been started anew."""
         try:
-            with self._users_lock, self._translated():
-                for user in self._users if not self._closing.is_set() else ():
-                    self._redis.execute_command("ACL SETUSER", user.name, *user.rules)
-        except StoreError as error:
-            if not self._readmit_failed:
-                warn(f"{error}; the worker's login cannot be made again yet")
-            self._readmit_failed = True
-            self._reconnected.set()
-        else:
-            self._readmit_failed = False
+            return self._ask(commands)
+        except ConnectionLost:
+            return self._ask(commands)
 
-    def _refresh(self, key: str, pid: int) -> None:
-        """Renew the lease, in a transaction: a hash deleted meanwhile must not come back."""
-        import redis
+    def _transaction(self, commands: Commands) -> bool:
+        """False where what is watched has changed. Raises StoreError."""
+        replies = self._ask([("MULTI",), *commands, ("EXEC",)])
+        if replies[-1] is None:
+            return False
+        self._checked(replies[-1])
+        return True
 
-        with self._redis.pipeline() as pipe, contextlib.suppress(redis.WatchError):
-            pipe.watch(key)
-            if pipe.hget(key, "pid") == str(pid).encode():
-                now = pipe.time()[0]
-                pipe.multi()
-                pipe.hset(key, "pidSeen", now)
-                pipe.execute()
+    def _checked(self, replies: list[Any]) -> list[Any]:
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise StoreError(f"Redis at {self.address.shown} refuses: {str(reply)[:200]}")
+        return replies
 
-    def _connected(self, connection: Any) -> None:
-        connection.on_connect()
-        self._reconnected.set()
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except ConnectionLost as error:
+            raise ConnectionLost(f"{error}: start it, or name it with --redis URL or REDIS_URL") from error
 
-    def _has_selectors(self) -> bool:
-        hello = self._redis.execute_command("HELLO")
-        fields = hello if isinstance(hello, dict) else dict(zip(hello[::2], hello[1::2], strict=True))
-        major = fields.get(b"version", b"").partition(b".")[0]
-        return major.isdigit() and int(major) >= SELECTORS_SINCE
+    # --- hashes
+
+    def _too_much(self, names: tuple[str, str]) -> str:
+        """Which of two hashes is too large, and why."""
+        for name in names:
+            count, *lengths = self._pipeline([("HLEN", name), *(("HSTRLEN", name, field) for field in READ_FIELDS)])
+            if count > FIELDS_MAX:
+                return _too_many(name, count)
+            for field, length in zip(READ_FIELDS, lengths, strict=True):
+                if length > value_limit(field):
+                    return f"field {field} of {name} has {length} bytes: at most {value_limit(field)} are read"
+        return (
+            f"{' and '.join(names)} have more than {HASHES_MAX_BYTES >> 20} MiB of names of fields: remove those that do not "
+            f"belong there"
+        )
+
+    # --- users
+
+    def _delete_users(self) -> tuple[str, ...]:
+        return "ACL", "DELUSER", *(user.name for user in self._users)
 
     def _no_acl(self, error: Exception) -> str:
-        login = self.endpoint.login
-        why = str(error).rpartition("caused error: ")[2][:160]  # redis-py quotes the command, which is long
+        login = (self.address.user or "default")[:80]
         return (
-            f"the Redis login {login[:80]!r} may not make a user for the worker ({why}): an administrator of Redis "
-            f"can allow it with ACL SETUSER {login[:80]} +acl|setuser +acl|deluser +acl|users, or do without: "
+            f"the Redis login {login!r} may not make a user for the worker ({str(error)[:160]}): an administrator of Redis "
+            f"can allow it with ACL SETUSER {login} +acl|setuser +acl|deluser +acl|users, or do without: "
             f"--allow-degraded={REDIS_ACL} gives the worker this login itself"
         )
 
@@ -274,7 +214,7 @@ class Store:
             if owner is not None and not self._may_live(owner, ours):
                 dead.append(name)
         if dead:
-            self._redis.execute_command("ACL DELUSER", *dead)
+            self._ask([("ACL", "DELUSER", *dead)])
 
     def _may_live(self, owner: Owner, ours: Owner) -> bool:
         if owner.host == ours.host:
@@ -282,127 +222,99 @@ class Store:
         # Of another host, or of this one before it was booted: its worker's lease tells, once it must have one.
         if abs(ours.made - owner.made) < STALE_SECONDS:
             return True
-        values = self._redis.hmget(owner.key, _PID_FIELDS)
-        return is_alive(_holder(values), owner.key, int(self._redis.time()[0]))
+        values, time = self._ask([("HMGET", owner.key, *PID_FIELDS), ("TIME",)])
+        return is_alive(holder(values), owner.key, int(time[0]))
 
-    def _check_free(self, redis: Any, key: str) -> int:
+    # --- pid
+
+    def _check_free(self, key: str, values: list[bytes | None], time: list[bytes]) -> int:
         """Redis's time in seconds, if nobody lives under this key."""
-        values = redis.hmget(key, _PID_FIELDS)
-        now = int(redis.time()[0])
-        holder = _holder(values)
-        if is_alive(holder, key, now):
-            where = "" if holder["pidHost"] in (None, this_host()) else " on another host"
+        now, found = int(time[0]), holder(values)
+        if is_alive(found, key, now):
+            where = "" if found["pidHost"] in (None, this_host()) else " on another host"
             raise AlreadyRunningError(
-                f"{key} runs already as process {(holder['pid'] or '')[:32]!r}{where}: end it with HDEL {key} pid"
+                f"{key} runs already as process {(found['pid'] or '')[:32]!r}{where}: end it with HDEL {key} pid"
             )
         return now
 
-    def _read_hash(self, name: str) -> dict[bytes, bytes]:
-        # The type first, then sizes, then values: whoever can write to Redis must not fill our memory.
-        kind = self._redis.type(name)
-        if kind == b"none":
-            return {}
-        if kind != b"hash":
-            raise ConfigError(
-                f"{name} is a {kind.decode()}, not a hash: remove it with DEL {name} and make it with HSET"
-            )
-        count = self._redis.hlen(name)
-        if count > FIELDS_MAX:
-            raise ConfigError(f"{name} has {count} fields: at most {FIELDS_MAX} are read")
-        if self._memory(name) > HASH_MAX_BYTES:
-            raise ConfigError(
-                f"{name} takes more than {HASH_MAX_BYTES >> 20} MiB: remove the fields that do not belong there"
-            )
-        fields = [
-            field.encode() for field in wanted_fields(f.decode("utf-8", "replace") for f in self._redis.hkeys(name))
-        ]
-        if not fields:
-            return {}
-        with self._redis.pipeline(transaction=False) as pipe:
-            for field in fields:
-                pipe.hstrlen(name, field)
-            lengths = pipe.execute()
-        for field, length in zip(fields, lengths, strict=True):
-            limit = value_limit(field.decode())
-            if length > limit:
-                raise ConfigError(f"field {field.decode()} of {name} has {length} bytes: at most {limit} are read")
-        values = self._redis.hmget(name, fields)
-        return {field: value for field, value in zip(fields, values, strict=True) if value is not None}
+    def _watch(self, key: str, pid: int, lost: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        """On a connection of its own: one that waits must not keep the end of a run waiting."""
+        connection, mine = self._new_connection(), str(pid).encode()
+        away, ticks = False, 0
+        while not self._closing.acquire(timeout=WATCH_SECONDS):
+            ticks += 1
+            try:
+                if not connection.is_open:
+                    connection.open()
+                    self._readmit(connection)
+                found = connection.call("HGET", key, "pid")
+                if found == mine and ticks % LEASE_REFRESH_TICKS == 0:
+                    _refresh(connection, key, mine)
+            except (StoreError, ReplyError) as error:
+                connection.close()
+                if not away and not self._closed:
+                    warn(f"{error}; the worker goes on, and its pid is watched again once Redis is back")
+                away = True
+                continue
+            away = False
+            if self._closed:
+                break  # we removed it ourselves
+            if found != mine:
+                what = "removed" if found is None else f"changed to {found.decode('utf-8', 'replace')[:32]!r}"
+                lost(f"field pid of {key} was {what}: ending the worker")
+                break
+        connection.close()
 
-    def _memory(self, name: str) -> int:
-        """What a key takes, names of its fields included; 0 for a login that may not ask."""
-        import redis
-
-        try:
-            return int(self._redis.memory_usage(name, samples=0) or 0)
-        except redis.ResponseError:
-            return 0
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        import redis
-
-        where = self.endpoint.shown
-        try:
-            yield
-        except redis.AuthenticationError as error:
-            raise StoreError(
-                f"Redis at {where} refuses the login ({error}): check user and password of --redis or REDIS_URL"
-            ) from error
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            reason = str(error).replace("\n", " ")[:200] or type(error).__name__
-            raise StoreError(
-                f"Redis at {where} cannot be reached ({reason}): start it, or name it with --redis URL or REDIS_URL"
-            ) from error
-        except redis.RedisError as error:
-            raise StoreError(f"Redis at {where} refuses: {str(error)[:200]}") from error
+    def _readmit(self, connection: Connection) -> None:
+        """Behind a new connection there may be a server that was started anew, or one that took over: it knows no users."""
+        with self._users_lock:
+            for user in self._users if not self._closed else ():
+                connection.call(*_set_user(user))
 
 
-def this_host() -> str:
-    """What makes a pid unique: this boot of this kernel, and the pid namespace we are in."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return f"{file.read().strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
+def _refresh(connection: Connection, key: str, mine: bytes) -> None:
+    """Renew the lease, in a transaction: a hash deleted meanwhile must not come back."""
+    _, found, time = connection.pipeline([("WATCH", key), ("HGET", key, "pid"), ("TIME",)])
+    if found == mine:
+        connection.pipeline([("MULTI",), ("HSET", key, "pidSeen", time[0]), ("EXEC",)])
+    else:
+        connection.call("UNWATCH")
 
 
-def start_time(pid: int) -> int | None:
-    """When a process was started, in clock ticks after boot (proc_pid_stat(5), field 22); None if it is not there."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    # A process whose first thread has ended shows as a zombie while its others go on.
-    if fields[0] in (b"Z", b"X") and _threads(pid) <= 1:
-        return None
-    return int(fields[19])
+def _set_user(user: User) -> tuple[str, ...]:
+    return "ACL", "SETUSER", user.name, *user.rules
 
 
-def _threads(pid: int) -> int:
-    try:
-        return len(os.listdir(f"/proc/{pid}/task"))
-    except OSError:
-        return 0
-
-
-def _holder(values: list[bytes | None]) -> dict[str, str | None]:
-    text = (value.decode("utf-8", "replace") if value is not None else None for value in values)
-    return dict(zip(_PID_FIELDS, text, strict=True))
-
-
-def is_alive(holder: Mapping[str, str | None], key: str, now: int) -> bool:
-    """Whether the process that `pid` and the fields beside it name still lives. `now`: Redis's clock, in seconds."""
-    pid, host, started, seen = (holder[name] for name in _PID_FIELDS)
-    if pid is None:
+def _has_selectors(hello: Any) -> bool:
+    """From HELLO's answer: a map, or in RESP2 its names and values in a list."""
+    if isinstance(hello, list):
+        hello = dict(zip(hello[::2], hello[1::2], strict=True))
+    if not isinstance(hello, dict):
         return False
-    if host is not None and host != this_host():
-        return seen is not None and seen.isdigit() and now - int(seen) < LEASE_SECONDS
-    if not (pid.isdigit() and pid.isascii() and len(pid) < 11):
-        return False
-    if host is not None:
-        return started is not None and str(start_time(int(pid))) == started
-    # Set by a worker without us: its only argument is its key, so a stranger with the same pid is told apart.
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return key.encode() in file.read(65536).split(b"\0")
-    except OSError:
-        return False
+    major = hello.get(b"version", b"").partition(b".")[0]
+    return major.isdigit() and int(major) >= SELECTORS_SINCE
+
+
+def _hash(name: str, replies: list[Any]) -> dict[bytes, bytes]:
+    """From TYPE, HLEN, HKEYS and HMGET. A field that decides something and is none of READ_FIELDS has an empty value: it is
+    an error whatever it holds."""
+    kind, count, names, values = replies
+    if kind == b"none":
+        return {}
+    if isinstance(kind, ReplyError):
+        raise StoreError(f"Redis refuses: {str(kind)[:200]}")
+    if kind != b"hash":
+        raise ConfigError(f"{name} is a {kind.decode()}, not a hash: remove it with DEL {name} and make it with HSET")
+    for reply in (count, names, values):
+        if isinstance(reply, ReplyError):
+            raise StoreError(f"Redis refuses: {str(reply)[:200]}")
+    if count > FIELDS_MAX:
+        raise ConfigError(_too_many(name, count))
+    found = {field.encode(): value for field, value in zip(READ_FIELDS, values, strict=True) if value is not None}
+    for field in wanted_fields(field.decode("utf-8", "replace") for field in names):
+        found.setdefault(field.encode(), b"")
+    return found
+
+
+def _too_many(name: str, count: int) -> str:
+    return f"{name} has {count} fields: at most {FIELDS_MAX} are read"

@@ -13,6 +13,8 @@ PURE = BASE | {"keys", "limits", "permissions", "config", "identity"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "log": set(),
+    "connection": BASE,
+    "lease": set(),
     "keys": BASE,
     "limits": BASE,
     "permissions": BASE,
@@ -20,14 +22,14 @@ LAYERS: dict[str, set[str]] = {
     "identity": BASE | {"keys", "permissions", "config"},
     "fetch": PURE | {"fetch", "__version__"},
     "sandbox": PURE | {"sandbox", "log"},
-    "store": PURE,
+    "store": PURE | {"connection", "lease"},
     "secrets": PURE,
     "embedded": BASE,
     "client": BASE | {"keys"},
     # The SDK reads the same fields and decrypts the same secrets as the supervisor; config and secrets are the only
     # places that know how.
     "worker": BASE | {"keys", "config", "secrets", "worker"},
-    "run": PURE | {"fetch", "sandbox", "store", "secrets", "log"},
+    "run": PURE | {"connection", "lease", "fetch", "sandbox", "store", "secrets", "log"},
     "cli": PURE | {"cli", "run", "fetch", "sandbox", "store", "secrets", "log", "__version__"},
     "__main__": {"cli"},
     "__init__": set(),
@@ -37,7 +39,8 @@ ONE_IMPORTER = {
     "pyseccomp": {"sandbox/seccomp.py"},
     "cryptography": {"secrets.py"},
     "platformdirs": {"run.py"},
-    "redis": {"store.py", "embedded.py", "worker/context.py", "worker/loop.py", "client.py"},
+    "hiredis": {"connection.py"},
+    "redis": {"embedded.py", "worker/context.py", "worker/loop.py", "client.py"},
 }
 LIGHT = {"_socket", "_thread", "ctypes", "marshal", "os", "resource", "sys"}
 

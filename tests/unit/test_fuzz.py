@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from sandboxrun import config, keys, permissions, secrets
+from sandboxrun.connection import parse_url
 from sandboxrun.errors import ConfigError, FetchError, SandboxrunError, SecretError, UsageError
 from sandboxrun.fetch import resolve
 from sandboxrun.log import LINE_MAX_CHARS, Log, escape
@@ -30,7 +31,6 @@ from sandboxrun.permissions import KINDS, VERDICTS, NetTarget, Permissions, cano
 from sandboxrun.sandbox import notify
 from sandboxrun.sandbox import resolver as resolver_module
 from sandboxrun.sandbox.connect import InetAddress, parse_sockaddr
-from sandboxrun.store import parse_url
 from sandboxrun.worker import request
 
 FEW, MANY = 50, 100  # examples a test: together about ten seconds

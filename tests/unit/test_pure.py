@@ -11,13 +11,14 @@ import struct
 import pytest
 
 from sandboxrun.config import Loop
+from sandboxrun.connection import parse_url
 from sandboxrun.errors import UsageError
+from sandboxrun.lease import is_alive, this_host
 from sandboxrun.log import Log, escape
 from sandboxrun.permissions import Permissions
 from sandboxrun.sandbox.connect import InetAddress, parse_sockaddr
 from sandboxrun.sandbox.resolver import Resolver
 from sandboxrun.sandbox.seccomp import for_pid
-from sandboxrun.store import is_alive, parse_url, this_host
 from sandboxrun.worker.request import BadRequest, parse, ref_of, trace_field
 
 
