@@ -16,18 +16,20 @@ LAYERS: dict[str, set[str]] = {
     "keys": BASE,
     "limits": BASE,
     "permissions": BASE,
-    "config": BASE | {"keys", "limits", "permissions"},
+    "settings": BASE | {"keys"},
+    "config": BASE | {"keys", "limits", "permissions", "settings"},
+    "connection": BASE,
     "fetch": PURE | {"fetch", "__version__"},
     "sandbox": PURE | {"sandbox", "log"},
     "store": PURE,
     "secrets": PURE,
     "embedded": BASE,
-    "client": BASE | {"keys"},
-    # The SDK reads the same fields and decrypts the same secrets as the supervisor; config and secrets are the only
+    "client": BASE | {"keys", "connection"},
+    # The SDK reads the same fields and decrypts the same secrets as the supervisor; settings and secrets are the only
     # places that know how.
-    "worker": BASE | {"keys", "config", "secrets", "worker"},
+    "worker": BASE | {"keys", "settings", "secrets", "connection", "worker"},
     "run": PURE | {"fetch", "sandbox", "store", "secrets", "log"},
-    "cli": PURE | {"cli", "run", "fetch", "sandbox", "store", "secrets", "log", "__version__"},
+    "cli": PURE | {"cli", "run", "fetch", "sandbox", "store", "secrets", "log", "client", "connection", "__version__"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -36,7 +38,9 @@ ONE_IMPORTER = {
     "pyseccomp": {"sandbox/seccomp.py"},
     "cryptography": {"secrets.py"},
     "platformdirs": {"run.py"},
-    "redis": {"store.py", "embedded.py", "worker/context.py", "worker/loop.py", "client.py"},
+    "redis": {"store.py", "embedded.py", "worker/context.py", "client.py"},
+    "hiredis": {"connection.py"},
+    "pydantic": {"worker/payload.py"},
 }
 LIGHT = {"_socket", "_thread", "ctypes", "marshal", "os", "resource", "sys"}
 

@@ -1,0 +1,333 @@
+"""A connection to Redis: bytes out, replies through hiredis. For the request loop and for all that starts often.
+
+A hundredth of redis-py's import. It knows nothing of what the commands mean: a command is a tuple, a reply is what
+hiredis makes of it (bytes, int, None, list, dict; an error that Redis answers is a ReplyError within a batch).
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import struct
+from collections.abc import Iterator, Sequence
+
+import hiredis
+
+from sandboxrun.errors import ConnectionLost, StoreError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CONNECT_SECONDS = 5.0
+RECEIVE_BYTES = 256 * 1024
+RETRY_FIRST_SECONDS, RETRY_MOST_SECONDS = 0.05, 2.0
+
+ReplyError = hiredis.ReplyError
+
+# What Redis says where the same command will work later, perhaps of another server: after a failover, while it loads
+# its data, while it cannot write. https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
+_LATER = frozenset(
+    "LOADING READONLY MASTERDOWN CLUSTERDOWN TRYAGAIN NOREPLICAS MISCONF OOM BUSY UNBLOCKED".split()  # noqa: SIM905
+)
+_LOGIN = ("NOAUTH", "WRONGPASS", "ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
+
+_NOT_A_URL = (
+    "the Redis URL is not valid: expected redis://[USER:PASSWORD@]HOST:PORT[/DB], with special characters "
+    "percent-encoded"
+)
+
+
+class Address:
+    """A parsed URL. `shown` has no password."""
+
+    __slots__ = ("ca_file", "check", "db", "host", "password", "path", "port", "protocol", "shown", "tls", "user")
+
+    def __init__(self) -> None:
+        self.host, self.port, self.path = "127.0.0.1", 6379, ""
+        self.user, self.password, self.db = "", "", 0
+        self.tls, self.check, self.ca_file, self.protocol = False, True, "", 2
+        self.shown = ""
+
+
+def parse_url(url: str) -> Address:
+    """redis://, rediss:// and unix://, as redis-py reads them, with ?db=, ?protocol= and ?ssl_ca_certs=.
+
+    Raises UsageError, which never shows the URL: it may have a password.
+    """
+    found = Address()
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("redis", "rediss", "unix"):
+        raise UsageError(f"the Redis URL begins with {scheme[:20]!r}: expected redis://, rediss:// or unix://")
+    rest, _, query = rest.partition("?")
+    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    place, slash, path = rest.partition("/")
+    login, at, where = place.rpartition("@")
+    if at:
+        user, _, password = login.partition(":")
+        found.user, found.password = _unquote(user), _unquote(password)
+    try:
+        if scheme == "unix":
+            if not slash:
+                raise UsageError("the Redis URL unix://… has no path: expected unix:///PATH/redis.sock")
+            found.path = "/" + _unquote(path)
+            found.shown = f"unix://{found.path}"
+        else:
+            host, colon, port = where.rpartition(":") if not where.endswith("]") else (where, "", "")
+            found.host = (host if colon else where).strip("[]") or "127.0.0.1"
+            found.port = int(port) if port else 6379
+            found.tls = scheme == "rediss"
+            found.db = int(path) if path else 0
+            found.shown = f"{scheme}://{found.host}:{found.port}"
+        found.db = int(options.get("db", found.db))
+        found.protocol = int(options.get("protocol", 2))
+    except ValueError:
+        raise UsageError(_NOT_A_URL) from None
+    if not 0 < found.port < 65536 or found.protocol not in (2, 3):
+        raise UsageError(_NOT_A_URL)
+    found.check = options.get("ssl_cert_reqs", "required") != "none"
+    found.ca_file = _unquote(options.get("ssl_ca_certs", ""))
+    return found
+
+
+def _unquote(text: str) -> str:
+    if "%" not in text:
+        return text
+    from urllib.parse import unquote
+
+    return unquote(text)
+
+
+def delays() -> Iterator[float]:
+    """Seconds to wait before each further try: twice as long each time, bounded, with jitter against herds."""
+    delay = RETRY_FIRST_SECONDS
+    while True:
+        yield delay * (0.5 + os.urandom(1)[0] / 510)
+        delay = min(delay * 2, RETRY_MOST_SECONDS)
+
+
+_pack: Any = hiredis.pack_command  # its stub means a tuple of any length, and says nothing of what it returns
+
+
+def pack(*words: str | bytes | int | float) -> bytes:
+    """One command as Redis reads it."""
+    packed: bytes = _pack(words)
+    return packed
+
+
+class Connection:
+    """One connection, opened by `open`. Every method raises ConnectionLost, and then nothing more can be sent.
+
+    `seconds`: how long Redis may take to answer, in addition to what a command asks it to wait.
+    """
+
+    def __init__(self, url: str, *, name: str = "sandboxrun", seconds: float = 5.0, protocol: int = 0) -> None:
+        self.address = parse_url(url)
+        self._name, self._seconds = name, seconds
+        self._protocol = protocol or self.address.protocol
+        self._socket: Any = None
+        self._reader = hiredis.Reader()
+        self.received = 0  # bytes
+
+    def open(self) -> None:
+        """Connect, log in, choose the database. Raises ConnectionLost, or StoreError for a login that is refused."""
+        self.close()
+        self._reader = hiredis.Reader()
+        address = self.address
+        try:
+            self._socket = _connect_unix(address) if address.path else _connect_tcp(address)
+            if address.tls:
+                self._socket = _wrap(self._socket, address)
+        except OSError as error:
+            raise ConnectionLost(
+                f"Redis at {address.shown} cannot be reached ({error.strerror or error}): start it, or check its URL"
+            ) from error
+        self.set_wait(0)
+        self._greet()
+
+    def _greet(self) -> None:
+        address, commands = self.address, []
+        if self._protocol == 3:
+            login = ("AUTH", address.user or "default", address.password) if address.password else ()
+            commands.append(("HELLO", "3", *login))
+        elif address.password:
+            commands.append(("AUTH", *([address.user] if address.user else []), address.password))
+        if address.db:
+            commands.append(("SELECT", str(address.db)))
+        commands.append(("CLIENT", "SETNAME", self._name))
+        replies = self.pipeline(commands)
+        for command, reply in zip(commands, replies, strict=True):
+            if not isinstance(reply, ReplyError) or command[0] == "CLIENT":  # a name is a convenience
+                continue
+            self.close()
+            text = str(reply)
+            if text.partition(" ")[0] in _LATER:
+                raise ConnectionLost(f"Redis at {address.shown} is not ready: {text[:200]}")
+            if command[0] == "SELECT":
+                raise StoreError(f"Redis at {address.shown} refuses database {address.db}: {text[:200]}")
+            raise StoreError(
+                f"Redis at {address.shown} refuses the login ({text[:200]}): check user and password of the URL"
+            )
+
+    def set_wait(self, seconds: float) -> None:
+        """How long the next commands ask Redis to wait for something: silence beyond it means a dead connection."""
+        limit = self._seconds + seconds
+        if self.address.tls:
+            self._socket.settimeout(limit)
+            return
+        # The kernel's own time-outs: one system call for each read, where Python's would take two. socket(7)
+        value = struct.pack("ll", int(limit), int(limit % 1 * 1e6))
+        self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, value)
+        self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, value)
+
+    def fileno(self) -> int:
+        return int(self._socket.fileno())
+
+    @property
+    def is_open(self) -> bool:
+        return self._socket is not None
+
+    def send(self, data: bytes) -> None:
+        if self._socket is None:
+            raise ConnectionLost(f"the connection to Redis at {self.address.shown} is closed")
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def read(self) -> Any:
+        """The next reply; an error of Redis is returned, as a ReplyError."""
+        gets = self._reader.gets
+        reply = gets()
+        while reply is False:
+            self._receive()
+            reply = gets()
+        return reply
+
+    def read_many(self, count: int) -> list[Any]:
+        """The next `count` replies."""
+        gets = self._reader.gets
+        replies: list[Any] = []
+        append = replies.append
+        while count:
+            reply = gets()
+            if reply is False:
+                self._receive()
+            else:
+                append(reply)
+                count -= 1
+        return replies
+
+    def check(self) -> None:
+        """Raise ConnectionLost where the other side has closed the connection. Takes nothing, and does not wait."""
+        if self.address.tls or self._socket is None:
+            return  # a later read finds out
+        try:
+            if not self._socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT):
+                raise self._lost(None)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _receive(self) -> None:
+        if self._socket is None:
+            raise ConnectionLost(f"the connection to Redis at {self.address.shown} is closed")
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except OSError as error:
+            raise self._lost(error) from error
+        if not data:
+            raise self._lost(None)
+        self.received += len(data)
+        try:
+            self._reader.feed(data)
+        except hiredis.ProtocolError as error:
+            raise self._lost(error) from error
+
+    def pipeline(self, commands: Sequence[Sequence[str | bytes | int | float]]) -> list[Any]:
+        """The replies to several commands that are sent as one; errors of Redis among them are ReplyErrors."""
+        self.send(b"".join([pack(*command) for command in commands]))
+        return self.read_many(len(commands))
+
+    def call(self, *words: str | bytes | int | float) -> Any:
+        """The reply to one command. An error of Redis is raised: ConnectionLost for a passing one, else ReplyError."""
+        self.send(pack(*words))
+        return self.checked(self.read())
+
+    def checked(self, reply: Any) -> Any:
+        if isinstance(reply, ReplyError):
+            raise translated(reply, self.address.shown)
+        return reply
+
+    def close(self) -> None:
+        if self._socket is not None:
+            try:
+                self._socket.close()
+            except OSError:
+                pass
+            self._socket = None
+
+    def _lost(self, error: Exception | None) -> ConnectionLost:
+        self.close()
+        if error is None:
+            reason = "it closed the connection"
+        elif isinstance(error, BlockingIOError | TimeoutError):  # EAGAIN: the kernel's time-out, socket(7)
+            reason = "no answer in time"
+        else:
+            reason = getattr(error, "strerror", None) or str(error)
+        return ConnectionLost(f"Redis at {self.address.shown} is away ({reason[:200]})")
+
+
+def translated(error: ReplyError, shown: str) -> Exception:
+    """A reply that is an error, as the exception for it."""
+    text = str(error)
+    if text.partition(" ")[0] in _LATER:
+        return ConnectionLost(f"Redis at {shown} cannot serve at the moment: {text[:200]}")
+    if text.startswith(_LOGIN):
+        return StoreError(f"Redis at {shown} refuses the login ({text[:200]}): check user and password of the URL")
+    return error
+
+
+def _connect_unix(address: Address) -> Any:
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        sock.connect(address.path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect_tcp(address: Address) -> Any:
+    """To the first of the host's addresses that answers."""
+    last: OSError | None = None
+    for family, kind, protocol, _, where in _socket.getaddrinfo(address.host, address.port, 0, _socket.SOCK_STREAM):
+        sock = _socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(CONNECT_SECONDS)
+            sock.connect(where)
+            sock.settimeout(None)
+            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
+            return sock
+        except OSError as error:
+            sock.close()
+            last = error
+    raise last or OSError("the name has no address")
+
+
+def _wrap(sock: Any, address: Address) -> Any:
+    import socket
+    import ssl
+
+    context = ssl.create_default_context(cafile=address.ca_file or None)
+    if not address.check:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    whole = socket.socket(fileno=sock.detach())
+    whole.settimeout(CONNECT_SECONDS)
+    try:
+        return context.wrap_socket(whole, server_hostname=address.host)
+    except OSError:
+        whole.close()
+        raise
