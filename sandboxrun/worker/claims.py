@@ -77,14 +77,16 @@ class Claims:
             self.connection.open()
         self.connection.set_wait(self.block_millis / 1000)
         self._opened += 1
-        pid, _, expire = self.exchange(
-            ("HGET", self._key, "pid"),
+        (pid, host), there, _, expire = self.exchange(
+            ("HMGET", self._key, "pid", "pidHost"),
+            ("EXISTS", self._key),
             ("XGROUP", "CREATE", self._loop.request_stream, GROUP, "0", "MKSTREAM"),
             ("EXPIRE", keys.trace_key("-"), 1, "NX"),
         )
         self.expire_nx = not isinstance(expire, ReplyError)
-        if pid is None:
-            # Started without sandboxrun, say under a debugger: the pid is ours to set, and to remove.
+        if pid is None and host is None and there:
+            # Started without sandboxrun, say under a debugger: the pid is ours to set, and to remove. With a pidHost
+            # it was sandboxrun's, and somebody has removed it already to end us.
             made = self.exchange(("HSETNX", self._key, "pid", self.pid))[0]
             self._own_pid = self._own_pid or made == 1
         self.verify()
