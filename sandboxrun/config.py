@@ -1,4 +1,4 @@
-"""A worker's hashes to a WorkerConfig: pure, and the only place that knows the names of fields."""
+"""A worker's hashes to a WorkerConfig: pure; with settings.py, the only place that knows the names of fields."""
 
 from __future__ import annotations
 
@@ -7,29 +7,19 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sandboxrun import keys
+from sandboxrun import keys, settings
 from sandboxrun.errors import ConfigError
 from sandboxrun.limits import LIMITS, Limits
 from sandboxrun.permissions import KINDS, VERDICTS, Permissions
+from sandboxrun.settings import ALIASES, LOOP_NAMES, LOOP_NUMBERS, SECRET_FIELDS, Loop, parse_loop, value_limit
+
+__all__ = ["FIELDS_MAX", "LOOP_NAMES", "LOOP_NUMBERS", "WorkerConfig", "parse_worker", "value_limit", "wanted_fields"]
 
 FIELDS_MAX = 512  # per hash
-VALUE_MAX_BYTES = 64 * 1024
-SECRET_MAX_BYTES = 1024 * 1024
 URL_MAX_CHARS = 2048
 VERSION_MAX_CHARS = 200
 
-ALIASES = {"workerType": "type", "workerUrl": "url", "workerVersion": "version"}
-SECRET_FIELDS = ("encryptedAlg", "encryptedIv", "encryptedJson")
 OPTION_FIELDS = ("denoOptions", "options")
-
-# name of the field: (default, least, most); a default of None comes from the key.
-LOOP_NUMBERS = {
-    "responseStreamLimit": (1000, 0, 10_000_000),
-    "requestLimit": (0, 0, 2**53),
-    "xreadGroupBlockMillis": (2000, 1, 60_000),
-    "replyExpireSeconds": (8, 1, 86_400),
-}
-LOOP_NAMES = ("requestStream", "responseStream", "consumerId")
 
 _PERMISSION_FIELD = re.compile(
     r"(allow|deny)[A-Z][A-Za-z]*"
@@ -84,24 +74,6 @@ def _spelling(name: str) -> str | None:
 def _is_limit(name: str) -> bool:
     """Also one that does not exist, which must not pass unseen."""
     return re.fullmatch(r"limit[A-Z][A-Za-z]*", name) is not None
-
-
-def value_limit(name: str) -> int:
-    """The longest value read of a field, in bytes."""
-    return SECRET_MAX_BYTES if name in SECRET_FIELDS else VALUE_MAX_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """The request loop's settings; names, defaults and bounds as in the field table of the README."""
-
-    request_stream: str
-    response_stream: str
-    response_stream_limit: int  # entries, approximate; 0 is no limit
-    consumer_id: str
-    request_limit: int  # requests, 0 is no limit
-    block_millis: int
-    reply_expire_seconds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,50 +136,7 @@ def parse_worker(
 
 def read_fields(raw: Mapping[bytes, bytes], key: str) -> dict[str, str]:
     """Raw fields to text under their first spelling; only the fields that `wanted_fields` names. Raises ConfigError."""
-    text: dict[str, str] = {}
-    for raw_name, raw_value in raw.items():
-        name = raw_name.decode("utf-8", "replace")
-        if not wanted_fields([name]):
-            continue
-        if len(raw_value) > value_limit(name):
-            raise ConfigError(
-                f"field {name[:80]} of {key} has {len(raw_value)} bytes: at most {value_limit(name)} are read"
-            )
-        try:
-            text[name] = raw_value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"field {name[:80]} of {key} is not UTF-8 text (byte {error.start}): set it again as text"
-            ) from error
-    for second, first in ALIASES.items():
-        if second in text:
-            value = text.pop(second)
-            if text.setdefault(first, value) != value:
-                raise ConfigError(
-                    f"{key} has both {first} and {second} and they differ: remove one with HDEL {key} {second}"
-                )
-    return text
-
-
-def parse_loop(fields: Mapping[str, str], type_: str, id_: str) -> Loop:
-    """The request loop's part of `read_fields`'s answer. Raises ConfigError."""
-    key = keys.worker_key(type_, id_)
-    numbers = {name: _number(fields.get(name), name, key, *bounds) for name, bounds in LOOP_NUMBERS.items()}
-    names = {name: fields.get(name) or None for name in LOOP_NAMES}
-    for name, value in names.items():
-        if value is not None and (len(value) > 256 or not value.isprintable() or " " in value):
-            raise ConfigError(
-                f"field {name} of {key} is not a key name: expected up to 256 printable characters without a space"
-            )
-    return Loop(
-        request_stream=names["requestStream"] or keys.request_stream(type_),
-        response_stream=names["responseStream"] or keys.response_stream(type_),
-        response_stream_limit=numbers["responseStreamLimit"],
-        consumer_id=names["consumerId"] or id_,
-        request_limit=numbers["requestLimit"],
-        block_millis=numbers["xreadGroupBlockMillis"],
-        reply_expire_seconds=numbers["replyExpireSeconds"],
-    )
+    return settings.read_fields(raw, key, wanted=lambda name: bool(wanted_fields([name])))
 
 
 def check_version(version: str, key: str) -> str:
@@ -308,11 +237,3 @@ def _sha256(value: str | None, key: str) -> str | None:
             f"field sha256 of {key} is {value[:80]!r}: expected 64 hexadecimal digits, as sha256sum prints them"
         )
     return value.lower()
-
-
-def _number(text: str | None, name: str, key: str, default: int, least: int, most: int) -> int:
-    if text is None or text == "":
-        return default
-    if not re.fullmatch(r"[0-9]{1,16}", text) or not least <= int(text) <= most:
-        raise ConfigError(f"field {name} of {key} is {text[:80]!r}: expected a whole number from {least} to {most}")
-    return int(text)

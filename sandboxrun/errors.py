@@ -57,5 +57,40 @@ class SecretError(ConfigError):
     """A secret cannot be decrypted or does not belong to this worker."""
 
 
+class CallError(SandboxrunError):
+    """A call of a worker that brought no result. `may_have_run`: whether the handler may have done something."""
+
+    exit_code = 70
+    may_have_run = True
+
+    def __init__(self, message: str, reply: dict[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.reply = reply  # what the worker answered, where it did
+
+
+class BadRequest(CallError):
+    """Code 400: the worker does not accept the request. Its handler did not run, or refused by itself."""
+
+    exit_code = 65
+    may_have_run = False
+
+
+class Expired(CallError):
+    """Code 504: the deadline had passed before the handler began, so it never ran."""
+
+    exit_code = 75
+    may_have_run = False
+
+
+class RemoteError(CallError):
+    """Code 500: the handler ran and failed, or was given up after it had ended its worker too often."""
+
+
+class CallTimeout(CallError):
+    """No reply came in time. Whether the handler ran, runs or will run is unknown; with a deadline, it will not begin."""
+
+    exit_code = 75
+
+
 class ConnectionLost(StoreError):
     """Redis cannot be reached or cannot serve at the moment: what is worth another try."""

@@ -63,7 +63,13 @@ def response_stream(type_: str) -> str:
 
 
 def dead_stream(type_: str) -> str:
+    """Requests that were given up."""
     return f"{type_}:dead:x"
+
+
+def fence_key(stream: str, consumer: str) -> str:
+    """What a consumer's replies are guarded with (worker/claims.py). No `ref` has a space, so no trace has this key."""
+    return f"req:{stream} {consumer}:h"
 
 
 def reply_key(ref: str) -> str:

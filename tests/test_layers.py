@@ -18,19 +18,20 @@ LAYERS: dict[str, set[str]] = {
     "keys": BASE,
     "limits": BASE,
     "permissions": BASE,
-    "config": BASE | {"keys", "limits", "permissions"},
+    "settings": BASE | {"keys"},
+    "config": BASE | {"keys", "limits", "permissions", "settings"},
     "identity": BASE | {"keys", "permissions", "config"},
     "fetch": PURE | {"fetch", "__version__"},
     "sandbox": PURE | {"sandbox", "log"},
     "store": PURE | {"connection", "lease"},
     "secrets": PURE,
     "embedded": BASE,
-    "client": BASE | {"keys"},
-    # The SDK reads the same fields and decrypts the same secrets as the supervisor; config and secrets are the only
+    "client": BASE | {"keys", "connection"},
+    # The SDK reads the same fields and decrypts the same secrets as the supervisor; settings and secrets are the only
     # places that know how.
-    "worker": BASE | {"keys", "config", "secrets", "worker"},
+    "worker": BASE | {"keys", "settings", "secrets", "connection", "worker"},
     "run": PURE | {"connection", "lease", "fetch", "sandbox", "store", "secrets", "log"},
-    "cli": PURE | {"cli", "run", "fetch", "sandbox", "store", "secrets", "log", "__version__"},
+    "cli": PURE | {"cli", "run", "fetch", "sandbox", "store", "secrets", "log", "client", "connection", "__version__"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -39,8 +40,9 @@ ONE_IMPORTER = {
     "pyseccomp": {"sandbox/seccomp.py"},
     "cryptography": {"secrets.py"},
     "platformdirs": {"run.py"},
+    "redis": {"embedded.py", "worker/context.py", "client.py"},
     "hiredis": {"connection.py"},
-    "redis": {"embedded.py", "worker/context.py", "worker/loop.py", "client.py"},
+    "pydantic": {"worker/payload.py"},
 }
 LIGHT = {"_socket", "_thread", "ctypes", "marshal", "os", "resource", "sys"}
 

@@ -26,6 +26,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
+def connect_option(parser: Parser) -> None:
+    parser.add_argument(
+        "--redis",
+        metavar="URL",
+        help="redis://, rediss:// or unix:// (default: REDIS_URL, else redis://127.0.0.1:6379)",
+    )
+
+
 def names(text: str) -> tuple[str, ...]:
     """A comma-separated list."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -8,17 +8,22 @@
 
     worker.run()
 
-`handle` is called once per request and returns the reply's fields. It refuses a request with
+`handle` is called with each request and returns the reply's fields. It refuses a request with
 `raise worker.BadRequest("…")` (code 400); any other exception is answered with code 500 and never ends the worker.
 """
 
-from typing import Any
+from __future__ import annotations
 
 from sandboxrun.worker.context import Context, current
-from sandboxrun.worker.loop import handler, run
+from sandboxrun.worker.handlers import HandlerTimeout, handler
+from sandboxrun.worker.loop import run
 from sandboxrun.worker.request import BadRequest, Request
 
-__all__ = ["BadRequest", "Context", "Request", "config", "connect", "handler", "run", "secrets"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["BadRequest", "Context", "HandlerTimeout", "Request", "config", "connect", "handler", "run", "secrets"]
 
 
 def config() -> dict[str, str]:

@@ -1,43 +1,69 @@
-"""One entry of the request stream, and the reply to it: pure."""
+"""One entry of the request stream, and what is said of it in a reply: pure."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 REF_MAX_CHARS = 256
 PAYLOAD_MAX_BYTES = 1024 * 1024  # of one entry's fields together
-_ENVELOPE = ("ref", "type", "time")
+RESULT_MAX_BYTES = 8 * 1024 * 1024  # of one reply
+_ENVELOPE = ("ref", "type", "time", "deadline")
 
 
 class BadRequest(Exception):
     """The request cannot be accepted: answered with code 400 and this message."""
 
 
-@dataclass(frozen=True, slots=True)
+class Expired(Exception):
+    """The request's deadline had passed before it could be begun: answered with code 504."""
+
+
 class Request:
     """What a handler is given. `data`: the parsed JSON of the field `data`, or else the other fields as text."""
 
-    xid: str  # the entry's id
-    ref: str
-    type: str
-    data: Any
-    fields: Mapping[str, str]
+    __slots__ = ("_noted", "_tell", "data", "deadline", "deliveries", "fields", "ref", "type", "xid")
+
+    def __init__(
+        self, xid: str, ref: str, type: str, data: Any, fields: Mapping[str, str], deadline: float | None = None
+    ) -> None:
+        self.xid = xid  # the entry's id
+        self.ref, self.type = ref, type
+        self.data, self.fields = data, fields
+        self.deadline = deadline  # seconds since the epoch, or None
+        self.deliveries = 1  # how often it was begun, this time included
+        self._noted: dict[str, Any] | None = None
+        self._tell: Callable[[Request, dict[str, Any]], None] | None = None
+
+    def trace(self, **fields: Any) -> None:
+        """Fields for `req:REF:h`, written together with the reply. Text stays as it is, all else becomes JSON."""
+        self._noted = {**(self._noted or {}), **fields}
+
+    def progress(self, value: Any) -> None:
+        """Write the field `progress` of `req:REF:h` now, for whoever looks while the handler works."""
+        if self._tell is not None:
+            self._tell(self, {"progress": value})
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, or None where there is none; negative once it has passed."""
+        return None if self.deadline is None else self.deadline - time.time()
 
 
 def ref_of(raw: Mapping[bytes, bytes]) -> str | None:
     """The reference to answer under, or None where there is none that could be part of a key."""
     ref = raw.get(b"ref", b"").decode("utf-8", "replace")
-    return ref if ref and len(ref) <= REF_MAX_CHARS and ref.isprintable() and not re.search(r"\s", ref) else None
+    return ref if ref and len(ref) <= REF_MAX_CHARS and ref.isprintable() and " " not in ref else None
 
 
-def parse(xid: str, raw: Mapping[bytes, bytes], accepted: frozenset[str], *, default: str) -> Request:
+def parse(xid: str, raw: Mapping[bytes, bytes], accepted: Mapping[str, object], *, default: str) -> Request:
     """Raises BadRequest saying what is missing or wrong. `default`: the type of a request that names none."""
-    if sum(len(k) + len(v) for k, v in raw.items()) > PAYLOAD_MAX_BYTES:
+    if sum(map(len, raw.values())) + sum(map(len, raw)) > PAYLOAD_MAX_BYTES:
         raise BadRequest(f"the request has more than {PAYLOAD_MAX_BYTES} bytes")
     try:
         fields = {k.decode(): v.decode() for k, v in raw.items()}
@@ -49,6 +75,8 @@ def parse(xid: str, raw: Mapping[bytes, bytes], accepted: frozenset[str], *, def
     type_ = fields.get("type") or default
     if type_ not in accepted:
         raise BadRequest(f"the request's type is {type_[:80]!r}, expected {' or '.join(sorted(accepted))}")
+    deadline = _deadline(fields["deadline"]) if "deadline" in fields else None
+    data: Any
     if "data" in fields:
         try:
             data = json.loads(fields["data"])
@@ -56,25 +84,49 @@ def parse(xid: str, raw: Mapping[bytes, bytes], accepted: frozenset[str], *, def
             raise BadRequest(f"the request's data is not JSON: {error}") from None
     else:
         data = {name: value for name, value in fields.items() if name not in _ENVELOPE}
-    return Request(xid, ref, type_, data, fields)
+    return Request(xid, ref, type_, data, fields, deadline)
+
+
+def _deadline(text: str) -> float:
+    """Milliseconds since the epoch, as in an entry's id, to seconds."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 16):
+        raise BadRequest(f"the request's deadline is {text[:40]!r}: expected milliseconds since 1970, as 1767225600000")
+    return int(text) / 1000
 
 
 def now() -> str:
     """ISO 8601 in UTC with milliseconds, as JavaScript's toISOString."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    global _last
+    millis = time.time_ns() // 1_000_000
+    if millis != _last[0]:
+        whole, rest = divmod(millis, 1000)
+        _last = (millis, time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(whole)) + f"{rest:03d}Z")
+    return _last[1]
+
+
+_last = (0, "")  # formatting it takes longer than all else of a small request
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def reply(ref: str | None, source: str, code: int, result: Mapping[str, Any], time: str) -> str:
     """The reply's JSON. The envelope wins over result fields of the same name. Raises TypeError, ValueError."""
-    return json.dumps({**result, "ref": ref, "source": source, "code": code, "time": time}, separators=(",", ":"))
+    return _encode({**result, "ref": ref, "source": source, "code": code, "time": time})
 
 
 def failure(error: BaseException, raw: Mapping[bytes, bytes], *, with_payload: bool) -> dict[str, Any]:
-    """The result fields of a 400 or 500: `err.message`, and for a 500 the payload."""
+    """The result fields of an error: `err.message`, and for a 500 the payload."""
     result: dict[str, Any] = {"err": {"message": str(error)[:2000] or type(error).__name__}}
     if with_payload:
         result["payload"] = {k.decode("utf-8", "replace"): v.decode("utf-8", "replace")[:2000] for k, v in raw.items()}
     return result
+
+
+def noted(fields: Mapping[str, Any]) -> list[str]:
+    """What `trace` and `progress` were given, as field, value, field, value …"""
+    words: list[str] = []
+    for name, value in fields.items():
+        words += (name, value if isinstance(value, str) else json.dumps(value, default=str))
+    return words
 
 
 def trace_field(type_: str) -> str:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from sandboxrun import config, keys, permissions, secrets
+from sandboxrun import settings as loop_settings
 from sandboxrun.connection import parse_url
 from sandboxrun.errors import ConfigError, FetchError, SandboxrunError, SecretError, UsageError
 from sandboxrun.fetch import resolve
@@ -338,7 +339,7 @@ def test_the_message_about_a_long_entry_is_shown_whole(text: str) -> None:
 # --- hashes
 
 _NAMES = [
-    "type", "url", "version", "sha256", "pid", *config.ALIASES, *config.OPTION_FIELDS, *config.SECRET_FIELDS,
+    "type", "url", "version", "sha256", "pid", *loop_settings.ALIASES, *config.OPTION_FIELDS, *loop_settings.SECRET_FIELDS,
     *config.LOOP_NUMBERS, *config.LOOP_NAMES, *(kind.field(verdict) for kind in KINDS.values() for verdict in VERDICTS),
     "allowAll", "allowRun", "allowX", "denyNET", "allow", "other",
 ]  # fmt: skip
@@ -359,10 +360,10 @@ def test_fields_are_text_under_known_names(raw: dict[bytes, bytes]) -> None:
         one_line(error)
         return
     assert config.wanted_fields(fields) == list(fields)
-    assert not set(fields) & set(config.ALIASES)
+    assert not set(fields) & set(loop_settings.ALIASES)
     assert all(len(value.encode()) <= config.value_limit(name) for name, value in fields.items())
     for name, value in fields.items():
-        spelled = [name, *(alias for alias, first in config.ALIASES.items() if first == name)]
+        spelled = [name, *(alias for alias, first in loop_settings.ALIASES.items() if first == name)]
         assert value.encode() in [raw.get(spelling.encode()) for spelling in spelled]
 
 
@@ -380,8 +381,11 @@ def test_a_hash_is_a_config_or_one_line(shared: dict[bytes, bytes], own: dict[by
     assert config.check_version(worker.version, KEY) == worker.version
     assert worker.sha256 is None or bytes.fromhex(worker.sha256)
     loop = worker.loop
-    numbers = (loop.response_stream_limit, loop.request_limit, loop.block_millis, loop.reply_expire_seconds)
-    assert all(least <= n <= most for n, (_, least, most) in zip(numbers, _in_order(config.LOOP_NUMBERS), strict=True))
+    numbers = (
+        loop.response_stream_limit, loop.request_stream_limit, loop.request_limit, loop.block_millis, loop.reply_expire_seconds,
+        loop.max_deliveries, loop.takeover_millis,
+    )  # fmt: skip
+    assert all(least <= n <= most for n, (_, least, most) in zip(numbers, config.LOOP_NUMBERS.values(), strict=True))
     # What was granted stands in the hashes, and nowhere else.
     words = b" ".join([*own, *shared, *own.values(), *shared.values()]).lower()
     for verdict, both in (("allow", worker.permissions.allow), ("deny", worker.permissions.deny)):
@@ -391,12 +395,6 @@ def test_a_hash_is_a_config_or_one_line(shared: dict[bytes, bytes], own: dict[by
     if b"allow" not in words:
         assert not any(worker.permissions.allow.values())
         assert not worker.permissions.allows_net(ipaddress.ip_address("1.1.1.1"), 443, ["a.example"])
-
-
-def _in_order(numbers: dict[str, tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    return [
-        numbers[name] for name in ("responseStreamLimit", "requestLimit", "xreadGroupBlockMillis", "replyExpireSeconds")
-    ]
 
 
 @fuzz(TEXT, st.sampled_from(config.OPTION_FIELDS))

@@ -10,7 +10,6 @@ import struct
 
 import pytest
 
-from sandboxrun.config import Loop
 from sandboxrun.connection import parse_url
 from sandboxrun.errors import UsageError
 from sandboxrun.lease import is_alive, this_host
@@ -19,6 +18,7 @@ from sandboxrun.permissions import Permissions
 from sandboxrun.sandbox.connect import InetAddress, parse_sockaddr
 from sandboxrun.sandbox.resolver import Resolver
 from sandboxrun.sandbox.seccomp import for_pid
+from sandboxrun.settings import parse_loop
 from sandboxrun.worker.request import BadRequest, parse, ref_of, trace_field
 
 
@@ -204,5 +204,6 @@ def test_odd_names_do_not_exist(name: str) -> None:
 
 
 def test_the_loop_is_a_value() -> None:
-    loop = Loop("a", "b", 1, "c", 2, 3, 4)
-    assert hash(loop) == hash(Loop("a", "b", 1, "c", 2, 3, 4))
+    loop, same, other = (parse_loop({"requestLimit": limit}, "demo-worker", "1") for limit in "223")
+    assert loop == same != other
+    assert hash(loop) == hash(same)

@@ -1,0 +1,131 @@
+"""sandboxrun info."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from sandboxrun import keys
+from sandboxrun.cli.parser import Parser, connect_option
+from sandboxrun.cli.redis import GROUP, connected, record, text
+from sandboxrun.connection import ReplyError
+from sandboxrun.errors import ConfigError
+from sandboxrun.log import escape
+
+SAMPLE_SECONDS = 0.5
+PENDING_SHOWN = 10
+
+
+def main(args: list[str]) -> int:
+    parser = Parser(
+        prog="sandboxrun info",
+        description="Show what the workers of a type are doing: requests, consumers, what is pending and since when, rates.",
+        epilog="examples:\n  sandboxrun info demo-worker\n  sandboxrun info demo-worker --watch\n"
+        "  sandboxrun info demo-worker --json | jq .group.lag",
+    )
+    parser.add_argument("type", metavar="TYPE")
+    parser.add_argument(
+        "--watch", metavar="SECONDS", nargs="?", type=float, const=2.0, help="again every 2 s, or so many"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    connect_option(parser)
+    options = parser.parse_args(args)
+    keys.check_type(options.type)
+    with connected(options.redis) as connection:
+        before = look(connection, options.type)
+        if before["requests"] is None:
+            raise ConfigError(
+                f"{keys.request_stream(options.type)} does not exist: start a worker, or sandboxrun stream {options.type} create"
+            )
+        while True:
+            time.sleep(options.watch if options.watch and options.watch > 0 else SAMPLE_SECONDS)
+            found = look(connection, options.type)
+            rates(before, found)
+            if options.watch is not None and not options.json and sys.stdout.isatty():
+                print("\x1b[H\x1b[2J", end="")
+            print(json.dumps(found) if options.json else escape_lines(show(found)), flush=True)
+            if options.watch is None:
+                return 0
+            before = found
+
+
+def look(connection: Any, type_: str) -> dict[str, Any]:
+    """All figures of this moment."""
+    stream, responses, dead = keys.request_stream(type_), keys.response_stream(type_), keys.dead_stream(type_)
+    whole, groups, consumers, oldest, length, letters = connection.pipeline([
+        ("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, GROUP),
+        ("XPENDING", stream, GROUP, "-", "+", PENDING_SHOWN), ("XLEN", responses), ("XLEN", dead),
+    ])  # fmt: skip
+    found: dict[str, Any] = {
+        "type": type_, "at": time.time(), "requests": None, "added": None, "responses": _number(length),
+        "dead": _number(letters), "group": None, "consumers": [], "pending": [],
+    }  # fmt: skip
+    if not isinstance(whole, ReplyError):
+        about = {text(name): value for name, value in zip(whole[::2], whole[1::2], strict=True)}
+        found["requests"], found["added"] = about["length"], about.get("entries-added")
+    if not isinstance(groups, ReplyError):
+        ours = next((group for group in map(record, groups) if group["name"] == GROUP), None)
+        if ours is not None:
+            found["group"] = {name.replace("-", "_"): value for name, value in ours.items()}
+    if not isinstance(consumers, ReplyError):
+        found["consumers"] = [record(consumer) for consumer in consumers]
+    if not isinstance(oldest, ReplyError):
+        names = ("id", "consumer", "idle", "deliveries")
+        found["pending"] = [dict(zip(names, (text(x), text(c), idle, n), strict=True)) for x, c, idle, n in oldest]
+    return found
+
+
+def rates(before: dict[str, Any], found: dict[str, Any]) -> None:
+    """Requests a second that came and were answered since `before`; None where Redis, before 7, does not count them."""
+    seconds = found["at"] - before["at"]
+    found["per_second"] = {"came": None, "answered": None}
+    if found["added"] is not None and before["added"] is not None:
+        found["per_second"]["came"] = round((found["added"] - before["added"]) / seconds, 1)
+        done = [_done(part) for part in (before, found)]
+        if None not in done:
+            found["per_second"]["answered"] = round((done[1] - done[0]) / seconds, 1)
+
+
+def _done(found: dict[str, Any]) -> Any:
+    group = found["group"] or {}
+    read = group.get("entries_read")
+    return None if read is None else read - group["pending"]
+
+
+def show(found: dict[str, Any]) -> list[str]:
+    group, rate = found["group"] or {}, found["per_second"]
+    lines = [
+        f"{found['type']}: {found['requests']} requests in the stream, {found['responses']} responses, {found['dead']} dead letters",
+        f"group {GROUP}: {group.get('pending', 'none')} pending, {_or(group.get('lag'), 'unknown')} not delivered yet",
+        f"a second: {_or(rate['came'], 'unknown')} came, {_or(rate['answered'], 'unknown')} were answered",
+    ]
+    for consumer in found["consumers"]:
+        lines.append(
+            f"  consumer {consumer['name']:<20} pending {consumer['pending']:<6} seen {_age(consumer['idle'])} ago"
+        )
+    for row in found["pending"]:
+        lines.append(
+            f"  pending {row['id']:<21} with {row['consumer']} for {_age(row['idle'])}, delivery {row['deliveries']}"
+        )
+    return lines
+
+
+def escape_lines(lines: list[str]) -> str:
+    return "\n".join(map(escape, lines))
+
+
+def _age(millis: int) -> str:
+    if millis > 10**10:
+        return "ever (handed back)"
+    seconds = millis / 1000
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _or(value: Any, other: str) -> Any:
+    return other if value is None else value
+
+
+def _number(reply: Any) -> int | None:
+    return None if isinstance(reply, ReplyError) else reply

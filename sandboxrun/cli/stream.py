@@ -1,0 +1,112 @@
+"""sandboxrun stream."""
+
+from __future__ import annotations
+
+import json
+
+from sandboxrun import keys
+from sandboxrun.cli.parser import Parser, connect_option
+from sandboxrun.cli.redis import GROUP, connected, pairs, show_entry, text
+from sandboxrun.connection import ReplyError
+from sandboxrun.errors import ConfigError, UsageError
+
+ACTIONS = {
+    "create": "make the request stream and its group",
+    "delete": "remove both streams, with all that is in them",
+    "trim": "remove the oldest requests that are answered, and the oldest responses, but for the newest N of each",
+    "requests": "show the newest N requests",
+    "responses": "show the newest N responses",
+}
+
+
+def main(args: list[str]) -> int:
+    parser = Parser(
+        prog="sandboxrun stream",
+        description="Make, remove, trim or show the streams of a type of worker.",
+        epilog="actions:\n" + "\n".join(f"  {name:<10} {what}" for name, what in ACTIONS.items()),
+    )
+    parser.add_argument("type", metavar="TYPE")
+    parser.add_argument("action", metavar="|".join(ACTIONS))
+    parser.add_argument("-n", metavar="N", type=int, default=10, help="how many to show or to keep (10)")
+    parser.add_argument("--force", action="store_true", help="delete although requests are unanswered")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    connect_option(parser)
+    options = parser.parse_args(args)
+    keys.check_type(options.type)
+    if options.action not in ACTIONS or options.n < 0:
+        raise UsageError(f"{options.action[:80]!r} -n {options.n} is not an action; see sandboxrun stream --help")
+    with connected(options.redis) as connection:
+        requests, responses = keys.request_stream(options.type), keys.response_stream(options.type)
+        if options.action == "create":
+            print(_create(connection, requests))
+        elif options.action == "delete":
+            if not options.force and (count := unanswered(connection, requests)):
+                raise ConfigError(f"{requests} has {count} unanswered requests: let them be answered, or use --force")
+            print(f"removed: {connection.call('DEL', requests, responses)}")
+        elif options.action == "trim":
+            removed = trim(connection, requests, options.n) + connection.call("XTRIM", responses, "MAXLEN", options.n)
+            print(f"removed: {removed} entries")
+        else:
+            _show(connection, requests if options.action == "requests" else responses, options.n, options.json)
+    return 0
+
+
+def _create(connection, stream: str) -> str:  # type: ignore[no-untyped-def]
+    reply = connection.pipeline([("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")])[0]
+    if isinstance(reply, ReplyError) and not str(reply).startswith("BUSYGROUP"):
+        raise reply
+    return f"{stream} with group {GROUP} {'was there' if isinstance(reply, ReplyError) else 'is made'}"
+
+
+def _floor(connection, stream: str) -> bytes | None:  # type: ignore[no-untyped-def]
+    """The oldest entry that some group has pending, or the last that all were given; None without a group."""
+    groups = connection.pipeline([("XINFO", "GROUPS", stream)])[0]
+    if isinstance(groups, ReplyError) or not groups:
+        return None
+    floors: list[bytes] = []
+    for group in groups:
+        found = {text(name): value for name, value in zip(group[::2], group[1::2], strict=True)}
+        row = connection.call("XPENDING", stream, found["name"])
+        floors.append(row[1] if row[0] else found["last-delivered-id"])
+    return min(floors, key=lambda xid: [int(part) for part in text(xid).split("-")])
+
+
+def unanswered(connection, stream: str) -> int:  # type: ignore[no-untyped-def]
+    """How many entries are pending or not delivered yet."""
+    floor = _floor(connection, stream)
+    if floor is None:
+        return int(connection.call("XLEN", stream))
+    pending = int(connection.call("XPENDING", stream, GROUP)[0])
+    last = next(g for g in map(_group, connection.call("XINFO", "GROUPS", stream)) if g["name"] == GROUP)[
+        "last-delivered-id"
+    ]
+    return pending + len(connection.call("XRANGE", stream, f"({last}", "+", "COUNT", 10_000))
+
+
+def _group(flat) -> dict[str, str]:  # type: ignore[no-untyped-def]
+    return pairs(flat)
+
+
+def trim(connection, stream: str, keep: int) -> int:  # type: ignore[no-untyped-def]
+    """Remove answered requests beyond the newest `keep`; never one that a group still needs. How many were removed."""
+    floor = _floor(connection, stream)
+    if floor is None:
+        return 0
+    newest = connection.call("XREVRANGE", stream, "+", "-", "COUNT", keep) if keep else []
+    bound = floor
+    if newest:
+        bound = min(floor, newest[-1][0], key=lambda xid: [int(part) for part in text(xid).split("-")])
+    removed = int(connection.call("XTRIM", stream, "MINID", bound))
+    if bound == floor and not connection.call("XPENDING", stream, GROUP)[0] and not keep:
+        removed += int(connection.call("XDEL", stream, floor))  # the last one given is answered as well
+    return removed
+
+
+def _show(connection, stream: str, count: int, as_json: bool) -> None:  # type: ignore[no-untyped-def]
+    rows = connection.call("XREVRANGE", stream, "+", "-", "COUNT", count) if count else []
+    found = [(text(xid), pairs(fields)) for xid, fields in reversed(rows)]
+    if as_json:
+        print(json.dumps([{"id": xid, **fields} for xid, fields in found]))
+        return
+    for xid, fields in found:
+        show_entry(xid, fields)

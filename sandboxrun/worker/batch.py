@@ -1,0 +1,125 @@
+"""What a reply is, as commands in Redis's own bytes: pure. Rendered here rather than packed word by word, because all
+but five words of a reply are the same for all replies of a worker."""
+
+from __future__ import annotations
+
+from sandboxrun.connection import pack
+from sandboxrun.worker.request import noted, trace_field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from sandboxrun.settings import Loop
+
+GROUP = "worker"
+TRACE_EXPIRE_SECONDS = 120
+DEAD_STREAM_LIMIT = 10_000  # entries, approximate
+MULTI, EXEC = pack("MULTI"), pack("EXEC")
+
+
+class Entry:
+    """A request in hand: delivered to this consumer, and not yet confirmed as answered."""
+
+    __slots__ = ("answered", "begun", "commands", "count", "deliveries", "raw", "ref", "sent", "spent", "xid")
+
+    def __init__(self, xid: bytes, raw: Mapping[bytes, bytes], deliveries: int = 1) -> None:
+        self.xid, self.raw, self.deliveries = xid, raw, deliveries
+        self.ref: str | None = None
+        self.commands = b""  # the reply, once it is known
+        self.count = 0  # of commands
+        self.spent = False  # it was begun as often as it may be
+        self.begun = False  # its handler
+        self.answered = False  # the reply is known
+        self.sent = False  # and was sent to Redis, which has not confirmed it yet
+
+
+class Renderer:
+    """Makes the commands of a worker's replies. protocol.md names them: "Request and reply"."""
+
+    def __init__(self, loop: Loop, type_: str, dead_stream: str) -> None:
+        self._type, self._dead = type_, dead_stream
+        self.expire_nx = True  # EXPIRE … NX: Redis 7
+        self._loop = loop
+        limit = loop.response_stream_limit
+        trimmed = _words("MAXLEN", "~", limit) if limit else b""
+        self._record = (
+            b"*%d\r\n" % (16 if limit else 13)
+            + _words("XADD", loop.response_stream)
+            + trimmed
+            + _words("*", "ref")
+            + b"%b"
+            + _words("type")
+            + b"%b"
+            + _words("xid")
+            + b"%b"
+            + _words("code")
+            + b"%b"
+            + _words("res")
+            + b"%b"
+        )
+        self._push = (
+            b"*3\r\n" + _words("LPUSH") + b"%b%b*3\r\n" + _words("EXPIRE") + b"%b" + _words(loop.reply_expire_seconds)
+        )
+        self._trace = b"*4\r\n" + _words("HSET") + b"%b" + _words(trace_field(type_)) + b"%b"
+        self._lasting = b"*4\r\n" + _words("EXPIRE") + b"%b" + _words(TRACE_EXPIRE_SECONDS, "NX")
+
+    def reply(
+        self, entry: Entry, code: int, body: str, received: str, completed: str, notes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Set the entry's commands: the reply, its record, the trace. `body` is the reply's JSON."""
+        ref = entry.ref
+        text = body.encode()
+        word = b"$%d\r\n%b\r\n" % (len(text), text)
+        name = (ref or "").encode()
+        type_ = entry.raw.get(b"type", b"")
+        record = self._record % (_word(name), _word(type_), _word(entry.xid), b"$3\r\n%d\r\n" % code, word)
+        entry.answered = True
+        if ref is None:
+            entry.commands, entry.count = record, 1
+            return
+        key = b"$%d\r\nres:%b\r\n" % (len(name) + 4, name)
+        trace = b"$%d\r\nreq:%b:h\r\n" % (len(name) + 6, name)
+        story = b'{"received":"%b","completed":"%b","res":%b}' % (received.encode(), completed.encode(), text)
+        commands = (
+            self._push % (key, word, key) + record + self._trace % (trace, b"$%d\r\n%b\r\n" % (len(story), story))
+        )
+        count = 4
+        if notes:
+            commands += pack("HSET", b"req:%b:h" % name, *noted(notes))
+            count += 1
+        if self.expire_nx:
+            commands += self._lasting % trace
+            count += 1
+        entry.commands, entry.count = commands, count
+
+    def expire_trace(self, entry: Entry) -> None:
+        """For a Redis without EXPIRE … NX, where the trace was found to have no expiry."""
+        if entry.ref is not None:
+            entry.commands += pack("EXPIRE", f"req:{entry.ref}:h", TRACE_EXPIRE_SECONDS)
+            entry.count += 1
+
+    def bury(self, entry: Entry, reason: str, consumer: str, time: str) -> None:
+        """Add the dead letter to the entry's commands: what is known of it, and the request's own fields."""
+        words: list[str | bytes | int] = [
+            "xid", entry.xid, "ref", entry.ref or "", "reason", reason, "deliveries", entry.deliveries,
+            "consumer", consumer, "time", time,
+        ]  # fmt: skip
+        for name, value in entry.raw.items():
+            words += (b"request." + name, value)
+        entry.commands += pack("XADD", self._dead, "MAXLEN", "~", DEAD_STREAM_LIMIT, "*", *words)
+        entry.count += 1
+
+
+def acknowledge(stream: str, xids: Sequence[bytes]) -> bytes:
+    return pack("XACK", stream, GROUP, *xids)
+
+
+def _word(value: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def _words(*words: str | int) -> bytes:
+    """Part of a template: a % in it stands for itself."""
+    return b"".join([_word(str(word).encode()) for word in words]).replace(b"%", b"%%")

@@ -1,0 +1,448 @@
+"""Who may answer a request: claims, the fence that guards replies, takeover, dead consumers, trimming.
+
+Redis keeps for each entry that was delivered which consumer has it, since when, and how often it was delivered. A claim
+that was not renewed for `takeoverMillis` may be taken by another consumer. The one it is taken from may only be frozen,
+and could send its reply once it wakes. So every transaction of replies is fenced:
+
+    WATCH F · HSETNX F n 1 · MULTI · DEL F · HSET F n+1 1 · the replies · XACK · EXEC
+
+F is one hash for each consumer, and its only field is the name of the next transaction's link. Whoever takes a claim
+from a consumer deletes its F in the same transaction, as does a new process of the same consumer. Then the link is not
+there: HSETNX writes it, which is a change of a watched key, and EXEC does nothing; nor does any later one, because only
+a transaction that is executed writes the link of its successor. So a reply is written if and only if nobody took a claim
+from this consumer since its last transaction: with no further round trip, and however late what was sent arrives. After
+a break the consumer makes a new fence, asks what it still has, and writes again what is still its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+
+from sandboxrun import keys
+from sandboxrun.connection import Connection, ReplyError, pack, translated
+from sandboxrun.worker.batch import EXEC, GROUP, MULTI, Entry, acknowledge
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
+
+    from sandboxrun.settings import Loop
+
+HANDED_BACK_MILLIS = 10**11  # an idle time that no claim has by itself: free to take at once
+OWN_PART = 4  # takeoverMillis / 4: when what has our name, and is not in hand, is a predecessor's that is gone
+TAKE_MOST = 25  # claims of others' at once
+LIST_MOST = 100
+GONE_TIMES = 240  # takeoverMillis * 240, an hour by default: an idle consumer with nothing pending is removed
+TRIM_SLACK = 200
+
+
+class Claims:
+    """The entries in hand, and the one connection on which they are read and answered.
+
+    Commands are collected, sent as one by `flush`, and what Redis says to them is taken by `receive` in the same order.
+    Every method may raise ConnectionLost; then `open` makes a new connection and finds out what is still ours.
+    """
+
+    def __init__(self, connection: Connection, loop: Loop, key: str, pid: str, *, sees_pid: bool = True) -> None:
+        """`sees_pid`: whether this login can read the hash. Where it cannot, sandboxrun alone looks at `pid`."""
+        self.connection, self._loop = connection, loop
+        self._key, self.pid = key, pid.encode()
+        self._sees_pid = sees_pid
+        self._look_at_pid = ("HGET", key, "pid") if sees_pid else ("ECHO", pid)
+        self._fence = keys.fence_key(loop.request_stream, loop.consumer_id)
+        self._link = 0
+        self._chain = ""
+        self._out: list[bytes] = []
+        self._expected: deque[tuple[Callable[[list[Any], Any], None], int, Any]] = deque()
+        self._opened = 0
+        self._own_pid = False
+        self.hand: dict[bytes, Entry] = {}
+        self.suspects: dict[bytes, int] = {}  # ours, but perhaps begun before: entry's id, deliveries
+        self.arrived: deque[tuple[list[Entry], int]] = deque()  # what reads brought, and how many were asked for
+        self.reads = 0  # that are on their way
+        self.broken = False  # the fence: somebody took a claim from us, or the hash was removed
+        self.answered = 0  # confirmed by Redis
+        self.lost_pid = False
+        self.alone = True  # nobody reads for this consumer on another connection
+        self.expire_nx = True
+        self.warn: Callable[[str], None] = lambda message: None
+
+    # --- the connection
+
+    def open(self) -> None:
+        """Connect, make stream, group and fence, and keep of what is in hand only what Redis still says is ours."""
+        self._out.clear()
+        self._expected.clear()
+        self.reads = 0
+        if self._opened or not self.connection.is_open:
+            self.connection.open()
+        self.connection.set_wait(self.block_millis / 1000)
+        self._opened += 1
+        _, expire = self.exchange(
+            ("XGROUP", "CREATE", self._loop.request_stream, GROUP, "0", "MKSTREAM"),
+            ("EXPIRE", keys.trace_key("-"), 1, "NX"),
+        )
+        self.expire_nx = not isinstance(expire, ReplyError)
+        if self._sees_pid:
+            self._set_pid()
+        self.verify()
+
+    def _set_pid(self) -> None:
+        """Started without sandboxrun, say under a debugger, the pid is ours to set, and to remove. With a pidHost it was
+        sandboxrun's, and somebody has removed it already to end us."""
+        (pid, host), there = self.exchange(("HMGET", self._key, "pid", "pidHost"), ("EXISTS", self._key))
+        if pid is None and host is None and there:
+            made = self.exchange(("HSETNX", self._key, "pid", self.pid))[0]
+            self._own_pid = self._own_pid or made == 1
+
+    @property
+    def block_millis(self) -> int:
+        """How long a read waits: `pid` is looked at with each, so at most a second."""
+        return min(self._loop.block_millis, 1000)
+
+    def flush(self) -> None:
+        if self._out:
+            data = b"".join(self._out)
+            self._out.clear()
+            self.connection.send(data)
+
+    def receive(self) -> None:
+        """Take the replies to the oldest of what was sent."""
+        self.flush()
+        take, count, detail = self._expected.popleft()
+        take(self.connection.read_many(count), detail)
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._expected)
+
+    def exchange(self, *commands: Sequence[str | bytes | int]) -> list[Any]:
+        """The replies to these commands, behind all that was sent before. Errors of Redis among them are returned."""
+        return self._exchange(b"".join([pack(*command) for command in commands]), len(commands))
+
+    def _exchange(self, data: bytes, count: int) -> list[Any]:
+        box: list[Any] = []
+        self._out.append(data)
+        self._expected.append((lambda replies, _: box.extend(replies), count, None))
+        self.flush()
+        while not box:
+            self.receive()
+        for reply in box:
+            if isinstance(reply, ReplyError):
+                self._raise_passing(reply)
+        return box
+
+    def _raise_passing(self, error: ReplyError) -> None:
+        found = translated(error, self.connection.address.shown)
+        if found is not error:
+            raise found
+
+    # --- reading and answering
+
+    def ask(self, count: int, *, block: bool) -> None:
+        """Queue a read of new entries, and a look at `pid`."""
+        self._out.append(self.read_command(count, block=block))
+        self._expected.append((self._read, 2, count))
+        self.reads += 1
+
+    def read_command(self, count: int, *, block: bool) -> bytes:
+        """A read of new entries, and before it a look at `pid`: two replies."""
+        loop = self._loop
+        wait: tuple[str | int, ...] = ("BLOCK", self.block_millis) if block else ()
+        return pack(*self._look_at_pid) + pack(
+            "XREADGROUP", "GROUP", GROUP, loop.consumer_id, "COUNT", count, *wait, "STREAMS", loop.request_stream, ">"
+        )
+
+    def _read(self, replies: list[Any], count: int) -> None:
+        self.reads -= 1
+        pid, found = replies
+        if isinstance(found, ReplyError):
+            self._read_failed(found)
+            found = None
+        if pid != self.pid:
+            self.lost_pid = True
+        entries = read_entries(found)
+        for entry in entries:
+            self.hand[entry.xid] = entry
+        self.arrived.append((entries, count))
+
+    def _read_failed(self, error: ReplyError) -> None:
+        text = str(error)
+        if text.startswith("UNBLOCKED"):  # what Redis before 7.2 says where the stream was removed under a read
+            return
+        if not text.startswith("NOGROUP"):
+            raise translated(error, self.connection.address.shown)
+        self.exchange(("XGROUP", "CREATE", self._loop.request_stream, GROUP, "0", "MKSTREAM"))
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Queue the replies of those that are still ours, with their acknowledgement, as one transaction."""
+        entries = [entry for entry in entries if entry.xid in self.hand and not entry.sent]
+        if not entries:
+            return
+        commands = [entry.commands for entry in entries]
+        commands.append(acknowledge(self._loop.request_stream, [entry.xid for entry in entries]))
+        for entry in entries:
+            entry.sent = True
+        self._transaction(b"".join(commands), sum([entry.count for entry in entries]) + 1, self._written, entries)
+
+    def _transaction(self, commands: bytes, count: int, take: Callable[[list[Any], Any], None], detail: Any) -> None:
+        """Queue a fenced transaction; `take` gets the replies, of which the last is EXEC's."""
+        fence, link = self._fence, self._link
+        self._link += 1
+        self._out.append(
+            pack("WATCH", fence)
+            + pack("HSETNX", fence, f"{self._chain}.{link}", 1)
+            + MULTI
+            + pack("DEL", fence)
+            + pack("HSET", fence, f"{self._chain}.{link + 1}", 1)
+            + commands
+            + EXEC
+        )
+        self._expected.append((take, 6 + count, detail))
+
+    def _written(self, replies: list[Any], entries: list[Entry]) -> None:
+        results = self._executed(replies)
+        if results is None:
+            return
+        for entry in entries:
+            self.hand.pop(entry.xid, None)
+        self.answered += len(entries)
+        for result in results:
+            if result.__class__ is ReplyError:
+                self.warn(f"a part of a reply was refused by Redis: {str(result)[:200]}")
+
+    def _executed(self, replies: list[Any]) -> list[Any] | None:
+        """EXEC's results without the fence's own, or None where the fence was broken."""
+        results = replies[-1]
+        if results is None:
+            self.broken = True
+            return None
+        if isinstance(results, ReplyError):  # EXECABORT: the reason is with the command that was refused
+            reason = next((reply for reply in replies if isinstance(reply, ReplyError)), results)
+            raise translated(reason, self.connection.address.shown)
+        rest: list[Any] = results[2:]
+        return rest
+
+    def verify(self) -> None:
+        """Make a new fence, drop what is not ours any more, and send again the replies that were not written."""
+        mine = {*self.hand, *self.suspects}
+        self._chain, self._link = os.urandom(8).hex(), 0
+        commands: list[Sequence[str | bytes | int]] = [
+            self._look_at_pid,
+            ("DEL", self._fence),
+            ("HSET", self._fence, f"{self._chain}.0", 1),
+        ]
+        if mine:
+            low, high = min(mine, key=order), max(mine, key=order)
+            commands.append(
+                ("XPENDING", self._loop.request_stream, GROUP, low, high, len(mine) + 1000, self._loop.consumer_id)
+            )
+        pid, _, made, *pending = self.exchange(*commands)
+        if isinstance(made, ReplyError):
+            raise made
+        self.broken = False
+        self.lost_pid = self.lost_pid or pid != self.pid
+        if mine:
+            rows = pending[0] if not isinstance(pending[0], ReplyError) else []  # NOGROUP: nothing is anybody's
+            still = {row[0] for row in rows}
+            lost = mine - still
+            self.hand = {xid: entry for xid, entry in self.hand.items() if xid not in lost}
+            self.suspects = {xid: count for xid, count in self.suspects.items() if xid not in lost}
+        again = [entry for entry in self.hand.values() if entry.sent]
+        for entry in again:
+            entry.sent = False
+        self.write(again)
+
+    # --- claims
+
+    def renew(self) -> None:
+        """Queue a renewal of all claims in hand."""
+        xids = [*self.hand, *self.suspects]
+        if xids:
+            self._claim(xids, "JUSTID")
+
+    def hand_back(self, entries: Iterable[Entry]) -> None:
+        """Queue that these, which were not begun, are free for whoever wants them, at once and as if never delivered."""
+        fresh: list[bytes] = []
+        again: list[bytes] = []
+        for entry in entries:
+            if self.hand.pop(entry.xid, None) is not None:
+                (again if entry.begun or entry.deliveries > 1 else fresh).append(entry.xid)
+        if fresh:
+            self._claim(fresh, "IDLE", HANDED_BACK_MILLIS, "RETRYCOUNT", 0, "JUSTID")
+        again += self.suspects
+        self.suspects.clear()
+        if again:
+            self._claim(again, "IDLE", HANDED_BACK_MILLIS, "JUSTID")
+
+    def _claim(self, xids: Sequence[bytes], *options: str | int) -> None:
+        command = pack("XCLAIM", self._loop.request_stream, GROUP, self._loop.consumer_id, 0, *xids, *options)
+        self._transaction(command, 1, self._claimed, None)
+
+    def _claimed(self, replies: list[Any], _: Any) -> None:
+        self._executed(replies)
+
+    def begin(self, xid: bytes) -> Entry | None:
+        """Count one more delivery of a suspect, and take it in hand. None where it is gone.
+
+        It may be what ended the worker before: so it is counted when it is begun, and begun alone.
+        """
+        count = self.suspects.pop(xid, None)
+        if count is None:
+            return None
+        last = count >= self._loop.max_deliveries
+        options = ("RETRYCOUNT", count) if last else ()
+        command = pack("XCLAIM", self._loop.request_stream, GROUP, self._loop.consumer_id, 0, xid, *options)
+        box: list[Any] = []
+        self._transaction(command, 1, lambda replies, _: box.append(self._executed(replies)), None)
+        self.flush()
+        while not box:
+            self.receive()
+        if box[0] is None:
+            self.suspects[xid] = count  # `verify` finds out whether it is still ours
+            return None
+        found = box[0][0]
+        rows = [row for row in found if row] if isinstance(found, list) else []
+        if not rows or not rows[0][1]:  # the entry was deleted from the stream while it was pending
+            self.exchange(("XACK", self._loop.request_stream, GROUP, xid))
+            return None
+        entry = Entry(xid, _pairs(rows[0][1]), count if last else count + 1)
+        entry.spent = last
+        self.hand[xid] = entry
+        return entry
+
+    def look_around(self) -> bool:
+        """Look at `pid`, find claims that nobody holds any more, and trim. True where there is more to take at once."""
+        loop = self._loop
+        own = 0 if self._opened > 1 and self.alone else loop.takeover_millis // OWN_PART
+        stream = loop.request_stream
+        pid, mine, stale, length = self.exchange(
+            self._look_at_pid,
+            ("XPENDING", stream, GROUP, "IDLE", own, "-", "+", LIST_MOST, loop.consumer_id),
+            ("XPENDING", stream, GROUP, "IDLE", loop.takeover_millis, "-", "+", TAKE_MOST),
+            ("XLEN", stream),
+        )
+        self.lost_pid = self.lost_pid or pid != self.pid
+        if isinstance(mine, ReplyError) or isinstance(stale, ReplyError):  # NOGROUP: the next read makes it
+            return False
+        if not self.lost_pid:
+            for xid, _, _, count in mine:
+                if xid not in self.hand:
+                    self.suspects[xid] = count
+            self._take([row for row in stale if row[1].decode("utf-8", "replace") != loop.consumer_id])
+        if loop.request_stream_limit and length > loop.request_stream_limit + TRIM_SLACK:
+            self._trim(length - loop.request_stream_limit)
+        return len(stale) == TAKE_MOST
+
+    def _take(self, rows: Sequence[tuple[bytes, bytes, int, int]]) -> None:
+        """Take others' stale claims, and break their fences in the same moment."""
+        if not rows:
+            return
+        loop = self._loop
+        owners = {row[1].decode("utf-8", "replace") for row in rows}
+        xids = [row[0] for row in rows]
+        replies = self.exchange(
+            ("MULTI",),
+            *(("DEL", keys.fence_key(loop.request_stream, owner)) for owner in owners),
+            ("XCLAIM", loop.request_stream, GROUP, loop.consumer_id, loop.takeover_millis, *xids, "JUSTID"),
+            ("EXEC",),
+        )
+        taken = self._results(replies)[-1]
+        if isinstance(taken, ReplyError):
+            return
+        counts = {row[0]: row[3] for row in rows}
+        self.suspects.update({xid: counts[xid] for xid in taken if xid in counts})
+
+    def _results(self, replies: list[Any]) -> list[Any]:
+        results = replies[-1]
+        if isinstance(results, ReplyError):
+            raise next(reply for reply in replies if isinstance(reply, ReplyError))
+        return results or [[]]
+
+    def remove_gone(self, idle_millis: int | None = None) -> None:
+        """Remove consumers that have nothing pending and have not been seen for `idle_millis`."""
+        loop = self._loop
+        limit = loop.takeover_millis * GONE_TIMES if idle_millis is None else idle_millis
+        found = self.exchange(("XINFO", "CONSUMERS", loop.request_stream, GROUP))[0]
+        for name in gone(found if isinstance(found, list) else [], loop.consumer_id, limit):
+            # It may have woken meanwhile: what was delivered to it since is taken along, and free for all again.
+            replies = self.exchange(
+                ("MULTI",),
+                ("XPENDING", loop.request_stream, GROUP, "-", "+", LIST_MOST, name),
+                ("XGROUP", "DELCONSUMER", loop.request_stream, GROUP, name),
+                ("DEL", keys.fence_key(loop.request_stream, name)),
+                ("EXEC",),
+            )
+            rows = self._results(replies)[0]
+            if isinstance(rows, list) and rows:
+                self.exchange(
+                    ("XCLAIM", loop.request_stream, GROUP, loop.consumer_id, 0, *[row[0] for row in rows],
+                     "IDLE", HANDED_BACK_MILLIS, "RETRYCOUNT", 0, "FORCE", "JUSTID")
+                )  # fmt: skip
+
+    def _trim(self, most: int) -> None:
+        """Remove at most so many of the oldest entries, none that any group has pending or not been given yet."""
+        stream = self._loop.request_stream
+        groups = self.exchange(("XINFO", "GROUPS", stream))[0]
+        if isinstance(groups, ReplyError) or not groups:
+            return
+        found = [record(group) for group in groups]
+        pending = self.exchange(*[("XPENDING", stream, group["name"]) for group in found])
+        floor = min(
+            (
+                row[1] if row and row[0] else group["last-delivered-id"]
+                for group, row in zip(found, pending, strict=True)
+            ),
+            key=order,
+        )
+        self.exchange(("XTRIM", stream, "MINID", "~", floor, "LIMIT", most))
+
+    def leave(self) -> None:
+        """Remove the fence, and `pid` where we set it."""
+        if self._own_pid and self.exchange(("HGET", self._key, "pid"))[0] == self.pid:
+            self.exchange(("HDEL", self._key, "pid"))
+        self.exchange(("DEL", self._fence))
+
+
+def order(xid: bytes) -> tuple[int, int]:
+    """What entries' ids are sorted by."""
+    first, _, second = xid.partition(b"-")
+    return int(first), int(second or 0)
+
+
+def gone(consumers: Iterable[Any], me: str, idle_millis: int) -> list[str]:
+    """Of XINFO CONSUMERS, the names of those with nothing pending that were idle for longer."""
+    found = [record(consumer) for consumer in consumers]
+    return [
+        name
+        for consumer in found
+        if (name := consumer["name"].decode("utf-8", "replace")) != me
+        and consumer["pending"] == 0
+        and consumer["idle"] > idle_millis
+    ]
+
+
+def record(flat: Any) -> dict[str, Any]:
+    """A reply of names and values, in either protocol's shape."""
+    if isinstance(flat, dict):
+        return {name.decode(): value for name, value in flat.items()}
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def read_entries(found: Any) -> list[Entry]:
+    return [Entry(xid, _pairs(raw)) for xid, raw in entries_of(found)]
+
+
+def entries_of(found: Any) -> list[Any]:
+    """The entries of an XREADGROUP on one stream, in either protocol's shape."""
+    if not found:
+        return []
+    entries: list[Any] = next(iter(found.values())) if isinstance(found, dict) else found[0][1]
+    return entries
+
+
+def _pairs(flat: Any) -> dict[bytes, bytes]:
+    pairs = iter(flat or ())
+    return dict(zip(pairs, pairs, strict=True))

@@ -1,0 +1,389 @@
+"""The request loop's promises: what is answered, once, in which order, and what happens to what is not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from runner import Runner
+
+Local = Callable[..., Path]
+HEAD = "import asyncio, os, time\nfrom sandboxrun import worker\n"
+FAST = HEAD + "worker.handler(lambda request: {'n': request.data['n']})\nworker.run()\n"
+# Begins are counted in a list, so that a test sees how often a handler ran.
+COUNTING = (
+    HEAD
+    + """
+r = worker.connect()
+
+@worker.handler
+def handle(request):
+    n = request.data["n"]
+    r.rpush("begun", n)
+    if request.data.get("kill"):
+        os.kill(os.getpid(), 9)
+    time.sleep(request.data.get("sleep", 0))
+    r.rpush("ended", n)
+    return {"n": n, "deliveries": request.deliveries}
+
+worker.run()
+"""
+)
+
+
+def send(r: redis.Redis, data: Any, **fields: str) -> str:
+    """A request as a client by hand sends it, without a trace; its ref."""
+    ref = os.urandom(8).hex()
+    r.xadd("t:req:x", {"ref": ref, "type": "t", "data": json.dumps(data), **fields})
+    return ref
+
+
+def answer(r: redis.Redis, ref: str, seconds: int = 20) -> dict[str, Any]:
+    found = r.brpop([f"res:{ref}"], timeout=seconds)
+    assert found is not None, "no reply"
+    reply: dict[str, Any] = json.loads(found[1])
+    return reply
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited for {what}"
+        time.sleep(0.01)
+
+
+def pending(r: redis.Redis) -> int:
+    return int(r.xpending("t:req:x", "worker")["pending"])
+
+
+@pytest.fixture
+def two(r: redis.Redis, local: Local) -> Callable[..., None]:
+    """Write a worker and the hashes t:1:h and t:2:h."""
+
+    def write(code: str, **fields: str) -> None:
+        local(code, "t:1:h", **fields)
+        local(code, "t:2:h", **fields)
+
+    return write
+
+
+# --- how handlers are called
+
+
+def test_async_handlers_work_at_the_same_time_and_replies_are_whole(r: redis.Redis, run: Runner, local: Local) -> None:
+    # Each waits until all forty have begun, so one after another they would never end.
+    code = """
+begun = 0
+@worker.handler
+async def handle(request):
+    global begun
+    begun += 1
+    while begun < 40:
+        await asyncio.sleep(0.01)
+    return {"n": request.data["n"]}
+worker.run(concurrency=40)
+"""
+    local(HEAD + code)
+    refs = [send(r, {"n": n}) for n in range(40)]
+    with run.start("t", "1") as process:
+        assert [answer(r, ref)["n"] for ref in refs] == list(range(40))
+        assert all(answer(r, send(r, {"n": n}))["n"] == n for n in range(50))
+        process.terminate()
+        assert process.wait(20) == 0
+    assert pending(r) == 0
+    assert r.xlen("t:res:x") == 90
+
+
+def test_plain_handlers_run_in_threads_where_asked(r: redis.Redis, run: Runner, local: Local) -> None:
+    code = """
+import threading
+together = threading.Barrier(4)
+@worker.handler
+def handle(request):
+    together.wait(20)
+    return {"n": request.data["n"]}
+worker.run(concurrency=4)
+"""
+    local(HEAD + code, requestLimit="8")
+    refs = [send(r, {"n": n}) for n in range(8)]
+    done = run("t", "1")
+    assert done.code == 0, done.err
+    assert [answer(r, ref)["n"] for ref in refs] == list(range(8))
+
+
+def test_with_a_key_requests_are_handled_in_order_and_other_keys_do_not_wait(
+    r: redis.Redis, run: Runner, local: Local
+) -> None:
+    code = """
+now = set()
+r = worker.connect()
+@worker.handler
+async def handle(request):
+    key = request.data["key"]
+    assert key not in now
+    now.add(key)
+    r.rpush("order:" + key, request.data["n"])
+    await asyncio.sleep(0.02 if key == "slow" else 0)
+    now.remove(key)
+worker.run(concurrency=20, key=lambda request: request.data["key"])
+"""
+    local(HEAD + code)
+    refs = [send(r, {"key": key, "n": n}) for n in range(10) for key in ("slow", "fast")]
+    with run.start("t", "1"):
+        assert [answer(r, ref)["code"] for ref in refs] == [200] * 20
+    for key in ("slow", "fast"):
+        assert r.lrange(f"order:{key}", 0, -1) == [str(n) for n in range(10)]
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+def test_a_handler_that_takes_too_long_is_given_up(r: redis.Redis, run: Runner, local: Local, kind: str) -> None:
+    if kind == "async":
+        code = "@worker.handler(timeout=0.2)\nasync def handle(request):\n    await asyncio.sleep(request.data)\n"
+    else:
+        code = "@worker.handler(timeout=0.2)\ndef handle(request):\n    time.sleep(request.data)\n"
+    local(HEAD + code + "worker.run()\n")
+    slow, quick = send(r, 60), send(r, 0)
+    with run.start("t", "1"):
+        reply = answer(r, slow)
+        assert (reply["code"], "took longer than its timeout of 0.2 s" in reply["err"]["message"]) == (500, True)
+        assert answer(r, quick)["code"] == 200
+
+
+def test_a_typed_payload_is_made_and_a_400_names_the_field(r: redis.Redis, run: Runner, local: Local) -> None:
+    code = """
+from __future__ import annotations
+from dataclasses import dataclass
+from sandboxrun import worker
+
+@dataclass
+class Place:
+    city: str
+    floor: int = 0
+
+@dataclass
+class Order:
+    item: str
+    places: list[Place]
+    note: str | None = None
+
+@worker.handler
+def handle(request, order: Order):
+    return {"got": f"{order.item} {order.places[0].city} {order.places[0].floor} {order.note}"}
+
+worker.run()
+"""
+    local(code)
+    with run.start("t", "1"):
+        good = answer(r, send(r, {"item": "tea", "places": [{"city": "Bonn"}]}))
+        assert good["got"] == "tea Bonn 0 None"
+        for data, message in [
+            ({"item": "tea"}, "field places is missing"),
+            ({"item": 1, "places": []}, "field item: expected text, not 1"),
+            ({"item": "tea", "places": [{"city": "a"}, {"city": 2}]}, "field places[1].city: expected text, not 2"),
+            ({"item": "tea", "places": [], "x": 1}, "field x is unknown"),
+            ([], "it: expected an object, not a list"),
+        ]:
+            reply = answer(r, send(r, data))
+            assert (reply["code"], message in reply["err"]["message"]) == (400, True), reply
+
+
+def test_an_expired_request_is_answered_504_without_running(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(COUNTING)
+    now = int(time.time() * 1000)
+    late, timely, odd = (
+        send(r, {"n": n}, deadline=deadline) for n, deadline in enumerate([str(now - 1), str(now + 60_000), "soon"])
+    )
+    with run.start("t", "1"):
+        assert answer(r, late)["code"] == 504
+        assert answer(r, timely)["code"] == 200
+        assert (odd_reply := answer(r, odd))["code"] == 400
+        assert "deadline" in odd_reply["err"]["message"]
+    assert r.lrange("begun", 0, -1) == ["1"]
+
+
+def test_trace_and_progress_are_written_to_the_requests_hash(r: redis.Redis, run: Runner, local: Local) -> None:
+    code = """
+r = worker.connect()
+@worker.handler
+def handle(request):
+    request.progress({"done": 1, "of": 2})
+    request.trace(model="m1", tokens=7)
+    r.blpop("go", 20)
+    return {"left": request.remaining() is None}
+worker.run()
+"""
+    local(HEAD + code.replace("worker.connect()", "__import__('redis').Redis.from_url(os.environ['REDIS_URL'])"))
+    with run.start("t", "1"):
+        ref = send(r, {})
+        wait_for(lambda: r.hget(f"req:{ref}:h", "progress"), "progress")
+        assert json.loads(r.hget(f"req:{ref}:h", "progress")) == {"done": 1, "of": 2}
+        assert r.hget(f"req:{ref}:h", "model") is None
+        r.rpush("go", 1)
+        assert answer(r, ref)["left"] is True
+    assert r.hmget(f"req:{ref}:h", "model", "tokens") == ["m1", "7"]
+    assert 0 < r.ttl(f"req:{ref}:h") <= 120
+
+
+# --- who answers
+
+
+def test_what_waits_behind_a_slow_request_goes_to_another_worker_and_its_reply_does_not_wait(
+    r: redis.Redis, run: Runner, two: Callable[..., None]
+) -> None:
+    two(COUNTING, takeoverMillis="5000")
+    with run.start("t", "1"):
+        for n in range(40):  # so that the worker reads many at once
+            answer(r, send(r, {"n": n}))
+        with r.pipeline() as pipe:
+            refs = [os.urandom(8).hex() for _ in range(20)]
+            for n, ref in enumerate(refs):
+                data = {"n": 100 + n, "sleep": 30 if n == 5 else 0}
+                pipe.xadd("t:req:x", {"ref": ref, "type": "t", "data": json.dumps(data)})
+            pipe.execute()
+        for ref in refs[:5]:
+            answer(r, ref, 5)
+        with run.start("t", "2"):
+            for ref in refs[6:]:
+                assert answer(r, ref, 10)["deliveries"] == 1
+    assert r.lrange("begun", 0, -1).count("105") == 1
+
+
+def test_a_slow_handler_is_never_run_twice(r: redis.Redis, run: Runner, two: Callable[..., None]) -> None:
+    two(COUNTING, takeoverMillis="500")
+    with run.start("t", "1"), run.start("t", "2"):
+        ref = send(r, {"n": 1, "sleep": 3})
+        assert answer(r, ref)["deliveries"] == 1
+        assert all(answer(r, send(r, {"n": n}))["code"] == 200 for n in range(2, 10))
+    assert r.lrange("begun", 0, -1).count("1") == 1
+    assert pending(r) == 0
+
+
+def test_a_killed_workers_requests_are_taken_by_another(r: redis.Redis, run: Runner, two: Callable[..., None]) -> None:
+    two(COUNTING, takeoverMillis="600")
+    with run.start("t", "1") as first:
+        ref = send(r, {"n": 1, "sleep": 1})
+        wait_for(lambda: r.llen("begun"), "the first worker to begin")
+        first.kill()
+    with run.start("t", "2"):
+        assert answer(r, ref)["deliveries"] == 2
+        wait_for(lambda: pending(r) == 0, "the acknowledgement")
+    assert r.llen("res:" + ref) == 0
+    assert r.lrange("ended", 0, -1) == ["1"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_frozen_worker_whose_claim_was_taken_writes_no_second_reply(
+    r: redis.Redis, run: Runner, two: Callable[..., None], kind: str
+) -> None:
+    code = COUNTING
+    if kind == "async":
+        code = COUNTING.replace("def handle", "async def handle")
+    two(code, takeoverMillis="1000")
+    with run.start("t", "1") as first:
+        ref = send(r, {"n": 1, "sleep": 0.5})
+        wait_for(lambda: r.llen("begun") == 1, "the first worker to begin")
+        pid = int(r.hget("t:1:h", "pid"))
+        os.kill(pid, signal.SIGSTOP)
+        with run.start("t", "2") as second:
+            assert answer(r, ref)["deliveries"] == 2
+            os.kill(pid, signal.SIGCONT)
+            wait_for(lambda: r.lrange("ended", 0, -1) == ["1", "1"], "the frozen one's handler to end")
+            assert answer(r, send(r, {"n": 2}))["n"] == 2
+            second.terminate()
+            second.wait(20)
+        # The one that was frozen goes on: its fence is whole again.
+        assert answer(r, send(r, {"n": 3}))["n"] == 3
+        first.terminate()
+        first.wait(20)
+    assert not r.exists(f"res:{ref}")
+    refs = [fields["ref"] for _, fields in r.xrange("t:res:x")]
+    assert refs.count(ref) == 1
+    assert len(refs) == 3
+
+
+def test_a_request_that_ends_its_worker_is_buried_at_last_and_its_neighbours_are_not(
+    r: redis.Redis, run: Runner, local: Local
+) -> None:
+    local(COUNTING, takeoverMillis="400", maxDeliveries="3")
+    refs = [send(r, {"n": n, "kill": n == 5}) for n in range(10)]
+    for _ in range(3):
+        assert run("t", "1").code == 128 + 9
+    with run.start("t", "1"):
+        replies = [answer(r, ref) for ref in refs]
+        assert answer(r, send(r, {"n": 11}))["n"] == 11
+        wait_for(lambda: pending(r) == 0, "the acknowledgements")
+    assert [reply["code"] for reply in replies] == [200] * 5 + [500] + [200] * 4
+    assert "given up after 3 deliveries" in replies[5]["err"]["message"]
+    assert r.lrange("begun", 0, -1).count("5") == 3
+    # What was answered in the same batch, and not sent when the worker was killed, is begun once more: no more than that.
+    ended = [int(n) for n in r.lrange("ended", 0, -1)]
+    assert set(ended) == {0, 1, 2, 3, 4, 6, 7, 8, 9, 11}
+    assert all(ended.count(n) <= 2 for n in ended)
+    ((_, letter),) = r.xrange("t:dead:x")
+    assert (letter["ref"], letter["deliveries"], letter["consumer"]) == (refs[5], "3", "1")
+    assert json.loads(letter["request.data"]) == {"n": 5, "kill": True}
+
+
+# --- ends
+
+
+def test_sigterm_finishes_what_runs_and_hands_the_rest_back(
+    r: redis.Redis, run: Runner, two: Callable[..., None]
+) -> None:
+    two(COUNTING)
+    with run.start("t", "1") as first:
+        for n in range(20):
+            answer(r, send(r, {"n": n}))
+        refs = []
+        with r.pipeline() as pipe:
+            for n in range(100, 104):
+                refs.append(os.urandom(8).hex())
+                pipe.xadd("t:req:x", {"ref": refs[-1], "type": "t", "data": json.dumps({"n": n, "sleep": 1})})
+            pipe.execute()
+        wait_for(lambda: "100" in r.lrange("begun", 0, -1), "the first worker to begin")
+        first.terminate()
+        assert first.wait(20) == 0
+    with run.start("t", "2") as second:
+        assert [answer(r, ref)["deliveries"] for ref in refs] == [1] * 4
+        second.terminate()
+        assert second.wait(20) == 0
+    begun = r.lrange("begun", 0, -1)
+    assert len(begun) == len(set(begun)) == 24
+    assert pending(r) == 0
+    assert r.keys("req:t:req:x *") == []  # the fences
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_rolling_restarts_lose_and_repeat_nothing(
+    r: redis.Redis, run: Runner, two: Callable[..., None], kind: str
+) -> None:
+    code = COUNTING.replace('time.sleep(request.data.get("sleep", 0))', "time.sleep(0.01)")
+    if kind == "async":
+        code = COUNTING.replace("def handle", "async def handle").replace("time.sleep", "await asyncio.sleep")
+    two(code)
+    refs = [send(r, {"n": n, "sleep": 0.01}) for n in range(250)]
+    with contextlib.ExitStack() as stack:
+        running = {id_: stack.enter_context(run.start("t", id_)) for id_ in ("1", "2")}
+        for turn in range(4):
+            id_ = "12"[turn % 2]
+            wait_for(lambda turn=turn: r.llen("ended") > 40 * (turn + 1), "progress")
+            wait_for(lambda id_=id_: r.hget(f"t:{id_}:h", "pid"), "the worker to start")
+            if turn % 2:
+                r.hdel(f"t:{id_}:h", "pid")
+            else:
+                running[id_].terminate()
+            running[id_].wait(20)
+            running[id_] = stack.enter_context(run.start("t", id_))
+        assert [answer(r, ref)["n"] for ref in refs] == list(range(250))
+        wait_for(lambda: pending(r) == 0, "the acknowledgements")
+    begun = r.lrange("begun", 0, -1)
+    assert len(begun) == len(set(begun)) == 250
+    assert not any(r.exists(f"res:{ref}") for ref in refs)
