@@ -36,21 +36,21 @@ _NAME = re.compile(
 
 # What a client says before it says anything: none of it touches a key, another client or the server. Not CLIENT SETINFO,
 # which servers before Redis 7.2 do not know; clients go on without.
-_CONNECTION = (
-    "+ping +echo +time +multi +exec +discard +watch +unwatch +client|id +client|setname +client|getname"
-).split()
-_HASH_READS = "+hget +hmget +hgetall +hexists +hlen +hkeys +hvals +hstrlen +hscan +exists +type +ttl +pttl".split()
+_CONNECTION = ("+ping +echo +time +multi +exec +discard +unwatch +client|id +client|setname +client|getname").split()
+_HASH_READS = (
+    "+hget +hmget +hgetall +hexists +hlen +hkeys +hvals +hstrlen +hscan +exists +type +ttl +pttl +watch".split()
+)
 _STREAM = (
-    "+xadd +xlen +xrange +xrevrange +xread +xreadgroup +xack +xpending +xclaim +xautoclaim +xdel +xtrim +exists +type "
+    "+watch +xadd +xlen +xrange +xrevrange +xread +xreadgroup +xack +xpending +xclaim +xautoclaim +xdel +xtrim +exists +type "
     "+xgroup|create +xgroup|createconsumer +xgroup|delconsumer +xinfo|stream +xinfo|groups +xinfo|consumers"
 ).split()
-_REPLY = "+lpush +rpush +expire +pexpire +del +unlink +exists".split()
-_TRACE = "+hset +hsetnx +hdel +expire +pexpire +del +unlink +exists".split()
+_REPLY = "+watch +lpush +rpush +expire +pexpire +del +unlink +exists".split()
+_TRACE = "+watch +hset +hsetnx +hdel +expire +pexpire +del +unlink +exists".split()
 # Whole categories, less what reaches more than its keys. The order counts: later rules win.
 _LESS = "-@admin -@dangerous -@scripting -scan -randomkey -dbsize -copy -move -object -select".split()
-_READS = ["+@read", *_LESS]
-_WRITES = ["+@write", *_LESS]
-_BOTH = ["+@read", "+@write", *_LESS]
+_READS = ["+watch", "+@read", *_LESS]
+_WRITES = ["+watch", "+@write", *_LESS]
+_BOTH = ["+watch", "+@read", "+@write", *_LESS]
 _CHANNEL = "+subscribe +unsubscribe +psubscribe +punsubscribe +publish".split()
 
 

@@ -215,6 +215,8 @@ class Claims:
 
     def _executed(self, replies: list[Any]) -> list[Any] | None:
         """EXEC's results without the fence's own, or None where the fence was broken."""
+        if isinstance(replies[0], ReplyError):  # WATCH: what follows it was not fenced
+            raise translated(replies[0], self.connection.address.shown)
         results = replies[-1]
         if results is None:
             self.broken = True

@@ -307,6 +307,8 @@ def test_what_the_request_loop_needs_works(server: Server, probe: Probe) -> None
         ("XGROUP", "CREATE", "t:req:x", "worker", "0", "MKSTREAM"),
         ("XADD", "t:req:x", xid, "ref", "r"),
         ("XREADGROUP", "GROUP", "worker", "1", "COUNT", "1", "STREAMS", "t:req:x", ">"),
+        ("WATCH", "req:t:req:x 1:h"),
+        ("UNWATCH",),
         ("MULTI",),
         ("LPUSH", "res:r", "{}"),
         ("EXPIRE", "res:r", "8"),
@@ -324,7 +326,7 @@ def test_what_the_request_loop_needs_works(server: Server, probe: Probe) -> None
     assert [answer for answer in answers if isinstance(answer, str) and answer.startswith("-")] == []
     assert answers[0] == "local"
     assert answers[1] == ["greeting", "hello"]
-    assert len(answers[12]) == 6
+    assert len(answers[14]) == 6
     assert server.r.ttl("res:r") > 0
 
 

@@ -112,7 +112,7 @@ def test_long_names_of_fields_are_not_read_into_memory(r: redis.Redis, run: Runn
     r.hset("t:1:h", "x" * (70 << 20), "y")
     done = run("t", "1")
     assert done.code == 78
-    assert "takes more than 64 MiB" in done.err
+    assert "have more than 16 MiB of names of fields" in done.err
 
 
 def test_a_worker_whose_first_thread_has_ended_is_still_running(r: redis.Redis, run: Runner, local: Local) -> None:
