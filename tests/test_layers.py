@@ -9,13 +9,14 @@ PACKAGE = Path(__file__).parent.parent / "sandboxrun"
 
 # What each part may import of ours. Siblings of one layer never import each other; run.py joins them.
 BASE = {"errors"}
-PURE = BASE | {"keys", "limits", "permissions", "config"}
+PURE = BASE | {"keys", "limits", "permissions", "config", "covers"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "log": set(),
     "keys": BASE,
     "limits": BASE,
     "permissions": BASE,
+    "covers": {"permissions"},
     "config": BASE | {"keys", "limits", "permissions"},
     "fetch": PURE | {"fetch", "__version__"},
     "sandbox": PURE | {"sandbox", "log"},
