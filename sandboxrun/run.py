@@ -19,22 +19,25 @@ from dataclasses import asdict, dataclass, field
 
 import platformdirs
 
-from sandboxrun import keys
+from sandboxrun import approval, keys
+from sandboxrun.audit import JOURNAL, Audit
+from sandboxrun.ceiling import Ceiling
 from sandboxrun.config import WorkerConfig, parse_worker
 from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.fetch import Artifact, obtain
 from sandboxrun.fetch.cache import Cache
-from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, resolve
+from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
 from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.permissions import endpoint as host_and_port
+from sandboxrun.policyfile import ceiling_for
 from sandboxrun.sandbox import features
 from sandboxrun.sandbox.features import Features
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy, build
 from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
-from sandboxrun.store import Endpoint, Store
+from sandboxrun.store import Endpoint, Store, parse_url
 
 DESCRIPTORS = 1024  # enough for all connects that may hang at once, and below what select(2) can take
 KEY_SECONDS = 10  # for the key to come on standard input
@@ -47,20 +50,26 @@ class RunOptions:
     type: str
     id: str
     redis_url: str
-    allowed: ImportList
+    allowed: ImportList | None  # None: the policy's hosts, else the default ones
     extra: Permissions
     limits: Mapping[str, int] = field(default_factory=dict)
     degraded: tuple[str, ...] = ()  # names of kernel features the operator does without
     reload: bool = False
     cached_only: bool = False
+    policy: str | None = None  # a policy file instead of the user's
+    yes: bool = False  # more permissions than last time are agreed to
+    audit: tuple[str, ...] = ()  # files, or "journal"
 
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The user's folders: `cache` may be deleted at any time, `state` holds decisions and records."""
+    """The user's folders: `cache` may be deleted at any time, `state` holds decisions and records, `data` what workers keep,
+    each in TYPE/ID; `policies` are files, of which the last is the user's and the others the system's."""
 
     cache: str
     state: str
+    data: str
+    policies: tuple[str, ...]
 
     @property
     def scratch(self) -> str:
@@ -77,22 +86,50 @@ class Folders:
         """What each worker was given last."""
         return os.path.join(self.state, "runs")
 
+    @property
+    def approved(self) -> str:
+        """What each worker's hash was allowed to ask."""
+        return os.path.join(self.state, "approved")
+
     @classmethod
     def of_user(cls) -> Folders:
+        dirs = platformdirs.PlatformDirs("sandboxrun", multipath=True)
         try:
-            cache, state = platformdirs.user_cache_dir("sandboxrun"), platformdirs.user_state_dir("sandboxrun")
+            cache, state, data = dirs.user_cache_dir, dirs.user_state_dir, dirs.user_data_dir
+            config, system = dirs.user_config_dir, dirs.site_config_dir.split(os.pathsep)
         except RuntimeError:  # a user without an entry in the password database
-            cache = state = ""
-        if not (os.path.isabs(cache) and os.path.isabs(state)):
+            cache = state = data = config = ""
+            system = []
+        if not all(map(os.path.isabs, (cache, state, data, config))):
             raise ConfigError(
-                "there is no home folder for the cache: set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME, to absolute paths"
+                "there is no home folder for the cache: set HOME, or XDG_CACHE_HOME, XDG_STATE_HOME, XDG_DATA_HOME and "
+                "XDG_CONFIG_HOME, to absolute paths"
             )
-        return cls(cache, state)
+        # Whatever XDG_CONFIG_DIRS says, the usual place is looked at, for an administrator writes there.
+        folders = dict.fromkeys((*system, "/etc/xdg/sandboxrun", config))
+        return cls(cache, state, data, tuple(os.path.join(folder, "policy.toml") for folder in folders))
+
+    def ceiling(self, worker: WorkerConfig, policy: str | None) -> Ceiling:
+        """`policy`: a file instead of the user's. Raises ConfigError."""
+        *system, user = self.policies
+        data = os.path.join(self.data, worker.type, worker.id)
+        return ceiling_for(
+            worker, system=system, user=os.path.abspath(policy or user), required=policy is not None, data=data
+        )
 
 
 def run(options: RunOptions, log: Log) -> int:
     """Run one worker to its end; its exit code. Raises SandboxrunError for every failure of ours."""
     key = keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
+    with Audit(options.audit, worker=key, warn=lambda message: log.warning("audit", message)) as audit:
+        log.observer = audit.logged
+        audit.record("run", "asked", redis=parse_url(options.redis_url).shown, reload=options.reload)
+        code = _start(options, key, audit, log)
+        audit.record("end", "ended", exit_code=code)
+        return code
+
+
+def _start(options: RunOptions, key: str, audit: Audit, log: Log) -> int:
     kernel = features.probe()
     for message in kernel.require(options.degraded):
         log.warning("degraded", message)
@@ -101,7 +138,7 @@ def run(options: RunOptions, log: Log) -> int:
     try:
         store = Store(options.redis_url)
         try:
-            return _run(options, key, kernel, child, store, log)
+            return _run(options, key, kernel, child, store, audit, log)
         finally:
             store.close()
     finally:
@@ -115,18 +152,22 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
 
 
-def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: Store, log: Log) -> int:
+def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: Store, audit: Audit, log: Log) -> int:
     shared, own = store.read(options.type, options.id)
     config = parse_worker(options.type, options.id, shared, own, extra=options.extra, limits=options.limits)
+    audit.about(version=config.version)
+    folders = Folders.of_user()
+    ceiling = folders.ceiling(config, options.policy)
+    config = ceiling.check(options.limits)
     for warning in config.warnings:
         log.warning("config", warning)
     store.check_free(key)
-    folders = Folders.of_user()
     source = resolve(config.url, config.version, key=key)
+    allowed = _import_list(options, ceiling, source)
     artifact = obtain(
         source,
         cache=Cache(folders.cache, folders.state),
-        allowed=options.allowed,
+        allowed=allowed,
         expected_sha256=config.sha256,
         reload=options.reload,
         cached_only=options.cached_only,
@@ -134,15 +175,18 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
         progress=lambda message: log.info("fetch", message) if os.isatty(2) else None,
     )
     log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
+    _agree(options, config, ceiling, folders, artifact, audit)
     key_line = _read_key() if config.has_secrets else None
     with _scratch(folders.scratch) as scratch:
         interpreter = this_interpreter()
-        policy = _policy(config, source, store.endpoint, folders, interpreter, scratch)
+        policy = _policy(config, source, store.endpoint, folders, interpreter, scratch, ceiling, options)
         script = _script(source, artifact)
         env = _environment(config, options.redis_url, scratch)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
         child.check_supervision()
-        _record(folders, config, artifact, kernel.forgone(options.degraded))
+        degraded = kernel.forgone(options.degraded)
+        _record(folders, config, artifact, degraded)
+        audit.record("grant", "allowed", **_given(config), degraded=degraded)
         listener = child.confine(
             policy,
             script,
@@ -160,6 +204,37 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
             return _live(supervisor, child, store, config, artifact, key_line, log)
         finally:
             supervisor.close()
+
+
+def _import_list(options: RunOptions, ceiling: Ceiling, source: Source | LocalSource) -> ImportList:
+    """The hosts that the script may come from. Raises PolicyError where its own is none by the policy."""
+    host = origin_of(source.url) if isinstance(source, Source) and options.allowed is None else None
+    path = source.script if isinstance(source, LocalSource) else None
+    ceiling.check_source(host=host, path=path, branch=isinstance(source, Source) and source.mutable)
+    if options.allowed is not None:
+        return options.allowed
+    return ImportList.default() if ceiling.imports is None else ImportList(ceiling.imports, loopback=False)
+
+
+def _agree(
+    options: RunOptions,
+    config: WorkerConfig,
+    ceiling: Ceiling,
+    folders: Folders,
+    artifact: Artifact,
+    audit: Audit,
+) -> None:
+    """What was fetched may run, and what the hash asks the operator has agreed to. Raises PolicyError."""
+    audit.about(sha256=artifact.sha256)
+    if artifact.how == "fetched":
+        outcome = "pinned" if artifact.instead_of is None else "reloaded" if options.reload else "moved"
+        audit.record("pin", outcome, origin=artifact.origin, instead_of=artifact.instead_of)
+    ceiling.check_digest(artifact.sha256)
+    path = approval.record_path(folders.approved, config.type, config.id)
+    how, grown = approval.settle(path, config.asked, type_=config.type, id_=config.id, yes=options.yes)
+    if how != "same":
+        audit.record("approval", "allowed", how=how, grown=grown)
+    ceiling.make_data()
 
 
 def _live(
@@ -198,7 +273,10 @@ def _policy(
     folders: Folders,
     interpreter: Interpreter,
     scratch: str,
+    ceiling: Ceiling,
+    options: RunOptions,
 ) -> SandboxPolicy:
+    decisions = [*folders.policies, options.policy, *(place for place in options.audit if place != JOURNAL)]
     return build(
         config.permissions,
         key=config.key,
@@ -206,8 +284,14 @@ def _policy(
         scratch=scratch,
         local_source=(source.folder or source.script) if isinstance(source, LocalSource) else None,
         redis=endpoint.path if endpoint.path is not None else _redis_target(endpoint),
-        protected=(folders.cache, folders.state, os.path.expanduser("~/.netrc")),
+        protected=(
+            folders.cache,
+            folders.state,
+            os.path.expanduser("~/.netrc"),
+            *(os.path.abspath(path) for path in decisions if path is not None),
+        ),
         limits=config.limits,
+        check_path=ceiling.check_path,
     )
 
 
@@ -243,19 +327,25 @@ def _environment(config: WorkerConfig, redis_url: str, scratch: str) -> dict[str
     }
 
 
+def _given(config: WorkerConfig) -> dict[str, object]:
+    lists = (("allow", config.permissions.allow), ("deny", config.permissions.deny))
+    return {
+        **{
+            verdict: {kind: [str(target) for target in targets] for kind, targets in found.items() if targets}
+            for verdict, found in lists
+        },
+        "limits": asdict(config.limits),
+    }
+
+
 def _record(folders: Folders, config: WorkerConfig, artifact: Artifact, degraded: list[str]) -> None:
     """What this worker is given now, for the operator to look up later. Raises ConfigError."""
-    given = {
-        verdict: {kind: [str(target) for target in targets] for kind, targets in lists.items() if targets}
-        for verdict, lists in (("allow", config.permissions.allow), ("deny", config.permissions.deny))
-    }
     record = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "worker": config.key,
         "origin": artifact.origin,
         "sha256": artifact.sha256,
-        **given,
-        "limits": asdict(config.limits),
+        **_given(config),
         "degraded": degraded,
     }
     path = os.path.join(folders.runs, f"{config.type}:{config.id}.json")

@@ -22,13 +22,17 @@ LAYERS: dict[str, set[str]] = {
     "sandbox": PURE | {"sandbox", "log"},
     "store": PURE,
     "secrets": PURE,
+    "ceiling": PURE,
+    "policyfile": PURE | {"ceiling"},
+    "approval": PURE | {"log"},
+    "audit": BASE,
     "embedded": BASE,
     "client": BASE | {"keys"},
     # The SDK reads the same fields and decrypts the same secrets as the supervisor; config and secrets are the only
     # places that know how.
     "worker": BASE | {"keys", "config", "secrets", "worker"},
-    "run": PURE | {"fetch", "sandbox", "store", "secrets", "log"},
-    "cli": PURE | {"cli", "run", "fetch", "sandbox", "store", "secrets", "log", "__version__"},
+    "run": PURE | {"fetch", "sandbox", "store", "secrets", "log", "ceiling", "policyfile", "approval", "audit"},
+    "cli": PURE | {"cli", "run", "fetch", "sandbox", "store", "secrets", "log", "approval", "audit", "__version__"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -11,7 +11,7 @@ from typing import NoReturn
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.log import Log
 
-COMMANDS = ("run", "check", "encrypt", "cache")
+COMMANDS = ("run", "check", "encrypt", "cache", "diff", "approve", "audit")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from sandboxrun.errors import ConfigError
@@ -102,14 +102,16 @@ def build(
     redis: NetTarget | str,
     protected: Iterable[str],
     limits: Limits,
+    check_path: Callable[[str, str, str], None] = lambda kind, path, real: None,
 ) -> SandboxPolicy:
     """The policy of one run. Raises ConfigError naming the field.
 
     `local_source`: the worker's own folder or file for version local. `redis`: its endpoint, or a socket's path.
-    `protected`: what no grant may make writable, because code is taken from there, now or at the next run.
+    `protected`: what no grant may make writable, because code is taken from there, now or at the next run. `check_path` is
+    given each path with the real one that is granted for it, and may refuse.
     """
-    read = _granted(permissions, "read", key)
-    write = _granted(permissions, "write", key)
+    read = _granted(permissions, "read", key, check_path)
+    write = _granted(permissions, "write", key, check_path)
     for kind, paths in (("read", permissions.allow.get("read", ())), ("write", permissions.allow.get("write", ()))):
         for path in paths:
             _check_not_planted(path, write, f"field {KINDS[kind].field()} of {key}")
@@ -145,7 +147,7 @@ def build(
     )
 
 
-def _granted(permissions: Permissions, kind: str, key: str) -> list[str]:
+def _granted(permissions: Permissions, kind: str, key: str, check: Callable[[str, str, str], None]) -> list[str]:
     """The real paths granted, less those denied."""
     field = KINDS[kind].field()
     denied = [os.path.realpath(path) for path in permissions.deny.get(kind, ())]
@@ -154,6 +156,7 @@ def _granted(permissions: Permissions, kind: str, key: str) -> list[str]:
         real = os.path.realpath(path)
         if any(_within(real, place) for place in denied):
             continue
+        check(kind, path, real)
         if not os.path.exists(real):
             raise ConfigError(
                 f"field {field} of {key} has {path}, which does not exist: make it first, or grant its folder"

@@ -83,10 +83,19 @@ def test_a_reader_of_our_messages_that_stalls_does_not_save_a_worker(r: redis.Re
 
 def test_what_is_code_cannot_be_granted_for_writing(r: redis.Redis, run: Runner, local: Local) -> None:
     folder = local("print('ran')")
-    for path in (os.path.dirname(sys.executable), sys.prefix, "/usr/bin", "/etc", "/", str(folder), str(run.home)):
+    for path in (
+        os.path.dirname(sys.executable),
+        sys.prefix,
+        "/usr/bin",
+        "/etc",
+        "/",
+        str(folder),
+        str(run.home),
+        str(run.policy.parent),
+    ):
         r.hset("t:1:h", "allowWrite", path)
         run("cache")  # makes the folders that the home is protected for
-        done = run("t", "1")
+        done = run("t", "1", "--yes")
         assert (done.code, done.out) == (78, ""), path
         assert "field allowWrite of t:1:h" in done.err
 
