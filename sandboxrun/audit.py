@@ -148,10 +148,10 @@ class _Journal:
 
 def _line(always: dict[str, Any], details: dict[str, object]) -> bytes:
     """JSON in ASCII, so that no byte of it drives a terminal; details that are too long are cut, and say so."""
-    line = json.dumps({**always, "details": details}).encode()
+    line = json.dumps({**always, "details": details}, default=str).encode()
     if len(line) <= LINE_MAX_BYTES:
         return line
-    text = json.dumps(details)
+    text = json.dumps(details, default=str)
     while len(line) > LINE_MAX_BYTES:
         text = text[: len(text) // 2]
         line = json.dumps({**always, "details": {"cut": text}}).encode()

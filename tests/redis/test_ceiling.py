@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +97,36 @@ def test_a_symlink_in_the_data_folder_leads_nowhere(
     done = default("t", "1", "--yes")
     assert (done.code, done.out) == (77, "")
     assert "field allowRead of t:1:h" in done.err
+
+
+def test_a_link_that_is_changed_while_it_is_looked_at_leads_nowhere(
+    r: redis.Redis, run: Runner, local: Local, tmp_path: Path
+) -> None:
+    inside, private, link = tmp_path / "inside", tmp_path / "private", tmp_path / "inside" / "link"
+    for folder in (inside, inside / "data", private):
+        folder.mkdir()
+        (folder / "text").write_text("private" if folder == private else "data")
+    run.set_policy(f'[worker."t"]\nallow-read = ["{inside}"]\n')
+    local(f"print(open('{link}/text').read())", allowRead=str(link))
+    link.symlink_to(private)
+    assert (link / "text").read_text() == "private"  # it would lead there
+    done = threading.Event()
+
+    def swap() -> None:
+        while not done.is_set():
+            for target in (inside / "data", private):
+                os.symlink(target, inside / "new")
+                os.replace(inside / "new", link)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        found = {(done_.code, done_.out) for done_ in (run("t", "1", "--quiet") for _ in range(20))}
+    finally:
+        done.set()
+        swapping.join()
+    assert found <= {(0, "data\n"), (1, ""), (77, "")}, found
+    assert (77, "") in found
 
 
 def test_inside_at_and_beyond_what_a_file_allows(r: redis.Redis, run: Runner, local: Local) -> None:

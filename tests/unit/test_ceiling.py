@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from sandboxrun.ceiling import Ceiling
 from sandboxrun.config import WorkerConfig, parse_worker
 from sandboxrun.errors import ConfigError, PolicyError
-from sandboxrun.limits import LIMITS
-from sandboxrun.permissions import KINDS
+from sandboxrun.limits import LIMITS, Limits
+from sandboxrun.permissions import KINDS, NetTarget, Permissions
 from sandboxrun.policyfile import ceiling_for, parse, section_for
+from sandboxrun.sandbox.launch import this_interpreter
+from sandboxrun.sandbox.policy import build
 
 DATA = "/home/me/.local/share/sandboxrun/demo-worker/1"
 
@@ -171,6 +174,41 @@ def test_a_path_that_leads_elsewhere_when_it_is_granted_is_refused(tmp_path: Pat
     with pytest.raises(PolicyError, match="allowRead"):
         found.check_path("read", f"{tmp_path}/x", "/etc")
     found.check_path("read", "/etc", "/etc")  # not of the hash: the command line's, which is the operator's own word
+
+
+def test_the_path_that_was_checked_is_the_one_that_is_granted(tmp_path: Path) -> None:
+    """Whatever the link leads to afterwards; and where the check refuses, there is no policy."""
+    good, private, link = tmp_path / "good", tmp_path / "private", tmp_path / "link"
+    good.mkdir()
+    private.mkdir()
+    link.symlink_to(good)
+    seen = []
+
+    def changed(kind: str, path: str, real: str) -> None:
+        seen.append((kind, path, real))
+        link.unlink()
+        link.symlink_to(private)
+
+    def granted(check_path: Callable[[str, str, str], None]) -> tuple[str, ...]:
+        return build(
+            Permissions.parse([("allow", "read", str(link), "x")]),
+            key="t:1:h",
+            interpreter=this_interpreter(),
+            scratch=str(tmp_path),
+            local_source=None,
+            redis=NetTarget.parse("127.0.0.1:1"),
+            protected=(),
+            limits=Limits(),
+            check_path=check_path,
+        ).read
+
+    found = granted(changed)
+    assert seen == [("read", str(link), str(good))]
+    assert str(good) in found
+    assert str(private) not in found
+    config = worker(allowRead=str(link))
+    with pytest.raises(PolicyError):
+        granted(ceiling(config, all_of(allow_read=f'["{good}"]')).check_path)
 
 
 def test_limits_are_bounded_and_set_where_the_hash_sets_none() -> None:
