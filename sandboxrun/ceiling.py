@@ -142,29 +142,27 @@ class Ceiling:
 
     def _check_target(self, kind: str, target: Any, real: Callable[[str], str]) -> None:
         if kind == "run" and "/" in target and is_below(real(target), real(self._root)):
-            raise self._beyond(
-                kind, target, f"lies in {self._root}, which workers may write, so nothing there is ever run"
-            )
+            where = f"lies in {self._root}, which workers may write"
+            raise self._beyond(kind, target, where, "what is there is never run")
         setting = [section for section in self.sections if kind in section.allow]
         for section in setting:
             entries = [self._expanded(entry) for entry in section.allow[kind]]
             if not _covered(kind, entries, target, real):
-                raise self._beyond(kind, target, f"{section.places['allow-' + kind]} does not allow")
+                place = section.places["allow-" + kind]
+                raise self._beyond(kind, target, f"{place} does not allow", "take it out, or add it there")
         if not setting:
             why = self._beyond_default(kind, target, real)
             if why:
-                raise self._beyond(kind, target, f"the default policy does not allow ({why})")
+                mend = f'take it out, or add it to allow-{kind} for [worker."{self.worker.type}"] in {self.hint}'
+                raise self._beyond(kind, target, f"the default policy does not allow ({why})", mend)
 
     def _expanded(self, entry: Any) -> Any:
         own = isinstance(entry, str) and (entry + "/").startswith(OWN_DATA + "/")
         return self.data + entry.removeprefix(OWN_DATA) if own else entry
 
-    def _beyond(self, kind: str, target: Any, by: str) -> PolicyError:
+    def _beyond(self, kind: str, target: Any, by: str, mend: str) -> PolicyError:
         where = self.worker.asked.where(kind, target)
-        return PolicyError(
-            f"{where} has {str(target)[:200]!r}, which {by}: take it out, or add it to allow-{kind} for "
-            f'[worker."{self.worker.type}"] in {self.hint}'
-        )
+        return PolicyError(f"{where} has {str(target)[:200]!r}, which {by}: {mend}")
 
     def _beyond_default(self, kind: str, target: Any, real: Callable[[str], str]) -> str:
         """What is wrong with a target where no file sets its kind; empty where nothing is."""
