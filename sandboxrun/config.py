@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sandboxrun import keys, settings
 from sandboxrun.errors import ConfigError
 from sandboxrun.limits import LIMITS, Limits
-from sandboxrun.permissions import KINDS, VERDICTS, Permissions
+from sandboxrun.permissions import KINDS, VERDICTS, Permissions, parse_list
 from sandboxrun.settings import ALIASES, LOOP_NAMES, LOOP_NUMBERS, SECRET_FIELDS, Loop, parse_loop, value_limit
 
 __all__ = ["FIELDS_MAX", "LOOP_NAMES", "LOOP_NUMBERS", "WorkerConfig", "parse_worker", "value_limit", "wanted_fields"]
@@ -77,6 +77,22 @@ def _is_limit(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What the hash itself asks for, before the operator's command line adds to it."""
+
+    permissions: Permissions = field(default_factory=Permissions)
+    limits: Mapping[str, int] = field(default_factory=dict)  # those that it sets, by name
+    lists: tuple[tuple[str, str, str, str], ...] = ()  # as it writes them: verdict, kind, text, where
+
+    def where(self, kind: str, target: object) -> str:
+        """The field that allows this target, for an error."""
+        for verdict, name, text, where in self.lists:
+            if (verdict, name) == ("allow", kind) and target in parse_list(KINDS[kind], text, where):
+                return where
+        raise KeyError(kind)
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerConfig:
     """All that a run needs to know of a worker's hash. Made once, passed inward."""
 
@@ -90,6 +106,7 @@ class WorkerConfig:
     limits: Limits
     loop: Loop
     has_secrets: bool
+    asked: Asked = field(default_factory=Asked)
     warnings: tuple[str, ...] = ()
 
 
@@ -118,7 +135,7 @@ def parse_worker(
     for name in ("url", "version"):
         if not fields.get(name):
             raise ConfigError(f"{key} has no {name}: set it with HSET {key} {name} VALUE")
-    permissions, found, warnings = _permissions(fields, key)
+    asked, warnings = _permissions(fields, key)
     return WorkerConfig(
         key=key,
         type=type_,
@@ -126,10 +143,11 @@ def parse_worker(
         url=_url(fields["url"], key),
         version=check_version(fields["version"], key),
         sha256=_sha256(fields.get("sha256"), key),
-        permissions=permissions.union(extra) if extra is not None else permissions,
-        limits=Limits(**{**found, **(limits or {})}),
+        permissions=asked.permissions.union(extra) if extra is not None else asked.permissions,
+        limits=Limits(**{**asked.limits, **(limits or {})}),
         loop=parse_loop(fields, type_, id_),
         has_secrets=bool(fields.get("encryptedJson")),
+        asked=asked,
         warnings=warnings,
     )
 
@@ -147,8 +165,8 @@ def check_version(version: str, key: str) -> str:
     return version
 
 
-def _permissions(fields: Mapping[str, str], key: str) -> tuple[Permissions, dict[str, int], tuple[str, ...]]:
-    """Permissions, limits by name, and warnings."""
+def _permissions(fields: Mapping[str, str], key: str) -> tuple[Asked, tuple[str, ...]]:
+    """What is asked for, and warnings."""
     lists: list[tuple[str, str, str, str]] = []
     limits: dict[str, int] = {}
     warnings: list[str] = []
@@ -176,7 +194,7 @@ def _permissions(fields: Mapping[str, str], key: str) -> tuple[Permissions, dict
                 raise ConfigError(f"{where} is not a limit of sandboxrun: expected one of {', '.join(_LIMIT_FIELDS)}")
             if value:
                 limits[_LIMIT_FIELDS[name].name] = _LIMIT_FIELDS[name].read(value, where)
-    return Permissions.parse(lists), limits, tuple(warnings)
+    return Asked(Permissions.parse(lists), limits, tuple(lists)), tuple(warnings)
 
 
 def _parse_options(

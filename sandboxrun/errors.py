@@ -47,8 +47,14 @@ class StoreError(SandboxrunError):
     exit_code = 75  # EX_TEMPFAIL
 
 
+class PolicyError(SandboxrunError):
+    """The operator's policy does not allow it, or the operator has not agreed to it. Nothing was run."""
+
+    exit_code = 77  # EX_NOPERM
+
+
 class ConfigError(SandboxrunError):
-    """A hash field, an option or the key on standard input is wrong."""
+    """A hash field, an option, the policy file or the key on standard input is wrong."""
 
     exit_code = 78  # EX_CONFIG
 

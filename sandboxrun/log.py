@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TextIO
 
 LINE_MAX_CHARS = 2000
-_PLAIN = "\x1b[0m"  # ECMA-48 SGR: a worker may print in colours, and must not hide what we say in one of them
+PLAIN = "\x1b[0m"  # ECMA-48 SGR: a worker may print in colours, and must not hide what we say in one of them
 
 
 def escape(text: str) -> str:
@@ -27,14 +28,14 @@ class Log:
     def __init__(self, *, quiet: bool = False, json: bool = False, debug: bool = False, stream: TextIO | None = None):
         self._quiet, self._json, self.debug_on = quiet, json, debug
         self._stream = stream
+        # Is told of every message, also of those that are not shown: level, event, message, fields.
+        self.observer: Callable[[str, str, str, dict[str, object]], None] | None = None
 
     def debug(self, event: str, message: str, **fields: object) -> None:
-        if self.debug_on:
-            self._write("debug", event, message, fields)
+        self._write("debug", event, message, fields)
 
     def info(self, event: str, message: str, **fields: object) -> None:
-        if not self._quiet:
-            self._write("info", event, message, fields)
+        self._write("info", event, message, fields)
 
     def warning(self, event: str, message: str, **fields: object) -> None:
         self._write("warning", event, message, fields)
@@ -47,6 +48,10 @@ class Log:
         self._write("error", event, message, fields)
 
     def _write(self, level: str, event: str, message: str, fields: dict[str, object]) -> None:
+        if self.observer is not None:
+            self.observer(level, event, message, fields)
+        if (level == "debug" and not self.debug_on) or (level == "info" and self._quiet):
+            return
         if self._json:
             import json
             import time
@@ -57,7 +62,7 @@ class Log:
             line = escape(message)[:LINE_MAX_CHARS]
             line = {"info": "sandboxrun: ", "denied": ""}.get(level, f"{level}: ") + line
             if self._stream is None and os.environ.get("TERM", "dumb") != "dumb" and os.isatty(2):
-                line = _PLAIN + line
+                line = PLAIN + line
         try:
             if self._stream is not None:
                 self._stream.write(line + "\n")

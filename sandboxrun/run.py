@@ -14,15 +14,16 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
-import platformdirs
-
-from sandboxrun import keys
+from sandboxrun import approval, keys
+from sandboxrun.audit import JOURNAL, Audit
+from sandboxrun.ceiling import Ceiling
 from sandboxrun.config import WorkerConfig, parse_worker
-from sandboxrun.connection import Address
+from sandboxrun.connection import Address, parse_url
 from sandboxrun.errors import ConfigError, SandboxError, StoreError
 from sandboxrun.fetch import Artifact, obtain
 from sandboxrun.fetch.cache import Cache
-from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, resolve
+from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
+from sandboxrun.folders import Folders
 from sandboxrun.identity import HASH_URL, Identity, Owner, identity, url_for
 from sandboxrun.lease import start_time, this_host
 from sandboxrun.log import Log
@@ -48,52 +49,29 @@ class RunOptions:
     type: str
     id: str
     redis_url: str
-    allowed: ImportList
+    allowed: ImportList | None  # None: the policy's hosts, else the default ones
     extra: Permissions
     limits: Mapping[str, int] = field(default_factory=dict)
     degraded: tuple[str, ...] = ()  # names of kernel features the operator does without
     reload: bool = False
     cached_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Folders:
-    """The user's folders: `cache` may be deleted at any time, `state` holds decisions and records."""
-
-    cache: str
-    state: str
-
-    @property
-    def scratch(self) -> str:
-        """The runs' own folders."""
-        return os.path.join(self.cache, "scratch")
-
-    @property
-    def filters(self) -> str:
-        """Compiled filters."""
-        return os.path.join(self.cache, "filters")
-
-    @property
-    def runs(self) -> str:
-        """What each worker was given last."""
-        return os.path.join(self.state, "runs")
-
-    @classmethod
-    def of_user(cls) -> Folders:
-        try:
-            cache, state = platformdirs.user_cache_dir("sandboxrun"), platformdirs.user_state_dir("sandboxrun")
-        except RuntimeError:  # a user without an entry in the password database
-            cache = state = ""
-        if not (os.path.isabs(cache) and os.path.isabs(state)):
-            raise ConfigError(
-                "there is no home folder for the cache: set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME, to absolute paths"
-            )
-        return cls(cache, state)
+    policy: str | None = None  # a policy file instead of the user's
+    yes: bool = False  # more permissions than last time are agreed to
+    audit: tuple[str, ...] = ()  # files, or "journal"
 
 
 def run(options: RunOptions, log: Log) -> int:
     """Run one worker to its end; its exit code. Raises SandboxrunError for every failure of ours."""
     key = keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
+    with Audit(options.audit, worker=key, warn=lambda message: log.warning("audit", message)) as audit:
+        log.observer = audit.logged
+        audit.record("run", "asked", redis=parse_url(options.redis_url).shown, reload=options.reload)
+        code = _start(options, key, audit, log)
+        audit.record("end", "ended", exit_code=code)
+        return code
+
+
+def _start(options: RunOptions, key: str, audit: Audit, log: Log) -> int:
     kernel = features.probe()
     for message in kernel.require(options.degraded, others=(REDIS_ACL,)):
         log.warning("degraded", message)
@@ -102,7 +80,7 @@ def run(options: RunOptions, log: Log) -> int:
     try:
         store = Store(options.redis_url)
         try:
-            return _run(options, key, kernel, child, store, log)
+            return _run(options, key, kernel, child, store, audit, log)
         finally:
             store.close()
     finally:
@@ -116,17 +94,21 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
 
 
-def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: Store, log: Log) -> int:
+def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: Store, audit: Audit, log: Log) -> int:
     shared, own = store.read(options.type, options.id)
     config = parse_worker(options.type, options.id, shared, own, extra=options.extra, limits=options.limits)
+    audit.about(version=config.version)
+    folders = Folders.of_user()
+    ceiling = folders.ceiling(config, options.policy)
+    config = ceiling.check(options.limits)
     for warning in config.warnings:
         log.warning("config", warning)
-    folders = Folders.of_user()
     source = resolve(config.url, config.version, key=key)
+    allowed = _import_list(options, ceiling, source)
     artifact = obtain(
         source,
         cache=Cache(folders.cache, folders.state),
-        allowed=options.allowed,
+        allowed=allowed,
         expected_sha256=config.sha256,
         reload=options.reload,
         cached_only=options.cached_only,
@@ -134,16 +116,18 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
         progress=lambda message: log.info("fetch", message) if os.isatty(2) else None,
     )
     log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
+    _agree(options, config, ceiling, folders, artifact, audit)
     key_line = _read_key() if config.has_secrets else None
     with scratch_folder(folders.scratch) as scratch, _login(options, config, store, log) as login:
         interpreter = this_interpreter()
-        policy = _policy(config, source, store.address, folders, interpreter, scratch)
+        policy = _policy(config, source, store.address, folders, interpreter, scratch, ceiling, options)
         script = _script(source, artifact)
         env = _environment(config, login, scratch)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
         child.check_supervision()
-        forgone = kernel.forgone(options.degraded) + ([] if login.own else [REDIS_ACL])
-        _record(folders, config, artifact, forgone)
+        degraded = kernel.forgone(options.degraded) + ([] if login.own else [REDIS_ACL])
+        _record(folders, config, artifact, degraded)
+        audit.record("grant", "allowed", **_given(config), degraded=degraded)
         listener = child.confine(
             policy,
             script,
@@ -160,6 +144,37 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
             return _live(supervisor, child, store, config, artifact, key_line, log)
         finally:
             supervisor.close()
+
+
+def _import_list(options: RunOptions, ceiling: Ceiling, source: Source | LocalSource) -> ImportList:
+    """The hosts that the script may come from. Raises PolicyError where its own is none by the policy."""
+    host = origin_of(source.url) if isinstance(source, Source) and options.allowed is None else None
+    path = source.script if isinstance(source, LocalSource) else None
+    ceiling.check_source(host=host, path=path, branch=isinstance(source, Source) and source.mutable)
+    if options.allowed is not None:
+        return options.allowed
+    return ImportList.default() if ceiling.imports is None else ImportList(ceiling.imports, loopback=False)
+
+
+def _agree(
+    options: RunOptions,
+    config: WorkerConfig,
+    ceiling: Ceiling,
+    folders: Folders,
+    artifact: Artifact,
+    audit: Audit,
+) -> None:
+    """What was fetched may run, and what the hash asks the operator has agreed to. Raises PolicyError."""
+    audit.about(sha256=artifact.sha256)
+    if artifact.how == "fetched":
+        outcome = "pinned" if artifact.instead_of is None else "reloaded" if options.reload else "moved"
+        audit.record("pin", outcome, origin=artifact.origin, instead_of=artifact.instead_of)
+    ceiling.check_digest(artifact.sha256)
+    path = approval.record_path(folders.approved, config.type, config.id)
+    how, grown = approval.settle(path, config.asked, type_=config.type, id_=config.id, yes=options.yes)
+    if how != "same":
+        audit.record("approval", "allowed", how=how, grown=grown)
+    ceiling.make_data()
 
 
 def _live(
@@ -198,9 +213,13 @@ def _policy(
     folders: Folders,
     interpreter: Interpreter,
     scratch: str,
+    ceiling: Ceiling,
+    options: RunOptions,
 ) -> SandboxPolicy:
     local = source if isinstance(source, LocalSource) else None
+    decisions = [*folders.policies, options.policy, *(place for place in options.audit if place != JOURNAL)]
     protected = [folders.cache, folders.state, *places.of_operator()]
+    protected += [os.path.abspath(path) for path in decisions if path is not None]
     if local is not None:
         protected.append(local.script)  # worker.py itself may be a symlink
     return build(
@@ -212,6 +231,7 @@ def _policy(
         redis=endpoint.path or _redis_target(endpoint),
         protected=protected,
         limits=config.limits,
+        check_path=ceiling.check_path,
     )
 
 
@@ -287,19 +307,25 @@ def _environment(config: WorkerConfig, login: _Login, scratch: str) -> dict[str,
     }
 
 
+def _given(config: WorkerConfig) -> dict[str, object]:
+    lists = (("allow", config.permissions.allow), ("deny", config.permissions.deny))
+    return {
+        **{
+            verdict: {kind: [str(target) for target in targets] for kind, targets in found.items() if targets}
+            for verdict, found in lists
+        },
+        "limits": asdict(config.limits),
+    }
+
+
 def _record(folders: Folders, config: WorkerConfig, artifact: Artifact, degraded: list[str]) -> None:
     """What this worker is given now, for the operator to look up later. Raises ConfigError."""
-    given = {
-        verdict: {kind: [str(target) for target in targets] for kind, targets in lists.items() if targets}
-        for verdict, lists in (("allow", config.permissions.allow), ("deny", config.permissions.deny))
-    }
     record = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "worker": config.key,
         "origin": artifact.origin,
         "sha256": artifact.sha256,
-        **given,
-        "limits": asdict(config.limits),
+        **_given(config),
         "degraded": degraded,
     }
     path = os.path.join(folders.runs, f"{config.type}:{config.id}.json")

@@ -11,6 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SECONDS = 60
+ALLOW_ALL = """\
+[worker."*"]
+allow-net = ["*", "localhost", "*.localhost", "0.0.0.0/0", "::/0"]
+allow-read = ["*"]
+allow-write = ["*"]
+allow-run = ["*"]
+allow-listen = ["*"]
+allow-env = ["*"]
+allow-redis = ["*", "+pubsub:*", "+*"]
+"""
 
 
 @dataclass(frozen=True)
@@ -21,11 +31,21 @@ class Done:
 
 
 class Runner:
-    """The command `sandboxrun`, with a home of its own."""
+    """The command `sandboxrun`, with a home of its own, where `policy` is the operator's; none is the default one."""
 
-    def __init__(self, redis_url: str, home: Path) -> None:
+    def __init__(self, redis_url: str, home: Path, *, policy: str | None = ALLOW_ALL) -> None:
         self.home = home
+        self.policy = home / ".config/sandboxrun/policy.toml"
+        self.set_policy(policy)
         self.env = {"PATH": os.environ["PATH"], "HOME": str(home), "REDIS_URL": redis_url, "LANG": "C.UTF-8"}
+
+    def set_policy(self, text: str | None) -> None:
+        """For the runs from now on."""
+        self.policy.unlink(missing_ok=True)
+        if text is not None:
+            self.policy.parent.mkdir(parents=True, exist_ok=True)
+            self.policy.write_text(text)
+            self.policy.chmod(0o600)
 
     def __call__(self, *args: str, stdin: str | bytes = b"") -> Done:
         data = stdin.encode() if isinstance(stdin, str) else stdin

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "sandboxrun"
 
 # What each part may import of ours. Siblings of one layer never import each other; run.py joins them.
 BASE = {"errors"}
-PURE = BASE | {"keys", "limits", "permissions", "config", "identity"}
+PURE = BASE | {"keys", "limits", "permissions", "config", "covers", "identity"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "log": set(),
@@ -18,6 +18,7 @@ LAYERS: dict[str, set[str]] = {
     "keys": BASE,
     "limits": BASE,
     "permissions": BASE,
+    "covers": {"permissions"},
     "settings": BASE | {"keys"},
     "config": BASE | {"keys", "limits", "permissions", "settings"},
     "identity": BASE | {"keys", "permissions", "config"},
@@ -25,13 +26,34 @@ LAYERS: dict[str, set[str]] = {
     "sandbox": PURE | {"sandbox", "log"},
     "store": PURE | {"connection", "lease"},
     "secrets": PURE,
+    "ceiling": PURE,
+    "policyfile": PURE | {"ceiling"},
+    "approval": PURE | {"log"},
+    "audit": BASE,
     "embedded": BASE,
     "client": BASE | {"keys", "connection"},
     # The SDK reads the same fields and decrypts the same secrets as the supervisor; settings and secrets are the only
     # places that know how.
     "worker": BASE | {"keys", "settings", "secrets", "connection", "worker"},
-    "run": PURE | {"connection", "lease", "fetch", "sandbox", "store", "secrets", "log"},
-    "cli": PURE | {"cli", "run", "fetch", "sandbox", "store", "secrets", "log", "client", "connection", "__version__"},
+    "folders": PURE | {"ceiling", "policyfile"},
+    "run": PURE
+    | {"connection", "lease", "fetch", "sandbox", "store", "secrets", "log", "folders", "ceiling", "approval", "audit"},
+    "cli": PURE
+    | {
+        "cli",
+        "run",
+        "fetch",
+        "sandbox",
+        "store",
+        "secrets",
+        "log",
+        "client",
+        "connection",
+        "folders",
+        "approval",
+        "audit",
+    }
+    | {"__version__"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -39,7 +61,7 @@ ONE_IMPORTER = {
     "httpx": {"fetch/download.py"},
     "pyseccomp": {"sandbox/seccomp.py"},
     "cryptography": {"secrets.py"},
-    "platformdirs": {"run.py"},
+    "platformdirs": {"folders.py"},
     "redis": {"embedded.py", "worker/context.py", "client.py"},
     "hiredis": {"connection.py"},
     "pydantic": {"worker/payload.py"},

@@ -11,7 +11,7 @@ from typing import NoReturn
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.log import Log
 
-COMMANDS = ("run", "check", "encrypt", "cache", "call", "info", "dead", "stream")
+COMMANDS = ("run", "check", "call", "info", "dead", "stream", "diff", "approve", "audit", "encrypt", "cache")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -23,11 +23,15 @@ other commands (sandboxrun COMMAND --help):
   sandboxrun check                                    try on this machine whether the sandbox holds
   sandboxrun encrypt TYPE ID --key-file FILE          make the secrets of a worker from JSON on standard input
   sandboxrun cache [--clean]                          show or remove the scripts that were fetched
+  sandboxrun diff TYPE ID                             what the hash asks for beyond what was agreed to
+  sandboxrun approve TYPE ID                          agree to exactly that
+  sandboxrun audit FILE                               read an audit log
   sandboxrun run TYPE ID                              the same as sandboxrun TYPE ID, for a type named like a command
 
 exit codes: the worker's own, 128+n when signal n ended it, or
   64 command line   65 integrity (pinned content changed)   69 fetch   70 a defect of sandboxrun
-  71 the kernel cannot give the sandbox   73 already running   75 Redis   78 hash, option or key
+  71 the kernel cannot give the sandbox   73 already running   75 Redis   77 the policy, or not agreed to
+  78 hash, option, policy file or key
 """
 
 
@@ -76,6 +80,19 @@ def _parser() -> Parser:
         default="",
         help="do without a kernel feature that sandboxrun check says is missing",
     )
+    parser.add_argument(
+        "--policy", metavar="FILE", help="the most that a hash may be granted, instead of the user's policy.toml"
+    )
+    parser.add_argument(
+        "--yes", action="store_true", help="agree to it that the hash asks for more than at its last run"
+    )
+    parser.add_argument(
+        "--audit",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help='append each decision to FILE as a line of JSON; "journal": to the systemd journal',
+    )
     parser.add_argument("--quiet", action="store_true", help="only warnings, denials and errors")
     parser.add_argument("--json-logs", action="store_true", help="our messages as one JSON object a line")
     parser.add_argument("--version", action="version", version=f"sandboxrun {__version__}")
@@ -96,7 +113,7 @@ def main(args: list[str]) -> int:
             type=options.type,
             id=options.id,
             redis_url=options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL,
-            allowed=ImportList.default() if options.allow_import is None else ImportList.parse(options.allow_import),
+            allowed=None if options.allow_import is None else ImportList.parse(options.allow_import),
             extra=_extra(options),
             limits={
                 limit.name: limit.read(text, limit.flag)
@@ -106,6 +123,9 @@ def main(args: list[str]) -> int:
             degraded=names(options.allow_degraded),
             reload=options.reload,
             cached_only=options.cached_only,
+            policy=options.policy,
+            yes=options.yes,
+            audit=tuple(options.audit),
         ),
         Log(quiet=options.quiet, json=options.json_logs, debug=options.debug),
     )

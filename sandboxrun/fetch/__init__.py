@@ -19,6 +19,7 @@ class Artifact:
     sha256: str
     origin: str  # URL or path
     how: str  # "cached", "fetched", "revalidated", "local"
+    instead_of: str | None = None  # the digest that the version had before, where it is another now
 
 
 def obtain(
@@ -86,4 +87,5 @@ def _obtain(
             f"a tag or commit must not move, so find out why, then accept it with --reload"
         )
     cache.write(source, fetched.body, Pin(digest, fetched.etag))
-    return Artifact(fetched.body, digest, source.url, "fetched")
+    instead_of = pin.sha256 if pin is not None and pin.sha256 != digest else None
+    return Artifact(fetched.body, digest, source.url, "fetched", instead_of)

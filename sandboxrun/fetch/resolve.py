@@ -146,11 +146,12 @@ def _resolve_local(url: str, key: str) -> LocalSource:
 
 
 class ImportList:
-    """The hosts that scripts may come from: HOST (port 443) or HOST:PORT. Loopback is always among them, for
+    """The hosts that scripts may come from: HOST (port 443) or HOST:PORT. `loopback`: it is always among them, for
     development; what is not loopback needs https."""
 
-    def __init__(self, entries: Iterable[tuple[str, int]]) -> None:
+    def __init__(self, entries: Iterable[tuple[str, int]], *, loopback: bool = True) -> None:
         self._entries = frozenset(entries)
+        self._loopback = loopback
 
     @classmethod
     def default(cls) -> ImportList:
@@ -182,14 +183,21 @@ class ImportList:
         if host in _LOOPBACK and parts.scheme in ("http", "https"):
             if came_from is not None and (urlsplit(came_from).hostname or "").lower() not in _LOOPBACK:
                 raise FetchError(f"{_origin(parts)} is this machine{hop}: a remote server must not send us there")
-            return
-        if parts.scheme != "https":
+            if self._loopback:
+                return
+        elif parts.scheme != "https":
             raise FetchError(f"{_origin(parts)} is not https{hop}: http is for loopback only")
-        if (host, port or 443) not in self._entries:
+        if origin_of(url) not in self._entries:
             shown = f"{host}:{port}" if port not in (None, 443) else host
             raise FetchError(
                 f"{_origin(parts)} is not among the hosts that scripts may come from{hop}: allow it with --allow-import={shown}"
             )
+
+
+def origin_of(url: str) -> tuple[str, int]:
+    """Host and port of a URL."""
+    parts = urlsplit(url)
+    return (parts.hostname or "").lower().removesuffix("."), parts.port or (80 if parts.scheme == "http" else 443)
 
 
 def is_loopback(url: str) -> bool:

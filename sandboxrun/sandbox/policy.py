@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -105,17 +105,19 @@ def build(
     redis: NetTarget | str,
     protected: Iterable[str],
     limits: Limits,
+    check_path: Callable[[str, str, str], None] = lambda kind, path, real: None,
 ) -> SandboxPolicy:
     """The policy of one run. Raises ConfigError naming the field.
 
     `local_source`: the worker's own folder or file for version local. `redis`: its endpoint, or a socket's path.
-    `protected`: what no grant may make writable, because code is taken from there, now or at the next run.
+    `protected`: what no grant may make writable, because code is taken from there, now or at the next run. `check_path` is
+    given each path with the real one that is granted for it, and may refuse.
     """
     libraries = (*interpreter.library, *interpreter.site_packages, interpreter.package)
     code = [interpreter.prefix, *interpreter.programs, *libraries, *_SYSTEM_CODE, *protected]
     real = _Real(key, tuple(code))
-    read = _granted(permissions, "read", real)
-    write = _granted(permissions, "write", real)
+    read = _granted(permissions, "read", real, check_path)
+    write = _granted(permissions, "write", real, check_path)
     execute = list(_programs(permissions, real))
     own = [*libraries, os.path.join(interpreter.prefix, "pyvenv.cfg")]  # which Python reads where it is run once more
     code += [*interpreter.searched, *execute]
@@ -187,7 +189,7 @@ def _refuse_write(path: str, place: str, key: str) -> NoReturn:
     )
 
 
-def _granted(permissions: Permissions, kind: str, real: _Real) -> list[str]:
+def _granted(permissions: Permissions, kind: str, real: _Real, check: Callable[[str, str, str], None]) -> list[str]:
     """The real paths granted, less those denied. What is denied for reading is not moved by who may write, either."""
     field = f"field {KINDS[kind].field()} of {real.key}"
     denied = _denied(permissions, kind, real)
@@ -197,6 +199,7 @@ def _granted(permissions: Permissions, kind: str, real: _Real) -> list[str]:
         found = real(path, field)
         if any(within(found, place) for place in denied):
             continue
+        check(kind, path, found)
         if not os.path.exists(found):
             raise ConfigError(f"{field} has {path}, which does not exist: make it first, or grant its folder")
         try:

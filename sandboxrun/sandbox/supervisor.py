@@ -98,6 +98,8 @@ class Supervisor:
         """Let these signals end the worker instead of us. Call from the main thread."""
 
         def received(number: int, _: FrameType | None) -> None:
+            # SimpleQueue.put may be called from a signal handler.
+            self._messages.put(lambda log: log.debug("stop", f"{signal.Signals(number).name}: ending the worker"))
             self.stop()
 
         for number in numbers:

@@ -18,6 +18,19 @@ from sandboxrun import embedded
 Local = Callable[..., Path]
 
 
+class Permissive(Runner):
+    """Where the operator allows and agrees to everything, wherever XDG_CONFIG_HOME is."""
+
+    def command(self, *args: str) -> list[str]:
+        agreed = [] if args[0] == "cache" else ["--yes", "--policy", str(self.policy)]
+        return super().command(*args, *agreed)
+
+
+@pytest.fixture
+def run(run: Runner) -> Permissive:
+    return Permissive(run.env["REDIS_URL"], run.home)
+
+
 def _refused(done: Done, path: object) -> None:
     assert (done.code, done.out) == (78, ""), (path, done)
     assert "field allowWrite of t:1:h" in done.err, path
@@ -84,7 +97,7 @@ def test_the_current_folder_cannot_be_granted_where_python_takes_modules_from_it
 
     def start(allow: Path, *, module: bool = True, **env: str) -> Done:
         r.hset("t:1:h", "allowWrite", str(allow))
-        command = [sys.executable, "-m", "sandboxrun", "t", "1"] if module else run.command("t", "1")
+        command = [sys.executable, "-m", "sandboxrun", *run.command("t", "1")[1:]] if module else run.command("t", "1")
         done = subprocess.run(command, env={**run.env, **env}, cwd=here, capture_output=True, text=True, timeout=60)
         return Done(done.returncode, done.stdout, done.stderr)
 

@@ -491,7 +491,7 @@ def test_only_granted_environment_is_passed(r: redis.Redis, run: Runner, local: 
     names = ["HOME", "LANG", "PATH", "REDIS_URL", "TMPDIR"]
     assert run("t", "1").out == f"{names} None\n"
     r.hset("t:1:h", "allowEnv", "TZ,MISSING")
-    assert run("t", "1").out == f"{sorted([*names, 'TZ'])} Europe/Berlin\n"
+    assert run("t", "1", "--yes").out == f"{sorted([*names, 'TZ'])} Europe/Berlin\n"
     r.hset("t:1:h", "denyEnv", "TZ")
     assert run("t", "1").out == f"{names} None\n"
 
@@ -510,7 +510,7 @@ def test_flags_grant_on_top_of_the_hash(r: redis.Redis, run: Runner, local: Loca
         ("allowNet", f"127.0.0.1:{host.port}"),
     ]:
         r.hset("t:1:h", field, value)
-        assert run("t", "1").out == "b'hello'\n"
+        assert run("t", "1", "--yes").out == "b'hello'\n"
         r.hdel("t:1:h", field)
 
 

@@ -1,0 +1,28 @@
+"""sandboxrun approve."""
+
+from __future__ import annotations
+
+from sandboxrun.cli.diff import look, parser_of, show
+from sandboxrun.log import Log
+
+
+def main(args: list[str]) -> int:
+    parser = parser_of(
+        "approve",
+        "Agree to exactly what a worker's hash asks for now: permissions and limits, of whatever version it runs.",
+    )
+    parser.add_argument("--audit", metavar="FILE", action="append", default=[], help="as sandboxrun TYPE ID takes it")
+    options = parser.parse_args(args)
+
+    from sandboxrun import approval
+    from sandboxrun.audit import Audit
+
+    key = f"{options.type}:{options.id}:h"
+    log = Log(debug=options.debug)
+    with Audit(options.audit, worker=key, warn=lambda message: log.warning("audit", message)) as audit:
+        asked, before, path = look(options)
+        show(before, asked, key)
+        audit.record("approval", "allowed", how="approve", grown=approval.growth(before or asked, asked))
+        approval.save(path, asked)
+    print("approved")
+    return 0

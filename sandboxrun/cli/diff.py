@@ -1,0 +1,68 @@
+"""sandboxrun diff."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from sandboxrun.cli.parser import Parser
+from sandboxrun.config import Asked
+from sandboxrun.log import escape
+
+
+def main(args: list[str]) -> int:
+    parser = parser_of(
+        "diff", "Show what a worker's hash asks for beyond what it was allowed last. Changes nothing, and runs nothing."
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(args)
+    asked, before, _ = look(options)
+    if options.json:
+        from sandboxrun.approval import growth
+
+        grown = growth(before, asked) if before is not None else None
+        print(json.dumps({"recorded": before is not None, "grown": grown}))
+    else:
+        show(before, asked, f"{options.type}:{options.id}:h")
+    return 0
+
+
+def parser_of(name: str, description: str) -> Parser:
+    """What `diff` and `approve` take."""
+    parser = Parser(prog=f"sandboxrun {name}", description=description)
+    parser.add_argument("type", metavar="TYPE")
+    parser.add_argument("id", metavar="ID")
+    parser.add_argument("--redis", metavar="URL", help="as sandboxrun TYPE ID takes it")
+    parser.add_argument("--policy", metavar="FILE", help="as sandboxrun TYPE ID takes it")
+    return parser
+
+
+def look(options: argparse.Namespace) -> tuple[Asked, Asked | None, str]:
+    """What the hash asks for now, within the ceiling; what was agreed to; and where that is recorded."""
+    import contextlib
+
+    from sandboxrun import approval, keys
+    from sandboxrun.config import parse_worker
+    from sandboxrun.folders import Folders
+    from sandboxrun.store import DEFAULT_URL, Store
+
+    keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
+    with contextlib.closing(Store(options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL)) as store:
+        config = parse_worker(options.type, options.id, *store.read(options.type, options.id))
+    folders = Folders.of_user()
+    config = folders.ceiling(config, options.policy).check({})
+    path = approval.record_path(folders.approved, options.type, options.id)
+    return config.asked, approval.load(path), path
+
+
+def show(before: Asked | None, asked: Asked, key: str) -> None:
+    from sandboxrun.approval import growth
+
+    if before is None:
+        print(f"{key} was never run or approved; it asks for:")
+    lines = growth(before or Asked(), asked)
+    for line in lines:
+        print(escape(f"  + {line}"))
+    if not lines:
+        print("  nothing" if before is None else f"{key} asks for nothing more than it was allowed")

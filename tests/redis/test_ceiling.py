@@ -1,0 +1,259 @@
+"""The operator's ceiling by the whole command: what a hash asks beyond it is refused before anything is fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+from raw_host import RawHost
+from runner import ALLOW_ALL, Runner
+
+Local = Callable[..., Path]
+RAN = "print('ran')\n"
+
+
+@pytest.fixture
+def default(run: Runner) -> Runner:
+    """With no policy file at all."""
+    run.set_policy(None)
+    return run
+
+
+def data_of(run: Runner, worker: str = "t/1") -> Path:
+    return run.home / ".local/share/sandboxrun" / worker
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("allowNet", "*"), ("allowNet", "*.example.com:443"), ("allowNet", "10.0.0.0/8"), ("allowNet", "169.254.169.254:80"),
+        ("allowRead", "/etc/hosts"), ("allowWrite", "/srv"), ("allowRun", "git"), ("allowListen", "127.0.0.1:0"), ("allowEnv", "TOKEN"),
+        ("allowRedis", "*"), ("allowRedis", "+eval"), ("options", "--allow-run=git"),
+    ],
+)  # fmt: skip
+def test_what_the_default_policy_does_not_allow_is_refused_before_anything_is_fetched(
+    r: redis.Redis, default: Runner, host: RawHost, field: str, value: str
+) -> None:
+    host.files["/v1/worker.py"] = RAN
+    hash_ = {"url": host.url + "/{version}/worker.py", "version": "v1"}
+    r.hset("t:1:h", mapping={**hash_, field: value})
+    done = default("t", "1")
+    assert (done.code, done.out) == (77, "")
+    assert len(done.err.splitlines()) == 1
+    assert f"field {field} of t:1:h has {value.rpartition('=')[2]!r}, which " in done.err
+    assert "the default policy does not allow" in done.err
+    assert str(default.policy) in done.err  # where it can be allowed
+    assert host.requests == []
+    assert default("t", "1", "--yes").code == 77  # agreeing is not allowing
+    # It is the policy that refuses, and nothing else.
+    default.set_policy(ALLOW_ALL)
+    assert default("t", "1").code in (0, 78)  # 78: a path or a program that is not here
+    assert len(host.requests) == 1
+
+
+def test_the_workers_own_data_folder_is_made_and_kept(r: redis.Redis, default: Runner, local: Local) -> None:
+    data = data_of(default)
+    local(
+        f"open('{data}/kept', 'a').write('x')\nprint(open('{data}/kept').read())",
+        allowRead=str(data),
+        allowWrite=str(data),
+    )
+    assert [default("t", "1").out for _ in range(2)] == ["x\n", "xx\n"]
+    assert data.stat().st_mode & 0o777 == 0o700
+    local(RAN, key="t:2:h", allowRead=str(data))
+    refused = default("t", "2")
+    assert (refused.code, refused.out) == (77, "")
+    assert f"(only what is in {data_of(default, 't/2')})" in refused.err
+    assert not data_of(default, "t/2").exists()
+
+
+def test_what_a_worker_wrote_is_never_run(r: redis.Redis, default: Runner, local: Local) -> None:
+    data = data_of(default)
+    local(f"open('{data}/worker.py', 'w').write('print(1)')", allowWrite=str(data))
+    assert default("t", "1").code == 0
+    r.hset("u:1:h", mapping={"url": str(data), "version": "local"})
+    for policy in (None, ALLOW_ALL):
+        default.set_policy(policy)
+        done = default("u", "1")
+        assert (done.code, done.out) == (77, "")
+        assert "is never run" in done.err
+
+
+def test_a_symlink_in_the_data_folder_leads_nowhere(
+    r: redis.Redis, default: Runner, local: Local, tmp_path: Path
+) -> None:
+    data, private = data_of(default), tmp_path / "private"
+    private.mkdir()
+    (private / "secret").write_text("private")
+    local(f"import os\nos.symlink('{private}', '{data}/link')", allowWrite=str(data))
+    assert default("t", "1").code == 0
+    assert (data / "link" / "secret").read_text() == "private"
+    local(f"print(open('{data}/link/secret').read())", allowRead=f"{data}/link")
+    done = default("t", "1", "--yes")
+    assert (done.code, done.out) == (77, "")
+    assert "field allowRead of t:1:h" in done.err
+
+
+def test_a_link_that_is_changed_while_it_is_looked_at_leads_nowhere(
+    r: redis.Redis, run: Runner, local: Local, tmp_path: Path
+) -> None:
+    inside, private, link = tmp_path / "inside", tmp_path / "private", tmp_path / "inside" / "link"
+    for folder in (inside, inside / "data", private):
+        folder.mkdir()
+        (folder / "text").write_text("private" if folder == private else "data")
+    run.set_policy(f'[worker."t"]\nallow-read = ["{inside}"]\n')
+    local(f"print(open('{link}/text').read())", allowRead=str(link))
+    link.symlink_to(private)
+    assert (link / "text").read_text() == "private"  # it would lead there
+    done = threading.Event()
+
+    def swap() -> None:
+        while not done.is_set():
+            for target in (inside / "data", private):
+                os.symlink(target, inside / "new")
+                os.replace(inside / "new", link)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        found = {(done_.code, done_.out) for done_ in (run("t", "1", "--quiet") for _ in range(20))}
+    finally:
+        done.set()
+        swapping.join()
+    # Refused for where it leads, or for being a symlink where a worker may write.
+    assert found <= {(77, ""), (78, "")}, found
+
+
+def test_inside_at_and_beyond_what_a_file_allows(r: redis.Redis, run: Runner, local: Local) -> None:
+    run.set_policy('# the most\n[worker."t"]\nallow-net = ["*.example.com:443"]\nlimit-memory = "1G"\n')
+    for fields in ({"allowNet": "a.example.com:443"}, {"allowNet": "*.example.com:443", "limitMemory": "1G"}):
+        local(RAN, **fields)
+        assert run("t", "1", "--yes").out == "ran\n"
+    for fields, line in [
+        ({"allowNet": "*.example.com"}, 3), ({"allowNet": "example.com:443"}, 3),
+        ({"allowNet": "", "limitMemory": "1025M"}, 4), ({"allowNet": "", "limitMemory": "0"}, 4),
+    ]:  # fmt: skip
+        local(RAN, **fields)
+        done = run("t", "1")
+        assert (done.code, done.out) == (77, "")
+        assert f"{run.policy}:{line}" in done.err
+        assert len(done.err.splitlines()) == 1
+    local("import resource\nprint(resource.getrlimit(resource.RLIMIT_AS)[0])", limitMemory="")
+    assert run("t", "1").out == f"{1 << 30}\n"  # none of the hash's own: the ceiling's
+
+
+def test_what_the_command_line_grants_is_the_operators_own_word(r: redis.Redis, default: Runner, local: Local) -> None:
+    default.env["TOKEN"] = "token"
+    local("import os, resource\nprint(os.environ['TOKEN'], open('/etc/hostname').read() != '')\n")
+    assert default("t", "1", "--allow-env=TOKEN", "--allow-read=/etc/hostname").out == "token True\n"
+    default.set_policy('[worker."*"]\nlimit-memory = "1G"\n')
+    local("import resource\nprint(resource.getrlimit(resource.RLIMIT_AS)[0])")
+    assert default("t", "1", "--limit-memory=2G").out == f"{2 << 30}\n"
+
+
+def test_the_systems_file_bounds_beside_the_users(r: redis.Redis, run: Runner, local: Local, tmp_path: Path) -> None:
+    system = tmp_path / "xdg" / "sandboxrun" / "policy.toml"
+    system.parent.mkdir(parents=True)
+    system.write_text('[worker."*"]\nallow-env = ["TZ"]\n')
+    system.chmod(0o644)
+    run.env["XDG_CONFIG_DIRS"] = f"{tmp_path}/empty:{tmp_path}/xdg"
+    local(RAN, allowEnv="TZ", allowNet="*")
+    assert run("t", "1").out == "ran\n"
+    local(RAN, allowEnv="TZ,LC_ALL")
+    for options in ((), ("--policy", str(run.policy)), ("--yes",)):
+        done = run("t", "1", *options)
+        assert (done.code, done.out) == (77, "")
+        assert f"{system}:2" in done.err
+    other = tmp_path / "other.toml"
+    other.write_text('[worker."t"]\nallow-net = []\n')
+    other.chmod(0o600)
+    local(RAN, allowEnv="TZ")
+    done = run("t", "1", "--policy", str(other))
+    assert (done.code, f"{other}:2" in done.err) == (77, True)
+
+
+def test_a_policy_that_is_wrong_runs_nothing(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(RAN)
+    for text, place in [
+        ("[worker\n", f"{run.policy}:1 is not TOML"),
+        ('[worker."t"]\nallow-nets = []\n', f"{run.policy}:2 has 'allow-nets'"),
+        ('[worker."t*"]\n[worker."*t"]\n', f"{run.policy}:1 and {run.policy}:2 both match t:1"),
+    ]:
+        run.set_policy(text)
+        done = run("t", "1")
+        assert (done.code, done.out) == (78, "")
+        assert place in done.err
+        assert len(done.err.splitlines()) == 1
+    run.set_policy(ALLOW_ALL)
+    run.policy.chmod(0o666)
+    done = run("t", "1")
+    assert (done.code, done.out) == (78, "")
+    assert "can be written by others" in done.err
+    assert run("t", "1", "--policy", str(run.home / "none.toml")).code == 78
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_policy_that_cannot_be_read_runs_nothing(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(RAN)
+    run.policy.chmod(0)
+    done = run("t", "1")
+    assert (done.code, done.out) == (78, "")
+    assert f"the policy file {run.policy} cannot be read: Permission denied" in done.err
+    run.policy.chmod(0o600)
+    run.policy.parent.chmod(0)
+    try:
+        assert run("t", "1").code == 78
+    finally:
+        run.policy.parent.chmod(0o700)
+    assert run("t", "1").out == "ran\n"
+
+
+def test_pins_hosts_and_digests_that_are_required(r: redis.Redis, run: Runner, local: Local, host: RawHost) -> None:
+    digest = hashlib.sha256(RAN.encode()).hexdigest()
+    host.files["/v1/worker.py"] = host.files["/main/worker.py"] = RAN
+    r.hset("t:1:h", mapping={"url": host.url + "/{version}/worker.py", "version": "main"})
+    run.set_policy('[worker."t"]\npinned = true\n')
+    done = run("t", "1")
+    assert (done.code, host.requests) == (77, [])
+    assert f"a branch, which {run.policy}:2 does not allow" in done.err
+    r.hset("t:1:h", "version", "v1")
+    assert run("t", "1").out == "ran\n"
+
+    asked = len(host.requests)
+    run.set_policy('[worker."t"]\nimport = ["git.example.com"]\n')
+    done = run("t", "1", "--reload")
+    assert (done.code, len(host.requests)) == (77, asked)
+    assert f"{run.policy}:2" in done.err
+    run.set_policy(f'[worker."t"]\nimport = ["127.0.0.1:{host.port}"]\n')
+    assert run("t", "1", "--reload").out == "ran\n"
+
+    run.set_policy(f'[worker."t"]\nsha256 = ["{"0" * 64}"]\n')
+    done = run("t", "1")
+    assert (done.code, done.out) == (77, "")
+    assert digest in done.err
+    run.set_policy(f'[worker."t"]\nsha256 = ["{digest}"]\n')
+    assert run("t", "1").out == "ran\n"
+
+    local(RAN)
+    run.set_policy('[worker."t"]\nlocal = false\n')
+    assert run("t", "1").code == 77
+
+
+def test_the_policy_and_the_audit_log_cannot_be_granted_for_writing(
+    r: redis.Redis, run: Runner, local: Local, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "p.toml").write_text(ALLOW_ALL)
+    (kept / "p.toml").chmod(0o600)
+    local(RAN, allowWrite=str(kept))
+    assert run("t", "1").out == "ran\n"
+    for option, name in (("--audit", "audit.log"), ("--policy", "p.toml")):
+        done = run("t", "1", option, str(kept / name))
+        assert (done.code, done.out) == (78, "")
+        assert f"({kept}/{name})" in done.err
