@@ -7,23 +7,25 @@ comes back is asked again. It is bound to the permissions and limits, not to the
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import stat
-import tempfile
 import termios
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from sandboxrun import keys
 from sandboxrun.config import Asked
 from sandboxrun.covers import covered, covers
 from sandboxrun.errors import ConfigError, PolicyError
+from sandboxrun.files import write_whole
 from sandboxrun.limits import LIMITS
 from sandboxrun.log import PLAIN, escape
 from sandboxrun.permissions import KINDS, VERDICTS, IPNetwork, Kind, NetTarget, Permissions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 RECORD_MAX_BYTES = 16 * 1024 * 1024
 QUESTION_MAX_LINES = 40  # what scrolls away was not seen
@@ -73,17 +75,7 @@ def save(path: str, asked: Asked) -> None:
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-")
-        try:
-            with open(fd, "wb") as file:
-                file.write(json.dumps(record).encode())
-                file.flush()
-                os.fsync(fd)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        write_whole(path, json.dumps(record).encode())
     except OSError as error:
         raise ConfigError(f"what is allowed cannot be recorded in {folder}: {error.strerror}") from error
 

@@ -14,9 +14,12 @@ import stat
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
 
 from sandboxrun.errors import ConfigError, SandboxrunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 LINE_MAX_BYTES = 32 * 1024
 JOURNAL = "journal"  # instead of a file's name
@@ -46,7 +49,7 @@ class Audit:
         uid = os.getuid()
         self._always = {
             "host": os.uname().nodename,
-            "user": _user(uid),
+            "user": _user(uid) if self._sinks else "",
             "uid": uid,
             "pid": os.getpid(),
             "worker": worker,

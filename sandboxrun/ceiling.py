@@ -11,7 +11,6 @@ import ipaddress
 import os
 import stat
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from sandboxrun import keys
 from sandboxrun.config import WorkerConfig
@@ -20,6 +19,10 @@ from sandboxrun.errors import ConfigError, PolicyError
 from sandboxrun.limits import LIMITS, Limits
 from sandboxrun.permissions import KINDS, NetTarget, RedisTarget
 from sandboxrun.records import asdict, field, record, replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 OWN_DATA = "~data"  # in a policy's lists of paths: the worker's own data folder
 # Link-local addresses, and others at which clouds give their machines' credentials to whoever asks.

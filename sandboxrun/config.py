@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 
 from sandboxrun import keys, settings
@@ -200,6 +199,8 @@ def _permissions(fields: Mapping[str, str], key: str) -> tuple[Asked, tuple[str,
 def _parse_options(
     text: str, where: str, lists: list[tuple[str, str, str, str]], limits: dict[str, int], warnings: list[str]
 ) -> None:
+    import shlex
+
     try:
         words = shlex.split(text)
     except ValueError as error:

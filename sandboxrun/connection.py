@@ -305,7 +305,9 @@ def _connect_unix(address: Address) -> Any:
 def _connect_tcp(address: Address) -> Any:
     """To the first of the host's addresses that answers."""
     last: OSError | None = None
-    for family, kind, protocol, _, where in _socket.getaddrinfo(address.host, address.port, 0, _socket.SOCK_STREAM):
+    # As bytes, where it can be: for a text the codec for international names is imported.
+    host = address.host.encode() if address.host.isascii() else address.host
+    for family, kind, protocol, _, where in _socket.getaddrinfo(host, address.port, 0, _socket.SOCK_STREAM):
         sock = _socket.socket(family, kind, protocol)
         try:
             sock.settimeout(CONNECT_SECONDS)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from typing import Any
 
 from sandboxrun.permissions import PROGRAM_FOLDERS, IPNetwork, ListenTarget, NetTarget, RedisTarget, is_public
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 ANY = "*"  # an entry of a ceiling: all of a kind of which a hash has to list each
 ANY_PORT = -1  # a ListenTarget of a ceiling: all ports of an address

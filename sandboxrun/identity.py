@@ -15,14 +15,13 @@ Source: redis.io/docs/latest/operate/oss_and_stack/management/security/acl.
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
-import secrets
 from collections.abc import Iterable
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from sandboxrun import keys
 from sandboxrun.config import WorkerConfig
+from sandboxrun.digests import hex_digest
 from sandboxrun.errors import ConfigError
 from sandboxrun.permissions import RedisTarget
 from sandboxrun.records import field, record
@@ -67,7 +66,7 @@ class Owner:
     @classmethod
     def of_run(cls, key: str, *, host: str, pid: int, started: int, now: float) -> Owner:
         """`host`: whatever tells this boot of this host from every other."""
-        return cls(key, hashlib.sha256(host.encode()).hexdigest()[:16], pid, started, int(now))
+        return cls(key, hex_digest(host.encode())[:16], pid, started, int(now))
 
     @property
     def name(self) -> str:
@@ -108,27 +107,29 @@ def identity(config: WorkerConfig, *, owner: Owner, database: int = 0) -> Identi
     granted = _granted(config)
     _check_streams(config, granted)
     connection = [*_CONNECTION, *([f"+select|{database}"] if database else [])]
-    password = secrets.token_hex(32)
+    password = os.urandom(32).hex()
     return Identity(
         user=_user(owner.name, password, [*connection, *_selectors(config, granted)]),
         flat=_user(owner.name, password, [*connection, *_flat(config, granted)]),
-        reader=_user(f"{owner.name}:{_READER}", secrets.token_hex(32), [*connection, *_flat_reader(config, granted)]),
+        reader=_user(f"{owner.name}:{_READER}", os.urandom(32).hex(), [*connection, *_flat_reader(config, granted)]),
     )
 
 
 def url_for(url: str, user: User) -> str:
     """The operator's Redis URL with the worker's login in place of the operator's."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
+    scheme, _, rest = url.partition("://")
+    rest, mark, query = rest.partition("?")
+    place, slash, path = rest.partition("/")
+    host = place.rpartition("@")[2]
     # redis-py takes a login from the query too, and lets it win.
-    query = [(name, value) for name, value in parse_qsl(parts.query) if name not in ("username", "password")]
-    netloc = f"{quote(user.name, safe='')}:{user.password}@{host}"
-    return urlunsplit((parts.scheme, netloc, parts.path, urlencode(query), ""))
+    kept = [part for part in query.split("&") if part.partition("=")[0] not in ("username", "password")]
+    name = user.name.replace(":", "%3A")  # nothing else in it has to be encoded
+    return f"{scheme}://{name}:{user.password}@{host}{slash}{path}{mark if kept else ''}{'&'.join(kept)}"
 
 
 def _user(name: str, password: str, rules: Iterable[str]) -> User:
     # The digest, so that the password itself is in no log and no MONITOR of the server.
-    digest = hashlib.sha256(password.encode()).hexdigest()
+    digest = hex_digest(password.encode())
     return User(name, password, ("reset", "on", f"#{digest}", "resetkeys", "resetchannels", *rules))
 
 

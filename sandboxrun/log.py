@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TextIO
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TextIO
 
 LINE_MAX_CHARS = 2000
 PLAIN = "\x1b[0m"  # ECMA-48 SGR: a worker may print in colours, and must not hide what we say in one of them

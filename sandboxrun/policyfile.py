@@ -7,7 +7,6 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
 
 from sandboxrun.ceiling import OWN_DATA, Ceiling, Section
 from sandboxrun.config import WorkerConfig
@@ -16,6 +15,10 @@ from sandboxrun.errors import ConfigError
 from sandboxrun.limits import LIMITS
 from sandboxrun.permissions import KINDS, ListenTarget, NetTarget, RedisTarget, parse_path
 from sandboxrun.records import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 FILE_MAX_BYTES = 256 * 1024
 _PATTERN = re.compile(r"[a-z*?][-a-z0-9_*?]{0,63}(:[A-Za-z0-9*?][-A-Za-z0-9_.*?]{0,127})?")

@@ -8,7 +8,6 @@ import os
 import resource
 import select
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from sandboxrun.errors import ConfigError, SandboxError, StoreError
 from sandboxrun.fetch import Artifact, obtain
 from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
+from sandboxrun.files import write_whole
 from sandboxrun.folders import Folders
 from sandboxrun.identity import HASH_URL, Identity, Owner, identity, url_for
 from sandboxrun.lease import start_time, this_host
@@ -49,8 +49,8 @@ class RunOptions:
     type: str
     id: str
     redis_url: str
-    allowed: ImportList | None  # None: the policy's hosts, else the default ones
-    extra: Permissions
+    allowed: ImportList | None = None  # None: the policy's hosts, else the default ones
+    extra: Permissions = field(default_factory=Permissions)
     limits: Mapping[str, int] = field(default_factory=dict)
     degraded: tuple[str, ...] = ()  # names of kernel features the operator does without
     reload: bool = False
@@ -135,7 +135,7 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
             interpreter=interpreter,
             scratch=scratch,
             env=env,
-            filters=folders.filters,
+            kept=folders.filters,
         )
         supervisor = Supervisor(
             child, listener, policy, key=key, scratch=scratch, trusted=_trusted(store.address), log=log
@@ -331,10 +331,7 @@ def _record(folders: Folders, config: WorkerConfig, artifact: Artifact, degraded
     path = os.path.join(folders.runs, f"{config.type}:{config.id}.json")
     try:
         os.makedirs(folders.runs, mode=0o700, exist_ok=True)
-        fd, name = tempfile.mkstemp(dir=folders.runs)
-        with open(fd, "w") as file:
-            json.dump(record, file)
-        os.replace(name, path)
+        write_whole(path, json.dumps(record).encode(), sync=False)
     except OSError as error:
         raise ConfigError(f"the run cannot be recorded in {folders.runs}: {error.strerror}") from error
 

@@ -15,9 +15,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from sandboxrun.errors import SecretError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 KEY_LINE_MAX_BYTES = 256
 _KEY_LINE = re.compile(r"worker-v0 ([0-9a-fA-F]+)\s*")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import _thread
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from sandboxrun import keys
 from sandboxrun.config import FIELDS_MAX, READ_FIELDS, value_limit, wanted_fields
@@ -16,6 +15,10 @@ from sandboxrun.connection import Address, Connection, ReplyError
 from sandboxrun.errors import AlreadyRunningError, ConfigError, ConnectionLost, SandboxError, StoreError
 from sandboxrun.identity import Identity, Owner, User
 from sandboxrun.lease import PID_FIELDS, holder, is_alive, start_time, this_host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
 TIMEOUT_SECONDS = 5.0

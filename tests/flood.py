@@ -6,7 +6,7 @@ import os
 
 from attack import attempt
 
-from sandboxrun.sandbox.seccomp import TRAPPED
+from sandboxrun.sandbox.filters import TRAPPED
 
 CALLS = TRAPPED[os.uname().machine]
 

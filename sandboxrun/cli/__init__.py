@@ -6,10 +6,13 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.log import Log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 COMMANDS = ("run", "check", "call", "info", "dead", "stream", "diff", "approve", "audit", "encrypt", "cache")
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 
 from sandboxrun import __version__
-from sandboxrun.cli.parser import Parser, names
 from sandboxrun.errors import UsageError
 from sandboxrun.limits import LIMITS
 from sandboxrun.log import Log
 from sandboxrun.permissions import KINDS, VERDICTS, Permissions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+    from sandboxrun.cli.parser import Parser
 
 _EPILOG = """\
 examples:
@@ -36,6 +40,8 @@ exit codes: the worker's own, 128+n when signal n ended it, or
 
 
 def _parser() -> Parser:
+    from sandboxrun.cli.parser import Parser
+
     parser = Parser(
         prog="sandboxrun",
         usage="sandboxrun [options] TYPE ID",
@@ -100,6 +106,10 @@ def _parser() -> Parser:
 
 
 def main(args: list[str]) -> int:
+    if len(args) == 2 and not any(arg.startswith("-") for arg in args):
+        return _run_plainly(*args)
+    from sandboxrun.cli.parser import names
+
     options = _parser().parse_args(args)
     if options.reload and options.cached_only:
         raise UsageError("--reload and --cached-only contradict each other: give one")
@@ -129,6 +139,14 @@ def main(args: list[str]) -> int:
         ),
         Log(quiet=options.quiet, json=options.json_logs, debug=options.debug),
     )
+
+
+def _run_plainly(type_: str, id_: str) -> int:
+    """Without an option there is nothing to parse: argparse takes as long to say so as all that comes before Redis."""
+    from sandboxrun.run import RunOptions, run
+    from sandboxrun.store import DEFAULT_URL
+
+    return run(RunOptions(type_, id_, os.environ.get("REDIS_URL") or DEFAULT_URL), Log())
 
 
 def _extra(options: argparse.Namespace) -> Permissions:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 
+from sandboxrun.digests import hex_digest
 from sandboxrun.errors import ConfigError, FetchError
 from sandboxrun.fetch.resolve import SCRIPT_MAX_BYTES, Source
+from sandboxrun.files import write_whole
 from sandboxrun.records import field, record
 
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -66,7 +66,7 @@ class Cache:
                 data = file.read(SCRIPT_MAX_BYTES + 1)
         except OSError:
             return None
-        return data if hashlib.sha256(data).hexdigest() == sha256 else None
+        return data if hex_digest(data) == sha256 else None
 
     def pin(self, source: Source) -> Pin | None:
         """What this source was when last fetched. Raises ConfigError for a pin that cannot be read: not to be ignored."""
@@ -89,8 +89,8 @@ class Cache:
             "etag": pin.etag,
             "fetched": pin.fetched,
         }
-        _write(os.path.join(self.blobs, pin.sha256), data)
-        _write(self._pin_path(source), json.dumps(record).encode())
+        write_whole(os.path.join(self.blobs, pin.sha256), data, mode=0o400)
+        write_whole(self._pin_path(source), json.dumps(record).encode(), mode=0o400)
 
     @contextlib.contextmanager
     def locked(self, source: Source) -> Iterator[None]:
@@ -135,7 +135,7 @@ class Cache:
         return count, size
 
     def _pin_path(self, source: Source) -> str:
-        return os.path.join(self.pins, hashlib.sha256(f"{source.version}\n{source.url}".encode()).hexdigest())
+        return os.path.join(self.pins, hex_digest(f"{source.version}\n{source.url}".encode()))
 
 
 def _parse_pin(data: bytes) -> tuple[str, str, Pin]:
@@ -155,22 +155,6 @@ def _size(path: str) -> int | None:
         return os.stat(path).st_size
     except OSError:
         return None
-
-
-def _write(path: str, data: bytes) -> None:
-    """Whole or not at all, and read-only (0400 less the umask's bits)."""
-    fd, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".tmp-")
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-            os.fchmod(fd, 0o400)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 def _make_private(folder: str) -> None:

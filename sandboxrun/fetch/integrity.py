@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 
+from sandboxrun.digests import hex_digest
 from sandboxrun.errors import FetchError, IntegrityError
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def check_digest(data: bytes, expected: str | None, origin: str) -> str:
     """The digest of `data`. Raises IntegrityError, naming both, where the hash pins another."""
-    digest = sha256(data)
+    digest = hex_digest(data)
     if expected is not None and digest != expected:
         raise IntegrityError(
             f"{origin} has sha256 {digest}, but field sha256 pins {expected}: fetch what was meant, or change the field"

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from sandboxrun.errors import SandboxError
 from sandboxrun.sandbox import features
 from sandboxrun.sandbox.features import Feature, Features, Need
+from sandboxrun.sandbox.filters import Kept
 from sandboxrun.sandbox.trial import World, folder, outlives_supervisor
 
 
@@ -216,12 +217,13 @@ def check(kernel: Features | None = None, degraded: Sequence[str] = ()) -> Repor
 def _rows(kernel: Features, degraded: frozenset[str]) -> list[Row]:
     names = [p.name for group in PROTECTIONS.values() for p in group if p.name != "outlive"]
     with folder() as filters:
-        ended = outlives_supervisor(kernel, filters)
+        kept = Kept(filters, f"{filters}/key")
+        ended = outlives_supervisor(kernel, kept)
         with World() as free:
             unconfined = free.try_all(names, free.run_free)
             free_arrived = {name: seen() for name, seen in free.arrived.items()}
         with World() as held:
-            confined = held.try_all(names, lambda: held.run_confined(kernel, filters))
+            confined = held.try_all(names, lambda: held.run_confined(kernel, kept))
             held_arrived = {name: seen() for name, seen in held.arrived.items()}
     unconfined["outlive"], confined["outlive"] = "works", ended
     rows = []

@@ -8,8 +8,8 @@ be under way (ETOOMANYREFS, unix(7)), which any program of the same user can exh
 
 from __future__ import annotations
 
+import _frozen_importlib_external as _external  # importlib.util without what that imports
 import contextlib
-import importlib.util
 import marshal
 import os
 import resource
@@ -18,11 +18,10 @@ import signal
 import struct
 import subprocess
 import sys
-import sysconfig
 
 from sandboxrun.errors import SandboxError
 from sandboxrun.records import record
-from sandboxrun.sandbox import landlock, places, seccomp
+from sandboxrun.sandbox import filters, landlock, places
 from sandboxrun.sandbox.features import Features
 from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy
 from sandboxrun.sandbox.target import pidfd_getfd
@@ -43,9 +42,12 @@ class Script:
 
 def this_interpreter() -> Interpreter:
     """The running interpreter's folders: the child runs the same one."""
-    paths = sysconfig.get_paths()
+    # As sysconfig has them, which takes a millisecond to say so.
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    library = (os.path.dirname(os.__file__), f"{sys.base_exec_prefix}/{sys.platlibdir}/{version}")
+    pure, platform = (f"{sys.prefix}/{lib}/{version}/site-packages" for lib in ("lib", sys.platlibdir))
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    site = dict.fromkeys(path for path in (paths["purelib"], paths["platlib"]) if os.path.isdir(path))
+    site = dict.fromkeys(path for path in (pure, platform) if os.path.isdir(path))
     for path in sys.path:  # Debian's dist-packages, --system-site-packages
         if os.path.basename(path) in places.SITE_FOLDERS and os.path.isdir(path):
             site[path] = None
@@ -54,7 +56,7 @@ def this_interpreter() -> Interpreter:
     return Interpreter(
         prefix=sys.prefix,
         programs=(*programs, *map(os.path.dirname, programs)),
-        library=(paths["stdlib"], paths["platstdlib"]),
+        library=library,
         site_packages=tuple(site),
         package=package,
         searched=searched,
@@ -127,19 +129,19 @@ class Child:
         interpreter: Interpreter,
         scratch: str,
         env: dict[str, str],
-        filters: str | None = None,
+        kept: filters.Kept | None = None,
     ) -> int:
         """Write the plan and wait until the child has locked itself down; returns the seccomp listener descriptor.
 
-        `filters`: the folder where compiled filters are kept. Raises SandboxError where the kernel refuses a part of
+        `kept`: where compiled filters are. Raises SandboxError where the kernel refuses a part of
         the boundary.
         """
         with self._ruleset:
             landlock.add_rules(self._ruleset.fileno(), policy.rules(), fs=self._features.landlock_bits()["fs"])
-        program = seccomp.program(policy.grants(self._features), filters)
+        program = filters.program(policy.grants(self._features), kept)
         in_site = os.path.dirname(interpreter.package) in interpreter.site_packages
         plan = {
-            "bpf": seccomp.for_pid(program, self.pid),
+            "bpf": filters.for_pid(program, self.pid),
             "rlimits": policy.rlimits,
             "scratch": scratch,
             "source": script.source,
@@ -225,10 +227,10 @@ class Child:
 
 def _bootstrap() -> str:
     """The compiled bootstrap, where there is a current one: Python compiles a program anew at each start."""
-    compiled = importlib.util.cache_from_source(_BOOTSTRAP)
+    compiled = _external.cache_from_source(_BOOTSTRAP)
     source = os.stat(_BOOTSTRAP)
     # PEP 552: magic number, flags (0: checked by time), time and size of the source.
-    current = importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size)
+    current = _external.MAGIC_NUMBER + struct.pack("<III", 0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size)
     with contextlib.suppress(OSError), open(compiled, "rb") as file:
         if file.read(16) == current:
             return compiled

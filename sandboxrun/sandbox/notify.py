@@ -6,7 +6,19 @@ import contextlib
 import fcntl
 import os
 import struct
-from typing import NamedTuple
+from collections import namedtuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple
+
+    class _Fields(NamedTuple):
+        id: int
+        tid: int
+        number: int
+        args: tuple[int, ...]
+else:
+    _Fields = namedtuple("_Fields", "id tid number args")
 
 # linux/seccomp.h: struct seccomp_notif is u64 id, u32 pid, u32 flags, then struct seccomp_data
 # (s32 nr, u32 arch, u64 instruction pointer, u64 args[6]).
@@ -21,13 +33,10 @@ _SYNC_WAKE_UP = 1  # SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP
 _CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 
 
-class Notification(NamedTuple):
+class Notification(_Fields):
     """One trapped system call of the target: its thread, the call's number and its registers as they were."""
 
-    id: int
-    tid: int
-    number: int
-    args: tuple[int, ...]
+    __slots__ = ()
 
 
 class Listener:

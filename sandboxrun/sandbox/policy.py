@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NoReturn
 
 from sandboxrun.errors import ConfigError
 from sandboxrun.limits import Limits
@@ -13,9 +12,13 @@ from sandboxrun.permissions import KINDS, PROGRAM_FOLDERS, NetTarget, Permission
 from sandboxrun.records import record
 from sandboxrun.sandbox import landlock, places, program
 from sandboxrun.sandbox.features import Feature, Features
+from sandboxrun.sandbox.filters import Grants
 from sandboxrun.sandbox.landlock import Access
 from sandboxrun.sandbox.paths import Ground, follow, within, without
-from sandboxrun.sandbox.seccomp import Grants
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 # What any Python program reads to start, import and speak TLS. All of it is public on an ordinary system.
 _SYSTEM_READ = (

@@ -14,9 +14,12 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from typing import IO
 
 from sandboxrun.log import escape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import IO
 
 _CHUNK_BYTES = 64 * 1024
 _HELPFUL = re.compile("\x1b\\[[0-9;:]{0,32}[mK]|[\n\t\r\u200d\u00a0]")  # ECMA-48 SGR and EL; joiners of emoji

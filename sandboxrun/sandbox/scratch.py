@@ -8,9 +8,7 @@ import fcntl
 import itertools
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
-from secrets import token_hex
 
 from sandboxrun.errors import ConfigError
 
@@ -34,7 +32,8 @@ def scratch_folder(parent: str) -> Iterator[str]:
 
 def _make_locked(parent: str) -> tuple[str, int]:
     while True:
-        folder = tempfile.mkdtemp(dir=parent)
+        folder = os.path.join(parent, os.urandom(8).hex())
+        os.mkdir(folder, 0o700)
         lock = _lock(folder)
         if lock is not None and os.path.exists(folder):
             return folder, lock
@@ -80,7 +79,9 @@ def remove(folder: str) -> None:
 
 
 def _empty(top: int) -> None:
-    names = (f"{token_hex(16)}-{number}" for number in itertools.count())  # which the worker could not take before
+    names = (
+        f"{os.urandom(16).hex()}-{number}" for number in itertools.count()
+    )  # which the worker could not take before
     device = os.fstat(top).st_dev
     found, goes_on = os.listdir(top), True
     while found and goes_on:

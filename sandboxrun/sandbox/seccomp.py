@@ -13,27 +13,20 @@ from __future__ import annotations
 import enum
 import errno
 import fcntl
-import hashlib
 import os
 import socket
-import struct
-import tempfile
 import termios
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxrun.errors import SandboxError
-from sandboxrun.records import record
+from sandboxrun.sandbox.filters import PID_PLACEHOLDER, Grants
 
 if TYPE_CHECKING:
     import pyseccomp
 
 _INT = 0xFFFFFFFF
 _POINTER = 0xFFFFFFFFFFFFFFFF
-# Stands for the child's pid while compiling; never a real pid (PID_MAX_LIMIT is 4194304) and never another constant.
-_PID = 0x7BADC0DE
-
 # include/uapi/linux/sched.h
 _THREAD = 0x00000100 | 0x00000200 | 0x00000400 | 0x00000800 | 0x00010000  # VM, FS, FILES, SIGHAND, THREAD
 _NEVER_CLONED = (
@@ -55,20 +48,6 @@ class Action(enum.Enum):
     ASK = "asks the supervisor"
     ABSENT = "fails with ENOSYS"  # libc and the standard library try these first and fall back
     UNSUPPORTED = "fails with ENOTSUP"  # what file systems without the feature answer
-
-
-@record
-class Grants:
-    """What of a policy the filter depends on."""
-
-    unix_sockets: bool = False  # Redis is reached by one
-    listen: bool = False
-    run: bool = False
-    signals: bool = False  # with `run`: Landlock keeps signals within the sandbox (ABI 6)
-
-    @property
-    def no_unix_sockets(self) -> bool:
-        return not self.unix_sockets
 
 
 class Arg(NamedTuple):
@@ -140,13 +119,6 @@ _SOCKOPTS = {
 _MORE_SOCKOPTS = {"TCP_NOTSENT_LOWAT": 25, "TCP_USER_TIMEOUT": 18, "SO_PRIORITY": 12, "IP_TOS": 1, "IP_TTL": 2,
                   "IPV6_TCLASS": 67}  # fmt: skip
 
-# What the supervisor answers, by number: a notification carries nothing else.
-TRAPPED = {
-    "x86_64": {"connect": 42, "bind": 49, "listen": 50, "clone": 56, "fork": 57, "vfork": 58, "chmod": 90, "fchmod": 91,
-               "fchmodat": 268, "utimensat": 280, "fchmodat2": 452},
-    "aarch64": {"connect": 203, "bind": 200, "listen": 201, "clone": 220, "fchmod": 52, "fchmodat": 53, "utimensat": 88,
-                "fchmodat2": 452},
-}  # fmt: skip
 # Calls newer than some libseccomp: one number on every architecture (include/uapi/asm-generic/unistd.h).
 _LATER = {"memfd_secret": 447, "fchmodat2": 452, "map_shadow_stack": 453, "mseal": 462}
 
@@ -237,7 +209,7 @@ def _process_rules() -> Iterator[Rule]:
         yield Rule(name, "how many", action=Action.ASK, when="run")
     yield Rule("execve", "Landlock decides", when="run")
     yield Rule("arch_prctl", "a program's start", (_int(0, 0x1002, "ARCH_SET_FS"),), when="run")
-    itself = _int(0, _PID, "itself")
+    itself = _int(0, PID_PLACEHOLDER, "itself")
     for name in ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
         yield Rule(name, "nobody else", (itself,))
         yield Rule(name, "Landlock keeps signals inside", when="signals")
@@ -247,7 +219,7 @@ def _process_rules() -> Iterator[Rule]:
             yield Rule(name, "nobody else", (who,))
     yield Rule("get_robust_list", "nobody else", (caller,))
     for name in ("getpriority", "setpriority"):
-        for number, text in ((0, "the caller"), (_PID, "itself")):
+        for number, text in ((0, "the caller"), (PID_PLACEHOLDER, "itself")):
             process = (_int(0, os.PRIO_PROCESS, "PRIO_PROCESS"), _int(1, number, text))
             yield Rule(name, "nobody else", process)
 
@@ -279,31 +251,8 @@ def markdown() -> str:
     return "\n".join([*lines, "| fails with EPERM | default deny | | every other |"])
 
 
-def program(grants: Grants, folder: str | None = None) -> bytes:
-    """The BPF program for this machine, from `folder` where an earlier run has kept it. Raises SandboxError.
-
-    Compiling takes longer than everything else about a start: libseccomp and its Python binding are loaded for it.
-    """
-    if folder is None:
-        return compile_program(grants)
-    digest = hashlib.sha256(repr((granted(grants), TRAPPED, os.uname().machine)).encode()).hexdigest()
-    path = os.path.join(folder, f"filter-{digest[:32]}.bpf")
-    with suppress(OSError), open(path, "rb") as file:
-        kept = file.read(64 * 1024)
-        if kept[:32] == hashlib.sha256(kept[32:]).digest() and len(kept) > 32:
-            return kept[32:]
-    compiled = compile_program(grants)
-    with suppress(OSError):  # a full or read-only disk: the next run compiles again
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        fd, name = tempfile.mkstemp(dir=folder)
-        with open(fd, "wb") as file:
-            file.write(hashlib.sha256(compiled).digest() + compiled)
-        os.replace(name, path)
-    return compiled
-
-
 def compile_program(grants: Grants, *, machine: str | None = None) -> bytes:
-    """The BPF program, with `_PID` where the pid belongs. Raises SandboxError.
+    """The BPF program, with `PID_PLACEHOLDER` where the pid belongs. Raises SandboxError.
 
     `machine`: as in uname(2); another than this one's is for tests, and has no rows of `_LATER`.
     """
@@ -331,12 +280,6 @@ def compile_program(grants: Grants, *, machine: str | None = None) -> bytes:
             return file.read()
     except (OSError, ValueError) as error:
         raise SandboxError(f"libseccomp cannot build the filter: {error}; version 2.5 or newer is needed") from error
-
-
-def for_pid(compiled: bytes, pid: int) -> bytes:
-    """`compiled` with the child's pid in place of the placeholder (struct sock_filter: u16 u8 u8 u32)."""
-    instructions = struct.iter_unpack("=HBBI", compiled)
-    return b"".join(struct.pack("=HBBI", code, jt, jf, pid if k == _PID else k) for code, jt, jf, k in instructions)
 
 
 def _add(filter_: pyseccomp.SyscallFilter, rule: Rule) -> None:

@@ -24,6 +24,7 @@ from sandboxrun.permissions import denial
 from sandboxrun.sandbox.calls import Calls, Handler
 from sandboxrun.sandbox.cgroup import Cgroup
 from sandboxrun.sandbox.connect import Connector
+from sandboxrun.sandbox.filters import TRAPPED
 from sandboxrun.sandbox.guard import Guard
 from sandboxrun.sandbox.launch import Child
 from sandboxrun.sandbox.listen import Listening
@@ -32,7 +33,6 @@ from sandboxrun.sandbox.policy import SandboxPolicy
 from sandboxrun.sandbox.processes import Processes, kill_session, session_pids
 from sandboxrun.sandbox.relay import Relay, limit_for
 from sandboxrun.sandbox.resolver import Resolver
-from sandboxrun.sandbox.seccomp import TRAPPED
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 HOUSEKEEPING_SECONDS = 1.0
@@ -98,7 +98,7 @@ class Supervisor:
         """Let these signals end the worker instead of us. Call from the main thread."""
 
         def received(number: int, _: FrameType | None) -> None:
-            # SimpleQueue.put may be called from a signal handler.
+            # queue.SimpleQueue.put may be called from a signal handler.
             self._messages.put(lambda log: log.debug("stop", f"{signal.Signals(number).name}: ending the worker"))
             self.stop()
 

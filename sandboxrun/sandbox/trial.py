@@ -24,6 +24,7 @@ from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.sandbox import policy
 from sandboxrun.sandbox.features import Features
+from sandboxrun.sandbox.filters import Kept
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.supervisor import Supervisor
 
@@ -127,7 +128,7 @@ class World:
                 check=False,
             )
 
-    def run_confined(self, kernel: Features, filters: str) -> int:
+    def run_confined(self, kernel: Features, kept: Kept) -> int:
         """As a worker; its exit code. Raises SandboxError."""
         with open(_ATTEMPTS, "rb") as file:
             source = file.read()
@@ -138,7 +139,7 @@ class World:
             net=[f"127.0.0.1:{self.variables['ports'][name]}" for name in ("granted", "granted_tcp")],
             read=self.variables["readable"],
             kernel=kernel,
-            filters=filters,
+            kept=kept,
         )
 
     def _instructions(self, *, apart: bool) -> str:
@@ -198,7 +199,7 @@ def _run_worker(
     scratch: str,
     env: Mapping[str, str],
     kernel: Features,
-    filters: str,
+    kept: Kept,
     net: Sequence[str] = (),
     read: str = "",
     born: Callable[[Child], None] = lambda child: None,
@@ -226,7 +227,7 @@ def _run_worker(
             interpreter=interpreter,
             scratch=scratch,
             env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": scratch, "TMPDIR": scratch, **env},
-            filters=filters,
+            kept=kept,
         )
         log = Log(stream=io.StringIO())  # refusals are what is wanted here
         supervisor = Supervisor(child, listener, built, key=_KEY, scratch=scratch, trusted=None, log=log)
@@ -239,13 +240,13 @@ def _run_worker(
         child.close()
 
 
-def outlives_supervisor(kernel: Features, filters: str) -> str:
+def outlives_supervisor(kernel: Features, kept: Kept) -> str:
     """Kill a supervisor of our own by SIGKILL and see whether its worker ends: "ended" or "works". Raises SandboxError."""
     read, write = os.pipe()
     with contextlib.closing(os.fdopen(read, "rb")) as told, folder() as scratch:
         supervisor = os.fork()
         if supervisor == 0:
-            _be_killed(write, scratch, kernel, filters)
+            _be_killed(write, scratch, kernel, kept)
         os.close(write)
         try:
             line = told.readline().decode()
@@ -267,7 +268,7 @@ def outlives_supervisor(kernel: Features, filters: str) -> str:
             os.close(worker)
 
 
-def _be_killed(write: int, scratch: str, kernel: Features, filters: str) -> None:
+def _be_killed(write: int, scratch: str, kernel: Features, kept: Kept) -> None:
     """In the forked process: supervise a worker that sleeps."""
 
     def tell(text: str) -> None:
@@ -276,7 +277,7 @@ def _be_killed(write: int, scratch: str, kernel: Features, filters: str) -> None
     try:
         source = b"import time\nopen('running', 'x').close()\ntime.sleep(60)\n"
         born = lambda child: tell(f"pid {child.pid}")  # noqa: E731
-        _run_worker(source, scratch=scratch, env={}, kernel=kernel, filters=filters, born=born)
+        _run_worker(source, scratch=scratch, env={}, kernel=kernel, kept=kept, born=born)
     except Exception as error:
         tell(str(error))
     finally:

@@ -20,6 +20,7 @@ from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.sandbox import features, policy, seccomp
 from sandboxrun.sandbox.features import Features
+from sandboxrun.sandbox.filters import Kept
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.supervisor import Supervisor
 
@@ -36,6 +37,12 @@ def mutate(what: str) -> None:
         args = row.args[: int(condition)] + row.args[int(condition) + 1 :]
         rows.insert(int(number), row._replace(args=args))
     seccomp.rules = lambda: iter(rows)
+
+
+def kept_filters(spec: dict) -> Kept | None:
+    if "filters" not in spec or os.environ.get("SANDBOXRUN_TESTS_MUTATE"):
+        return None  # what is kept is of the table as it stands in its file
+    return Kept(spec["filters"], os.path.join(spec["filters"], "key"))
 
 
 def main(spec: dict) -> int:
@@ -76,7 +83,7 @@ def main(spec: dict) -> int:
             interpreter=interpreter,
             scratch=spec["scratch"],
             env=env,
-            filters=spec.get("filters"),
+            kept=kept_filters(spec),
         )
         supervisor = Supervisor(child, listener, built, key=KEY, scratch=spec["scratch"], trusted=None, log=log)
         try:

@@ -28,6 +28,7 @@ from pathlib import Path
 import pyseccomp
 
 from sandboxrun.sandbox import seccomp
+from sandboxrun.sandbox.filters import Grants
 
 HERE = Path(__file__).parent
 BATCH_SECONDS = 60
@@ -211,7 +212,7 @@ def one_batch(command: list[str], scratch: Path) -> tuple[int, str, list[str]]:
 def main() -> int:
     seed, batches, calls = ([int(word) for word in sys.argv[1:]] + [1, 10, 3000][len(sys.argv) - 1 :])[:3]
     number_of = numbers()
-    rows = seccomp.granted(seccomp.Grants())
+    rows = seccomp.granted(Grants())
     reached_by = (seccomp.Action.ALLOW, seccomp.Action.ASK)
     allowed = sorted({number_of[rule.name] for rule in rows if rule.name in number_of and rule.action in reached_by})
     issued, reached, succeeded = ([0] * SLOTS for _ in range(3))

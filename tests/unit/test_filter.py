@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from sandboxrun.sandbox import seccomp
-from sandboxrun.sandbox.seccomp import TRAPPED, Action, Grants, Rule
+from sandboxrun.sandbox.filters import TRAPPED, Grants, for_pid
+from sandboxrun.sandbox.seccomp import Action, Rule
 
 pyseccomp = pytest.importorskip("pyseccomp")
 
@@ -72,7 +73,7 @@ class Compiled:
     def __init__(self, machine: str, grants: Grants) -> None:
         self.machine, self.grants = machine, grants
         self.code = seccomp.compile_program(grants, machine=machine)
-        self.program = Program(seccomp.for_pid(self.code, PID))
+        self.program = Program(for_pid(self.code, PID))
         self.rows: dict[int, list[Rule]] = {}
         native = machine == os.uname().machine
         for row in seccomp.granted(grants):

@@ -16,8 +16,8 @@ from sandboxrun.lease import is_alive, this_host
 from sandboxrun.log import Log, escape
 from sandboxrun.permissions import Permissions
 from sandboxrun.sandbox.connect import InetAddress, parse_sockaddr
+from sandboxrun.sandbox.filters import for_pid
 from sandboxrun.sandbox.resolver import Resolver
-from sandboxrun.sandbox.seccomp import for_pid
 from sandboxrun.settings import parse_loop
 from sandboxrun.worker.request import BadRequest, parse, ref_of, trace_field
 

@@ -1,0 +1,44 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+
+
+def write_whole(path: str, data: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
+    """Write under a temporary name in the same folder, and move it into place. Raises OSError.
+
+    `sync`: whether it must survive a power failure; for a decision, not for what can be made again.
+    """
+    temporary = os.path.join(os.path.dirname(path), f".tmp-{os.urandom(8).hex()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            if sync:
+                os.fsync(fd)
+            os.fchmod(fd, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:
+            pass
+        raise
+
+
+def read_or_make_key(path: str) -> bytes:
+    """32 secret bytes of our own, the same in every run. Raises OSError, ValueError for a file that is none."""
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            key = file.read(33)
+        if len(key) != 32 or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise ValueError(f"{path} is not a key of ours alone: remove it")
+        return key
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        key = os.urandom(32)
+        write_whole(path, key)
+        return key
