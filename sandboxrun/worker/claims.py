@@ -50,7 +50,12 @@ class Claims:
         self._key, self.pid = key, pid.encode()
         self._fence = keys.fence_key(loop.request_stream, loop.consumer_id)
         self._link = 0
-        self._chain = ""
+        self._chain = b""
+        fence = b"$%d\r\n%b\r\n" % (len(self._fence.encode()), self._fence.encode())
+        # What a transaction begins with, but for the links: it is the same each time.
+        self._guard = pack("WATCH", self._fence) + b"*4\r\n$6\r\nHSETNX\r\n" + fence
+        self._renewal = MULTI + pack("DEL", self._fence) + b"*4\r\n$4\r\nHSET\r\n" + fence
+        self._reads: dict[tuple[int, bool], bytes] = {}
         self._out: list[bytes] = []
         self._expected: deque[tuple[Callable[[list[Any], Any], None], int, Any]] = deque()
         self._opened = 0
@@ -137,7 +142,11 @@ class Claims:
 
     def ask(self, count: int, *, block: bool) -> None:
         """Queue a read of new entries, and a look at `pid`."""
-        self._out.append(read_command(self._key, self._loop, count, self.block_millis if block else 0))
+        command = self._reads.get((count, block))
+        if command is None:
+            command = read_command(self._key, self._loop, count, self.block_millis if block else 0)
+            self._reads[count, block] = command
+        self._out.append(command)
         self._expected.append((self._read, 2, count))
         self.reads += 1
 
@@ -175,17 +184,12 @@ class Claims:
 
     def _transaction(self, commands: bytes, count: int, take: Callable[[list[Any], Any], None], detail: Any) -> None:
         """Queue a fenced transaction; `take` gets the replies, of which the last is EXEC's."""
-        fence, link = self._fence, self._link
+        link, following = (b"%b.%d" % (self._chain, self._link + step) for step in (0, 1))
         self._link += 1
-        self._out.append(
-            pack("WATCH", fence)
-            + pack("HSETNX", fence, f"{self._chain}.{link}", 1)
-            + MULTI
-            + pack("DEL", fence)
-            + pack("HSET", fence, f"{self._chain}.{link + 1}", 1)
-            + commands
-            + EXEC
-        )
+        mark = b"$%d\r\n%b\r\n$1\r\n1\r\n"
+        self._out += (
+            self._guard, mark % (len(link), link), self._renewal, mark % (len(following), following), commands, EXEC,
+        )  # fmt: skip
         self._expected.append((take, 6 + count, detail))
 
     def _written(self, replies: list[Any], entries: list[Entry]) -> None:
@@ -214,11 +218,11 @@ class Claims:
     def verify(self) -> None:
         """Make a new fence, drop what is not ours any more, and send again the replies that were not written."""
         mine = {*self.hand, *self.suspects}
-        self._chain, self._link = os.urandom(8).hex(), 0
+        self._chain, self._link = os.urandom(8).hex().encode(), 0
         commands: list[Sequence[str | bytes | int]] = [
             ("HGET", self._key, "pid"),
             ("DEL", self._fence),
-            ("HSET", self._fence, f"{self._chain}.0", 1),
+            ("HSET", self._fence, b"%b.0" % self._chain, 1),
         ]
         if mine:
             low, high = min(mine, key=order), max(mine, key=order)
