@@ -1,6 +1,6 @@
 """The request loop beside other workers on Redis, and beside what the wire allows: every contender in turn, round by round.
 
-    pip install -e '.[bench-loop]'                          # the peers; one that is missing is left out, with a line
+    pip install -e '.[bench-loop]'     # the peers; one that is missing is left out, with a line (arq: bench-loop-arq)
     python bench/loop.py [--rounds N] [--only NAME,…] [--requests N] [--soak N]
 
 Ours runs inside the sandbox, with all that it promises. The references promise nothing: redis-py one by one, redis-py
@@ -173,7 +173,7 @@ def replay(bench: Bench) -> dict[str, float]:
     """What Redis itself can do with our commands: all bytes are made before, and no reply is looked at."""
     from sandboxrun.settings import parse_loop
     from sandboxrun.worker.batch import EXEC, MULTI, Entry, Renderer, acknowledge
-    from sandboxrun.worker.claims import read_command
+    from sandboxrun.worker.streams import read_command
 
     loop = parse_loop({}, "bench", "1")
     render = Renderer(loop, "bench", "bench:dead:x")

@@ -187,8 +187,11 @@ def streaq() -> None:
         return
 
     async def put(path: str) -> None:
+        if not started:
+            started.append(await worker.__aenter__())
         await work.enqueue(path)
 
+    started: list[object] = []
     run(put, is_async=True)
 
 

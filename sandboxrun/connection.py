@@ -75,7 +75,7 @@ def parse_url(url: str) -> Address:
         else:
             host, colon, port = where.rpartition(":") if not where.endswith("]") else (where, "", "")
             found.host = (host if colon else where).strip("[]") or "127.0.0.1"
-            found.port = int(port) if port else 6379
+            found.port = int(port) if colon and port else 6379
             found.tls = scheme == "rediss"
             found.db = int(path) if path else 0
             found.shown = f"{scheme}://{found.host}:{found.port}"

@@ -23,6 +23,10 @@ other commands (sandboxrun COMMAND --help):
   sandboxrun check                                    try on this machine whether the sandbox holds
   sandboxrun encrypt TYPE ID --key-file FILE          make the secrets of a worker from JSON on standard input
   sandboxrun cache [--clean]                          show or remove the scripts that were fetched
+  sandboxrun call TYPE JSON                           send a request and print the reply
+  sandboxrun info TYPE [--watch]                      what the workers of a type are doing
+  sandboxrun dead TYPE                                requests that were given up
+  sandboxrun stream TYPE ACTION                       make, remove, trim or show the streams
   sandboxrun run TYPE ID                              the same as sandboxrun TYPE ID, for a type named like a command
 
 exit codes: the worker's own, 128+n when signal n ended it, or

@@ -22,6 +22,7 @@ from collections import deque
 from sandboxrun import keys
 from sandboxrun.connection import Connection, ReplyError, pack, translated
 from sandboxrun.worker.batch import EXEC, GROUP, MULTI, Entry, acknowledge
+from sandboxrun.worker.streams import gone, order, pairs, read_command, read_entries, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ class Claims:
         if not rows or not rows[0][1]:  # the entry was deleted from the stream while it was pending
             self.exchange(("XACK", self._loop.request_stream, GROUP, xid))
             return None
-        entry = Entry(xid, _pairs(rows[0][1]), count if last else count + 1)
+        entry = Entry(xid, pairs(rows[0][1]), count if last else count + 1)
         entry.spent = last
         self.hand[xid] = entry
         return entry
@@ -394,54 +395,3 @@ class Claims:
         if self._own_pid and self.exchange(("HGET", self._key, "pid"))[0] == self.pid:
             self.exchange(("HDEL", self._key, "pid"))
         self.exchange(("DEL", self._fence))
-
-
-def order(xid: bytes) -> tuple[int, int]:
-    """What entries' ids are sorted by."""
-    first, _, second = xid.partition(b"-")
-    return int(first), int(second or 0)
-
-
-def gone(consumers: Iterable[Any], me: str, idle_millis: int) -> list[str]:
-    """Of XINFO CONSUMERS, the names of those with nothing pending that were idle for longer."""
-    found = [record(consumer) for consumer in consumers]
-    return [
-        name
-        for consumer in found
-        if (name := consumer["name"].decode("utf-8", "replace")) != me
-        and consumer["pending"] == 0
-        and consumer["idle"] > idle_millis
-    ]
-
-
-def record(flat: Any) -> dict[str, Any]:
-    """A reply of names and values, in either protocol's shape."""
-    if isinstance(flat, dict):
-        return {name.decode(): value for name, value in flat.items()}
-    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
-
-
-def read_command(key: str, loop: Loop, count: int, block_millis: int) -> bytes:
-    """A read of new entries, and before it a look at `pid`."""
-    wait: tuple[str | int, ...] = ("BLOCK", block_millis) if block_millis else ()
-    where = ("STREAMS", loop.request_stream, ">")
-    return pack("HGET", key, "pid") + pack(
-        "XREADGROUP", "GROUP", GROUP, loop.consumer_id, "COUNT", count, *wait, *where
-    )
-
-
-def read_entries(found: Any) -> list[Entry]:
-    return [Entry(xid, _pairs(raw)) for xid, raw in entries_of(found)]
-
-
-def entries_of(found: Any) -> list[Any]:
-    """The entries of an XREADGROUP on one stream, in either protocol's shape."""
-    if not found:
-        return []
-    entries: list[Any] = next(iter(found.values())) if isinstance(found, dict) else found[0][1]
-    return entries
-
-
-def _pairs(flat: Any) -> dict[bytes, bytes]:
-    pairs = iter(flat or ())
-    return dict(zip(pairs, pairs, strict=True))

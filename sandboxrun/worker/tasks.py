@@ -20,11 +20,11 @@ from sandboxrun.connection import Connection, ReplyError, delays
 from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError
 from sandboxrun.settings import Loop
 from sandboxrun.worker.batch import GROUP, Entry
-from sandboxrun.worker.claims import read_command, read_entries
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler, HandlerTimeout
 from sandboxrun.worker.loop import BATCH_MOST, LOOK_SECONDS, RENEW_PART, GaveUp, Worker
 from sandboxrun.worker.request import Expired, Request, now
+from sandboxrun.worker.streams import read_command, read_entries
 
 ALONE_FROM = 2  # begun so often without a reply: begun alone from now on
 

@@ -181,8 +181,10 @@ def test_dead_letters_are_listed_shown_sent_again_and_dropped(r: redis.Redis, ru
     for ref in ("a1", "a2"):
         r.xadd("t:req:x", {"ref": ref, "type": "t", "data": '{"text": "x"}'})
         assert run("t", "1").code == 128 + 9
-        with run.start("t", "1"):
+        with run.start("t", "1") as process:
             assert json.loads(r.brpop([f"res:{ref}"], timeout=20)[1])["code"] == 500
+            process.terminate()
+            process.wait(20)
     listed = run("dead", "t")
     assert listed.code == 0
     assert [line.split()[3] for line in listed.out.splitlines()] == ["a1", "a2"]
