@@ -69,6 +69,9 @@ class Claims:
         self.answered = 0  # confirmed by Redis
         self.lost_pid = False
         self.alone = True  # nobody reads for this consumer on another connection
+        # Changes whenever an entry may have become another's, or be in hand already. What was read on another
+        # connection since before such a change is ours only if Redis says so now: `still_ours`.
+        self.generation = 0
         self.expire_nx = True
         self.warn: Callable[[str], None] = lambda message: None
 
@@ -172,9 +175,13 @@ class Claims:
             raise translated(error, self.connection.address.shown)
         self.exchange(("XGROUP", "CREATE", self._loop.request_stream, GROUP, "0", "MKSTREAM"))
 
+    def has(self, entry: Entry) -> bool:
+        """Whether the entry is in hand still; another of the same id is not the same delivery."""
+        return self.hand.get(entry.xid) is entry
+
     def write(self, entries: Iterable[Entry]) -> None:
         """Queue the replies of those that are still ours, with their acknowledgement, as one transaction."""
-        entries = [entry for entry in entries if entry.xid in self.hand and not entry.sent]
+        entries = [entry for entry in entries if self.has(entry) and not entry.sent]
         if not entries:
             return
         commands = [entry.commands for entry in entries]
@@ -218,6 +225,7 @@ class Claims:
 
     def verify(self) -> None:
         """Make a new fence, drop what is not ours any more, and send again the replies that were not written."""
+        self.generation += 1
         mine = {*self.hand, *self.suspects}
         self._chain, self._link = os.urandom(8).hex().encode(), 0
         commands: list[Sequence[str | bytes | int]] = [
@@ -226,25 +234,34 @@ class Claims:
             ("HSET", self._fence, b"%b.0" % self._chain, 1),
         ]
         if mine:
-            low, high = min(mine, key=order), max(mine, key=order)
-            commands.append(
-                ("XPENDING", self._loop.request_stream, GROUP, low, high, len(mine) + 1000, self._loop.consumer_id)
-            )
+            commands.append(self._which_of(mine))
         pid, _, made, *pending = self.exchange(*commands)
         if isinstance(made, ReplyError):
             raise made
         self.broken = False
         self.lost_pid = self.lost_pid or pid != self.pid
         if mine:
-            rows = pending[0] if not isinstance(pending[0], ReplyError) else []  # NOGROUP: nothing is anybody's
-            still = {row[0] for row in rows}
-            lost = mine - still
+            lost = mine - _ids(pending[0])
             self.hand = {xid: entry for xid, entry in self.hand.items() if xid not in lost}
             self.suspects = {xid: count for xid, count in self.suspects.items() if xid not in lost}
         again = [entry for entry in self.hand.values() if entry.sent]
         for entry in again:
             entry.sent = False
         self.write(again)
+
+    def _which_of(self, xids: Iterable[bytes]) -> Sequence[str | bytes | int]:
+        """The command that lists what is pending with us between the first and the last of these."""
+        found = sorted(xids, key=order)
+        name = self._loop.consumer_id
+        return ("XPENDING", self._loop.request_stream, GROUP, found[0], found[-1], len(found) + 1000, name)
+
+    def still_ours(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Of what was read on another connection some time ago, what nobody has taken and nobody has answered since."""
+        fresh = [entry for entry in entries if entry.xid not in self.hand]
+        if not fresh:
+            return []
+        mine = _ids(self.exchange(self._which_of([entry.xid for entry in fresh]))[0])
+        return [entry for entry in fresh if entry.xid in mine and entry.xid not in self.hand]
 
     # --- claims
 
@@ -280,8 +297,9 @@ class Claims:
 
         It may be what ended the worker before: so it is counted when it is begun, and begun alone.
         """
+        self.generation += 1
         count = self.suspects.pop(xid, None)
-        if count is None:
+        if count is None or xid in self.hand:
             return None
         last = count >= self._loop.max_deliveries
         options = ("RETRYCOUNT", count) if last else ()
@@ -395,3 +413,8 @@ class Claims:
         if self._own_pid and self.exchange(("HGET", self._key, "pid"))[0] == self.pid:
             self.exchange(("HDEL", self._key, "pid"))
         self.exchange(("DEL", self._fence))
+
+
+def _ids(rows: Any) -> set[bytes]:
+    """Of XPENDING's rows; with NOGROUP, nothing is anybody's."""
+    return set() if isinstance(rows, ReplyError) else {row[0] for row in rows}

@@ -152,7 +152,7 @@ class Serial(Worker):
                 todo.clear()  # still in hand, and so handed back at the end
                 return
             entry = todo.popleft()
-            if entry.xid not in hand.hand:
+            if not hand.has(entry):
                 continue  # it was lost with the connection
             self._answer(entry)
             self._ready.append(entry)

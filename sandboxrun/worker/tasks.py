@@ -126,6 +126,7 @@ class Tasks(Worker):
             self._end()
             return
         claims, stream = self._claims, self._loop.request_stream
+        generation = claims.generation
         connection.send(read_command(self._context.key, self._loop, count, claims.block_millis))
         pid, found = connection.read_many(2)
         if pid != claims.pid:
@@ -138,12 +139,25 @@ class Tasks(Worker):
             with self._room_changed:
                 self._free -= len(entries)
                 self._begun += len(entries)
-            self._asyncio.call_soon_threadsafe(self._arrived, entries)
+            self._asyncio.call_soon_threadsafe(self._arrived, entries, generation)
 
-    def _arrived(self, entries: list[Entry]) -> None:
+    def _arrived(self, entries: list[Entry], generation: int) -> None:
+        """Take in hand what was read; where it was long on its way, only what is still ours."""
+        claims, ours = self._claims, entries
         with self._lock:
-            self._claims.hand.update({entry.xid: entry for entry in entries})
-        for entry in entries:
+            if generation != claims.generation:
+                try:
+                    ours = claims.still_ours(entries)
+                except ConnectionLost as error:
+                    ours = []  # still pending, and found when we look around
+                    self._lost(error, [])
+            claims.hand.update({entry.xid: entry for entry in ours})
+            for entry in ours:
+                claims.suspects.pop(entry.xid, None)
+        with self._room_changed:
+            self._free += len(entries) - len(ours)
+            self._begun -= len(entries) - len(ours)
+        for entry in ours:
             self._begin(entry)
 
     # --- handling
@@ -207,6 +221,9 @@ class Tasks(Worker):
         if self._key is None:
             return
         line = self._lines[job.key]
+        while line and not self._claims.has(line[0].entry):  # taken by another meanwhile
+            line.popleft()
+            self._free += 1
         if line and not self._late:
             self._start(line.popleft())
         elif not line:

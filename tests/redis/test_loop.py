@@ -533,3 +533,38 @@ def test_both_protocols_are_spoken(r: redis.Redis, redis_url: str, run: Runner, 
     with run.start("t", "1"):
         assert answer(r, ref)["code"] == 500
         assert answer(r, send(r, {"n": 2}))["n"] == 2
+
+
+def test_what_a_frozen_async_worker_had_read_but_not_begun_is_not_answered_by_it(
+    r: redis.Redis, run: Runner, two: Callable[..., None]
+) -> None:
+    """Its reader has the entries in a buffer of its own, and the fence is whole again by the time they arrive."""
+    code = """
+r = __import__("redis").Redis.from_url(os.environ["REDIS_URL"])
+@worker.handler
+async def handle(request):
+    r.rpush("begun", request.data["n"])
+    if request.data["n"] == 0:
+        time.sleep(0.5)  # keeps the loop, so that what is read meanwhile is not begun
+        r.rpush("slept", 1)
+    return {}
+worker.run(concurrency=50)
+"""
+    two(HEAD + code, takeoverMillis="600")
+    with run.start("t", "1") as first:
+        refs = [send(r, {"n": 0})]
+        wait_for(lambda: r.llen("begun") == 1, "the first worker to begin")
+        refs += [send(r, {"n": n}) for n in range(1, 10)]
+        wait_for(lambda: pending(r) == 10, "all to be read")
+        pid = int(r.hget("t:1:h", "pid"))
+        os.kill(pid, signal.SIGSTOP)
+        with run.start("t", "2"):
+            assert [answer(r, ref)["code"] for ref in refs] == [200] * 10
+            os.kill(pid, signal.SIGCONT)
+            wait_for(lambda: r.llen("slept") == 2, "the frozen one to go on")
+            assert answer(r, send(r, {"n": 11}))["code"] == 200
+        first.terminate()
+        first.wait(20)
+    assert not any(r.exists(f"res:{ref}") for ref in refs)
+    answered = [fields["ref"] for _, fields in r.xrange("t:res:x")]
+    assert sorted(answered) == sorted(set(answered))
