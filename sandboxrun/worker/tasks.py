@@ -55,6 +55,7 @@ class Tasks(Worker):
         self._room_changed = threading.Condition()
         self._lines: dict[Any, deque[Job]] = {}  # what waits behind a request with an equal key
         self._running: dict[Entry, asyncio.Task[None]] = {}
+        self._threads: set[Entry] = set()  # what runs in one: it cannot be cancelled
         self._ready: list[Entry] = []
         self._flushing = False
         self._mending: asyncio.Task[None] | None = None
@@ -129,7 +130,7 @@ class Tasks(Worker):
         generation = claims.generation
         connection.send(read_command(self._context.key, self._loop, count, claims.block_millis))
         pid, found = connection.read_many(2)
-        if pid != claims.pid:
+        if connection.checked(pid) != claims.pid:  # LOADING is no lost pid
             claims.lost_pid = True
         if isinstance(found, ReplyError) and str(found).startswith("NOGROUP"):
             connection.pipeline([("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")])
@@ -182,6 +183,8 @@ class Tasks(Worker):
 
     def _start(self, job: Job) -> None:
         job.entry.begun = True
+        if not job.handler.is_async:
+            self._threads.add(job.entry)
         self._running[job.entry] = self._asyncio.create_task(self._handle(job))
 
     async def _handle(self, job: Job) -> None:
@@ -200,6 +203,7 @@ class Tasks(Worker):
             self._finish(entry, job.received, request, result)
         finally:
             self._running.pop(entry, None)
+            self._threads.discard(entry)
             self._next(job)
         self._done(entry)
 
@@ -364,7 +368,7 @@ class Tasks(Worker):
             return
         if self._late:
             for entry, task in [*self._running.items()]:
-                if task.cancel():
+                if entry not in self._threads and task.cancel():
                     self._running.pop(entry, None)
         waiting = [job.entry for line in self._lines.values() for job in line]
         if self._late or not (self._running or waiting):

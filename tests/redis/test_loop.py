@@ -568,3 +568,19 @@ worker.run(concurrency=50)
     assert not any(r.exists(f"res:{ref}") for ref in refs)
     answered = [fields["ref"] for _, fields in r.xrange("t:res:x")]
     assert sorted(answered) == sorted(set(answered))
+
+
+def test_what_an_async_worker_cannot_finish_in_time_is_begun_by_another_at_once(
+    r: redis.Redis, run: Runner, two: Callable[..., None]
+) -> None:
+    two(COUNTING.replace("def handle", "async def handle").replace("time.sleep", "await asyncio.sleep"))
+    with run.start("t", "1") as first:
+        slow = send(r, {"n": 1, "sleep": 8})
+        wait_for(lambda: r.llen("begun") == 1, "the first worker to begin")
+        first.terminate()
+        assert first.wait(20) == 0
+    assert r.xpending_range("t:req:x", "worker", "-", "+", 1)[0]["time_since_delivered"] > 10**10
+    r.xadd("t:req:x", {"ref": "x", "type": "t", "data": '{"n": 2}'})
+    with run.start("t", "2"):
+        wait_for(lambda: r.lrange("begun", 0, -1).count("1") == 2, "the second worker to begin", 10)
+        assert answer(r, slow)["deliveries"] == 2
