@@ -22,7 +22,7 @@ from collections import deque
 from sandboxrun import keys
 from sandboxrun.connection import Connection, ReplyError, pack, translated
 from sandboxrun.worker.batch import EXEC, GROUP, MULTI, Entry, acknowledge
-from sandboxrun.worker.streams import gone, order, pairs, read_command, read_entries, record
+from sandboxrun.worker.streams import order, pairs, read_command, read_entries
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
     from sandboxrun.settings import Loop
 
 HANDED_BACK_MILLIS = 10**11  # an idle time that no claim has by itself: free to take at once
-OWN_PART = 4  # takeoverMillis / 4: when what has our name, and is not in hand, is a predecessor's that is gone
-TAKE_MOST = 25  # claims of others' at once
-LIST_MOST = 100
-GONE_TIMES = 240  # takeoverMillis * 240, an hour by default: an idle consumer with nothing pending is removed
-TRIM_SLACK = 200
 
 
 class Claims:
@@ -47,8 +42,8 @@ class Claims:
     """
 
     def __init__(self, connection: Connection, loop: Loop, key: str, pid: str) -> None:
-        self.connection, self._loop = connection, loop
-        self._key, self.pid = key, pid.encode()
+        self.connection, self.loop = connection, loop
+        self.key, self.pid = key, pid.encode()
         self._fence = keys.fence_key(loop.request_stream, loop.consumer_id)
         self._link = 0
         self._chain = b""
@@ -59,7 +54,7 @@ class Claims:
         self._reads: dict[tuple[int, bool], bytes] = {}
         self._out: list[bytes] = []
         self._expected: deque[tuple[Callable[[list[Any], Any], None], int, Any]] = deque()
-        self._opened = 0
+        self.opened = 0
         self._own_pid = False
         self.hand: dict[bytes, Entry] = {}
         self.suspects: dict[bytes, int] = {}  # ours, but perhaps begun before: entry's id, deliveries
@@ -82,28 +77,28 @@ class Claims:
         self._out.clear()
         self._expected.clear()
         self.reads = 0
-        if self._opened or not self.connection.is_open:
+        if self.opened or not self.connection.is_open:
             self.connection.open()
         self.connection.set_wait(self.block_millis / 1000)
-        self._opened += 1
+        self.opened += 1
         (pid, host), there, _, expire = self.exchange(
-            ("HMGET", self._key, "pid", "pidHost"),
-            ("EXISTS", self._key),
-            ("XGROUP", "CREATE", self._loop.request_stream, GROUP, "0", "MKSTREAM"),
+            ("HMGET", self.key, "pid", "pidHost"),
+            ("EXISTS", self.key),
+            ("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"),
             ("EXPIRE", keys.trace_key("-"), 1, "NX"),
         )
         self.expire_nx = not isinstance(expire, ReplyError)
         if pid is None and host is None and there:
             # Started without sandboxrun, say under a debugger: the pid is ours to set, and to remove. With a pidHost
             # it was sandboxrun's, and somebody has removed it already to end us.
-            made = self.exchange(("HSETNX", self._key, "pid", self.pid))[0]
+            made = self.exchange(("HSETNX", self.key, "pid", self.pid))[0]
             self._own_pid = self._own_pid or made == 1
         self.verify()
 
     @property
     def block_millis(self) -> int:
         """How long a read waits: `pid` is looked at with each, so at most a second."""
-        return min(self._loop.block_millis, 1000)
+        return min(self.loop.block_millis, 1000)
 
     def flush(self) -> None:
         if self._out:
@@ -148,7 +143,7 @@ class Claims:
         """Queue a read of new entries, and a look at `pid`."""
         command = self._reads.get((count, block))
         if command is None:
-            command = read_command(self._key, self._loop, count, self.block_millis if block else 0)
+            command = read_command(self.key, self.loop, count, self.block_millis if block else 0)
             self._reads[count, block] = command
         self._out.append(command)
         self._expected.append((self._read, 2, count))
@@ -173,7 +168,7 @@ class Claims:
             return
         if not text.startswith("NOGROUP"):
             raise translated(error, self.connection.address.shown)
-        self.exchange(("XGROUP", "CREATE", self._loop.request_stream, GROUP, "0", "MKSTREAM"))
+        self.exchange(("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"))
 
     def has(self, entry: Entry) -> bool:
         """Whether the entry is in hand still; another of the same id is not the same delivery."""
@@ -185,7 +180,7 @@ class Claims:
         if not entries:
             return
         commands = [entry.commands for entry in entries]
-        commands.append(acknowledge(self._loop.request_stream, [entry.xid for entry in entries]))
+        commands.append(acknowledge(self.loop.request_stream, [entry.xid for entry in entries]))
         for entry in entries:
             entry.sent = True
         self._transaction(b"".join(commands), sum([entry.count for entry in entries]) + 1, self._written, entries)
@@ -229,7 +224,7 @@ class Claims:
         mine = {*self.hand, *self.suspects}
         self._chain, self._link = os.urandom(8).hex().encode(), 0
         commands: list[Sequence[str | bytes | int]] = [
-            ("HGET", self._key, "pid"),
+            ("HGET", self.key, "pid"),
             ("DEL", self._fence),
             ("HSET", self._fence, b"%b.0" % self._chain, 1),
         ]
@@ -252,8 +247,8 @@ class Claims:
     def _which_of(self, xids: Iterable[bytes]) -> Sequence[str | bytes | int]:
         """The command that lists what is pending with us between the first and the last of these."""
         found = sorted(xids, key=order)
-        name = self._loop.consumer_id
-        return ("XPENDING", self._loop.request_stream, GROUP, found[0], found[-1], len(found) + 1000, name)
+        name = self.loop.consumer_id
+        return ("XPENDING", self.loop.request_stream, GROUP, found[0], found[-1], len(found) + 1000, name)
 
     def still_ours(self, entries: Sequence[Entry]) -> list[Entry]:
         """Of what was read on another connection some time ago, what nobody has taken and nobody has answered since."""
@@ -286,7 +281,7 @@ class Claims:
             self._claim(again, "IDLE", HANDED_BACK_MILLIS, "JUSTID")
 
     def _claim(self, xids: Sequence[bytes], *options: str | int) -> None:
-        command = pack("XCLAIM", self._loop.request_stream, GROUP, self._loop.consumer_id, 0, *xids, *options)
+        command = pack("XCLAIM", self.loop.request_stream, GROUP, self.loop.consumer_id, 0, *xids, *options)
         self._transaction(command, 1, self._claimed, None)
 
     def _claimed(self, replies: list[Any], _: Any) -> None:
@@ -301,9 +296,9 @@ class Claims:
         count = self.suspects.pop(xid, None)
         if count is None or xid in self.hand:
             return None
-        last = count >= self._loop.max_deliveries
+        last = count >= self.loop.max_deliveries
         options = ("RETRYCOUNT", count) if last else ()
-        command = pack("XCLAIM", self._loop.request_stream, GROUP, self._loop.consumer_id, 0, xid, *options)
+        command = pack("XCLAIM", self.loop.request_stream, GROUP, self.loop.consumer_id, 0, xid, *options)
         box: list[Any] = []
         self._transaction(command, 1, lambda replies, _: box.append(self._executed(replies)), None)
         self.flush()
@@ -315,103 +310,17 @@ class Claims:
         found = box[0][0]
         rows = [row for row in found if row] if isinstance(found, list) else []
         if not rows or not rows[0][1]:  # the entry was deleted from the stream while it was pending
-            self.exchange(("XACK", self._loop.request_stream, GROUP, xid))
+            self.exchange(("XACK", self.loop.request_stream, GROUP, xid))
             return None
         entry = Entry(xid, pairs(rows[0][1]), count if last else count + 1)
         entry.spent = last
         self.hand[xid] = entry
         return entry
 
-    def look_around(self) -> bool:
-        """Look at `pid`, find claims that nobody holds any more, and trim. True where there is more to take at once."""
-        loop = self._loop
-        own = 0 if self._opened > 1 and self.alone else loop.takeover_millis // OWN_PART
-        stream = loop.request_stream
-        pid, mine, stale, length = self.exchange(
-            ("HGET", self._key, "pid"),
-            ("XPENDING", stream, GROUP, "IDLE", own, "-", "+", LIST_MOST, loop.consumer_id),
-            ("XPENDING", stream, GROUP, "IDLE", loop.takeover_millis, "-", "+", TAKE_MOST),
-            ("XLEN", stream),
-        )
-        self.lost_pid = self.lost_pid or pid != self.pid
-        if isinstance(mine, ReplyError) or isinstance(stale, ReplyError):  # NOGROUP: the next read makes it
-            return False
-        if not self.lost_pid:
-            for xid, _, _, count in mine:
-                if xid not in self.hand:
-                    self.suspects[xid] = count
-            self._take([row for row in stale if row[1].decode("utf-8", "replace") != loop.consumer_id])
-        if loop.request_stream_limit and length > loop.request_stream_limit + TRIM_SLACK:
-            self._trim(length - loop.request_stream_limit)
-        return len(stale) == TAKE_MOST
-
-    def _take(self, rows: Sequence[tuple[bytes, bytes, int, int]]) -> None:
-        """Take others' stale claims, and break their fences in the same moment."""
-        if not rows:
-            return
-        loop = self._loop
-        owners = {row[1].decode("utf-8", "replace") for row in rows}
-        xids = [row[0] for row in rows]
-        replies = self.exchange(
-            ("MULTI",),
-            *(("DEL", keys.fence_key(loop.request_stream, owner)) for owner in owners),
-            ("XCLAIM", loop.request_stream, GROUP, loop.consumer_id, loop.takeover_millis, *xids, "JUSTID"),
-            ("EXEC",),
-        )
-        taken = self._results(replies)[-1]
-        if isinstance(taken, ReplyError):
-            return
-        counts = {row[0]: row[3] for row in rows}
-        self.suspects.update({xid: counts[xid] for xid in taken if xid in counts})
-
-    def _results(self, replies: list[Any]) -> list[Any]:
-        results = replies[-1]
-        if isinstance(results, ReplyError):
-            raise next(reply for reply in replies if isinstance(reply, ReplyError))
-        return results or [[]]
-
-    def remove_gone(self, idle_millis: int | None = None) -> None:
-        """Remove consumers that have nothing pending and have not been seen for `idle_millis`."""
-        loop = self._loop
-        limit = loop.takeover_millis * GONE_TIMES if idle_millis is None else idle_millis
-        found = self.exchange(("XINFO", "CONSUMERS", loop.request_stream, GROUP))[0]
-        for name in gone(found if isinstance(found, list) else [], loop.consumer_id, limit):
-            # It may have woken meanwhile: what was delivered to it since is taken along, and free for all again.
-            replies = self.exchange(
-                ("MULTI",),
-                ("XPENDING", loop.request_stream, GROUP, "-", "+", LIST_MOST, name),
-                ("XGROUP", "DELCONSUMER", loop.request_stream, GROUP, name),
-                ("DEL", keys.fence_key(loop.request_stream, name)),
-                ("EXEC",),
-            )
-            rows = self._results(replies)[0]
-            if isinstance(rows, list) and rows:
-                self.exchange(
-                    ("XCLAIM", loop.request_stream, GROUP, loop.consumer_id, 0, *[row[0] for row in rows],
-                     "IDLE", HANDED_BACK_MILLIS, "RETRYCOUNT", 0, "FORCE", "JUSTID")
-                )  # fmt: skip
-
-    def _trim(self, most: int) -> None:
-        """Remove at most so many of the oldest entries, none that any group has pending or not been given yet."""
-        stream = self._loop.request_stream
-        groups = self.exchange(("XINFO", "GROUPS", stream))[0]
-        if isinstance(groups, ReplyError) or not groups:
-            return
-        found = [record(group) for group in groups]
-        pending = self.exchange(*[("XPENDING", stream, group["name"]) for group in found])
-        floor = min(
-            (
-                row[1] if row and row[0] else group["last-delivered-id"]
-                for group, row in zip(found, pending, strict=True)
-            ),
-            key=order,
-        )
-        self.exchange(("XTRIM", stream, "MINID", "~", floor, "LIMIT", most))
-
     def leave(self) -> None:
         """Remove the fence, and `pid` where we set it."""
-        if self._own_pid and self.exchange(("HGET", self._key, "pid"))[0] == self.pid:
-            self.exchange(("HDEL", self._key, "pid"))
+        if self._own_pid and self.exchange(("HGET", self.key, "pid"))[0] == self.pid:
+            self.exchange(("HDEL", self.key, "pid"))
         self.exchange(("DEL", self._fence))
 
 

@@ -28,6 +28,7 @@ from sandboxrun.worker.request import (
     ref_of,
     reply,
 )
+from sandboxrun.worker.sweep import look_around, remove_gone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Worker:
         self._until: float | None = None  # when to hand back what is left, once the end has begun
         self._begun = 0  # requests taken for handling, for requestLimit
         self._look = 0.0
+        self._more = False  # others' claims to take, beyond those that were
         self._tidy = time.monotonic() + 60
 
     def run(self) -> None:
@@ -150,11 +152,11 @@ class Worker:
         if self._claims.broken:
             self._claims.verify()
         if at >= self._look:
-            more = self._claims.look_around()
-            self._look = at if more else at + LOOK_SECONDS
+            self._more = look_around(self._claims)
+            self._look = at + LOOK_SECONDS
         if at >= self._tidy:
             self._tidy = at + 60
-            self._claims.remove_gone()
+            remove_gone(self._claims)
 
     def _leave(self) -> None:
         try:

@@ -81,7 +81,8 @@ class Serial(Worker):
             claims.flush()
         elif self._ending:
             return self._wind_up()
-        elif time.monotonic() >= self._look:
+        elif time.monotonic() >= self._look or (self._more and not claims.suspects):
+            self._look = 0.0
             self._look_around(time.monotonic())
         elif claims.suspects:
             self._take_suspect()

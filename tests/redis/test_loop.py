@@ -20,6 +20,7 @@ from runner import Runner
 from sandboxrun.connection import Connection
 from sandboxrun.settings import parse_loop
 from sandboxrun.worker.claims import Claims
+from sandboxrun.worker.sweep import remove_gone
 
 Local = Callable[..., Path]
 HEAD = "import asyncio, os, time\nfrom sandboxrun import worker\n"
@@ -514,9 +515,9 @@ def test_consumers_that_are_gone_are_removed_and_those_with_pending_requests_are
     claims = Claims(connection, parse_loop({"consumerId": "me"}, "t", "1"), "t:1:h", "1")
     claims.open()
     time.sleep(0.01)
-    claims.remove_gone(1_000_000)
+    remove_gone(claims, 1_000_000)
     assert len(r.xinfo_consumers("t:req:x", "worker")) == 3
-    claims.remove_gone(0)
+    remove_gone(claims, 0)
     assert sorted(c["name"] for c in r.xinfo_consumers("t:req:x", "worker")) == ["busy", "me"]
     assert pending(r) == 1
     connection.close()
