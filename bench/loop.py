@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sandboxrun import embedded
+from sandboxrun import client, embedded
 from sandboxrun.connection import Connection, pack
 
 HERE = Path(__file__).parent
@@ -128,8 +128,16 @@ class Bench:
                 times.append((time.perf_counter() - begin) * 1e3)
                 if found is None:
                     raise RuntimeError("no reply")
+            loaded = self.loaded(count * 10)
         times = sorted(times[50:])
-        return {"p50": times[len(times) // 2], "p99": times[len(times) * 99 // 100]}
+        return {"p50": times[len(times) // 2], "p99": times[len(times) * 99 // 100], **loaded}
+
+    def loaded(self, count: int) -> dict[str, float]:
+        """As many on their way at once as the client keeps."""
+        with client.Client(self.url) as caller:
+            items = [{"text": "hi"}] * count
+            times = sorted(seconds * 1e3 for _, _, seconds in caller.call_many("bench", items, timeout=60))
+        return {"p50 loaded": times[count // 2], "p99 loaded": times[count * 99 // 100]}
 
 
 def memory_of(pid: int) -> float:
@@ -150,7 +158,7 @@ def measure(bench: Bench, name: str) -> dict[str, float]:
         return replay(bench)
     if name in PEERS:
         return measure_peer(bench, name)
-    kind = "async" if name == "ours, async" else "plain"
+    kind = "async" if name == "ours-async" else "plain"
 
     def commands(count: int) -> list[list[str]]:
         if name in REFERENCES:
@@ -158,7 +166,7 @@ def measure(bench: Bench, name: str) -> dict[str, float]:
         program = str(Path(sys.executable).with_name("sandboxrun"))
         return [[program, "bench", str(n + 1), "--quiet"] for n in range(count)]
 
-    count = bench.requests if name in ("bare", "ours", "ours, async") else bench.requests // 5
+    count = bench.requests if name in ("bare", "ours", "ours-async") else bench.requests // 5
     bench.reset(kind)
     bench.enqueue(count)
     found = bench.backlog(commands(1), count, bench.answered)
@@ -261,7 +269,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--soak", type=int, default=0)
     options = parser.parse_args()
-    names = ["ours", "ours, async", *REFERENCES, "replay"]
+    names = ["ours", "ours-async", *REFERENCES, "replay"]
     for name, (module, _) in PEERS.items():
         if importlib.util.find_spec(module) is not None:
             names.append(name)
@@ -287,6 +295,8 @@ def main() -> None:
         "throughput of 4": "with 4",
         "p50": "p50 ms",
         "p99": "p99 ms",
+        "p50 loaded": "loaded",
+        "p99 loaded": "p99 loaded",
         "start": "start ms",
         "memory": "MiB",
     }
