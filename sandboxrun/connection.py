@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 CONNECT_SECONDS = 5.0
-RECEIVE_BYTES = 256 * 1024
+RECEIVE_BYTES = 64 * 1024  # of a size that malloc(3) keeps, where larger ones are mapped and unmapped each time
 RETRY_FIRST_SECONDS, RETRY_MOST_SECONDS = 0.05, 2.0
 
 ReplyError = hiredis.ReplyError

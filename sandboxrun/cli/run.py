@@ -30,6 +30,10 @@ other commands (sandboxrun COMMAND --help):
   sandboxrun diff TYPE ID                             what the hash asks for beyond what was agreed to
   sandboxrun approve TYPE ID                          agree to exactly that
   sandboxrun audit FILE                               read an audit log
+  sandboxrun call TYPE JSON                           send a request and print the reply
+  sandboxrun info TYPE [--watch]                      what the workers of a type are doing
+  sandboxrun dead TYPE                                requests that were given up
+  sandboxrun stream TYPE ACTION                       make, remove, trim or show the streams
   sandboxrun run TYPE ID                              the same as sandboxrun TYPE ID, for a type named like a command
 
 exit codes: the worker's own, 128+n when signal n ended it, or

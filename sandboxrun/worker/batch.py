@@ -17,6 +17,7 @@ GROUP = "worker"
 TRACE_EXPIRE_SECONDS = 120
 DEAD_STREAM_LIMIT = 10_000  # entries, approximate
 MULTI, EXEC = pack("MULTI"), pack("EXEC")
+_STORY = len(b'{"received":"","completed":"","res":}')
 
 
 class Entry:
@@ -60,39 +61,45 @@ class Renderer:
             + b"%b"
         )
         self._push = (
-            b"*3\r\n" + _words("LPUSH") + b"%b%b*3\r\n" + _words("EXPIRE") + b"%b" + _words(loop.reply_expire_seconds)
+            b"*3\r\n" + _words("LPUSH") + b"$%d\r\nres:%b\r\n%b"
+            b"*3\r\n" + _words("EXPIRE") + b"$%d\r\nres:%b\r\n" + _words(loop.reply_expire_seconds)
         )
-        self._trace = b"*4\r\n" + _words("HSET") + b"%b" + _words(trace_field(type_)) + b"%b"
-        self._lasting = b"*4\r\n" + _words("EXPIRE") + b"%b" + _words(TRACE_EXPIRE_SECONDS, "NX")
+        self._trace = (
+            b"*4\r\n"
+            + _words("HSET")
+            + b"$%d\r\nreq:%b:h\r\n"
+            + _words(trace_field(type_))
+            + b'$%d\r\n{"received":"%b","completed":"%b","res":%b}\r\n'
+        )
+        self._lasting = b"*4\r\n" + _words("EXPIRE") + b"$%d\r\nreq:%b:h\r\n" + _words(TRACE_EXPIRE_SECONDS, "NX")
+        self._usual = self._push + self._record + self._trace + self._lasting
 
     def reply(
         self, entry: Entry, code: int, body: str, received: str, completed: str, notes: Mapping[str, Any] | None = None
     ) -> None:
         """Set the entry's commands: the reply, its record, the trace. `body` is the reply's JSON."""
-        ref = entry.ref
         text = body.encode()
         word = b"$%d\r\n%b\r\n" % (len(text), text)
-        name = (ref or "").encode()
-        type_ = entry.raw.get(b"type", b"")
-        record = self._record % (_word(name), _word(type_), _word(entry.xid), b"$3\r\n%d\r\n" % code, word)
+        name = (entry.ref or "").encode()
+        size, xid, type_ = len(name), entry.xid, entry.raw.get(b"type", b"")
+        record = (
+            b"$%d\r\n%b\r\n" % (size, name), b"$%d\r\n%b\r\n" % (len(type_), type_),
+            b"$%d\r\n%b\r\n" % (len(xid), xid), b"$3\r\n%d\r\n" % code, word,
+        )  # fmt: skip
         entry.answered = True
-        if ref is None:
-            entry.commands, entry.count = record, 1
+        if not name:
+            entry.commands, entry.count = self._record % record, 1
             return
-        key = b"$%d\r\nres:%b\r\n" % (len(name) + 4, name)
-        trace = b"$%d\r\nreq:%b:h\r\n" % (len(name) + 6, name)
-        story = b'{"received":"%b","completed":"%b","res":%b}' % (received.encode(), completed.encode(), text)
-        commands = (
-            self._push % (key, word, key) + record + self._trace % (trace, b"$%d\r\n%b\r\n" % (len(story), story))
-        )
-        count = 4
-        if notes:
-            commands += pack("HSET", b"req:%b:h" % name, *noted(notes))
-            count += 1
+        begin, end = received.encode(), completed.encode()
+        push = (size + 4, name, word, size + 4, name)
+        trace = (size + 6, name, len(begin) + len(end) + len(text) + _STORY, begin, end, text)
         if self.expire_nx:
-            commands += self._lasting % trace
-            count += 1
-        entry.commands, entry.count = commands, count
+            entry.commands, entry.count = self._usual % (*push, *record, *trace, size + 6, name), 5
+        else:
+            entry.commands, entry.count = (self._push + self._record + self._trace) % (*push, *record, *trace), 4
+        if notes:
+            entry.commands += pack("HSET", b"req:%b:h" % name, *noted(notes))
+            entry.count += 1
 
     def expire_trace(self, entry: Entry) -> None:
         """For a Redis without EXPIRE … NX, where the trace was found to have no expiry."""

@@ -22,6 +22,7 @@ from collections import deque
 from sandboxrun import keys
 from sandboxrun.connection import Connection, ReplyError, pack, translated
 from sandboxrun.worker.batch import EXEC, GROUP, MULTI, Entry, acknowledge
+from sandboxrun.worker.streams import order, pairs, read_command, read_entries
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
     from sandboxrun.settings import Loop
 
 HANDED_BACK_MILLIS = 10**11  # an idle time that no claim has by itself: free to take at once
-OWN_PART = 4  # takeoverMillis / 4: when what has our name, and is not in hand, is a predecessor's that is gone
-TAKE_MOST = 25  # claims of others' at once
-LIST_MOST = 100
-GONE_TIMES = 240  # takeoverMillis * 240, an hour by default: an idle consumer with nothing pending is removed
-TRIM_SLACK = 200
 
 
 class Claims:
@@ -47,16 +43,21 @@ class Claims:
 
     def __init__(self, connection: Connection, loop: Loop, key: str, pid: str, *, sees_pid: bool = True) -> None:
         """`sees_pid`: whether this login can read the hash. Where it cannot, sandboxrun alone looks at `pid`."""
-        self.connection, self._loop = connection, loop
-        self._key, self.pid = key, pid.encode()
+        self.connection, self.loop = connection, loop
+        self.key, self.pid = key, pid.encode()
         self._sees_pid = sees_pid
-        self._look_at_pid = ("HGET", key, "pid") if sees_pid else ("ECHO", pid)
+        self.look_at_pid = ("HGET", key, "pid") if sees_pid else ("ECHO", pid)
         self._fence = keys.fence_key(loop.request_stream, loop.consumer_id)
         self._link = 0
-        self._chain = ""
+        self._chain = b""
+        fence = b"$%d\r\n%b\r\n" % (len(self._fence.encode()), self._fence.encode())
+        # What a transaction begins with, but for the links: it is the same each time.
+        self._guard = pack("WATCH", self._fence) + b"*4\r\n$6\r\nHSETNX\r\n" + fence
+        self._renewal = MULTI + pack("DEL", self._fence) + b"*4\r\n$4\r\nHSET\r\n" + fence
+        self._reads: dict[tuple[int, bool], bytes] = {}
         self._out: list[bytes] = []
         self._expected: deque[tuple[Callable[[list[Any], Any], None], int, Any]] = deque()
-        self._opened = 0
+        self.opened = 0
         self._own_pid = False
         self.hand: dict[bytes, Entry] = {}
         self.suspects: dict[bytes, int] = {}  # ours, but perhaps begun before: entry's id, deliveries
@@ -66,6 +67,9 @@ class Claims:
         self.answered = 0  # confirmed by Redis
         self.lost_pid = False
         self.alone = True  # nobody reads for this consumer on another connection
+        # Changes whenever an entry may have become another's, or be in hand already. What was read on another
+        # connection since before such a change is ours only if Redis says so now: `still_ours`.
+        self.generation = 0
         self.expire_nx = True
         self.warn: Callable[[str], None] = lambda message: None
 
@@ -76,12 +80,12 @@ class Claims:
         self._out.clear()
         self._expected.clear()
         self.reads = 0
-        if self._opened or not self.connection.is_open:
+        if self.opened or not self.connection.is_open:
             self.connection.open()
         self.connection.set_wait(self.block_millis / 1000)
-        self._opened += 1
+        self.opened += 1
         _, expire = self.exchange(
-            ("XGROUP", "CREATE", self._loop.request_stream, GROUP, "0", "MKSTREAM"),
+            ("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"),
             ("EXPIRE", keys.trace_key("-"), 1, "NX"),
         )
         self.expire_nx = not isinstance(expire, ReplyError)
@@ -92,15 +96,15 @@ class Claims:
     def _set_pid(self) -> None:
         """Started without sandboxrun, say under a debugger, the pid is ours to set, and to remove. With a pidHost it was
         sandboxrun's, and somebody has removed it already to end us."""
-        (pid, host), there = self.exchange(("HMGET", self._key, "pid", "pidHost"), ("EXISTS", self._key))
+        (pid, host), there = self.exchange(("HMGET", self.key, "pid", "pidHost"), ("EXISTS", self.key))
         if pid is None and host is None and there:
-            made = self.exchange(("HSETNX", self._key, "pid", self.pid))[0]
+            made = self.exchange(("HSETNX", self.key, "pid", self.pid))[0]
             self._own_pid = self._own_pid or made == 1
 
     @property
     def block_millis(self) -> int:
         """How long a read waits: `pid` is looked at with each, so at most a second."""
-        return min(self._loop.block_millis, 1000)
+        return min(self.loop.block_millis, 1000)
 
     def flush(self) -> None:
         if self._out:
@@ -143,17 +147,13 @@ class Claims:
 
     def ask(self, count: int, *, block: bool) -> None:
         """Queue a read of new entries, and a look at `pid`."""
-        self._out.append(self.read_command(count, block=block))
+        command = self._reads.get((count, block))
+        if command is None:
+            command = read_command(self.look_at_pid, self.loop, count, self.block_millis if block else 0)
+            self._reads[count, block] = command
+        self._out.append(command)
         self._expected.append((self._read, 2, count))
         self.reads += 1
-
-    def read_command(self, count: int, *, block: bool) -> bytes:
-        """A read of new entries, and before it a look at `pid`: two replies."""
-        loop = self._loop
-        wait: tuple[str | int, ...] = ("BLOCK", self.block_millis) if block else ()
-        return pack(*self._look_at_pid) + pack(
-            "XREADGROUP", "GROUP", GROUP, loop.consumer_id, "COUNT", count, *wait, "STREAMS", loop.request_stream, ">"
-        )
 
     def _read(self, replies: list[Any], count: int) -> None:
         self.reads -= 1
@@ -174,32 +174,31 @@ class Claims:
             return
         if not text.startswith("NOGROUP"):
             raise translated(error, self.connection.address.shown)
-        self.exchange(("XGROUP", "CREATE", self._loop.request_stream, GROUP, "0", "MKSTREAM"))
+        self.exchange(("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"))
+
+    def has(self, entry: Entry) -> bool:
+        """Whether the entry is in hand still; another of the same id is not the same delivery."""
+        return self.hand.get(entry.xid) is entry
 
     def write(self, entries: Iterable[Entry]) -> None:
         """Queue the replies of those that are still ours, with their acknowledgement, as one transaction."""
-        entries = [entry for entry in entries if entry.xid in self.hand and not entry.sent]
+        entries = [entry for entry in entries if self.has(entry) and not entry.sent]
         if not entries:
             return
         commands = [entry.commands for entry in entries]
-        commands.append(acknowledge(self._loop.request_stream, [entry.xid for entry in entries]))
+        commands.append(acknowledge(self.loop.request_stream, [entry.xid for entry in entries]))
         for entry in entries:
             entry.sent = True
         self._transaction(b"".join(commands), sum([entry.count for entry in entries]) + 1, self._written, entries)
 
     def _transaction(self, commands: bytes, count: int, take: Callable[[list[Any], Any], None], detail: Any) -> None:
         """Queue a fenced transaction; `take` gets the replies, of which the last is EXEC's."""
-        fence, link = self._fence, self._link
+        link, following = (b"%b.%d" % (self._chain, self._link + step) for step in (0, 1))
         self._link += 1
-        self._out.append(
-            pack("WATCH", fence)
-            + pack("HSETNX", fence, f"{self._chain}.{link}", 1)
-            + MULTI
-            + pack("DEL", fence)
-            + pack("HSET", fence, f"{self._chain}.{link + 1}", 1)
-            + commands
-            + EXEC
-        )
+        mark = b"$%d\r\n%b\r\n$1\r\n1\r\n"
+        self._out += (
+            self._guard, mark % (len(link), link), self._renewal, mark % (len(following), following), commands, EXEC,
+        )  # fmt: skip
         self._expected.append((take, 6 + count, detail))
 
     def _written(self, replies: list[Any], entries: list[Entry]) -> None:
@@ -229,33 +228,43 @@ class Claims:
 
     def verify(self) -> None:
         """Make a new fence, drop what is not ours any more, and send again the replies that were not written."""
+        self.generation += 1
         mine = {*self.hand, *self.suspects}
-        self._chain, self._link = os.urandom(8).hex(), 0
+        self._chain, self._link = os.urandom(8).hex().encode(), 0
         commands: list[Sequence[str | bytes | int]] = [
-            self._look_at_pid,
+            self.look_at_pid,
             ("DEL", self._fence),
-            ("HSET", self._fence, f"{self._chain}.0", 1),
+            ("HSET", self._fence, b"%b.0" % self._chain, 1),
         ]
         if mine:
-            low, high = min(mine, key=order), max(mine, key=order)
-            commands.append(
-                ("XPENDING", self._loop.request_stream, GROUP, low, high, len(mine) + 1000, self._loop.consumer_id)
-            )
+            commands.append(self._which_of(mine))
         pid, _, made, *pending = self.exchange(*commands)
         if isinstance(made, ReplyError):
             raise made
         self.broken = False
         self.lost_pid = self.lost_pid or pid != self.pid
         if mine:
-            rows = pending[0] if not isinstance(pending[0], ReplyError) else []  # NOGROUP: nothing is anybody's
-            still = {row[0] for row in rows}
-            lost = mine - still
+            lost = mine - _ids(pending[0])
             self.hand = {xid: entry for xid, entry in self.hand.items() if xid not in lost}
             self.suspects = {xid: count for xid, count in self.suspects.items() if xid not in lost}
         again = [entry for entry in self.hand.values() if entry.sent]
         for entry in again:
             entry.sent = False
         self.write(again)
+
+    def _which_of(self, xids: Iterable[bytes]) -> Sequence[str | bytes | int]:
+        """The command that lists what is pending with us between the first and the last of these."""
+        found = sorted(xids, key=order)
+        name = self.loop.consumer_id
+        return ("XPENDING", self.loop.request_stream, GROUP, found[0], found[-1], len(found) + 1000, name)
+
+    def still_ours(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Of what was read on another connection some time ago, what nobody has taken and nobody has answered since."""
+        fresh = [entry for entry in entries if entry.xid not in self.hand]
+        if not fresh:
+            return []
+        mine = _ids(self.exchange(self._which_of([entry.xid for entry in fresh]))[0])
+        return [entry for entry in fresh if entry.xid in mine and entry.xid not in self.hand]
 
     # --- claims
 
@@ -280,7 +289,7 @@ class Claims:
             self._claim(again, "IDLE", HANDED_BACK_MILLIS, "JUSTID")
 
     def _claim(self, xids: Sequence[bytes], *options: str | int) -> None:
-        command = pack("XCLAIM", self._loop.request_stream, GROUP, self._loop.consumer_id, 0, *xids, *options)
+        command = pack("XCLAIM", self.loop.request_stream, GROUP, self.loop.consumer_id, 0, *xids, *options)
         self._transaction(command, 1, self._claimed, None)
 
     def _claimed(self, replies: list[Any], _: Any) -> None:
@@ -291,12 +300,13 @@ class Claims:
 
         It may be what ended the worker before: so it is counted when it is begun, and begun alone.
         """
+        self.generation += 1
         count = self.suspects.pop(xid, None)
-        if count is None:
+        if count is None or xid in self.hand:
             return None
-        last = count >= self._loop.max_deliveries
+        last = count >= self.loop.max_deliveries
         options = ("RETRYCOUNT", count) if last else ()
-        command = pack("XCLAIM", self._loop.request_stream, GROUP, self._loop.consumer_id, 0, xid, *options)
+        command = pack("XCLAIM", self.loop.request_stream, GROUP, self.loop.consumer_id, 0, xid, *options)
         box: list[Any] = []
         self._transaction(command, 1, lambda replies, _: box.append(self._executed(replies)), None)
         self.flush()
@@ -308,143 +318,20 @@ class Claims:
         found = box[0][0]
         rows = [row for row in found if row] if isinstance(found, list) else []
         if not rows or not rows[0][1]:  # the entry was deleted from the stream while it was pending
-            self.exchange(("XACK", self._loop.request_stream, GROUP, xid))
+            self.exchange(("XACK", self.loop.request_stream, GROUP, xid))
             return None
-        entry = Entry(xid, _pairs(rows[0][1]), count if last else count + 1)
+        entry = Entry(xid, pairs(rows[0][1]), count if last else count + 1)
         entry.spent = last
         self.hand[xid] = entry
         return entry
 
-    def look_around(self) -> bool:
-        """Look at `pid`, find claims that nobody holds any more, and trim. True where there is more to take at once."""
-        loop = self._loop
-        own = 0 if self._opened > 1 and self.alone else loop.takeover_millis // OWN_PART
-        stream = loop.request_stream
-        pid, mine, stale, length = self.exchange(
-            self._look_at_pid,
-            ("XPENDING", stream, GROUP, "IDLE", own, "-", "+", LIST_MOST, loop.consumer_id),
-            ("XPENDING", stream, GROUP, "IDLE", loop.takeover_millis, "-", "+", TAKE_MOST),
-            ("XLEN", stream),
-        )
-        self.lost_pid = self.lost_pid or pid != self.pid
-        if isinstance(mine, ReplyError) or isinstance(stale, ReplyError):  # NOGROUP: the next read makes it
-            return False
-        if not self.lost_pid:
-            for xid, _, _, count in mine:
-                if xid not in self.hand:
-                    self.suspects[xid] = count
-            self._take([row for row in stale if row[1].decode("utf-8", "replace") != loop.consumer_id])
-        if loop.request_stream_limit and length > loop.request_stream_limit + TRIM_SLACK:
-            self._trim(length - loop.request_stream_limit)
-        return len(stale) == TAKE_MOST
-
-    def _take(self, rows: Sequence[tuple[bytes, bytes, int, int]]) -> None:
-        """Take others' stale claims, and break their fences in the same moment."""
-        if not rows:
-            return
-        loop = self._loop
-        owners = {row[1].decode("utf-8", "replace") for row in rows}
-        xids = [row[0] for row in rows]
-        replies = self.exchange(
-            ("MULTI",),
-            *(("DEL", keys.fence_key(loop.request_stream, owner)) for owner in owners),
-            ("XCLAIM", loop.request_stream, GROUP, loop.consumer_id, loop.takeover_millis, *xids, "JUSTID"),
-            ("EXEC",),
-        )
-        taken = self._results(replies)[-1]
-        if isinstance(taken, ReplyError):
-            return
-        counts = {row[0]: row[3] for row in rows}
-        self.suspects.update({xid: counts[xid] for xid in taken if xid in counts})
-
-    def _results(self, replies: list[Any]) -> list[Any]:
-        results = replies[-1]
-        if isinstance(results, ReplyError):
-            raise next(reply for reply in replies if isinstance(reply, ReplyError))
-        return results or [[]]
-
-    def remove_gone(self, idle_millis: int | None = None) -> None:
-        """Remove consumers that have nothing pending and have not been seen for `idle_millis`."""
-        loop = self._loop
-        limit = loop.takeover_millis * GONE_TIMES if idle_millis is None else idle_millis
-        found = self.exchange(("XINFO", "CONSUMERS", loop.request_stream, GROUP))[0]
-        for name in gone(found if isinstance(found, list) else [], loop.consumer_id, limit):
-            # It may have woken meanwhile: what was delivered to it since is taken along, and free for all again.
-            replies = self.exchange(
-                ("MULTI",),
-                ("XPENDING", loop.request_stream, GROUP, "-", "+", LIST_MOST, name),
-                ("XGROUP", "DELCONSUMER", loop.request_stream, GROUP, name),
-                ("DEL", keys.fence_key(loop.request_stream, name)),
-                ("EXEC",),
-            )
-            rows = self._results(replies)[0]
-            if isinstance(rows, list) and rows:
-                self.exchange(
-                    ("XCLAIM", loop.request_stream, GROUP, loop.consumer_id, 0, *[row[0] for row in rows],
-                     "IDLE", HANDED_BACK_MILLIS, "RETRYCOUNT", 0, "FORCE", "JUSTID")
-                )  # fmt: skip
-
-    def _trim(self, most: int) -> None:
-        """Remove at most so many of the oldest entries, none that any group has pending or not been given yet."""
-        stream = self._loop.request_stream
-        groups = self.exchange(("XINFO", "GROUPS", stream))[0]
-        if isinstance(groups, ReplyError) or not groups:
-            return
-        found = [record(group) for group in groups]
-        pending = self.exchange(*[("XPENDING", stream, group["name"]) for group in found])
-        floor = min(
-            (
-                row[1] if row and row[0] else group["last-delivered-id"]
-                for group, row in zip(found, pending, strict=True)
-            ),
-            key=order,
-        )
-        self.exchange(("XTRIM", stream, "MINID", "~", floor, "LIMIT", most))
-
     def leave(self) -> None:
         """Remove the fence, and `pid` where we set it."""
-        if self._own_pid and self.exchange(("HGET", self._key, "pid"))[0] == self.pid:
-            self.exchange(("HDEL", self._key, "pid"))
+        if self._own_pid and self.exchange(("HGET", self.key, "pid"))[0] == self.pid:
+            self.exchange(("HDEL", self.key, "pid"))
         self.exchange(("DEL", self._fence))
 
 
-def order(xid: bytes) -> tuple[int, int]:
-    """What entries' ids are sorted by."""
-    first, _, second = xid.partition(b"-")
-    return int(first), int(second or 0)
-
-
-def gone(consumers: Iterable[Any], me: str, idle_millis: int) -> list[str]:
-    """Of XINFO CONSUMERS, the names of those with nothing pending that were idle for longer."""
-    found = [record(consumer) for consumer in consumers]
-    return [
-        name
-        for consumer in found
-        if (name := consumer["name"].decode("utf-8", "replace")) != me
-        and consumer["pending"] == 0
-        and consumer["idle"] > idle_millis
-    ]
-
-
-def record(flat: Any) -> dict[str, Any]:
-    """A reply of names and values, in either protocol's shape."""
-    if isinstance(flat, dict):
-        return {name.decode(): value for name, value in flat.items()}
-    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
-
-
-def read_entries(found: Any) -> list[Entry]:
-    return [Entry(xid, _pairs(raw)) for xid, raw in entries_of(found)]
-
-
-def entries_of(found: Any) -> list[Any]:
-    """The entries of an XREADGROUP on one stream, in either protocol's shape."""
-    if not found:
-        return []
-    entries: list[Any] = next(iter(found.values())) if isinstance(found, dict) else found[0][1]
-    return entries
-
-
-def _pairs(flat: Any) -> dict[bytes, bytes]:
-    pairs = iter(flat or ())
-    return dict(zip(pairs, pairs, strict=True))
+def _ids(rows: Any) -> set[bytes]:
+    """Of XPENDING's rows; with NOGROUP, nothing is anybody's."""
+    return set() if isinstance(rows, ReplyError) else {row[0] for row in rows}

@@ -54,7 +54,7 @@ def convert(data: Any, wanted: Any, path: str) -> Any:
         return _dataclass(data, wanted, path)
     if typing.is_typeddict(wanted):
         hints = typing.get_type_hints(wanted, include_extras=True)
-        return _fields(data, hints, frozenset(wanted.__required_keys__), path)
+        return _fields(data, hints, _required(wanted, hints), path)
     if hasattr(wanted, "model_validate"):
         return _pydantic(wanted, data, path)
     if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
@@ -111,6 +111,16 @@ def _dataclass(data: Any, wanted: Any, path: str) -> Any:
         raise Mismatch(f"{path or 'data'}: {error}") from error
 
 
+def _required(wanted: Any, hints: Mapping[str, Any]) -> frozenset[str]:
+    """The keys that must be there. Where annotations are text, the class itself has not seen Required and NotRequired."""
+    marks = {name: typing.get_origin(hint) for name, hint in hints.items()}
+    return frozenset(
+        name
+        for name, mark in marks.items()
+        if mark is typing.Required or (name in wanted.__required_keys__ and mark is not typing.NotRequired)
+    )
+
+
 def _fields(data: Any, hints: Mapping[str, Any], required: frozenset[str], path: str) -> dict[str, Any]:
     _expect(isinstance(data, dict), data, _NAMES[dict], path)
     for name in sorted(required):
@@ -148,11 +158,8 @@ def _check(wanted: Any) -> None:
 
 def _expect(right: bool, data: Any, expected: str, path: str) -> None:
     if not right:
-        found = "null" if data is None else _NAMES.get(type(data), type(data).__name__)
-        where = f"field {path}" if path else "it"
-        raise Mismatch(
-            f"{where}: expected {expected}, not {found if isinstance(data, dict | list) else repr(data)[:80]}"
-        )
+        found = "null" if data is None else _NAMES[type(data)] if isinstance(data, dict | list) else repr(data)[:80]
+        raise Mismatch(f"{f'field {path}' if path else 'it'}: expected {expected}, not {found}")
 
 
 def _under(path: str, name: str) -> str:

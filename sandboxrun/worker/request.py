@@ -28,18 +28,25 @@ class Expired(Exception):
 class Request:
     """What a handler is given. `data`: the parsed JSON of the field `data`, or else the other fields as text."""
 
-    __slots__ = ("_noted", "_tell", "data", "deadline", "deliveries", "fields", "ref", "type", "xid")
+    __slots__ = ("_noted", "_raw", "_tell", "data", "deadline", "deliveries", "ref", "type", "xid")
 
     def __init__(
-        self, xid: str, ref: str, type: str, data: Any, fields: Mapping[str, str], deadline: float | None = None
+        self, xid: str, ref: str, type: str, data: Any, raw: Mapping[bytes, bytes], deadline: float | None = None
     ) -> None:
         self.xid = xid  # the entry's id
-        self.ref, self.type = ref, type
-        self.data, self.fields = data, fields
+        self.ref = ref
+        self.type = type
+        self.data = data
         self.deadline = deadline  # seconds since the epoch, or None
         self.deliveries = 1  # how often it was begun, this time included
+        self._raw = raw
         self._noted: dict[str, Any] | None = None
         self._tell: Callable[[Request, dict[str, Any]], None] | None = None
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """All of the entry's fields, as text."""
+        return {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in self._raw.items()}
 
     def trace(self, **fields: Any) -> None:
         """Fields for `req:REF:h`, written together with the reply. Text stays as it is, all else becomes JSON."""
@@ -66,25 +73,38 @@ def parse(xid: str, raw: Mapping[bytes, bytes], accepted: Mapping[str, object], 
     if sum(map(len, raw.values())) + sum(map(len, raw)) > PAYLOAD_MAX_BYTES:
         raise BadRequest(f"the request has more than {PAYLOAD_MAX_BYTES} bytes")
     try:
-        fields = {k.decode(): v.decode() for k, v in raw.items()}
+        type_ = raw[b"type"].decode() if raw.get(b"type") else default
+        text = raw[b"data"].decode() if b"data" in raw else None
+        fields = {k.decode(): v.decode() for k, v in raw.items()} if text is None else None
     except UnicodeDecodeError:
         raise BadRequest("the request is not UTF-8 text") from None
     ref = ref_of(raw)
     if ref is None:
         raise BadRequest("the request has no ref, or not a printable one")
-    type_ = fields.get("type") or default
     if type_ not in accepted:
         raise BadRequest(f"the request's type is {type_[:80]!r}, expected {' or '.join(sorted(accepted))}")
-    deadline = _deadline(fields["deadline"]) if "deadline" in fields else None
-    data: Any
-    if "data" in fields:
-        try:
-            data = json.loads(fields["data"])
-        except (ValueError, RecursionError) as error:
-            raise BadRequest(f"the request's data is not JSON: {error}") from None
+    deadline = _deadline(raw[b"deadline"].decode("utf-8", "replace")) if b"deadline" in raw else None
+    if fields is not None:
+        data: Any = {name: value for name, value in fields.items() if name not in _ENVELOPE}
     else:
-        data = {name: value for name, value in fields.items() if name not in _ENVELOPE}
-    return Request(xid, ref, type_, data, fields, deadline)
+        data = _decoded(text or "")
+    return Request(xid, ref, type_, data, raw, deadline)
+
+
+def _decoded(text: str) -> Any:
+    try:
+        data, end = _scan(text, 0)  # what json.loads comes to, for what has no white space around it
+        if end == len(text):
+            return data
+    except (ValueError, StopIteration, RecursionError):
+        pass
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the request's data is not JSON: {error}") from None
+
+
+_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # set in __init__
 
 
 def _deadline(text: str) -> float:
@@ -105,7 +125,19 @@ def now() -> str:
 
 
 _last = (0, "")  # formatting it takes longer than all else of a small request
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _encoder() -> Callable[[Any], str]:
+    """json.dumps with these separators, without building an encoder each time; a circle is a RecursionError."""
+    plain = json.JSONEncoder(separators=(",", ":"))
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return plain.encode
+    chunks = make(None, plain.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, True)
+    return lambda value: "".join(chunks(value, 0))
+
+
+_encode = _encoder()
 
 
 def reply(ref: str | None, source: str, code: int, result: Mapping[str, Any], time: str) -> str:

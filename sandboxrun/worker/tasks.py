@@ -20,11 +20,11 @@ from sandboxrun.connection import Connection, ReplyError, delays
 from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError
 from sandboxrun.settings import Loop
 from sandboxrun.worker.batch import GROUP, Entry
-from sandboxrun.worker.claims import read_entries
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler, HandlerTimeout
 from sandboxrun.worker.loop import BATCH_MOST, LOOK_SECONDS, RENEW_PART, GaveUp, Worker
 from sandboxrun.worker.request import Expired, Request, now
+from sandboxrun.worker.streams import read_command, read_entries
 
 ALONE_FROM = 2  # begun so often without a reply: begun alone from now on
 
@@ -55,6 +55,7 @@ class Tasks(Worker):
         self._room_changed = threading.Condition()
         self._lines: dict[Any, deque[Job]] = {}  # what waits behind a request with an equal key
         self._running: dict[Entry, asyncio.Task[None]] = {}
+        self._threads: set[Entry] = set()  # what runs in one: it cannot be cancelled
         self._ready: list[Entry] = []
         self._flushing = False
         self._mending: asyncio.Task[None] | None = None
@@ -126,9 +127,10 @@ class Tasks(Worker):
             self._end()
             return
         claims, stream = self._claims, self._loop.request_stream
-        connection.send(claims.read_command(count, block=True))
+        generation = claims.generation
+        connection.send(read_command(claims.look_at_pid, self._loop, count, claims.block_millis))
         pid, found = connection.read_many(2)
-        if pid != claims.pid:
+        if connection.checked(pid) != claims.pid:  # LOADING is no lost pid
             claims.lost_pid = True
         if isinstance(found, ReplyError) and str(found).startswith("NOGROUP"):
             connection.pipeline([("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")])
@@ -138,12 +140,25 @@ class Tasks(Worker):
             with self._room_changed:
                 self._free -= len(entries)
                 self._begun += len(entries)
-            self._asyncio.call_soon_threadsafe(self._arrived, entries)
+            self._asyncio.call_soon_threadsafe(self._arrived, entries, generation)
 
-    def _arrived(self, entries: list[Entry]) -> None:
+    def _arrived(self, entries: list[Entry], generation: int) -> None:
+        """Take in hand what was read; where it was long on its way, only what is still ours."""
+        claims, ours = self._claims, entries
         with self._lock:
-            self._claims.hand.update({entry.xid: entry for entry in entries})
-        for entry in entries:
+            if generation != claims.generation:
+                try:
+                    ours = claims.still_ours(entries)
+                except ConnectionLost as error:
+                    ours = []  # still pending, and found when we look around
+                    self._lost(error, [])
+            claims.hand.update({entry.xid: entry for entry in ours})
+            for entry in ours:
+                claims.suspects.pop(entry.xid, None)
+        with self._room_changed:
+            self._free += len(entries) - len(ours)
+            self._begun -= len(entries) - len(ours)
+        for entry in ours:
             self._begin(entry)
 
     # --- handling
@@ -168,6 +183,8 @@ class Tasks(Worker):
 
     def _start(self, job: Job) -> None:
         job.entry.begun = True
+        if not job.handler.is_async:
+            self._threads.add(job.entry)
         self._running[job.entry] = self._asyncio.create_task(self._handle(job))
 
     async def _handle(self, job: Job) -> None:
@@ -186,6 +203,7 @@ class Tasks(Worker):
             self._finish(entry, job.received, request, result)
         finally:
             self._running.pop(entry, None)
+            self._threads.discard(entry)
             self._next(job)
         self._done(entry)
 
@@ -207,6 +225,9 @@ class Tasks(Worker):
         if self._key is None:
             return
         line = self._lines[job.key]
+        while line and not self._claims.has(line[0].entry):  # taken by another meanwhile
+            line.popleft()
+            self._free += 1
         if line and not self._late:
             self._start(line.popleft())
         elif not line:
@@ -347,7 +368,7 @@ class Tasks(Worker):
             return
         if self._late:
             for entry, task in [*self._running.items()]:
-                if task.cancel():
+                if entry not in self._threads and task.cancel():
                     self._running.pop(entry, None)
         waiting = [job.entry for line in self._lines.values() for job in line]
         if self._late or not (self._running or waiting):

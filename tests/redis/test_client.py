@@ -181,8 +181,10 @@ def test_dead_letters_are_listed_shown_sent_again_and_dropped(r: redis.Redis, ru
     for ref in ("a1", "a2"):
         r.xadd("t:req:x", {"ref": ref, "type": "t", "data": '{"text": "x"}'})
         assert run("t", "1").code == 128 + 9
-        with run.start("t", "1"):
+        with run.start("t", "1") as process:
             assert json.loads(r.brpop([f"res:{ref}"], timeout=20)[1])["code"] == 500
+            process.terminate()
+            process.wait(20)
     listed = run("dead", "t")
     assert listed.code == 0
     assert [line.split()[3] for line in listed.out.splitlines()] == ["a1", "a2"]
@@ -210,11 +212,17 @@ def test_info_shows_what_is_pending_and_who_has_it(r: redis.Redis, run: Runner, 
             time.sleep(0.01)
         found = json.loads(run("info", "t", "--json").out)
         shown = run("info", "t").out
-    assert (found["requests"], found["responses"], found["group"]["pending"], found["group"]["lag"]) == (4, 3, 1, 0)
+    assert (found["requests"], found["responses"], found["group"]["pending"], found["group"].get("lag", 0)) == (
+        4,
+        3,
+        1,
+        0,
+    )
     assert [consumer["name"] for consumer in found["consumers"]] == ["1"]
     assert found["pending"][0].items() >= {"consumer": "1", "deliveries": 1}.items()
-    assert found["per_second"]["came"] is not None
-    assert "1 pending, 0 not delivered yet" in shown
+    counted = int(r.info("server")["redis_version"].partition(".")[0]) >= 7
+    assert (found["per_second"]["came"] is not None) == counted
+    assert f"1 pending, {0 if counted else 'unknown'} not delivered yet" in shown
 
 
 def test_streams_are_made_shown_trimmed_and_removed_but_not_what_is_unanswered(

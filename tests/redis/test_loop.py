@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,11 @@ from typing import Any
 import pytest
 import redis
 from runner import Runner
+
+from sandboxrun.connection import Connection
+from sandboxrun.settings import parse_loop
+from sandboxrun.worker.claims import Claims
+from sandboxrun.worker.sweep import remove_gone
 
 Local = Callable[..., Path]
 HEAD = "import asyncio, os, time\nfrom sandboxrun import worker\n"
@@ -67,7 +74,7 @@ def pending(r: redis.Redis) -> int:
 @pytest.fixture
 def local(local: Local) -> Local:
     """As the others' `local`, with a grant for the lists by which these workers and tests tell each other things."""
-    return lambda code, key="t:1:h", **fields: local(code, key, allowRedis="begun,ended,go,order:*", **fields)
+    return lambda code, key="t:1:h", **fields: local(code, key, allowRedis="begun,ended,slept,go,order:*", **fields)
 
 
 @pytest.fixture
@@ -352,7 +359,7 @@ def test_sigterm_finishes_what_runs_and_hands_the_rest_back(
         with r.pipeline() as pipe:
             for n in range(100, 104):
                 refs.append(os.urandom(8).hex())
-                pipe.xadd("t:req:x", {"ref": refs[-1], "type": "t", "data": json.dumps({"n": n, "sleep": 1})})
+                pipe.xadd("t:req:x", {"ref": refs[-1], "type": "t", "data": json.dumps({"n": n, "sleep": 0.6})})
             pipe.execute()
         wait_for(lambda: "100" in r.lrange("begun", 0, -1), "the first worker to begin")
         first.terminate()
@@ -393,3 +400,204 @@ def test_rolling_restarts_lose_and_repeat_nothing(
     begun = r.lrange("begun", 0, -1)
     assert len(begun) == len(set(begun)) == 250
     assert not any(r.exists(f"res:{ref}") for ref in refs)
+
+
+# --- what can happen to Redis
+
+
+def test_a_worker_needs_no_more_than_its_own_keys_and_may_not_read_replies(
+    r: redis.Redis, redis_url: str, run: Runner, local: Local, tmp_path: Path
+) -> None:
+    """The login that a worker can be given. It runs without sandboxrun, as only the worker has this login."""
+    if int(r.info("server")["redis_version"].split(".")[0]) < 7:
+        pytest.skip("key permissions by direction need Redis 7")
+    keys = "%R~t:h %R~t:1:h ~t:req:x ~t:res:x ~t:dead:x %W~res:* %W~req:*:h".split()
+    commands = (
+        "xreadgroup xack xadd xclaim xpending xinfo|consumers xinfo|groups xlen xtrim xgroup|create xgroup|delconsumer "
+        "lpush expire hset hsetnx del multi exec watch hget hmget hgetall exists client|setname ttl"
+    ).split()
+    r.acl_setuser("w", enabled=True, passwords=["+p"], reset=True)
+    r.execute_command("ACL", "SETUSER", "w", *keys, *[f"+{command}" for command in commands])
+    folder = local(
+        COUNTING.replace("r = worker.connect()", "").replace("    r.rpush", "    0 and r.rpush"),
+        takeoverMillis="400", maxDeliveries="1", requestStreamLimit="10", pid="0", pidHost="x",
+    )  # fmt: skip
+    where = redis_url.partition("@")[2]
+
+    def start() -> subprocess.Popen[bytes]:
+        # As the supervisor does it: `pid` is set before the script runs, and the worker cannot set it.
+        code = "import os, sys; sys.argv = ['worker.py', 't:1:h']; input(); exec(open('worker.py').read())"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=folder, stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={"REDIS_URL": f"redis://w:p@{where}", "PATH": "/usr/bin"},
+        )  # fmt: skip
+        r.hset("t:1:h", "pid", process.pid)
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        return process
+
+    with start() as process:
+        poison = send(r, {"n": 0, "kill": True})
+        assert process.wait(20) == -9
+    with start() as process:
+        assert answer(r, poison)["code"] == 500
+        assert [answer(r, send(r, {"n": n}))["code"] for n in range(500)] == [200] * 500
+        wait_for(lambda: r.xlen("t:req:x") < 400, "the stream to be trimmed")
+        process.terminate()
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        assert b"refuse" not in process.stderr.read()
+    assert [entry["reason"] for entry in r.acl_log() if entry["username"] == "w"] == []
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_group_or_database_that_is_removed_is_made_again(
+    r: redis.Redis, run: Runner, local: Local, kind: str
+) -> None:
+    folder = local(FAST if kind == "plain" else FAST.replace("worker.run()", "worker.run(concurrency=4)"))
+    with run.start("t", "1"):
+        assert answer(r, send(r, {"n": 1}))["n"] == 1
+        r.xgroup_destroy("t:req:x", "worker")
+        assert answer(r, send(r, {"n": 2}))["n"] in (1, 2)
+        hash_ = r.hgetall("t:1:h")
+        with r.pipeline() as pipe:
+            pipe.flushall()
+            pipe.hset("t:1:h", mapping=hash_)
+            pipe.execute()
+        assert answer(r, send(r, {"n": 3}))["n"] == 3
+        assert answer(r, send(r, {"n": 4}))["n"] == 4
+    assert folder.exists()
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_server_that_cannot_write_for_a_while_gets_the_replies_later(
+    r: redis.Redis, run: Runner, local: Local, kind: str
+) -> None:
+    """READONLY, as after a failover: the handler's work is kept, and not done again."""
+    code = COUNTING if kind == "plain" else COUNTING.replace("def handle", "async def handle")
+    until_readonly = """
+    import redis
+    while True:
+        try:
+            r.rpush("ended", n)
+        except redis.ReadOnlyError:
+            break
+        time.sleep(0.01)
+"""
+    local(code.replace('    r.rpush("ended", n)\n', until_readonly))
+    with run.start("t", "1"):
+        ref = send(r, {"n": 1})
+        wait_for(lambda: r.llen("begun") == 1, "the handler")
+        r.execute_command("REPLICAOF", "127.0.0.1", "1")
+        time.sleep(0.3)  # so that the worker has tried
+        assert not r.exists(f"res:{ref}")
+        r.execute_command("REPLICAOF", "NO", "ONE")
+        assert answer(r, ref)["deliveries"] == 1
+    assert r.llen("begun") == 1
+
+
+def test_the_request_stream_is_trimmed_but_not_what_another_group_still_needs(
+    r: redis.Redis, run: Runner, local: Local
+) -> None:
+    local(FAST, requestStreamLimit="100")
+    r.xgroup_create("t:req:x", "audit", id="0", mkstream=True)
+    refs = [send(r, {"n": n}) for n in range(1500)]
+    with run.start("t", "1"):
+        answer(r, refs[-1])
+        time.sleep(2)  # two looks at least
+        assert r.xlen("t:req:x") == 1500
+        r.xreadgroup("audit", "a", {"t:req:x": ">"}, count=1000)
+        pending_from = r.xpending("t:req:x", "audit")["min"]
+        r.xack("t:req:x", "audit", *[row["message_id"] for row in r.xpending_range("t:req:x", "audit", "-", "+", 700)])
+        wait_for(lambda: r.xlen("t:req:x") < 1000, "the stream to be trimmed")
+        kept = r.xpending("t:req:x", "audit")["min"]
+        assert kept > pending_from
+        assert r.xrange("t:req:x", kept, kept)
+        r.xgroup_destroy("t:req:x", "audit")
+        wait_for(lambda: r.xlen("t:req:x") <= 300, "the rest to be trimmed")
+    assert r.xlen("t:req:x") >= 100
+
+
+def test_consumers_that_are_gone_are_removed_and_those_with_pending_requests_are_not(
+    r: redis.Redis, redis_url: str
+) -> None:
+    r.xgroup_create("t:req:x", "worker", id="0", mkstream=True)
+    send(r, {})
+    r.xreadgroup("worker", "busy", {"t:req:x": ">"})
+    for name in ("gone", "me"):
+        r.xgroup_createconsumer("t:req:x", "worker", name)
+    connection = Connection(redis_url)
+    claims = Claims(connection, parse_loop({"consumerId": "me"}, "t", "1"), "t:1:h", "1")
+    claims.open()
+    time.sleep(0.01)
+    remove_gone(claims, 1_000_000)
+    assert len(r.xinfo_consumers("t:req:x", "worker")) == 3
+    remove_gone(claims, 0)
+    assert sorted(c["name"] for c in r.xinfo_consumers("t:req:x", "worker")) == ["busy", "me"]
+    assert pending(r) == 1
+    connection.close()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_both_protocols_are_spoken(r: redis.Redis, redis_url: str, run: Runner, local: Local, protocol: int) -> None:
+    run.env["REDIS_URL"] = f"{redis_url}?protocol={protocol}"
+    local(COUNTING, takeoverMillis="400", maxDeliveries="2")
+    with run.start("t", "1"):
+        ref = send(r, {"n": 1, "kill": True})
+        wait_for(lambda: r.llen("begun") == 1, "the handler")
+    run("t", "1")
+    with run.start("t", "1"):
+        assert answer(r, ref)["code"] == 500
+        assert answer(r, send(r, {"n": 2}))["n"] == 2
+
+
+def test_what_a_frozen_async_worker_had_read_but_not_begun_is_not_answered_by_it(
+    r: redis.Redis, run: Runner, two: Callable[..., None]
+) -> None:
+    """Its reader has the entries in a buffer of its own, and the fence is whole again by the time they arrive."""
+    code = """
+r = __import__("redis").Redis.from_url(os.environ["REDIS_URL"])
+@worker.handler
+async def handle(request):
+    r.rpush("begun", request.data["n"])
+    if request.data["n"] == 0:
+        time.sleep(0.5)  # keeps the loop, so that what is read meanwhile is not begun
+        r.rpush("slept", 1)
+    return {}
+worker.run(concurrency=50)
+"""
+    two(HEAD + code, takeoverMillis="600")
+    with run.start("t", "1") as first:
+        refs = [send(r, {"n": 0})]
+        wait_for(lambda: r.llen("begun") == 1, "the first worker to begin")
+        refs += [send(r, {"n": n}) for n in range(1, 10)]
+        wait_for(lambda: pending(r) == 10, "all to be read")
+        pid = int(r.hget("t:1:h", "pid"))
+        os.kill(pid, signal.SIGSTOP)
+        with run.start("t", "2"):
+            assert [answer(r, ref)["code"] for ref in refs] == [200] * 10
+            os.kill(pid, signal.SIGCONT)
+            wait_for(lambda: r.llen("slept") == 2, "the frozen one to go on")
+            assert answer(r, send(r, {"n": 11}))["code"] == 200
+        first.terminate()
+        first.wait(20)
+    assert not any(r.exists(f"res:{ref}") for ref in refs)
+    answered = [fields["ref"] for _, fields in r.xrange("t:res:x")]
+    assert sorted(answered) == sorted(set(answered))
+
+
+def test_what_an_async_worker_cannot_finish_in_time_is_begun_by_another_at_once(
+    r: redis.Redis, run: Runner, two: Callable[..., None]
+) -> None:
+    two(COUNTING.replace("def handle", "async def handle").replace("time.sleep", "await asyncio.sleep"))
+    with run.start("t", "1") as first:
+        slow = send(r, {"n": 1, "sleep": 8})
+        wait_for(lambda: r.llen("begun") == 1, "the first worker to begin")
+        first.terminate()
+        assert first.wait(20) == 0
+    assert r.xpending_range("t:req:x", "worker", "-", "+", 1)[0]["time_since_delivered"] > 10**10
+    r.xadd("t:req:x", {"ref": "x", "type": "t", "data": '{"n": 2}'})
+    with run.start("t", "2"):
+        wait_for(lambda: r.lrange("begun", 0, -1).count("1") == 2, "the second worker to begin", 10)
+        assert answer(r, slow)["deliveries"] == 2

@@ -1,0 +1,251 @@
+"""One request after another, in one thread: the fast way, and the usual one.
+
+Replies of one batch and the read of the next but one leave in one write, so that Redis and the handlers work at the same
+time. A batch grows with the backlog, as long as it takes no longer than BATCH_SECONDS, and falls to one when idle.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import time
+from collections import deque
+
+from sandboxrun.connection import ReplyError
+from sandboxrun.errors import ConnectionLost, StoreError
+from sandboxrun.worker.batch import Entry
+from sandboxrun.worker.context import Context
+from sandboxrun.worker.handlers import Handler, HandlerTimeout
+from sandboxrun.worker.loop import BATCH_MOST, RENEW_PART, GaveUp, Worker
+from sandboxrun.worker.request import Request, now
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sandboxrun.settings import Loop
+
+BATCH_SECONDS = 0.05  # what is in hand must not wait for long, nor be kept from other workers
+BATCH_BYTES = 8 * 1024 * 1024
+FLUSH_SECONDS = 0.02  # a reply does not wait for the batch's others longer than this
+STUCK_SECONDS = 0.2  # a handler that takes longer: what waits behind it is handed back
+
+
+class Serial(Worker):
+    """One thread: requests one after another. A second thread renews claims while a handler takes long."""
+
+    def __init__(self, context: Context, loop: Loop) -> None:
+        super().__init__(context, loop)
+        self._todo: deque[Entry] = deque()
+        self._ready: list[Entry] = []  # answered, not sent
+        self._count = 1
+        self._deep = False  # a backlog: a second read is on its way while a batch is handled
+        self._cost = 0.0  # seconds that a request takes, on average
+        self._busy = 0.0  # since when a handler runs, or 0
+
+    def run(self) -> None:
+        signal.signal(signal.SIGTERM, self._end)
+        _thread.start_new_thread(self._keep, ())
+        with self._lock:
+            try:
+                self._connect()
+                while not self._step_and_mend():
+                    pass
+            except GaveUp:
+                return
+            self._leave()
+
+    def _step_and_mend(self) -> bool:
+        """One step; True at the end."""
+        try:
+            return self._step()
+        except ConnectionLost as error:
+            self._warn(f"{error}; connecting again")
+            self._connect()
+            return False
+
+    def _step(self) -> bool:
+        claims = self._claims
+        if claims.arrived:
+            entries, asked = claims.arrived.popleft()
+            self._work(entries, asked)
+        elif claims.broken and not claims.waiting:
+            claims.verify()
+        elif claims.waiting:
+            claims.receive()
+        elif self._todo:
+            self._handle_all(time.monotonic())  # the connection was lost meanwhile
+        elif self._ready:
+            self._send(self._ready)
+            self._ready = []
+            claims.flush()
+        elif self._ending:
+            return self._wind_up()
+        elif time.monotonic() >= self._look or (self._more and not claims.suspects):
+            self._look = 0.0
+            self._look_around(time.monotonic())
+        elif claims.suspects:
+            self._take_suspect()
+        else:
+            self._ask(block=True)
+            claims.flush()
+        return False
+
+    def _wind_up(self) -> bool:
+        """Nothing is on its way any more: hand back what was not begun. True when all is confirmed."""
+        claims = self._claims
+        claims.hand_back([entry for entry in claims.hand.values() if not entry.answered])
+        claims.flush()
+        return not claims.waiting and not claims.hand
+
+    def _ask(self, *, block: bool) -> None:
+        """Queue the next read, unless the end has begun or something else is due."""
+        count = self._room(self._count)
+        if count <= 0:
+            self._end()
+        elif not self._ending:
+            self._claims.ask(count, block=block)
+
+    def _work(self, entries: list[Entry], asked: int) -> None:
+        """Handle what one read brought, send the replies, and the next read with them."""
+        claims = self._claims
+        due = time.monotonic() >= self._look or bool(claims.suspects)
+        full = len(entries) == asked
+        self._deep = (
+            full and asked == BATCH_MOST and self._cost * asked < BATCH_SECONDS and not self._loop.request_limit
+        )
+        if self._deep and claims.reads == 0 and not due:
+            self._ask(block=False)
+            claims.flush()
+        if entries:
+            self._begun += len(entries)
+            self._todo.extend(entries)
+            before, received = time.monotonic(), claims.connection.received
+            self._handle_all(before)
+            self._adapt(len(entries), time.monotonic() - before, received, full=full)
+        else:
+            self._count = 1
+        if self._ready:
+            self._send(self._ready)
+            self._ready = []
+        if not due and (self._deep or (claims.reads == 0 and not claims.suspects)):
+            self._ask(block=not self._deep)
+        claims.flush()
+
+    def _adapt(self, number: int, seconds: float, received: int, *, full: bool) -> None:
+        """How many to read next: twice as many while there is a backlog, within the bounds of time and bytes."""
+        self._cost += (seconds / number - self._cost) * 0.3
+        if full:
+            self._count = min(self._count * 2, BATCH_MOST)
+        if self._cost * self._count > BATCH_SECONDS:
+            self._count = max(1, int(BATCH_SECONDS / self._cost))
+        largest = max(1, (received - self._received) // number)
+        self._received = received
+        self._count = max(1, min(self._count, BATCH_BYTES // largest))
+
+    _received = 0
+
+    def _handle_all(self, started: float) -> None:
+        """Handle what is to do; the keeper may send what is ready and hand back what waits meanwhile."""
+        todo, hand = self._todo, self._claims
+        while todo:
+            if self._until is not None and time.monotonic() > self._until:
+                todo.clear()  # still in hand, and so handed back at the end
+                return
+            entry = todo.popleft()
+            if not hand.has(entry):
+                continue  # it was lost with the connection
+            self._answer(entry)
+            self._ready.append(entry)
+            at = time.monotonic()
+            if at - started > FLUSH_SECONDS:
+                self._send(self._ready)
+                self._ready = []
+                self._claims.flush()
+                started = at
+
+    def _answer(self, entry: Entry) -> None:
+        received, request = now(), None
+        try:
+            handler, request = self._parse(entry)
+            self._busy = time.monotonic()
+            entry.begun = True
+            self._lock.release()
+            try:
+                result = handler.call(request) if handler.timeout is None else _limited(handler, request)
+            finally:
+                self._lock.acquire()
+                self._busy = 0.0
+        except Exception as error:
+            self._fail(entry, received, request, error)
+            return
+        self._finish(entry, received, request, result)
+
+    def _take_suspect(self) -> None:
+        """Begin one that may have been begun before, alone: it may be what ended the worker."""
+        entry = self._claims.begin(next(iter(self._claims.suspects)))
+        if entry is None:
+            return
+        self._begun += 1
+        if entry.spent:
+            self._bury(entry)
+        else:
+            self._answer(entry)
+        self._ready.append(entry)
+
+    # --- the keeper
+
+    def _keep(self) -> None:
+        """While a handler takes long: send what is ready, hand back what waits behind it, renew its claim."""
+        renew = self._loop.takeover_millis / 1000 / RENEW_PART
+        pause = min(STUCK_SECONDS, renew)
+        renewed = 0.0
+        while True:
+            time.sleep(pause)
+            since = self._busy
+            if not since or time.monotonic() - since < pause:
+                continue
+            with self._lock:
+                if self._busy != since:
+                    continue
+                try:
+                    if not self._claims.connection.is_open:
+                        self._claims.open()
+                    self._relieve()
+                    if time.monotonic() - max(renewed, since) >= renew:
+                        self._claims.renew()
+                        renewed = time.monotonic()
+                    self._claims.flush()
+                    while self._claims.waiting:
+                        self._claims.receive()
+                    if self._claims.broken:
+                        self._claims.verify()
+                except (ConnectionLost, StoreError, ReplyError):
+                    self._claims.connection.close()  # and try again; the loop says what is wrong once it is back
+
+    def _relieve(self) -> None:
+        """Under the lock, while a handler runs."""
+        if self._ready:
+            self._send(self._ready)
+            self._ready = []
+        waiting = [*self._todo, *(entry for entries, _ in self._claims.arrived for entry in entries)]
+        if waiting:
+            self._begun -= len(self._todo)
+            self._todo.clear()
+            self._claims.arrived.clear()
+            self._claims.hand_back(waiting)
+
+
+def _limited(handler: Handler, request: Request) -> Any:
+    """Call the handler, and interrupt it after its time. setitimer(2); the main thread only."""
+
+    def interrupt(*_: object) -> None:
+        raise HandlerTimeout(f"the handler took longer than its timeout of {handler.timeout} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, handler.timeout or 0)
+    try:
+        return handler.call(request)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
