@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from sandboxrun import trace
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.log import Log
 
@@ -20,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     try:
+        trace.mark("main")
         code = _main(args)
+        trace.mark("end")
         if sys.stdout is not None:
             sys.stdout.flush()
     except SandboxrunError as error:

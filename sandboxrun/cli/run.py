@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from sandboxrun import __version__
+from sandboxrun import __version__, trace
 from sandboxrun.cli.parser import Parser, names
 from sandboxrun.errors import UsageError
 from sandboxrun.limits import LIMITS
@@ -101,6 +101,7 @@ def _parser() -> Parser:
 
 def main(args: list[str]) -> int:
     options = _parser().parse_args(args)
+    trace.mark("options parsed")
     if options.reload and options.cached_only:
         raise UsageError("--reload and --cached-only contradict each other: give one")
 
@@ -108,6 +109,7 @@ def main(args: list[str]) -> int:
     from sandboxrun.run import RunOptions, run
     from sandboxrun.store import DEFAULT_URL
 
+    trace.mark("modules of a run imported")
     return run(
         RunOptions(
             type=options.type,

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sandboxrun import trace
 from sandboxrun.permissions import IPAddress, canonical_address, embedded_address, endpoint
 from sandboxrun.sandbox.calls import Answer, Calls
 from sandboxrun.sandbox.landlock import open_real
@@ -106,6 +107,7 @@ class Connector:
         self._decided_with = -1  # the version of the resolver's names
 
     def connect(self, target: Target, notification: Notification) -> Answer:
+        trace.mark("  worker: connects")
         fd, pointer, length = notification.args[:3]
         length &= 0xFFFFFFFF
         if length > SOCKADDR_MAX_BYTES:
