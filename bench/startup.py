@@ -22,6 +22,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -216,6 +217,21 @@ class Bench:
         self.end(made.name, process)
         return begin, replied, time.monotonic_ns()
 
+    def check(self, made: Contender) -> None:
+        """All contenders have done the same: answered, acknowledged, left a trace, removed `pid`."""
+        stream = f"{made.type}:req:x"
+        [(_, request)], [(_, answer)] = self.r.xrange(stream), self.r.xrange(f"{made.type}:res:x")
+        trace = f"req:{request['ref']}:h"
+        held = {
+            "acknowledged": self.r.xpending(stream, "worker")["pending"] == 0,
+            "answered with code 200": (answer["ref"], answer["code"]) == (request["ref"], "200"),
+            "trace": "received" in json.loads(self.r.hget(trace, f"{made.type}Trace") or "{}")
+            and self.r.ttl(trace) > 0,
+            "no pid left": not self.r.hexists(f"{made.type}:1:h", "pid"),
+        }
+        if missing := [what for what, holds in held.items() if not holds]:
+            sys.exit(f"{made.name} is no equal of the others: {', '.join(missing)}")
+
     def weighed(self, made: Contender) -> tuple[float, ...]:
         ref = self.prepare(made, limit=2)
         process = self.launch(made)
@@ -241,10 +257,11 @@ class Bench:
     def table(self, rounds: int) -> None:
         for made in self.contenders:  # caches, bytecode, what was agreed to
             self.timed(made)
+            self.check(made)
             self.timed(made)
         for number in range(rounds):
-            turn = number % len(self.contenders)  # nobody is always the one after the same other
-            for made in (*self.contenders[turn:], *self.contenders[:turn]):
+            turn = random.Random(number).sample(self.contenders, len(self.contenders))
+            for made in turn:  # in another order each time: what the one before leaves behind costs the next
                 begin, replied, ended = self.timed(made)
                 made.first.append((replied - begin) / 1e6)
                 made.exit.append((ended - begin) / 1e6)
