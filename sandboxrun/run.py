@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 
-from sandboxrun import approval, keys
+from sandboxrun import approval, keys, trace
 from sandboxrun.audit import JOURNAL, Audit
 from sandboxrun.ceiling import Ceiling
 from sandboxrun.config import WorkerConfig, parse_worker
@@ -77,6 +77,7 @@ def _start(options: RunOptions, key: str, audit: Audit, log: Log) -> int:
         log.warning("degraded", message)
     _raise_descriptor_limit()
     child = Child(key, kernel)  # warms up while we read and fetch
+    trace.mark("child started")
     try:
         store = Store(options.redis_url)
         try:
@@ -96,6 +97,7 @@ def _raise_descriptor_limit() -> None:
 
 def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: Store, audit: Audit, log: Log) -> int:
     shared, own = store.read(options.type, options.id)
+    trace.mark("hash read")
     config = parse_worker(options.type, options.id, shared, own, extra=options.extra, limits=options.limits)
     audit.about(version=config.version)
     folders = Folders.of_user()
@@ -103,6 +105,7 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
     config = ceiling.check(options.limits)
     for warning in config.warnings:
         log.warning("config", warning)
+    trace.mark("hash parsed")
     source = resolve(config.url, config.version, key=key)
     allowed = _import_list(options, ceiling, source)
     artifact = obtain(
@@ -116,11 +119,15 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
         progress=lambda message: log.info("fetch", message) if os.isatty(2) else None,
     )
     log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
+    trace.mark("source obtained")
     _agree(options, config, ceiling, folders, artifact, audit)
+    trace.mark("agreed")
     key_line = _read_key() if config.has_secrets else None
     with scratch_folder(folders.scratch) as scratch, _login(options, config, store, log) as login:
+        trace.mark("Redis identity made")
         interpreter = this_interpreter()
         policy = _policy(config, source, store.address, folders, interpreter, scratch, ceiling, options)
+        trace.mark("policy built")
         script = _script(source, artifact)
         env = _environment(config, login, scratch)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
@@ -128,6 +135,7 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
         degraded = kernel.forgone(options.degraded) + ([] if login.own else [REDIS_ACL])
         _record(folders, config, artifact, degraded)
         audit.record("grant", "allowed", **_given(config), degraded=degraded)
+        trace.mark("run recorded")
         listener = child.confine(
             policy,
             script,
@@ -140,6 +148,7 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
         supervisor = Supervisor(
             child, listener, policy, key=key, scratch=scratch, trusted=_trusted(store.address), log=log
         )
+        trace.mark("supervisor made")
         try:
             return _live(supervisor, child, store, config, artifact, key_line, log)
         finally:
@@ -189,6 +198,7 @@ def _live(
     supervisor.resolver.pin_denied()
     supervisor.handle_signals()
     store.claim(config.key, child.pid)
+    trace.mark("pid claimed")
     try:
         store.watch(config.key, child.pid, lost=supervisor.stop, warn=lambda message: supervisor.warn("redis", message))
         threading.Thread(target=_give_key, args=(child, key_line), daemon=True).start()

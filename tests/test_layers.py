@@ -16,6 +16,7 @@ LAYERS: dict[str, set[str]] = {
     "digests": set(),
     "files": set(),
     "log": set(),
+    "trace": BASE,
     "connection": BASE,
     "lease": set(),
     "keys": BASE,
@@ -26,7 +27,7 @@ LAYERS: dict[str, set[str]] = {
     "config": BASE | {"keys", "limits", "permissions", "settings"},
     "identity": BASE | {"keys", "permissions", "config"},
     "fetch": PURE | {"fetch", "__version__"},
-    "sandbox": PURE | {"sandbox", "log"},
+    "sandbox": PURE | {"sandbox", "log", "trace"},
     "store": PURE | {"connection", "lease"},
     "secrets": PURE,
     "ceiling": PURE,
@@ -40,7 +41,8 @@ LAYERS: dict[str, set[str]] = {
     "worker": BASE | {"keys", "settings", "secrets", "connection", "worker"},
     "folders": PURE | {"ceiling", "policyfile", "sandbox"},
     "run": PURE
-    | {"connection", "lease", "fetch", "sandbox", "store", "secrets", "log", "folders", "ceiling", "approval", "audit"},
+    | {"connection", "lease", "fetch", "sandbox", "store", "secrets", "log", "folders", "ceiling", "approval", "audit"}
+    | {"trace"},
     "cli": PURE
     | {
         "cli",
@@ -56,7 +58,7 @@ LAYERS: dict[str, set[str]] = {
         "approval",
         "audit",
     }
-    | {"__version__"},
+    | {"__version__", "trace"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -68,7 +70,7 @@ ONE_IMPORTER = {
     "hiredis": {"connection.py"},
     "pydantic": {"worker/payload.py"},
 }
-LIGHT = {"_socket", "_thread", "ctypes", "marshal", "os", "resource", "sys"}
+LIGHT = {"_socket", "_thread", "ctypes", "marshal", "os", "resource", "sys", "time"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:

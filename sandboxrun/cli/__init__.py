@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sandboxrun import trace
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.log import Log
 
@@ -23,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     try:
+        trace.mark("main")
         code = _main(args)
+        trace.mark("end")
         if sys.stdout is not None:
             sys.stdout.flush()
     except SandboxrunError as error:

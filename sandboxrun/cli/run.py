@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sandboxrun import __version__
+from sandboxrun import __version__, trace
 from sandboxrun.errors import UsageError
 from sandboxrun.limits import LIMITS
 from sandboxrun.log import Log
@@ -115,6 +115,7 @@ def main(args: list[str]) -> int:
     from sandboxrun.cli.parser import names
 
     options = _parser().parse_args(args)
+    trace.mark("options parsed")
     if options.reload and options.cached_only:
         raise UsageError("--reload and --cached-only contradict each other: give one")
 
@@ -122,6 +123,7 @@ def main(args: list[str]) -> int:
     from sandboxrun.run import RunOptions, run
     from sandboxrun.store import DEFAULT_URL
 
+    trace.mark("modules of a run imported")
     return run(
         RunOptions(
             type=options.type,

@@ -5,7 +5,7 @@ standard library: `socket`, `signal`, `threading` and all that goes with them ta
 are prepared before the script imports them, or does not. Nothing untrusted is in this process until `_load`.
 
 QUESTIONS is a pipe of packets (pipe(2), O_DIRECT), ANSWERS a stream, PLAN a memfd, RULESET Landlock's. Supervisor "plan"
-once the last two are filled; child "ready FD" with the seccomp listener, which the supervisor takes, or "fail TEXT";
+once the last two are filled; child "ready FD NS NS NS" with the seccomp listener, which the supervisor takes, or "fail TEXT";
 supervisor "go"; from then on only names are asked: child "name NUMBER HOST", supervisor "NUMBER\nok\nADDRESS…",
 "NUMBER\ndenied\nMESSAGE" or "NUMBER\nEAI_CODE\nMESSAGE", and a NUL. A packet and an answer have at most PIPE_BUF bytes.
 """
@@ -17,6 +17,7 @@ import marshal
 import os
 import resource
 import sys
+import time
 
 _SIGKILL = 9
 _EINTR, _EBADF, _ENOMEM, _EACCES, _EMFILE, _EFBIG, _EPIPE, _EISCONN = 4, 9, 12, 13, 24, 27, 32, 106
@@ -403,6 +404,7 @@ def _await(answers, word):
 
 def main():
     key, (supervisor, questions, answers, plan_fd, ruleset) = sys.argv[1], map(int, sys.argv[2:])
+    looked = [time.monotonic_ns()]  # at the clock, for trace.py
     _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != supervisor:  # it died before PDEATHSIG was armed
         os._exit(0)
@@ -412,12 +414,14 @@ def main():
     with open(plan_fd, "rb") as file:
         file.seek(0)
         plan = marshal.load(file)
+    looked.append(time.monotonic_ns())
     try:
         listener = _confine(plan, ruleset)
     except (OSError, ValueError, KeyError) as error:
         os.write(questions, b"fail " + str(error).encode()[:512])
         os._exit(1)
-    os.write(questions, b"ready %d" % listener)
+    looked.append(time.monotonic_ns())
+    os.write(questions, b"ready %d %d %d %d" % (listener, *looked))
     # While the supervisor prepares, and claims the hash; a SyntaxError ends this process before it has begun.
     os.environ.update(plan["env"])
     _prepare_imports(plan)

@@ -19,6 +19,7 @@ import struct
 import time
 from collections.abc import Callable
 
+from sandboxrun import trace
 from sandboxrun.permissions import IPAddress, canonical_address, embedded_address, endpoint
 from sandboxrun.records import record
 from sandboxrun.sandbox.calls import Answer, Calls
@@ -106,6 +107,7 @@ class Connector:
         self._decided_with = -1  # the version of the resolver's names
 
     def connect(self, target: Target, notification: Notification) -> Answer:
+        trace.mark("  worker: connects")
         fd, pointer, length = notification.args[:3]
         length &= 0xFFFFFFFF
         if length > SOCKADDR_MAX_BYTES:

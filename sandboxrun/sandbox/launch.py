@@ -19,6 +19,7 @@ import struct
 import subprocess
 import sys
 
+from sandboxrun import trace
 from sandboxrun.errors import SandboxError
 from sandboxrun.records import record
 from sandboxrun.sandbox import filters, landlock, places
@@ -161,10 +162,14 @@ class Child:
             self.answers.write(b"plan")
         except OSError as error:
             raise SandboxError(f"the child ended before it was confined ({self._how_it_ended()})") from error
-        return self._take_listener()
+        trace.mark("plan written")
+        listener = self._take_listener()
+        trace.mark("listener taken")
+        return listener
 
     def go(self) -> None:
         """Let the confined child run the script."""
+        trace.mark("go")
         with contextlib.suppress(OSError):  # killed meanwhile: its pidfd tells
             self.answers.write(b"go")
 
@@ -183,6 +188,7 @@ class Child:
     def wait(self) -> int:
         """Reap the child; its exit code, or 128+n where signal n ended it."""
         code = self._process.wait()
+        trace.mark("worker reaped")
         return 128 - code if code < 0 else code
 
     def cpu_seconds(self) -> float:
@@ -207,7 +213,12 @@ class Child:
         message = self.questions.read(1024) or b""
         if message.startswith(b"ready "):
             try:
-                return pidfd_getfd(self.pidfd, int(message[6:]))
+                fd, *looked = map(int, message[6:].split())
+                for name, at in zip(
+                    ("  child: bootstrap imported", "  child: plan read", "  child: confined"), looked, strict=True
+                ):
+                    trace.mark(name, at)
+                return pidfd_getfd(self.pidfd, fd)
             except OSError as error:
                 if not select.select([self.pidfd], [], [], 0)[0]:
                     raise SandboxError(f"the child's listener cannot be had: {error.strerror}") from error

@@ -1,0 +1,139 @@
+"""What a warm start imports, in the supervisor and in the worker: a list, for a time would differ from machine to machine.
+
+A module that is on no list here fails the test. Either import it where it is used, after the start, or, where a warm start
+cannot do without it, add it. One of ours that is listed and not imported any more fails it too: remove the line.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import redis
+from runner import Runner
+
+from sandboxrun import client
+
+# Never, in neither: each of them takes longer to import than all that a warm start needs of Python.
+FORBIDDEN = frozenset(
+    """argparse asyncio concurrent.futures cryptography dataclasses email http http.client httpx importlib.metadata inspect multiprocessing
+    platformdirs pyseccomp redis ssl tomllib unittest urllib.request""".split()
+)
+SUPERVISOR = frozenset(
+    """
+    array ast base64 binascii collections collections.abc contextlib copyreg ctypes encodings.ascii
+    encodings.utf_8_sig enum errno fcntl functools heapq hiredis hiredis.hiredis hiredis.version importlib
+    ipaddress itertools json json.decoder json.encoder json.scanner keyword locale math operator pwd queue re
+    reprlib resource select selectors signal socket struct subprocess termios threading types urllib
+    urllib.parse warnings
+    sandboxrun sandboxrun.approval sandboxrun.audit sandboxrun.ceiling sandboxrun.cli sandboxrun.cli.run
+    sandboxrun.config sandboxrun.connection sandboxrun.covers sandboxrun.digests sandboxrun.errors
+    sandboxrun.fetch sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse
+    sandboxrun.fetch.resolve sandboxrun.files sandboxrun.folders sandboxrun.identity sandboxrun.keys
+    sandboxrun.lease sandboxrun.limits sandboxrun.log sandboxrun.permissions sandboxrun.policyfile
+    sandboxrun.records sandboxrun.run sandboxrun.sandbox sandboxrun.sandbox.calls sandboxrun.sandbox.cgroup
+    sandboxrun.sandbox.connect sandboxrun.sandbox.features sandboxrun.sandbox.filters sandboxrun.sandbox.guard
+    sandboxrun.sandbox.landlock sandboxrun.sandbox.launch sandboxrun.sandbox.listen
+    sandboxrun.sandbox.metadata sandboxrun.sandbox.notify sandboxrun.sandbox.paths sandboxrun.sandbox.places
+    sandboxrun.sandbox.policy sandboxrun.sandbox.processes sandboxrun.sandbox.program sandboxrun.sandbox.relay
+    sandboxrun.sandbox.resolver sandboxrun.sandbox.scratch sandboxrun.sandbox.supervisor
+    sandboxrun.sandbox.target sandboxrun.secrets sandboxrun.settings sandboxrun.store sandboxrun.trace
+    """.split()
+)
+WORKER = frozenset(
+    """
+    collections collections.abc copyreg ctypes encodings.idna encodings.utf_8_sig enum functools genericpath
+    hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder json.scanner
+    keyword operator os os.path posixpath re reprlib resource signal stat stringprep struct types unicodedata
+    urllib urllib.parse warnings
+    sandboxrun sandboxrun.connection sandboxrun.errors sandboxrun.keys sandboxrun.settings sandboxrun.worker
+    sandboxrun.worker.batch sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers
+    sandboxrun.worker.loop sandboxrun.worker.request sandboxrun.worker.serial sandboxrun.worker.streams
+    sandboxrun.worker.sweep
+    """.split()
+)
+
+SCRIPT = """\
+from sandboxrun import worker
+
+@worker.handler
+def handle(request):
+    return {"text": request.data["text"]}
+
+worker.run()
+import sys
+print("\\n".join(sys.modules))
+"""
+
+# The command, and at its end what it has imported: -X importtime does not see what importlib.import_module imports, and
+# sys.modules not what was taken out of it again.
+COMMAND = """\
+import atexit, sys
+atexit.register(lambda: print("modules:", *sys.modules, file=sys.stderr))
+sys.argv[:] = sys.argv[1:]
+from sandboxrun.cli import main
+main()
+"""
+IDLE = "import sys; print('modules:', *sys.modules, file=sys.stderr)"
+ELSEWHERE = frozenset("msvcrt nt org winreg".split())  # asked for on every system, found on none of ours
+
+
+@pytest.fixture
+def imported(r: redis.Redis, run: Runner, tmp_path) -> tuple[set[str], set[str]]:  # type: ignore[no-untyped-def]
+    """What supervisor and worker of a second start have imported, without what Python itself does."""
+    script = tmp_path / "worker.py"
+    script.write_text(SCRIPT)
+    r.hset("t:1:h", mapping={"url": str(script), "version": "local", "requestLimit": "1"})
+    run.set_policy(None)
+    for _ in range(2):
+        client.send(r, "t", {"text": "hi"}, now="x")
+        command = [sys.executable, "-X", "importtime", "-c", COMMAND, *run.command("t", "1")]
+        done = subprocess.run(command, env=run.env, cwd=run.home, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    idle = subprocess.run([sys.executable, "-X", "importtime", "-c", IDLE], capture_output=True, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", "import sys; print('\\n'.join(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    supervisor = public(imports(done.stderr)) - public(imports(idle.stderr)) - {"atexit"}
+    worker = public(done.stdout.split()) - public(child.stdout.split())
+    assert {"sandboxrun.cli.run", "sandboxrun.run"} <= supervisor
+    assert {"sandboxrun.worker.loop"} <= worker
+    return supervisor, worker
+
+
+def imports(report: str) -> list[str]:
+    """`import time: SELF | CUMULATIVE | NAME`, and once a line of headings; and `modules: NAME…`."""
+    lines = [line.rpartition("|")[2].strip() for line in report.splitlines() if line.startswith("import time:")]
+    dumped = [line.split()[1:] for line in report.splitlines() if line.startswith("modules: ")]
+    assert len(dumped) == 1
+    return [name for name in (*lines, *dumped[0]) if name != "imported package"]
+
+
+def public(names: list[str]) -> set[str]:
+    """Without those that differ between versions of Python: a private module comes with a public one."""
+    return {
+        name
+        for name in names
+        if name.partition(".")[0] not in ELSEWHERE and not any(part.startswith("_") for part in name.split("."))
+    }
+
+
+def check(found: set[str], allowed: frozenset[str]) -> None:
+    forbidden = {name for name in found for bad in FORBIDDEN if name == bad or name.startswith(bad + ".")}
+    assert not forbidden, f"forbidden in a warm start: {sorted(forbidden)}"
+    new = found - allowed
+    assert not new, f"not on the list of what a warm start may import: {sorted(new)}"
+    gone = {name for name in allowed if name.partition(".")[0] == "sandboxrun"} - found
+    assert not gone, f"imported no more: take them off the list: {sorted(gone)}"
+
+
+def test_a_warm_supervisor_imports_only_what_is_on_the_list(imported: tuple[set[str], set[str]]) -> None:
+    check(imported[0], SUPERVISOR)
+
+
+def test_a_warm_worker_imports_only_what_is_on_the_list(imported: tuple[set[str], set[str]]) -> None:
+    check(imported[1], WORKER)
