@@ -25,6 +25,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "kernel"))
 import confine
 
+from sandboxrun.sandbox.features import Features
+
 # Every script leaves its figures in the file `result` of its scratch folder.
 TRIVIAL = """
 import time
@@ -95,9 +97,9 @@ def empty(server: socket.socket) -> None:
 births: list[float] = []
 
 
-def timed_child(key: str, make: type = confine.Child) -> confine.Child:
+def timed_child(key: str, kernel: Features, make: type = confine.Child) -> confine.Child:
     births.append(time.monotonic())  # the policy that confine.py makes first is not a part of the start
-    return make(key)
+    return make(key, kernel)
 
 
 confine.Child = timed_child
