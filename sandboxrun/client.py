@@ -155,7 +155,7 @@ class Client:
                 return connection
             except ConnectionLost:
                 connection.close()
-        connection = Connection(self._url, name="sandboxrun client")
+        connection = Connection(self._url, name="sandboxrun-client")
         connection.open()
         return connection
 
@@ -230,7 +230,7 @@ class AsyncClient:
     async def __aenter__(self) -> AsyncClient:
         import asyncio
 
-        self._sender, self._waiter = (Connection(self._url, name=f"sandboxrun client {n}") for n in ("s", "w"))
+        self._sender, self._waiter = (Connection(self._url, name=f"sandboxrun-client-{n}") for n in ("s", "w"))
         self._asyncio = asyncio.get_running_loop()
         for connection in (self._sender, self._waiter):
             await self._asyncio.run_in_executor(None, connection.open)

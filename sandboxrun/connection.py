@@ -89,6 +89,8 @@ def parse_url(url: str) -> Address:
         raise UsageError(_NOT_A_URL)
     found.check = options.get("ssl_cert_reqs", "required") != "none"
     found.ca_file = _unquote(options.get("ssl_ca_certs", ""))
+    if found.ca_file and not found.ca_file.startswith("/"):  # the worker reads it from another folder
+        raise UsageError(f"the Redis URL's ssl_ca_certs={found.ca_file[:200]} is not an absolute path")
     return found
 
 
@@ -220,16 +222,35 @@ class Connection:
         return replies
 
     def check(self) -> None:
-        """Raise ConnectionLost where the other side has closed the connection. Takes nothing, and does not wait."""
-        if self.address.tls or self._socket is None:
+        """Raise ConnectionLost where the other side has closed the connection. Does not wait, and loses no reply."""
+        if self._socket is None:
             return  # a later read finds out
         try:
-            if not self._socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT):
+            if not (self._take_now() if self.address.tls else self._peek()):
                 raise self._lost(None)
         except BlockingIOError:
             pass
         except OSError as error:
             raise self._lost(error) from error
+
+    def _peek(self) -> bytes:
+        found: bytes = self._socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+        return found
+
+    def _take_now(self) -> bytes:
+        """TLS has no peeking: what is there is read, and kept for the next reply. Raises BlockingIOError for nothing."""
+        from ssl import SSLWantReadError
+
+        limit = self._socket.gettimeout()
+        self._socket.settimeout(0)
+        try:
+            data: bytes = self._socket.recv(RECEIVE_BYTES)
+        except SSLWantReadError:
+            raise BlockingIOError from None
+        finally:
+            self._socket.settimeout(limit)
+        self._reader.feed(data)
+        return data
 
     def _receive(self) -> None:
         if self._socket is None:
@@ -326,13 +347,26 @@ def _wrap(sock: Any, address: Address) -> Any:
     import socket
     import ssl
 
-    context = ssl.create_default_context(cafile=address.ca_file or None)
+    try:
+        context = ssl.create_default_context(cafile=address.ca_file or None)
+    except OSError as error:
+        sock.close()
+        raise UsageError(
+            f"the Redis URL's ssl_ca_certs={address.ca_file} cannot be used ({error.strerror}): expected a file of "
+            f"certificates, in PEM"
+        ) from error
     if not address.check:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     whole = socket.socket(fileno=sock.detach())
     whole.settimeout(CONNECT_SECONDS)
     try:
         return context.wrap_socket(whole, server_hostname=address.host)
+    except ssl.SSLCertVerificationError as error:
+        whole.close()
+        raise StoreError(
+            f"Redis at {address.shown} has a certificate that is not to be trusted ({error.verify_message}): name the file "
+            f"of its authority in the URL, ?ssl_ca_certs=FILE"
+        ) from error
     except OSError:
         whole.close()
         raise

@@ -241,6 +241,7 @@ def _policy(
         redis=endpoint.path or _redis_target(endpoint),
         protected=protected,
         limits=config.limits,
+        certificates=endpoint.ca_file,
         check_path=ceiling.check_path,
     )
 

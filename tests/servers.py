@@ -1,4 +1,4 @@
-"""The Redis servers that the tests of the identity run against: Redis 6.2, 7.0 or newer, and Valkey 9."""
+"""The Redis servers that tests run against: Redis 6.2, 7.0 or newer, and Valkey 9, and one that can be ended and started."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import importlib.util
 import os
 import platform
 import shutil
+import signal
+import socket
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
+
+from sandboxrun import embedded
 
 
 def _folder(package: str) -> Path | None:
@@ -41,3 +47,47 @@ def program(name: str) -> str:
             pytest.fail(f"no {name} is installed")
         pytest.skip(f"no {name} is installed")
     return path
+
+
+class Own:
+    """A server on a loopback port of its own, with settings of redis.conf, that can be ended and started again."""
+
+    def __init__(self, *settings: str, program: str | None = None, tls: bool = False) -> None:
+        """`settings`: lines. With `tls` there is no other port."""
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port = sock.getsockname()[1]
+        listen = [f"tls-port {self.port}", "port 0"] if tls else [f"port {self.port}"]
+        self._settings = [*listen, "bind 127.0.0.1", 'save ""', *settings]
+        self._program = program or embedded.find_server()
+        self.url = f"redis{'s' * tls}://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Own:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self, *settings: str) -> None:
+        """`settings`: further ones, for this time."""
+        self._process = subprocess.Popen(
+            [self._program, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n".join([*self._settings, *settings, ""]).encode())
+        self._process.stdin.close()
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 5).close()
+                return
+            except OSError:
+                assert self._process.poll() is None and time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.01)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+        self._process.wait()

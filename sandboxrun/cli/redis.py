@@ -18,7 +18,8 @@ GROUP = "worker"
 @contextlib.contextmanager
 def connected(url: str | None) -> Iterator[Connection]:
     """Open while the block lasts. An error that Redis answers inside it is a StoreError."""
-    connection = Connection(url or os.environ.get("REDIS_URL") or DEFAULT_URL, name="sandboxrun cli")
+    # By the older protocol whatever the URL says: what is shown here is read in its shapes.
+    connection = Connection(url or os.environ.get("REDIS_URL") or DEFAULT_URL, name="sandboxrun-cli", protocol=2)
     connection.open()
     try:
         yield connection

@@ -108,11 +108,13 @@ def build(
     redis: NetTarget | str,
     protected: Iterable[str],
     limits: Limits,
+    certificates: str = "",
     check_path: Callable[[str, str, str], None] = lambda kind, path, real: None,
 ) -> SandboxPolicy:
     """The policy of one run. Raises ConfigError naming the field.
 
     `local_source`: the worker's own folder or file for version local. `redis`: its endpoint, or a socket's path.
+    `certificates`: the file by which Redis's certificate is checked, where it is not the system's.
     `protected`: what no grant may make writable, because code is taken from there, now or at the next run. `check_path` is
     given each path with the real one that is granted for it, and may refuse.
     """
@@ -130,6 +132,8 @@ def build(
         code.append(local_source)
     if isinstance(redis, str):
         code.append(redis)  # or the worker could put another socket in its place
+    if certificates:
+        code.append(certificates)  # or another server
     _check_no_code(write, code, interpreter, key)
     net = permissions
     if isinstance(redis, NetTarget):
@@ -137,7 +141,16 @@ def build(
     return SandboxPolicy(
         net=net,
         # Those that were granted are real already. To resolve them once more would be to follow what was put there meanwhile.
-        read=tuple(dict.fromkeys((*_existing((*_SYSTEM_READ, *own)), *read, *_existing((scratch,))))),
+        read=tuple(
+            dict.fromkeys(
+                (
+                    *_existing((*_SYSTEM_READ, *own)),
+                    *_existing(filter(None, (certificates,))),
+                    *read,
+                    *_existing((scratch,)),
+                )
+            )
+        ),
         write=tuple(dict.fromkeys((*write, *_existing((scratch,))))),
         devices=_existing(_DEVICES),
         execute=tuple(path for path in dict.fromkeys(execute) if os.path.lexists(path)),

@@ -25,7 +25,7 @@ class Context:
         self.type, self.id = keys.split_worker_key(worker_key)
         self.redis_url, self.hash_url = redis_url, hash_url
         # The hash is read on the connection that the request loop goes on with.
-        self.connection = Connection(redis_url, name=f"worker {worker_key}", seconds=SOCKET_MARGIN_SECONDS)
+        self.connection = Connection(redis_url, name=f"worker:{worker_key}", seconds=SOCKET_MARGIN_SECONDS)
         self._hash: tuple[dict[str, str], dict[str, str]] | None = None
         self._secrets: dict[str, Any] | None = None
 

@@ -108,6 +108,8 @@ def _dataclass(data: Any, wanted: Any, path: str) -> Any:
     try:
         return wanted(**values)
     except (TypeError, ValueError) as error:  # what its own __post_init__ refuses
+        if hasattr(error, "errors"):  # pydantic's own dataclass
+            raise _first_problem(error, path) from None
         raise Mismatch(f"{path or 'data'}: {error}") from error
 
 
@@ -138,10 +140,15 @@ def _pydantic(model: Any, data: Any, path: str = "") -> Any:
     try:
         return model.model_validate(data)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        for name in first["loc"]:
-            path = _under(path, str(name))
-        raise Mismatch(f"field {path or 'data'}: {first['msg']}") from None
+        raise _first_problem(error, path) from None
+
+
+def _first_problem(error: Any, path: str) -> Mismatch:
+    """Of a pydantic.ValidationError."""
+    first = error.errors()[0]
+    for name in first["loc"]:
+        path = f"{path}[{name}]" if isinstance(name, int) else _under(path, str(name))
+    return Mismatch(f"field {path or 'data'}: {first['msg']}")
 
 
 def _check(wanted: Any) -> None:

@@ -97,7 +97,7 @@ class Tasks(Worker):
 
     def _read(self) -> None:
         """Read while there is room, until the end; then say so."""
-        connection = Connection(self._context.redis_url, name=f"reader {self._context.key}")
+        connection = Connection(self._context.redis_url, name=f"worker-reader:{self._context.key}")
         tries = delays()
         try:
             while not self._ending:

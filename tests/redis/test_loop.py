@@ -170,44 +170,6 @@ def test_a_handler_that_takes_too_long_is_given_up(r: redis.Redis, run: Runner, 
         assert answer(r, quick)["code"] == 200
 
 
-def test_a_typed_payload_is_made_and_a_400_names_the_field(r: redis.Redis, run: Runner, local: Local) -> None:
-    code = """
-from __future__ import annotations
-from dataclasses import dataclass
-from sandboxrun import worker
-
-@dataclass
-class Place:
-    city: str
-    floor: int = 0
-
-@dataclass
-class Order:
-    item: str
-    places: list[Place]
-    note: str | None = None
-
-@worker.handler
-def handle(request, order: Order):
-    return {"got": f"{order.item} {order.places[0].city} {order.places[0].floor} {order.note}"}
-
-worker.run()
-"""
-    local(code)
-    with run.start("t", "1"):
-        good = answer(r, send(r, {"item": "tea", "places": [{"city": "Bonn"}]}))
-        assert good["got"] == "tea Bonn 0 None"
-        for data, message in [
-            ({"item": "tea"}, "field places is missing"),
-            ({"item": 1, "places": []}, "field item: expected text, not 1"),
-            ({"item": "tea", "places": [{"city": "a"}, {"city": 2}]}, "field places[1].city: expected text, not 2"),
-            ({"item": "tea", "places": [], "x": 1}, "field x is unknown"),
-            ([], "it: expected an object, not a list"),
-        ]:
-            reply = answer(r, send(r, data))
-            assert (reply["code"], message in reply["err"]["message"]) == (400, True), reply
-
-
 def test_an_expired_request_is_answered_504_without_running(r: redis.Redis, run: Runner, local: Local) -> None:
     local(COUNTING)
     now = int(time.time() * 1000)
