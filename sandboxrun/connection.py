@@ -24,6 +24,8 @@ RECEIVE_BYTES = 64 * 1024  # of a size that malloc(3) keeps, where larger ones a
 RETRY_FIRST_SECONDS, RETRY_MOST_SECONDS = 0.05, 2.0
 
 ReplyError = hiredis.ReplyError
+ProtocolError = hiredis.ProtocolError
+reader = hiredis.Reader  # of replies: fed with bytes, it gives one after another, and False where there is none yet
 
 # What Redis says where the same command will work later, perhaps of another server: after a failover, while it loads
 # its data, while it cannot write. https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
@@ -130,47 +132,33 @@ class Connection:
         self._name, self._seconds = name, seconds
         self._protocol = protocol or self.address.protocol
         self._socket: Any = None
-        self._reader = hiredis.Reader()
+        self._reader = reader()
         self.received = 0  # bytes
         self.receive_most = 0  # bytes in all, past which the connection is given up; 0 is any number
 
     def open(self) -> None:
         """Connect, log in, choose the database. Raises ConnectionLost, or StoreError for a login that is refused."""
         self.close()
-        self._reader = hiredis.Reader()
+        self._reader = reader()
         address = self.address
         try:
             self._socket = _connect_unix(address) if address.path else _connect_tcp(address)
             if address.tls:
-                self._socket = _wrap(self._socket, address)
+                from sandboxrun import tls
+
+                self._socket = tls.wrap(self._socket, address, seconds=CONNECT_SECONDS)
         except OSError as error:
             raise ConnectionLost(f"Redis at {address.shown} cannot be reached ({error.strerror or error})") from error
         self.set_wait(0)
         self._greet()
 
     def _greet(self) -> None:
-        address, commands = self.address, []
-        if self._protocol == 3:
-            login = ("AUTH", address.user or "default", address.password) if address.password else ()
-            commands.append(("HELLO", "3", *login))
-        elif address.password:
-            commands.append(("AUTH", *([address.user] if address.user else []), address.password))
-        if address.db:
-            commands.append(("SELECT", str(address.db)))
-        commands.append(("CLIENT", "SETNAME", self._name))
-        replies = self.pipeline(commands)
-        for command, reply in zip(commands, replies, strict=True):
-            if not isinstance(reply, ReplyError) or command[0] == "CLIENT":  # a name is a convenience
-                continue
+        commands = greeting(self.address, self._name, self._protocol)
+        try:
+            check_greeting(self.address, commands, self.pipeline(commands))
+        except StoreError:
             self.close()
-            text = str(reply)
-            if text.partition(" ")[0] in _LATER:
-                raise ConnectionLost(f"Redis at {address.shown} is not ready: {text[:200]}")
-            if command[0] == "SELECT":
-                raise StoreError(f"Redis at {address.shown} refuses database {address.db}: {text[:200]}")
-            raise StoreError(
-                f"Redis at {address.shown} refuses the login ({text[:200]}): check user and password of the URL"
-            )
+            raise
 
     def set_wait(self, seconds: float) -> None:
         """How long the next commands ask Redis to wait for something: silence beyond it means a dead connection."""
@@ -266,7 +254,7 @@ class Connection:
             raise self._lost(None)
         try:
             self._reader.feed(data)
-        except hiredis.ProtocolError as error:
+        except ProtocolError as error:
             raise self._lost(error) from error
 
     def pipeline(self, commands: Sequence[Sequence[str | bytes | int | float]]) -> list[Any]:
@@ -309,8 +297,43 @@ def translated(error: ReplyError, shown: str) -> Exception:
     if text.partition(" ")[0] in _LATER:
         return ConnectionLost(f"Redis at {shown} cannot serve at the moment: {text[:200]}")
     if text.startswith(_LOGIN):
-        return StoreError(f"Redis at {shown} refuses the login ({text[:200]}): check user and password of the URL")
+        return _login_refused(error, shown)
     return error
+
+
+def _login_refused(error: ReplyError, shown: str) -> StoreError:
+    return StoreError(f"Redis at {shown} refuses the login ({str(error)[:200]}): check user and password of the URL")
+
+
+Commands = list[tuple[str, ...]]
+
+
+def greeting(address: Address, name: str, protocol: int = 0) -> Commands:
+    """What a connection begins with: log in, choose the protocol and the database, say who it is."""
+    commands: Commands = []
+    if (protocol or address.protocol) == 3:
+        login = ("AUTH", address.user or "default", address.password) if address.password else ()
+        commands.append(("HELLO", "3", *login))
+    elif address.password:
+        commands.append(("AUTH", *([address.user] if address.user else []), address.password))
+    if address.db:
+        commands.append(("SELECT", str(address.db)))
+    return [*commands, ("CLIENT", "SETNAME", name)]
+
+
+def check_greeting(address: Address, commands: Commands, replies: list[Any]) -> None:
+    """Raise StoreError, or ConnectionLost where it may pass, for what Redis refuses of a `greeting`."""
+    for command, reply in zip(commands, replies, strict=True):
+        if not isinstance(reply, ReplyError):
+            continue
+        if command[0] == "CLIENT" and not str(reply).startswith("NOAUTH"):  # a name is a convenience
+            continue
+        error = translated(reply, address.shown)
+        if isinstance(error, StoreError):
+            raise error
+        if command[0] == "SELECT":
+            raise StoreError(f"Redis at {address.shown} refuses database {address.db}: {str(reply)[:200]}")
+        raise _login_refused(reply, address.shown)
 
 
 def _connect_unix(address: Address) -> Any:
@@ -341,32 +364,3 @@ def _connect_tcp(address: Address) -> Any:
             sock.close()
             last = error
     raise last or OSError("the name has no address")
-
-
-def _wrap(sock: Any, address: Address) -> Any:
-    import socket
-    import ssl
-
-    try:
-        context = ssl.create_default_context(cafile=address.ca_file or None)
-    except OSError as error:
-        sock.close()
-        raise UsageError(
-            f"the Redis URL's ssl_ca_certs={address.ca_file} cannot be used ({error.strerror}): expected a file of "
-            f"certificates, in PEM"
-        ) from error
-    if not address.check:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    whole = socket.socket(fileno=sock.detach())
-    whole.settimeout(CONNECT_SECONDS)
-    try:
-        return context.wrap_socket(whole, server_hostname=address.host)
-    except ssl.SSLCertVerificationError as error:
-        whole.close()
-        raise StoreError(
-            f"Redis at {address.shown} has a certificate that is not to be trusted ({error.verify_message}): name the file "
-            f"of its authority in the URL, ?ssl_ca_certs=FILE"
-        ) from error
-    except OSError:
-        whole.close()
-        raise

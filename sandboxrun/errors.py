@@ -100,3 +100,10 @@ class CallTimeout(CallError):
 
 class ConnectionLost(StoreError):
     """Redis cannot be reached or cannot serve at the moment: what is worth another try."""
+
+
+class NotSent(CallError, ConnectionLost):
+    """Redis was away, or could take nothing at the moment: the request is not in the stream, and its handler never runs."""
+
+    exit_code = 75
+    may_have_run = False

@@ -87,7 +87,16 @@ class Own:
                 assert self._process.poll() is None and time.monotonic() < deadline, "the server did not start"
                 time.sleep(0.01)
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
+    def kill(self) -> None:
         assert self._process is not None
-        self._process.send_signal(number)
+        self._process.kill()
         self._process.wait()
+
+    def freeze(self) -> None:
+        """It takes nothing and says nothing, until `thaw`; its kernel still takes connections and bytes for it."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)

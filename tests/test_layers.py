@@ -17,7 +17,8 @@ LAYERS: dict[str, set[str]] = {
     "files": set(),
     "log": set(),
     "trace": BASE,
-    "connection": BASE,
+    "connection": BASE | {"tls"},
+    "tls": BASE | {"connection"},  # its types
     "lease": set(),
     "keys": BASE,
     "limits": BASE,
@@ -35,7 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "approval": PURE | {"log"},
     "audit": BASE,
     "embedded": BASE,
-    "client": BASE | {"keys", "connection"},
+    "client": BASE | {"keys", "connection", "tls", "client"},
     # The SDK reads the same fields and decrypts the same secrets as the supervisor; settings and secrets are the only
     # places that know how.
     "worker": BASE | {"keys", "settings", "secrets", "connection", "worker"},
@@ -66,7 +67,7 @@ ONE_IMPORTER = {
     "httpx": {"fetch/download.py"},
     "pyseccomp": {"sandbox/seccomp.py"},
     "cryptography": {"secrets.py"},
-    "redis": {"embedded.py", "worker/context.py", "client.py"},
+    "redis": {"embedded.py", "worker/context.py", "client/redis_py.py"},
     "hiredis": {"connection.py"},
     "pydantic": {"worker/payload.py"},
 }
