@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import hiredis
 
-from sandboxrun.errors import ConnectionLost, StoreError, UsageError
+from sandboxrun.errors import ConnectionLost, LoginRefused, StoreError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -301,8 +301,8 @@ def translated(error: ReplyError, shown: str) -> Exception:
     return error
 
 
-def _login_refused(error: ReplyError, shown: str) -> StoreError:
-    return StoreError(f"Redis at {shown} refuses the login ({str(error)[:200]}): check user and password of the URL")
+def _login_refused(error: ReplyError, shown: str) -> LoginRefused:
+    return LoginRefused(f"Redis at {shown} refuses the login ({str(error)[:200]}): check user and password of the URL")
 
 
 Commands = list[tuple[str, ...]]

@@ -102,6 +102,10 @@ class ConnectionLost(StoreError):
     """Redis cannot be reached or cannot serve at the moment: what is worth another try."""
 
 
+class LoginRefused(StoreError):
+    """Redis does not let us in. It may again: a server that was started anew, or took over, learns its users later."""
+
+
 class NotSent(CallError, ConnectionLost):
     """Redis was away, or could take nothing at the moment: the request is not in the stream, and its handler never runs."""
 

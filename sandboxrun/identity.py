@@ -44,7 +44,7 @@ _STREAM = (
     "+xgroup|create +xgroup|createconsumer +xgroup|delconsumer +xinfo|stream +xinfo|groups +xinfo|consumers"
 ).split()
 _REPLY = "+watch +lpush +rpush +expire +pexpire +del +unlink +exists".split()
-_TRACE = "+watch +hset +hsetnx +hdel +expire +pexpire +del +unlink +exists".split()
+_TRACE = "+watch +hset +hsetnx +hexists +hdel +expire +pexpire +del +unlink +exists".split()
 # Whole categories, less what reaches more than its keys. The order counts: later rules win.
 _LESS = "-@admin -@dangerous -@scripting -scan -randomkey -dbsize -copy -move -object -select".split()
 _READS = ["+watch", "+@read", *_LESS]

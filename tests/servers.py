@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -64,11 +65,14 @@ class Own:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Own:
+        self.folder = tempfile.TemporaryDirectory(prefix="own-redis-")
+        self._settings.insert(0, f"dir {self.folder.name}")
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        self.folder.cleanup()
 
     def start(self, *settings: str) -> None:
         """`settings`: further ones, for this time."""

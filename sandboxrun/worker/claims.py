@@ -4,19 +4,23 @@ Redis keeps for each entry that was delivered which consumer has it, since when,
 that was not renewed for `takeoverMillis` may be taken by another consumer. The one it is taken from may only be frozen,
 and could send its reply once it wakes. So every transaction of replies is fenced:
 
-    WATCH F · HSETNX F n 1 · MULTI · DEL F · HSET F n+1 1 · the replies · XACK · EXEC
+    DEL F · HSET F c 1 · WATCH F · HEXISTS F c          once for each connection
+    MULTI · the replies · XACK · EXEC · WATCH F · HEXISTS F c
 
-F is one hash for each consumer, and its only field is the name of the next transaction's link. Whoever takes a claim
-from a consumer deletes its F in the same transaction, as does a new process of the same consumer. Then the link is not
-there: HSETNX writes it, which is a change of a watched key, and EXEC does nothing; nor does any later one, because only
-a transaction that is executed writes the link of its successor. So a reply is written if and only if nobody took a claim
-from this consumer since its last transaction: with no further round trip, and however late what was sent arrives. After
-a break the consumer makes a new fence, asks what it still has, and writes again what is still its own.
+F is one hash for each consumer, and its only field is a name that the consumer has just made up. Whoever takes a claim
+from a consumer deletes its F in the same transaction; a new process of the same consumer writes one of its own. That is a
+change of a watched key, and EXEC does nothing, however late what was sent arrives. EXEC ends the watch: so it is followed
+by a new one, and by the question whether F is still as we made it, for it may have been deleted in between. Only when the
+answer is there the next transaction is sent. So a reply is written if and only if nobody took a claim from this consumer
+since it was last known to hold them: with no further round trip, as the answer has come while the next requests were
+handled. Nothing of it is refused by a server that is full or cannot write at the moment, and so taken for a fence that
+holds. After a break the consumer makes a new fence, asks what it still has, and writes again what is still its own.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 
 from sandboxrun import keys
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
     from sandboxrun.settings import Loop
 
+SETTLE_PART = 3  # takeoverMillis / 3, twice the time between renewals
 HANDED_BACK_MILLIS = 10**11  # an idle time that no claim has by itself: free to take at once
 
 
@@ -48,16 +53,13 @@ class Claims:
         self._sees_pid = sees_pid
         self.look_at_pid = ("HGET", key, "pid") if sees_pid else ("ECHO", pid)
         self._fence = keys.fence_key(loop.request_stream, loop.consumer_id)
-        self._link = 0
-        self._chain = b""
-        fence = b"$%d\r\n%b\r\n" % (len(self._fence.encode()), self._fence.encode())
-        # What a transaction begins with, but for the links: it is the same each time.
-        self._guard = pack("WATCH", self._fence) + b"*4\r\n$6\r\nHSETNX\r\n" + fence
-        self._renewal = MULTI + pack("DEL", self._fence) + b"*4\r\n$4\r\nHSET\r\n" + fence
+        self._watch = b""  # WATCH F · HEXISTS F c
+        self._armed = False  # the fence is known to be whole, and watched: a transaction may be sent
         self._reads: dict[tuple[int, bool], bytes] = {}
         self._out: list[bytes] = []
         self._expected: deque[tuple[Callable[[list[Any], Any], None], int, Any]] = deque()
         self.opened = 0
+        self._opened_at = 0.0
         self._own_pid = False
         self.hand: dict[bytes, Entry] = {}
         self.suspects: dict[bytes, int] = {}  # ours, but perhaps begun before: entry's id, deliveries
@@ -84,6 +86,7 @@ class Claims:
             self.connection.open()
         self.connection.set_wait(self.block_millis / 1000)
         self.opened += 1
+        self._opened_at = time.monotonic()
         _, expire = self.exchange(
             ("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"),
             ("EXPIRE", keys.trace_key("-"), 1, "NX"),
@@ -105,6 +108,11 @@ class Claims:
     def block_millis(self) -> int:
         """How long a read waits: `pid` is looked at with each, so at most a second."""
         return min(self.loop.block_millis, 1000)
+
+    @property
+    def settled(self) -> bool:
+        """Whether others have had the time to renew their claims: where Redis was away or full, nobody could."""
+        return self.opened == 1 or time.monotonic() - self._opened_at > self.loop.takeover_millis / 1000 / SETTLE_PART
 
     def flush(self) -> None:
         if self._out:
@@ -191,18 +199,45 @@ class Claims:
             entry.sent = True
         self._transaction(b"".join(commands), sum([entry.count for entry in entries]) + 1, self._written, entries)
 
-    def _transaction(self, commands: bytes, count: int, take: Callable[[list[Any], Any], None], detail: Any) -> None:
-        """Queue a fenced transaction; `take` gets the replies, of which the last is EXEC's."""
-        link, following = (b"%b.%d" % (self._chain, self._link + step) for step in (0, 1))
-        self._link += 1
-        mark = b"$%d\r\n%b\r\n$1\r\n1\r\n"
-        self._out += (
-            self._guard, mark % (len(link), link), self._renewal, mark % (len(following), following), commands, EXEC,
-        )  # fmt: skip
-        self._expected.append((take, 6 + count, detail))
+    @property
+    def busy(self) -> bool:
+        """Whether the next transaction has to wait for the last one's confirmation."""
+        return not self._armed and not self.broken
 
-    def _written(self, replies: list[Any], entries: list[Entry]) -> None:
-        results = self._executed(replies)
+    def transact(self, *commands: Sequence[str | bytes | int]) -> list[Any] | None:
+        """The replies to these commands as one fenced transaction, or None where the fence was broken."""
+        box: list[list[Any] | None] = []
+        data = b"".join([pack(*command) for command in commands])
+        self._transaction(data, len(commands), lambda results, _: box.append(results), None)
+        self.flush()
+        while not box:
+            self.receive()
+        return box[0]
+
+    def _transaction(
+        self, commands: bytes, count: int, take: Callable[[list[Any] | None, Any], None], detail: Any
+    ) -> None:
+        """Queue a fenced transaction; `take` gets the replies to the `count` commands, or None where nothing was done."""
+        while self.busy:
+            self.receive()
+        if self.broken:
+            take(None, detail)
+            return
+        self._armed = False
+        self._out += (MULTI, commands, EXEC, self._watch)
+        self._expected.append((self._executed, count + 4, (take, detail)))
+
+    def _executed(self, replies: list[Any], then: tuple[Callable[[list[Any] | None, Any], None], Any]) -> None:
+        take, detail = then
+        results, _, whole = replies[-3:]
+        if isinstance(results, ReplyError):  # EXECABORT: the reason is with the command that was refused
+            reason = next((reply for reply in replies if isinstance(reply, ReplyError)), results)
+            raise translated(reason, self.connection.address.shown)
+        self._armed = whole == 1
+        self.broken = not self._armed or results is None
+        take(results, detail)
+
+    def _written(self, results: list[Any] | None, entries: list[Entry]) -> None:
         if results is None:
             return
         for entry in entries:
@@ -212,36 +247,27 @@ class Claims:
             if result.__class__ is ReplyError:
                 self.warn(f"a part of a reply was refused by Redis: {str(result)[:200]}")
 
-    def _executed(self, replies: list[Any]) -> list[Any] | None:
-        """EXEC's results without the fence's own, or None where the fence was broken."""
-        if isinstance(replies[0], ReplyError):  # WATCH: what follows it was not fenced
-            raise translated(replies[0], self.connection.address.shown)
-        results = replies[-1]
-        if results is None:
-            self.broken = True
-            return None
-        if isinstance(results, ReplyError):  # EXECABORT: the reason is with the command that was refused
-            reason = next((reply for reply in replies if isinstance(reply, ReplyError)), results)
-            raise translated(reason, self.connection.address.shown)
-        rest: list[Any] = results[2:]
-        return rest
-
     def verify(self) -> None:
         """Make a new fence, drop what is not ours any more, and send again the replies that were not written."""
         self.generation += 1
         mine = {*self.hand, *self.suspects}
-        self._chain, self._link = os.urandom(8).hex().encode(), 0
+        name = os.urandom(8).hex()
+        self._watch = pack("WATCH", self._fence) + pack("HEXISTS", self._fence, name)
         commands: list[Sequence[str | bytes | int]] = [
             self.look_at_pid,
+            ("UNWATCH",),
             ("DEL", self._fence),
-            ("HSET", self._fence, b"%b.0" % self._chain, 1),
+            ("HSET", self._fence, name, 1),
+            ("WATCH", self._fence),
+            ("HEXISTS", self._fence, name),
         ]
         if mine:
             commands.append(self._which_of(mine))
-        pid, _, made, *pending = self.exchange(*commands)
+        pid, _, _, made, _, whole, *pending = self.exchange(*commands)
         if isinstance(made, ReplyError):
             raise made
-        self.broken = False
+        self._armed = whole == 1
+        self.broken = not self._armed
         self.lost_pid = self.lost_pid or pid != self.pid
         if mine:
             lost = mine - _ids(pending[0])
@@ -290,10 +316,7 @@ class Claims:
 
     def _claim(self, xids: Sequence[bytes], *options: str | int) -> None:
         command = pack("XCLAIM", self.loop.request_stream, GROUP, self.loop.consumer_id, 0, *xids, *options)
-        self._transaction(command, 1, self._claimed, None)
-
-    def _claimed(self, replies: list[Any], _: Any) -> None:
-        self._executed(replies)
+        self._transaction(command, 1, lambda results, _: None, None)
 
     def begin(self, xid: bytes) -> Entry | None:
         """Count one more delivery of a suspect, and take it in hand. None where it is gone.
@@ -306,16 +329,11 @@ class Claims:
             return None
         last = count >= self.loop.max_deliveries
         options = ("RETRYCOUNT", count) if last else ()
-        command = pack("XCLAIM", self.loop.request_stream, GROUP, self.loop.consumer_id, 0, xid, *options)
-        box: list[Any] = []
-        self._transaction(command, 1, lambda replies, _: box.append(self._executed(replies)), None)
-        self.flush()
-        while not box:
-            self.receive()
-        if box[0] is None:
+        results = self.transact(("XCLAIM", self.loop.request_stream, GROUP, self.loop.consumer_id, 0, xid, *options))
+        if results is None:
             self.suspects[xid] = count  # `verify` finds out whether it is still ours
             return None
-        found = box[0][0]
+        found = results[0]
         rows = [row for row in found if row] if isinstance(found, list) else []
         if not rows or not rows[0][1]:  # the entry was deleted from the stream while it was pending
             self.exchange(("XACK", self.loop.request_stream, GROUP, xid))

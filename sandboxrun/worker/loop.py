@@ -12,7 +12,7 @@ import time
 
 from sandboxrun import keys
 from sandboxrun.connection import ReplyError, delays
-from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, StoreError
+from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError, StoreError
 from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.context import Context, current
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 BATCH_MOST = 100  # more brings nothing: the round trip is a hundredth of it
 LOOK_SECONDS = 1.0  # between looks at stale claims
 GRACE_SECONDS = 3.0  # from SIGTERM to handing back; sandboxrun kills after 5
+LOGIN_SECONDS = 30.0  # in which a server that was started anew, or took over, is told the worker's user
 RENEW_PART = 6  # takeoverMillis / 6: how often a claim is renewed
 
 
@@ -90,6 +91,7 @@ class Worker:
         self._claims.warn = self._warn
         self._lock = _thread.allocate_lock()  # around all that uses the claims; not held while a handler runs
         self._until: float | None = None  # when to hand back what is left, once the end has begun
+        self._telling = False  # `request.progress` is at work in the handler's thread
         self._begun = 0  # requests taken for handling, for requestLimit
         self._look = 0.0
         self._more = False  # others' claims to take, beyond those that were
@@ -104,19 +106,26 @@ class Worker:
         """Open the claims' connection, trying again for as long as Redis is away."""
         tries = delays()
         said = False
+        began = time.monotonic()
         while True:
             try:
                 self._claims.open()
                 self._render.expire_nx = self._claims.expire_nx
                 self._look = 0.0
                 return
-            except ConnectionLost as error:
+            except (ConnectionLost, LoginRefused) as error:
+                if isinstance(error, LoginRefused) and not self._may_return(began):
+                    raise
                 if not said:
                     self._warn(f"{error}; trying again")
                     said = True
             if self._until is not None and time.monotonic() > self._until:
                 raise GaveUp
             time.sleep(next(tries))
+
+    def _may_return(self, since: float) -> bool:
+        """Whether a login that is refused `since` then is worth another try. sandboxrun makes the worker's user again."""
+        return self._claims.opened > 0 and time.monotonic() - since < LOGIN_SECONDS
 
     def _warn(self, message: str) -> None:
         print(f"worker: {message}", file=sys.stderr, flush=True)
@@ -221,10 +230,17 @@ class Worker:
         from sandboxrun.worker.request import noted
 
         trace = keys.trace_key(request.ref)
+        self._telling = True
+        try:
+            self._tell_now(trace, noted(fields))
+        finally:
+            self._telling = False
+
+    def _tell_now(self, trace: str, words: list[str]) -> None:
         with self._lock:
             try:
                 self._claims.exchange(
-                    ("HSET", trace, *noted(fields)), *([("EXPIRE", trace, 120, "NX")] if self._render.expire_nx else [])
+                    ("HSET", trace, *words), *([("EXPIRE", trace, 120, "NX")] if self._render.expire_nx else [])
                 )
             except ConnectionLost:
                 pass  # the reply finds out, and tries again

@@ -21,6 +21,7 @@ from sandboxrun.worker.request import Request, now
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from sandboxrun.settings import Loop
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 BATCH_SECONDS = 0.05  # what is in hand must not wait for long, nor be kept from other workers
 BATCH_BYTES = 8 * 1024 * 1024
 FLUSH_SECONDS = 0.02  # a reply does not wait for the batch's others longer than this
+TELLING_SECONDS = 0.001  # after which a time-out comes back that came while `request.progress` was at work
 STUCK_SECONDS = 0.2  # a handler that takes longer: what waits behind it is handed back
 
 
@@ -172,7 +174,11 @@ class Serial(Worker):
             entry.begun = True
             self._lock.release()
             try:
-                result = handler.call(request) if handler.timeout is None else _limited(handler, request)
+                result = (
+                    handler.call(request)
+                    if handler.timeout is None
+                    else _limited(handler, request, lambda: self._telling)
+                )
             finally:
                 self._lock.acquire()
                 self._busy = 0.0
@@ -236,10 +242,13 @@ class Serial(Worker):
             self._claims.hand_back(waiting)
 
 
-def _limited(handler: Handler, request: Request) -> Any:
+def _limited(handler: Handler, request: Request, telling: Callable[[], bool]) -> Any:
     """Call the handler, and interrupt it after its time. setitimer(2); the main thread only."""
 
     def interrupt(*_: object) -> None:
+        if telling():  # a command is on its way, and its reply must be taken; then
+            signal.setitimer(signal.ITIMER_REAL, TELLING_SECONDS)
+            return
         raise HandlerTimeout(f"the handler took longer than its timeout of {handler.timeout} s")
 
     before = signal.signal(signal.SIGALRM, interrupt)

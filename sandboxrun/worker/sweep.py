@@ -5,7 +5,7 @@ from __future__ import annotations
 from sandboxrun import keys
 from sandboxrun.connection import ReplyError
 from sandboxrun.worker.batch import GROUP
-from sandboxrun.worker.claims import HANDED_BACK_MILLIS, Claims
+from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.streams import gone, order, record
 
 TYPE_CHECKING = False
@@ -39,7 +39,8 @@ def look_around(claims: Claims) -> bool:
         for xid, _, _, count in mine:
             if xid not in claims.hand:
                 claims.suspects[xid] = count
-        taken = _take(claims, [row for row in stale if row[1].decode("utf-8", "replace") != loop.consumer_id])
+        if claims.settled:
+            taken = _take(claims, [row for row in stale if row[1].decode("utf-8", "replace") != loop.consumer_id])
     if loop.request_stream_limit and length > loop.request_stream_limit + TRIM_SLACK:
         _trim(claims, length - loop.request_stream_limit)
     return taken == TAKE_MOST
@@ -52,13 +53,11 @@ def _take(claims: Claims, rows: Sequence[tuple[bytes, bytes, int, int]]) -> int:
     loop = claims.loop
     owners = {row[1].decode("utf-8", "replace") for row in rows}
     xids = [row[0] for row in rows]
-    replies = claims.exchange(
-        ("MULTI",),
+    results = claims.transact(
         *(("DEL", keys.fence_key(loop.request_stream, owner)) for owner in owners),
         ("XCLAIM", loop.request_stream, GROUP, loop.consumer_id, loop.takeover_millis, *xids, "JUSTID"),
-        ("EXEC",),
     )
-    taken = _results(replies)[-1]
+    taken = results[-1] if results is not None else []
     if isinstance(taken, ReplyError):
         return 0
     counts = {row[0]: row[3] for row in rows}
@@ -66,33 +65,45 @@ def _take(claims: Claims, rows: Sequence[tuple[bytes, bytes, int, int]]) -> int:
     return len(taken)
 
 
-def _results(replies: list[Any]) -> list[Any]:
-    results = replies[-1]
-    if isinstance(results, ReplyError):
-        raise next(reply for reply in replies if isinstance(reply, ReplyError))
-    return results or [[]]
-
-
 def remove_gone(claims: Claims, idle_millis: int | None = None) -> None:
-    """Remove consumers that have nothing pending and have not been seen for `idle_millis`."""
-    loop = claims.loop
+    """Remove consumers that have nothing pending and have not been seen for `idle_millis`.
+
+    With a consumer goes what it has pending, and one that wakes in this very moment may be given something. So it is done
+    where there is nothing to give: all is delivered and answered, and what comes meanwhile changes the watched stream.
+    """
+    loop, stream = claims.loop, claims.loop.request_stream
     limit = loop.takeover_millis * GONE_TIMES if idle_millis is None else idle_millis
-    found = claims.exchange(("XINFO", "CONSUMERS", loop.request_stream, GROUP))[0]
-    for name in gone(found if isinstance(found, list) else [], loop.consumer_id, limit):
-        # It may have woken meanwhile: what was delivered to it since is taken along, and free for all again.
-        replies = claims.exchange(
-            ("MULTI",),
-            ("XPENDING", loop.request_stream, GROUP, "-", "+", LIST_MOST, name),
-            ("XGROUP", "DELCONSUMER", loop.request_stream, GROUP, name),
-            ("DEL", keys.fence_key(loop.request_stream, name)),
-            ("EXEC",),
+    (found,) = claims.exchange(("XINFO", "CONSUMERS", stream, GROUP))
+    names = gone(found if isinstance(found, list) else [], loop.consumer_id, limit)
+    if not names:
+        return
+    replies = claims.exchange(
+        ("WATCH", stream),
+        ("XINFO", "STREAM", stream),
+        ("XINFO", "GROUPS", stream),
+        ("XINFO", "CONSUMERS", stream, GROUP),
+    )
+    still = _removable(replies[1:], names)
+    if still:
+        claims.transact(
+            *(("XGROUP", "DELCONSUMER", stream, GROUP, name) for name in still),
+            *(("DEL", keys.fence_key(stream, name)) for name in still),
         )
-        rows = _results(replies)[0]
-        if isinstance(rows, list) and rows:
-            claims.exchange(
-                ("XCLAIM", loop.request_stream, GROUP, loop.consumer_id, 0, *[row[0] for row in rows],
-                 "IDLE", HANDED_BACK_MILLIS, "RETRYCOUNT", 0, "FORCE", "JUSTID")
-            )  # fmt: skip
+    claims.verify()  # the stream is watched no more: every request would end the watch of the fence
+
+
+def _removable(replies: list[Any], names: Sequence[str]) -> list[str]:
+    """Of XINFO STREAM, GROUPS and CONSUMERS: those of the names that can be given nothing and have nothing."""
+    if any(isinstance(reply, ReplyError) for reply in replies):
+        return []
+    stream, groups, consumers = replies
+    ours = next(group for group in map(record, groups) if group["name"] == GROUP.encode())
+    if ours["pending"] or ours["last-delivered-id"] != record(stream)["last-generated-id"]:
+        return []
+    free = {
+        consumer["name"].decode("utf-8", "replace") for consumer in map(record, consumers) if not consumer["pending"]
+    }
+    return [name for name in names if name in free]
 
 
 def _trim(claims: Claims, most: int) -> None:

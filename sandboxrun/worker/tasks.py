@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sandboxrun.connection import Connection, ReplyError, delays
-from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError
+from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError, StoreError
 from sandboxrun.settings import Loop
 from sandboxrun.worker.batch import GROUP, Entry
 from sandboxrun.worker.context import Context
@@ -26,6 +26,7 @@ from sandboxrun.worker.loop import BATCH_MOST, LOOK_SECONDS, RENEW_PART, GaveUp,
 from sandboxrun.worker.request import Expired, Request, now
 from sandboxrun.worker.streams import read_command, read_entries
 
+CONFIRMED_SECONDS = 0.002  # until replies are tried again that wait for the confirmation of others
 ALONE_FROM = 2  # begun so often without a reply: begun alone from now on
 
 
@@ -99,6 +100,7 @@ class Tasks(Worker):
         """Read while there is room, until the end; then say so."""
         connection = Connection(self._context.redis_url, name=f"worker-reader:{self._context.key}")
         tries = delays()
+        last = time.monotonic()
         try:
             while not self._ending:
                 try:
@@ -106,8 +108,10 @@ class Tasks(Worker):
                         connection.open()
                         connection.set_wait(self._claims.block_millis / 1000)
                     self._read_once(connection)
-                    tries = delays()
-                except ConnectionLost:
+                    tries, last = delays(), time.monotonic()
+                except (ConnectionLost, LoginRefused) as error:
+                    if isinstance(error, LoginRefused) and not self._may_return(last):
+                        raise
                     connection.close()
                     time.sleep(next(tries))
         except (SandboxrunError, ReplyError) as error:
@@ -250,6 +254,10 @@ class Tasks(Worker):
         self._flushing = False
         if self._mending is not None:
             return
+        if self._claims.busy and self._ready:  # the last one's confirmation brings us back; or whoever else took it
+            self._flushing = True
+            self._asyncio.call_later(CONFIRMED_SECONDS, self._flush)
+            return
         ready, self._ready = self._ready, []
         with self._lock:
             try:
@@ -277,7 +285,10 @@ class Tasks(Worker):
                 self._lost(error, [])
             except (SandboxrunError, ReplyError) as error:
                 self._stop(error)
-        self._check_end()
+        if self._ready:
+            self._flush()
+        else:
+            self._check_end()
 
     def _mend_fence(self) -> None:
         if self._claims.broken:
@@ -325,6 +336,7 @@ class Tasks(Worker):
             with self._lock:
                 try:
                     self._look_around(time.monotonic())
+                    self._mend_fence()
                     self._claims.flush()
                 except ConnectionLost as error:
                     self._lost(error, [])
@@ -410,5 +422,5 @@ class Tasks(Worker):
                         while self._claims.waiting:
                             self._claims.receive()
                         self._mend_fence()
-                except (ConnectionLost, ReplyError):
+                except (StoreError, ReplyError):
                     self._claims.connection.close()  # the loop finds out with its next reply
