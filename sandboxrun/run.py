@@ -38,6 +38,10 @@ from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
 from sandboxrun.store import REDIS_ACL, SELECTORS_SINCE, Store
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.inspection import Inspect
+
 DESCRIPTORS = 1024  # enough for all connects that may hang at once, and below what select(2) can take
 KEY_SECONDS = 10  # for the key to come on standard input
 
@@ -58,6 +62,7 @@ class RunOptions:
     policy: str | None = None  # a policy file instead of the user's
     yes: bool = False  # more permissions than last time are agreed to
     audit: tuple[str, ...] = ()  # files, or "journal"
+    inspect: Inspect | None = None
 
 
 def run(options: RunOptions, log: Log) -> int:
@@ -96,11 +101,14 @@ def _raise_descriptor_limit() -> None:
 
 def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: Store, audit: Audit, log: Log) -> int:
     shared, own = store.read(options.type, options.id)
-    config = parse_worker(options.type, options.id, shared, own, extra=options.extra, limits=options.limits)
+    config = parse_worker(
+        options.type, options.id, shared, own, extra=options.extra, limits=options.limits, inspect=options.inspect
+    )
     audit.about(version=config.version)
     folders = Folders.of_user()
     ceiling = folders.ceiling(config, options.policy)
     config = ceiling.check(options.limits)
+    _check_debugger(config)
     for warning in config.warnings:
         log.warning("config", warning)
     source = resolve(config.url, config.version, key=key)
@@ -136,6 +144,7 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
             scratch=scratch,
             env=env,
             filters=folders.filters,
+            inspect=config.inspect.plan if config.inspect is not None else None,
         )
         supervisor = Supervisor(
             child, listener, policy, key=key, scratch=scratch, trusted=_trusted(store.address), log=log
@@ -144,6 +153,18 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
             return _live(supervisor, child, store, config, artifact, key_line, log)
         finally:
             supervisor.close()
+
+
+def _check_debugger(config: WorkerConfig) -> None:
+    """Raise ConfigError where one is asked for and there is none."""
+    if config.inspect is None:
+        return
+    import importlib.util
+
+    if importlib.util.find_spec("debugpy") is None:
+        raise ConfigError(
+            f"{config.inspect.where} asks for a debugger, and debugpy is not installed: pip install 'sandboxrun[debug]'"
+        )
 
 
 def _import_list(options: RunOptions, ceiling: Ceiling, source: Source | LocalSource) -> ImportList:
@@ -315,6 +336,7 @@ def _given(config: WorkerConfig) -> dict[str, object]:
             for verdict, found in lists
         },
         "limits": asdict(config.limits),
+        **({"inspect": str(config.inspect)} if config.inspect is not None else {}),
     }
 
 

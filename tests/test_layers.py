@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "sandboxrun"
 
 # What each part may import of ours. Siblings of one layer never import each other; run.py joins them.
 BASE = {"errors"}
-PURE = BASE | {"keys", "limits", "permissions", "config", "covers", "identity"}
+PURE = BASE | {"keys", "limits", "permissions", "config", "covers", "identity", "inspection"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "log": set(),
@@ -20,7 +20,8 @@ LAYERS: dict[str, set[str]] = {
     "permissions": BASE,
     "covers": {"permissions"},
     "settings": BASE | {"keys"},
-    "config": BASE | {"keys", "limits", "permissions", "settings"},
+    "inspection": BASE | {"permissions"},
+    "config": BASE | {"keys", "limits", "permissions", "settings", "inspection"},
     "identity": BASE | {"keys", "permissions", "config"},
     "fetch": PURE | {"fetch", "__version__"},
     "sandbox": PURE | {"sandbox", "log"},
@@ -65,6 +66,8 @@ ONE_IMPORTER = {
     "redis": {"embedded.py", "worker/context.py", "client.py"},
     "hiredis": {"connection.py"},
     "pydantic": {"worker/payload.py"},
+    "watchfiles": {"dev/watch.py"},
+    "debugpy": {"sandbox/bootstrap.py"},
 }
 LIGHT = {"_socket", "_thread", "ctypes", "marshal", "os", "resource", "sys"}
 

@@ -12,6 +12,11 @@ from sandboxrun.limits import LIMITS
 from sandboxrun.log import Log
 from sandboxrun.permissions import KINDS, VERDICTS, Permissions
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.inspection import Inspect
+
+_INSPECT = {"--inspect": "127.0.0.1:9229", "--inspect-wait": "127.0.0.1:9229"}
 _EPILOG = """\
 examples:
   echo worker-v0 HEX | sandboxrun demo-worker 1       run the worker of the hash demo-worker:1:h
@@ -93,6 +98,12 @@ def _parser() -> Parser:
         default=[],
         help='append each decision to FILE as a line of JSON; "journal": to the systemd journal',
     )
+    for flag in _INSPECT:
+        parser.add_argument(
+            flag,
+            metavar="[HOST:]PORT",
+            help="let a debugger attach there (127.0.0.1:9229)" + " and wait for it" * flag.endswith("wait"),
+        )
     parser.add_argument("--quiet", action="store_true", help="only warnings, denials and errors")
     parser.add_argument("--json-logs", action="store_true", help="our messages as one JSON object a line")
     parser.add_argument("--version", action="version", version=f"sandboxrun {__version__}")
@@ -100,7 +111,8 @@ def _parser() -> Parser:
 
 
 def main(args: list[str]) -> int:
-    options = _parser().parse_args(args)
+    # The value is optional, and follows a "=": or TYPE would be one.
+    options = _parser().parse_args([f"{arg}={_INSPECT[arg]}" if arg in _INSPECT else arg for arg in args])
     if options.reload and options.cached_only:
         raise UsageError("--reload and --cached-only contradict each other: give one")
 
@@ -126,9 +138,21 @@ def main(args: list[str]) -> int:
             policy=options.policy,
             yes=options.yes,
             audit=tuple(options.audit),
+            inspect=_inspect(options),
         ),
         Log(quiet=options.quiet, json=options.json_logs, debug=options.debug),
     )
+
+
+def _inspect(options: argparse.Namespace) -> Inspect | None:
+    given = [(flag, value) for flag in _INSPECT if (value := getattr(options, flag[2:].replace("-", "_"))) is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise UsageError("--inspect and --inspect-wait are both given: --inspect-wait=HOST:PORT does both")
+    from sandboxrun.inspection import Inspect
+
+    return Inspect.parse(*given[0], given[0][0])
 
 
 def _extra(options: argparse.Namespace) -> Permissions:

@@ -128,10 +128,12 @@ class Child:
         scratch: str,
         env: dict[str, str],
         filters: str | None = None,
+        inspect: tuple[str, int, bool] | None = None,
     ) -> int:
         """Write the plan and wait until the child has locked itself down; returns the seccomp listener descriptor.
 
-        `filters`: the folder where compiled filters are kept. Raises SandboxError where the kernel refuses a part of
+        `filters`: the folder where compiled filters are kept. `inspect`: where a debugger listens, host and port, and whether
+        the script waits for its client. Raises SandboxError where the kernel refuses a part of
         the boundary.
         """
         with self._ruleset:
@@ -151,6 +153,7 @@ class Child:
             "site_packages": list(interpreter.site_packages),
             "package": "" if in_site else interpreter.package,
             "env": env,
+            "inspect": inspect,
             "hints": {name: policy.limits.reached(name, key) for name in ("memory", "files", "scratch")},
         }
         try:
