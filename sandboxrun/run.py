@@ -63,6 +63,7 @@ class RunOptions:
     yes: bool = False  # more permissions than last time are agreed to
     audit: tuple[str, ...] = ()  # files, or "journal"
     inspect: Inspect | None = None
+    standby: int | None = None  # a descriptor: start when a byte can be read from it, or not at all when it is closed
 
 
 def run(options: RunOptions, log: Log) -> int:
@@ -83,6 +84,8 @@ def _start(options: RunOptions, key: str, audit: Audit, log: Log) -> int:
     _raise_descriptor_limit()
     child = Child(key, kernel)  # warms up while we read and fetch
     try:
+        if options.standby is not None and not os.read(options.standby, 1):
+            return 0
         store = Store(options.redis_url)
         try:
             return _run(options, key, kernel, child, store, audit, log)

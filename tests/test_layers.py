@@ -39,8 +39,11 @@ LAYERS: dict[str, set[str]] = {
     "folders": PURE | {"ceiling", "policyfile"},
     "run": PURE
     | {"connection", "lease", "fetch", "sandbox", "store", "secrets", "log", "folders", "ceiling", "approval", "audit"},
+    "dev": PURE | {"dev", "connection", "log"},
     "cli": PURE
     | {
+        "dev",
+        "embedded",
         "cli",
         "run",
         "fetch",

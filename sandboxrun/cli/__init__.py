@@ -11,7 +11,21 @@ from typing import NoReturn
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.log import Log
 
-COMMANDS = ("run", "check", "call", "info", "dead", "stream", "diff", "approve", "audit", "encrypt", "cache")
+COMMANDS = (
+    "run",
+    "check",
+    "call",
+    "info",
+    "dead",
+    "stream",
+    "diff",
+    "approve",
+    "audit",
+    "encrypt",
+    "cache",
+    "init",
+    "dev",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -104,6 +104,7 @@ def _parser() -> Parser:
             metavar="[HOST:]PORT",
             help="let a debugger attach there (127.0.0.1:9229)" + " and wait for it" * flag.endswith("wait"),
         )
+    parser.add_argument("--standby", type=int, help=argparse.SUPPRESS)  # of sandboxrun dev
     parser.add_argument("--quiet", action="store_true", help="only warnings, denials and errors")
     parser.add_argument("--json-logs", action="store_true", help="our messages as one JSON object a line")
     parser.add_argument("--version", action="version", version=f"sandboxrun {__version__}")
@@ -139,6 +140,7 @@ def main(args: list[str]) -> int:
             yes=options.yes,
             audit=tuple(options.audit),
             inspect=_inspect(options),
+            standby=options.standby,
         ),
         Log(quiet=options.quiet, json=options.json_logs, debug=options.debug),
     )
