@@ -210,10 +210,15 @@ def _from_json(data: bytes) -> Asked:
 def _inspect(text: Any) -> Inspect | None:
     if text is None:
         return None
-    from sandboxrun.inspection import Inspect
+    from sandboxrun.inspection import FLAGS, Inspect
 
     flag, _, value = text.partition("=")
-    return Inspect.parse(flag, value, "the record")
+    if flag not in FLAGS:
+        raise ValueError("not a debugger")
+    try:
+        return Inspect.parse(flag, value, "inspect")
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
 
 
 def _targets(kind: Kind, texts: Any) -> tuple[Any, ...]:

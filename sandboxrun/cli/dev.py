@@ -107,7 +107,7 @@ def _develop(options: argparse.Namespace, rest: list[str]) -> int:
             pass
         finally:
             _calmly(session, thread)
-        if options.learn:
+        if options.learn and session.error is None:
             command = ["sandboxrun", *(["dev"] if target.made else []), *words, *rest]
             _show_learned(learned, connection, target, shlex.join(command))
     if session.error is not None:
@@ -154,12 +154,19 @@ def _serve(session: Session, terminal: _Terminal, url: str, *, seconds: float) -
     terminal.print("dev", "a request is JSON or KEY=VALUE …; exit or Ctrl-D ends")
     from sandboxrun.client import Client
 
+    threading.Thread(target=_wake, args=(session,), daemon=True).start()
     with Client(url) as client:
         while (line := terminal.ask()) is not None and not session.over.is_set():
             if line in ("exit", "quit"):
                 return
             if line:
                 _call(client, terminal, target.type, line, seconds)
+
+
+def _wake(session: Session) -> None:
+    """Whoever waits at the prompt is told of the end by the signal that a Ctrl-C is."""
+    session.over.wait()
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _call(client: Client, terminal: _Terminal, type_: str, line: str, seconds: float) -> None:
@@ -212,7 +219,9 @@ class _Terminal:
 
     def __init__(self, prompt: str) -> None:
         self.prompts = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
-        self._colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        capable = os.environ.get("TERM", "dumb") != "dumb"
+        self._colours = sys.stdout.isatty() and capable and not os.environ.get("NO_COLOR")
+        self._clear = "\r\x1b[K" if capable else "\r"
         self._prompt, self._asking = prompt, False
         self._lock = threading.Lock()
 
@@ -223,7 +232,7 @@ class _Terminal:
             if self._asking:
                 import readline
 
-                sys.stdout.write(f"\r\x1b[K{text}\n{self._prompt}{readline.get_line_buffer()}")
+                sys.stdout.write(f"{self._clear}{text}\n{self._prompt}{readline.get_line_buffer()}")
             else:
                 sys.stdout.write(text + "\n")
             sys.stdout.flush()
@@ -239,6 +248,9 @@ class _Terminal:
         except EOFError:
             print()
             return None
+        except KeyboardInterrupt:
+            print()
+            raise
         finally:
             with self._lock:
                 self._asking = False

@@ -25,6 +25,8 @@ examples:
   sandboxrun demo-worker 1 --allow-net=127.0.0.1:8000 grant more than the hash does, for this run
 
 other commands (sandboxrun COMMAND --help):
+  sandboxrun init NAME                                a folder with a worker and a test that work as they are
+  sandboxrun dev FOLDER|FILE|TYPE ID                  run a worker while it is written: again on save, with a prompt
   sandboxrun check                                    try on this machine whether the sandbox holds
   sandboxrun encrypt TYPE ID --key-file FILE          make the secrets of a worker from JSON on standard input
   sandboxrun cache [--clean]                          show or remove the scripts that were fetched

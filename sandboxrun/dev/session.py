@@ -20,7 +20,7 @@ from sandboxrun.dev import source
 from sandboxrun.dev.process import Process
 from sandboxrun.dev.target import Target, read
 from sandboxrun.dev.watch import changes
-from sandboxrun.errors import ConfigError, SandboxrunError, UsageError
+from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, UsageError
 
 STOP_SECONDS = 8.0  # sandboxrun kills its worker after 5
 READY_SECONDS = 2.0  # after its start, for a worker that may not be made with the SDK
@@ -55,6 +55,7 @@ class Session:
     _armed: threading.Event = field(default_factory=threading.Event)
     _current: Process | None = None
     _standby: Process | None = None
+    _leaving: list[Process] = field(default_factory=list)
     _broken: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -110,6 +111,10 @@ class Session:
         elif process is self._current:
             self._current = None
             code = process.code or 0
+            if code == UsageError.exit_code:
+                self.error = UsageError("these options do not start a worker: mend what is said above")
+                self.end()
+                return
             why = f"signal {-code}" if code < 0 else f"exit code {code}"
             self.setting.say("bad", f"the worker ended with {why}; it is started again when a file is saved")
 
@@ -127,13 +132,18 @@ class Session:
             say("bad", kept)
             return
         try:
+            self.connection.check()
+        except ConnectionLost:  # a server may close one that is idle
+            self.connection.open()
+        try:
             fence = keys.fence_key(*self._consumer())
         except ConfigError as error:
             say("bad", f"{error}")
             return
         before = self.connection.call("HKEYS", fence)
         if self._current is not None:
-            self._retire(self._current)
+            current, self._current = self._current, None
+            self._retire(current)
         process = self._current = self._standby or self._make(standby=False)
         self._standby = None
         process.go()
@@ -173,12 +183,22 @@ class Session:
             time.sleep(POLL_SECONDS)
 
     def _retire(self, process: Process) -> None:
-        """End the worker without losing a request, and without waiting for its read to run out."""
+        """End the worker without losing a request, and without waiting for its read to run out. Its supervisor may still
+        tidy up when this returns, but has given back the hash."""
+        self._leaving = [other for other in self._leaving if other.code is None] + [process]
         process.stop()
         until = time.monotonic() + STOP_SECONDS
         while process.code is None and time.monotonic() < until:
             self._unblock()
+            if process.started.is_set() and not self.connection.call("HEXISTS", self.setting.target.key, "pid"):
+                return
             process.join(POLL_SECONDS)
+        if process.code is None:
+            process.stop(kill=True)
+            process.join(STOP_SECONDS)
+
+    def _bury(self, process: Process) -> None:
+        process.join(STOP_SECONDS)
         if process.code is None:
             process.stop(kill=True)
             process.join(STOP_SECONDS)
@@ -198,10 +218,10 @@ class Session:
             self._standby.abandon()
             self._standby.join(STOP_SECONDS)
         if self._current is not None:
-            try:
+            with contextlib.suppress(SandboxrunError):  # Redis is away
                 self._retire(self._current)
-            except SandboxrunError:  # Redis is away
-                self._current.join(STOP_SECONDS)
+        for process in self._leaving:
+            self._bury(process)
 
 
 def _saved(paths: set[str]) -> float:

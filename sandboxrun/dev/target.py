@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from sandboxrun import keys
 from sandboxrun.config import WorkerConfig, parse_worker
 from sandboxrun.connection import Connection
-from sandboxrun.errors import ConfigError, UsageError
+from sandboxrun.errors import ConfigError, StoreError, UsageError
 
 ID = "dev"  # of a worker whose hash we make
 
@@ -128,4 +129,5 @@ class OwnKeys:
 
     def __exit__(self, *_: object) -> None:
         if self._ours:
-            self._connection.call("DEL", *self._ours)
+            with contextlib.suppress(StoreError):  # it is away, and the session's end says so
+                self._connection.call("DEL", *self._ours)

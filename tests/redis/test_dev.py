@@ -17,7 +17,7 @@ import pytest
 import redis
 from runner import Runner
 
-from sandboxrun import client
+from sandboxrun import client, embedded
 
 Local = Callable[..., Path]
 SECONDS = 30
@@ -240,6 +240,29 @@ def test_what_cannot_be_developed_is_said_in_one_line(r: redis.Redis, run: Runne
     assert done.code in (64, 78)
     assert (done.out, done.err.count("\n")) == ("", 1)
     assert text in done.err
+
+
+def test_when_redis_goes_away_the_prompt_ends_with_one_line(
+    run: Runner, tmp_path: Path, dev: Callable[..., Terminal]
+) -> None:
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    (folder / "worker.py").write_text(SLOW)
+    with embedded.server() as url:
+        terminal = dev(str(folder), "--redis", url)
+        terminal.until("slow> ")
+    (folder / "worker.py").write_text(SLOW + "\n")
+    terminal.spawned.expect(pexpect.EOF)
+    terminal.spawned.close()
+    assert "error: Redis at redis://127.0.0.1" in terminal.spawned.before
+    assert terminal.spawned.exitstatus == 75
+
+
+def test_options_that_start_no_worker_end_it(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(SLOW)
+    done = run("dev", "t", "1", "--allow-magic=x")
+    assert done.code == 64
+    assert "unrecognized arguments: --allow-magic=x" in done.out + done.err
 
 
 def test_a_hash_that_is_somebodys_is_left_alone(r: redis.Redis, alone: Runner, folder: Path, redis_url: str) -> None:
