@@ -67,7 +67,7 @@ def test_it_says_what_is_wrong_with_a_request(call):
 _README = """\
 # @NAME@
 
-A worker for [sandboxrun](https://pypi.org/project/sandboxrun/). `worker.py` is all of it.
+A worker for sandboxrun. `worker.py` is all of it.
 
 ```console
 $ pip install 'sandboxrun[dev,debug]' pytest
