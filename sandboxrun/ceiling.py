@@ -11,7 +11,6 @@ import ipaddress
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sandboxrun import keys
@@ -20,6 +19,7 @@ from sandboxrun.covers import covered, glob_covers, is_below
 from sandboxrun.errors import ConfigError, PolicyError
 from sandboxrun.limits import LIMITS, Limits
 from sandboxrun.permissions import KINDS, NetTarget, RedisTarget
+from sandboxrun.records import asdict, field, record, replace
 
 OWN_DATA = "~data"  # in a policy's lists of paths: the worker's own data folder
 # Link-local addresses, and others at which clouds give their machines' credentials to whoever asks.
@@ -37,7 +37,7 @@ _CARRIERS = tuple(
 _LOOPBACK = ipaddress.ip_address("::1")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Section:
     """What one section of a policy file says; a key that it does not set is in none of the mappings."""
 
@@ -53,7 +53,7 @@ class Section:
     places: Mapping[str, str] = field(default_factory=dict)  # FILE:LINE by key
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ceiling:
     """The sections for one worker, at most one of each file; `data` is its own data folder, `hint` the file to write into."""
 

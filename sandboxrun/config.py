@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from sandboxrun import keys, settings
 from sandboxrun.errors import ConfigError
 from sandboxrun.limits import LIMITS, Limits
 from sandboxrun.permissions import KINDS, VERDICTS, Permissions, parse_list
+from sandboxrun.records import field, record
 from sandboxrun.settings import ALIASES, LOOP_NAMES, LOOP_NUMBERS, SECRET_FIELDS, Loop, parse_loop, value_limit
 
 TYPE_CHECKING = False
@@ -80,7 +80,7 @@ def _is_limit(name: str) -> bool:
     return re.fullmatch(r"limit[A-Z][A-Za-z]*", name) is not None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Asked:
     """What the hash itself asks for, before the operator's command line adds to it."""
 
@@ -97,7 +97,7 @@ class Asked:
         raise KeyError(kind)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WorkerConfig:
     """All that a run needs to know of a worker's hash. Made once, passed inward."""
 

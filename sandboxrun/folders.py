@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 import platformdirs
 
@@ -11,9 +10,10 @@ from sandboxrun.ceiling import Ceiling
 from sandboxrun.config import WorkerConfig
 from sandboxrun.errors import ConfigError
 from sandboxrun.policyfile import ceiling_for
+from sandboxrun.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Folders:
     """The user's folders: `cache` may be deleted at any time, `state` holds decisions and records, `data` what workers keep,
     each in TYPE/ID; `policies` are files, of which the last is the user's and the others the system's."""

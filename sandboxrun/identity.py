@@ -19,13 +19,13 @@ import hashlib
 import re
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from sandboxrun import keys
 from sandboxrun.config import WorkerConfig
 from sandboxrun.errors import ConfigError
 from sandboxrun.permissions import RedisTarget
+from sandboxrun.records import field, record
 
 PREFIX = "sandboxrun"  # of our users' names
 HASH_URL = "SANDBOXRUN_HASH_URL"  # where a server without selectors lets a worker read its hashes
@@ -54,7 +54,7 @@ _BOTH = ["+watch", "+@read", "+@write", *_LESS]
 _CHANNEL = "+subscribe +unsubscribe +psubscribe +punsubscribe +publish".split()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Owner:
     """The run that a user is for, as it stands in the user's name."""
 
@@ -85,7 +85,7 @@ class Owner:
         return cls(key, match[3], int(match[4]), int(match[5]), int(match[6])) if match else None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class User:
     """One user at Redis. `rules` are the arguments of ACL SETUSER after the name, with the password's SHA-256 only."""
 
@@ -94,7 +94,7 @@ class User:
     rules: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Identity:
     """A worker's user, in the form of servers with selectors and in that of those without."""
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 
 from sandboxrun.errors import ConfigError
 from sandboxrun.permissions import ListenTarget
+from sandboxrun.records import record
 
 DEFAULT = "127.0.0.1:9229"
 FLAGS = ("--inspect", "--inspect-wait")
 _EXPECTED = "an address and a port, as in --inspect=127.0.0.1:9229 or --inspect=9229; port 0 is one that is free"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Inspect:
     """The debugger's own socket; `wait`: the script begins when a client has attached; `where` it was asked for."""
 

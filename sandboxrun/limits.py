@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from sandboxrun.errors import ConfigError
+from sandboxrun.records import record
 
 _SIZE = re.compile(r"([0-9]{1,15})(?:([KMGT])(?:iB|B)?)?", re.IGNORECASE)
 _TIME = re.compile(r"([0-9]{1,10})([smhd]?)")
@@ -41,7 +41,7 @@ def show_size(size: int) -> str:
     return str(size)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limit:
     """One limit. 0 is none. `what` completes "… has reached its limit of"; `expected` completes "expected …"."""
 
@@ -103,7 +103,7 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limits:
     """The limits of one run; 0 is none. `output` is None where nobody set it: then it is for terminals only."""
 

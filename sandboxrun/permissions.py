@@ -10,11 +10,11 @@ import ipaddress
 import os.path
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from sandboxrun.errors import ConfigError
+from sandboxrun.records import field, record
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -87,7 +87,7 @@ def canonical_host(host: str) -> str:
     return host
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NetTarget:
     """One entry of a net list: `host`, `host:port`, `[v6]:port`, CIDR, `*.example.com`, `*`; port None is any port.
 
@@ -156,7 +156,7 @@ def _network(text: str) -> IPNetwork:
     return network
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ListenTarget:
     """One entry of a listen list: an address of this machine, or 0.0.0.0 or [::] for all of them, and a port; port 0 is
     one that the kernel chooses."""
@@ -225,7 +225,7 @@ def parse_env(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RedisTarget:
     """One entry of a redis list, in the spelling of Redis's ACL rules: `chat:*` or `~chat:*` is keys to read and write,
     `%R~config:*` to read, `%W~log:*` to write, `+pubsub:news` a channel, `+eval` a command. `*` and `?` are wildcards."""
@@ -276,7 +276,7 @@ _REDIS_NEVER = frozenset(
 _OWN_ENV = frozenset({"REDIS_URL", "SANDBOXRUN_HASH_URL", "PATH", "LANG", "HOME", "TMPDIR"})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kind:
     """One kind of permission. `expected` completes "expected …" in an error."""
 
@@ -326,7 +326,7 @@ def parse_list(kind: Kind, text: str, where: str) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(targets))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Permissions:
     """What is allowed and what is denied, by kind name. Deny beats allow; nothing listed is nothing granted."""
 

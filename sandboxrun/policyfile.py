@@ -7,7 +7,6 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from sandboxrun.ceiling import OWN_DATA, Ceiling, Section
@@ -16,6 +15,7 @@ from sandboxrun.covers import ANY, ANY_PORT, glob_covers
 from sandboxrun.errors import ConfigError
 from sandboxrun.limits import LIMITS
 from sandboxrun.permissions import KINDS, ListenTarget, NetTarget, RedisTarget, parse_path
+from sandboxrun.records import record
 
 FILE_MAX_BYTES = 256 * 1024
 _PATTERN = re.compile(r"[a-z*?][-a-z0-9_*?]{0,63}(:[A-Za-z0-9*?][-A-Za-z0-9_.*?]{0,127})?")
@@ -89,7 +89,7 @@ def _literal(part: str) -> int:
     return len(part) - wildcards if wildcards else 1000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Lines:
     """Where something stands in the text, which tomllib does not say: the nearest line that names it."""
 

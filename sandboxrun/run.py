@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 
 from sandboxrun import approval, keys
 from sandboxrun.audit import JOURNAL, Audit
@@ -29,6 +28,7 @@ from sandboxrun.lease import start_time, this_host
 from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.permissions import endpoint as host_and_port
+from sandboxrun.records import asdict, field, record
 from sandboxrun.sandbox import features, places
 from sandboxrun.sandbox.features import Features
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
@@ -46,7 +46,7 @@ DESCRIPTORS = 1024  # enough for all connects that may hang at once, and below w
 KEY_SECONDS = 10  # for the key to come on standard input
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunOptions:
     """The command line of one run, parsed."""
 
@@ -277,7 +277,7 @@ def _script(source: Source | LocalSource, artifact: Artifact) -> Script:
     return Script(artifact.source, source.url, None, is_file=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Login:
     """How the worker comes to Redis: variables of its environment."""
 

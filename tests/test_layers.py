@@ -8,17 +8,18 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "sandboxrun"
 
 # What each part may import of ours. Siblings of one layer never import each other; run.py joins them.
-BASE = {"errors"}
+BASE = {"errors", "records"}
 PURE = BASE | {"keys", "limits", "permissions", "config", "covers", "identity", "inspection"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
+    "records": set(),
     "log": set(),
     "connection": BASE,
     "lease": set(),
     "keys": BASE,
     "limits": BASE,
     "permissions": BASE,
-    "covers": {"permissions"},
+    "covers": BASE | {"permissions"},
     "settings": BASE | {"keys"},
     "inspection": BASE | {"permissions"},
     "config": BASE | {"keys", "limits", "permissions", "settings", "inspection"},

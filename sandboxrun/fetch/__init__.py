@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from sandboxrun.errors import FetchError, IntegrityError
 from sandboxrun.fetch import integrity
 from sandboxrun.fetch.cache import Cache, Pin
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source
+from sandboxrun.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Artifact:
     """A script that may run: our own copy of its bytes, and where they came from."""
 

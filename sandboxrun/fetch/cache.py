@@ -17,10 +17,10 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from sandboxrun.errors import ConfigError, FetchError
 from sandboxrun.fetch.resolve import SCRIPT_MAX_BYTES, Source
+from sandboxrun.records import field, record
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _PIN_MAX_BYTES = 16 * 1024
@@ -31,7 +31,7 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Pin:
     """What a URL and version were when last fetched."""
 
@@ -40,7 +40,7 @@ class Pin:
     fetched: str = field(default_factory=_now)  # ISO 8601, UTC
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Entry:
     """A pin as `sandboxrun cache` shows it. `size` is None where the blob was cleaned."""
 

@@ -6,11 +6,11 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from sandboxrun.errors import ConfigError, FetchError, UsageError
 from sandboxrun.permissions import canonical_host
+from sandboxrun.records import record
 
 SCRIPT_MAX_BYTES = 1024 * 1024
 DEFAULT_HOSTS = (
@@ -22,7 +22,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _TAG = re.compile(r"v?[0-9]+(\.[0-9]+)*([-+.][0-9A-Za-z.+-]+)?")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Source:
     """A script at a URL. `mutable`: the version is a branch, whose content may change."""
 
@@ -31,7 +31,7 @@ class Source:
     mutable: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LocalSource:
     """A script in the file system (version local). `folder` is None where the url names the file itself.
 

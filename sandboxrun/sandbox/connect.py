@@ -18,9 +18,9 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from sandboxrun.permissions import IPAddress, canonical_address, embedded_address, endpoint
+from sandboxrun.records import record
 from sandboxrun.sandbox.calls import Answer, Calls
 from sandboxrun.sandbox.landlock import open_real
 from sandboxrun.sandbox.notify import Notification
@@ -82,7 +82,7 @@ def parse_sockaddr(data: bytes) -> InetAddress | str:
     raise OSError(errno.EACCES, f"address family {family}")
 
 
-@dataclass(slots=True)
+@record
 class _Pending:
     """A blocking connect under way: answered when the socket becomes writable or its SO_SNDTIMEO is over."""
 

@@ -9,9 +9,9 @@ import ctypes
 import enum
 import os
 from collections.abc import Callable, Collection, Container, Iterable
-from dataclasses import dataclass
 
 from sandboxrun.errors import ConfigError, SandboxError
+from sandboxrun.records import record
 from sandboxrun.sandbox import landlock
 from sandboxrun.sandbox.landlock import Access
 from sandboxrun.sandbox.target import pidfd_getfd
@@ -59,7 +59,7 @@ class Feature(enum.Enum):
         return ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Features:
     """Those that this kernel has."""
 

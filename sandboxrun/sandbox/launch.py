@@ -19,9 +19,9 @@ import struct
 import subprocess
 import sys
 import sysconfig
-from dataclasses import dataclass
 
 from sandboxrun.errors import SandboxError
+from sandboxrun.records import record
 from sandboxrun.sandbox import landlock, places, seccomp
 from sandboxrun.sandbox.features import Features
 from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy
@@ -31,7 +31,7 @@ _BOOTSTRAP = os.path.join(os.path.dirname(__file__), "bootstrap.py")
 READY_SECONDS = 20  # a child that has not confined itself by then never will
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Script:
     """What the child runs: the supervisor's own, verified copy of the source, never a path to be read again."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+
+from sandboxrun.records import record
 
 _LINKS_MAX = 40  # as the kernel's own limit, path_resolution(7)
 
@@ -44,7 +45,7 @@ def _words(path: str) -> list[str]:
     return [word for word in path.split("/") if word not in ("", ".")]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ground:
     """Where no worker ever writes: `places` are real paths that no grant may reach, nor what contains them."""
 

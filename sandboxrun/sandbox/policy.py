@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 from sandboxrun.errors import ConfigError
 from sandboxrun.limits import Limits
 from sandboxrun.permissions import KINDS, PROGRAM_FOLDERS, NetTarget, Permissions
+from sandboxrun.records import record
 from sandboxrun.sandbox import landlock, places, program
 from sandboxrun.sandbox.features import Feature, Features
 from sandboxrun.sandbox.landlock import Access
@@ -33,7 +33,7 @@ _ENTRIES_MAX = 4096  # granted one by one where a part of a folder is denied
 _UNLIMITED = resource.RLIM_INFINITY
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Interpreter:
     """Where the child's Python finds its own code; see launch.this_interpreter."""
 
@@ -46,7 +46,7 @@ class Interpreter:
     mixed: tuple[str, ...]  # those of them that hold other things too; see places.searched
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SandboxPolicy:
     """Everything the boundary is made from. Paths are real paths; `read` and `write` hold folders and files."""
 
@@ -143,7 +143,7 @@ def build(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Real:
     """The real path of what a hash names, if no worker can have chosen it."""
 

@@ -21,10 +21,10 @@ import tempfile
 import termios
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxrun.errors import SandboxError
+from sandboxrun.records import record
 
 if TYPE_CHECKING:
     import pyseccomp
@@ -57,7 +57,7 @@ class Action(enum.Enum):
     UNSUPPORTED = "fails with ENOTSUP"  # what file systems without the feature answer
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Grants:
     """What of a policy the filter depends on."""
 
