@@ -27,6 +27,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from sandboxrun.inspection import Inspect
+
 RECORD_MAX_BYTES = 16 * 1024 * 1024
 QUESTION_MAX_LINES = 40  # what scrolls away was not seen
 QUESTION_MAX_CHARS = 4000
@@ -36,7 +38,11 @@ _YES = (b"y", b"yes")
 
 def growth(before: Asked, now: Asked) -> tuple[str, ...]:
     """What is asked now beyond what was, one line each; empty where nothing is."""
-    return (*_grown_permissions(before.permissions, now.permissions), *_grown_limits(before.limits, now.limits))
+    return (
+        *_grown_permissions(before.permissions, now.permissions),
+        *_grown_limits(before.limits, now.limits),
+        *_grown_inspect(before, now),
+    )
 
 
 def record_path(folder: str, type_: str, id_: str) -> str:
@@ -71,6 +77,7 @@ def save(path: str, asked: Asked) -> None:
             for verdict, lists in (("allow", permissions.allow), ("deny", permissions.deny))
         },
         "limits": dict(asked.limits),
+        **({"inspect": str(asked.inspect)} if asked.inspect is not None else {}),
     }
     folder = os.path.dirname(path)
     try:
@@ -164,9 +171,18 @@ def _grown_limits(before: Mapping[str, int], now: Mapping[str, int]) -> Iterator
             yield f"{limit.flag} {limit.show(new) if new else '0, no limit'} (was {limit.show(old)})"
 
 
+def _grown_inspect(before: Asked, now: Asked) -> Iterator[str]:
+    if now.inspect is not None and (before.inspect is None or before.inspect.address != now.inspect.address):
+        yield str(now.inspect)
+
+
 def _parts(asked: Asked) -> tuple[object, ...]:
     lists = (asked.permissions.allow, asked.permissions.deny)
-    return *({kind: targets for kind, targets in part.items() if targets} for part in lists), dict(asked.limits)
+    return (
+        *({kind: targets for kind, targets in part.items() if targets} for part in lists),
+        dict(asked.limits),
+        str(asked.inspect),
+    )
 
 
 def _from_json(data: bytes) -> Asked:
@@ -178,7 +194,21 @@ def _from_json(data: bytes) -> Asked:
     limits = record["limits"]
     if not all(name in LIMITS and type(value) is int and value >= 0 for name, value in limits.items()):
         raise ValueError("not the limits of a worker")
-    return Asked(Permissions(allow, deny), limits)
+    return Asked(Permissions(allow, deny), limits, inspect=_inspect(record.get("inspect")))
+
+
+def _inspect(text: Any) -> Inspect | None:
+    if text is None:
+        return None
+    from sandboxrun.inspection import FLAGS, Inspect
+
+    flag, _, value = text.partition("=")
+    if flag not in FLAGS:
+        raise ValueError("not a debugger")
+    try:
+        return Inspect.parse(flag, value, "inspect")
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
 
 
 def _targets(kind: Kind, texts: Any) -> tuple[Any, ...]:

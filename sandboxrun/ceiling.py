@@ -51,6 +51,7 @@ class Section:
     imports: tuple[tuple[str, int], ...] | None = None  # hosts and ports that scripts may come from
     pinned: bool = False
     local: bool | None = None
+    inspect: bool | None = None  # whether a hash may ask for a debugger
     sha256: frozenset[str] | None = None
     places: Mapping[str, str] = field(default_factory=dict)  # FILE:LINE by key
 
@@ -76,6 +77,7 @@ class Ceiling:
         for section in self.sections:
             if section.sha256 is not None and self.worker.sha256 is not None:
                 self._check_digest(section, self.worker.sha256, f"field sha256 of {self.worker.key}")
+        self._check_inspect()
         bounds = self._bounds(flags)
         limits = {**asdict(self.worker.limits), **{name: most for name, most in bounds.items() if name not in flags}}
         asked = replace(self.worker.asked, limits={**self.worker.asked.limits, **bounds})
@@ -195,6 +197,27 @@ class Ceiling:
                         f"{section.places['limit-' + name]} allows at most {limit.show(most)}: lower it, or raise that"
                     )
         return bounds
+
+    def _check_inspect(self) -> None:
+        """Whoever reaches a debugger runs code in the worker: what its secrets and grants allow."""
+        inspect = self.worker.asked.inspect
+        if inspect is None:
+            return
+        for section in self.sections:
+            if section.inspect is False:
+                raise PolicyError(
+                    f"{inspect.where} asks for a debugger, which {section.places['inspect']} does not allow: take it out"
+                )
+        if not any(section.inspect for section in self.sections):
+            raise PolicyError(
+                f"{inspect.where} asks for a debugger, which the default policy does not allow: take it out, give --inspect on "
+                f'the command line, or set inspect = true for [worker."{self.worker.type}"] in {self.hint}'
+            )
+        if not inspect.is_local:
+            raise PolicyError(
+                f"{inspect.where} has {str(inspect.address)!r}, where other machines could reach the debugger: a hash may name "
+                "127.0.0.1 or [::1] only"
+            )
 
     def _check_digest(self, section: Section, sha256: str, what: str) -> None:
         if section.sha256 is not None and sha256 not in section.sha256:

@@ -12,6 +12,10 @@ from sandboxrun.permissions import KINDS, VERDICTS, Permissions, parse_list
 from sandboxrun.records import field, record
 from sandboxrun.settings import ALIASES, LOOP_NAMES, LOOP_NUMBERS, SECRET_FIELDS, Loop, parse_loop, value_limit
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.inspection import Inspect
+
 __all__ = ["FIELDS_MAX", "LOOP_NAMES", "LOOP_NUMBERS", "WorkerConfig", "parse_worker", "value_limit", "wanted_fields"]
 
 FIELDS_MAX = 512  # per hash
@@ -82,6 +86,7 @@ class Asked:
     permissions: Permissions = field(default_factory=Permissions)
     limits: Mapping[str, int] = field(default_factory=dict)  # those that it sets, by name
     lists: tuple[tuple[str, str, str, str], ...] = ()  # as it writes them: verdict, kind, text, where
+    inspect: Inspect | None = None
 
     def where(self, kind: str, target: object) -> str:
         """The field that allows this target, for an error."""
@@ -106,6 +111,7 @@ class WorkerConfig:
     loop: Loop
     has_secrets: bool
     asked: Asked = field(default_factory=Asked)
+    inspect: Inspect | None = None  # where the debugger listens
     warnings: tuple[str, ...] = ()
 
 
@@ -117,10 +123,11 @@ def parse_worker(
     *,
     extra: Permissions | None = None,
     limits: Mapping[str, int] | None = None,
+    inspect: Inspect | None = None,
 ) -> WorkerConfig:
     """From the raw hashes `TYPE:h` (defaults) and `TYPE:ID:h` (wins field by field). Raises ConfigError.
 
-    `extra` is what the operator's own command line grants and denies on top, `limits` what it sets instead.
+    `extra` is what the operator's own command line grants and denies on top, `limits` and `inspect` what it sets instead.
     """
     key = keys.worker_key(keys.check_type(type_), keys.check_id(id_))
     own_fields = read_fields(own, key)
@@ -135,6 +142,10 @@ def parse_worker(
         if not fields.get(name):
             raise ConfigError(f"{key} has no {name}: set it with HSET {key} {name} VALUE")
     asked, warnings = _permissions(fields, key)
+    permissions = asked.permissions.union(extra) if extra is not None else asked.permissions
+    inspect = inspect or asked.inspect
+    if inspect is not None:
+        permissions = permissions.union(Permissions({"listen": (inspect.address,)}))
     return WorkerConfig(
         key=key,
         type=type_,
@@ -142,11 +153,12 @@ def parse_worker(
         url=_url(fields["url"], key),
         version=check_version(fields["version"], key),
         sha256=_sha256(fields.get("sha256"), key),
-        permissions=asked.permissions.union(extra) if extra is not None else asked.permissions,
+        permissions=permissions,
         limits=Limits(**{**asked.limits, **(limits or {})}),
         loop=parse_loop(fields, type_, id_),
         has_secrets=bool(fields.get("encryptedJson")),
         asked=asked,
+        inspect=inspect,
         warnings=warnings,
     )
 
@@ -169,13 +181,14 @@ def _permissions(fields: Mapping[str, str], key: str) -> tuple[Asked, tuple[str,
     lists: list[tuple[str, str, str, str]] = []
     limits: dict[str, int] = {}
     warnings: list[str] = []
+    inspect: list[Inspect] = []
     options = {name: fields[name] for name in OPTION_FIELDS if fields.get(name)}
     if len(set(options.values())) > 1:
         raise ConfigError(
             f"{key} has both denoOptions and options and they differ: remove one with HDEL {key} denoOptions"
         )
     for name, value in list(options.items())[:1]:
-        _parse_options(value, f"field {name} of {key}", lists, limits, warnings)
+        _parse_options(value, f"field {name} of {key}", lists, limits, inspect, warnings)
     for name, value in fields.items():
         where = f"field {name[:80]} of {key}"
         right = _spelling(name)
@@ -193,11 +206,16 @@ def _permissions(fields: Mapping[str, str], key: str) -> tuple[Asked, tuple[str,
                 raise ConfigError(f"{where} is not a limit of sandboxrun: expected one of {', '.join(_LIMIT_FIELDS)}")
             if value:
                 limits[_LIMIT_FIELDS[name].name] = _LIMIT_FIELDS[name].read(value, where)
-    return Asked(Permissions.parse(lists), limits, tuple(lists)), tuple(warnings)
+    return Asked(Permissions.parse(lists), limits, tuple(lists), *inspect[-1:]), tuple(warnings)
 
 
 def _parse_options(
-    text: str, where: str, lists: list[tuple[str, str, str, str]], limits: dict[str, int], warnings: list[str]
+    text: str,
+    where: str,
+    lists: list[tuple[str, str, str, str]],
+    limits: dict[str, int],
+    inspect: list[Inspect],
+    warnings: list[str],
 ) -> None:
     import shlex
 
@@ -220,7 +238,12 @@ def _parse_options(
         elif limit and limit[1] in LIMITS:
             limits[limit[1]] = LIMITS[limit[1]].read(limit[2], f"--limit-{limit[1]} in {where}")
         elif word.partition("=")[0] in _INSPECT_FLAGS:
-            warnings.append(f"{word.partition('=')[0]} in {where} is ignored: debugging is not supported yet")
+            from sandboxrun.inspection import Inspect
+
+            flag, equals, value = word.partition("=")
+            inspect.append(Inspect.parse(flag, value if equals else None, f"{flag} in {where}"))
+            if flag == "--inspect-brk":
+                warnings.append(f"{flag} in {where} waits for the debugger, but does not stop in the first line")
         elif word == "-A":
             raise ConfigError(
                 f"'-A' in {where} would allow everything: list what is meant, as in --allow-net=HOST:PORT"

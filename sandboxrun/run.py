@@ -37,6 +37,10 @@ from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
 from sandboxrun.store import REDIS_ACL, SELECTORS_SINCE, Store
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.inspection import Inspect
+
 DESCRIPTORS = 1024  # enough for all connects that may hang at once, and below what select(2) can take
 KEY_SECONDS = 10  # for the key to come on standard input
 
@@ -57,6 +61,8 @@ class RunOptions:
     policy: str | None = None  # a policy file instead of the user's
     yes: bool = False  # more permissions than last time are agreed to
     audit: tuple[str, ...] = ()  # files, or "journal"
+    inspect: Inspect | None = None
+    standby: int | None = None  # a descriptor: start when a byte can be read from it, or not at all when it is closed
 
 
 def run(options: RunOptions, log: Log, child: Child | None = None) -> int:
@@ -82,6 +88,8 @@ def _start(options: RunOptions, key: str, child: Child | None, audit: Audit, log
         trace.mark("child started")
     try:
         _raise_descriptor_limit()
+        if options.standby is not None and not os.read(options.standby, 1):
+            return 0
         store = Store(options.redis_url)
         try:
             return _run(options, key, child, store, audit, log)
@@ -101,11 +109,14 @@ def _raise_descriptor_limit() -> None:
 def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit, log: Log) -> int:
     shared, own = store.read(options.type, options.id)
     trace.mark("hash read")
-    config = parse_worker(options.type, options.id, shared, own, extra=options.extra, limits=options.limits)
+    config = parse_worker(
+        options.type, options.id, shared, own, extra=options.extra, limits=options.limits, inspect=options.inspect
+    )
     audit.about(version=config.version)
     folders = Folders.of_user()
     ceiling = folders.ceiling(config, options.policy)
     config = ceiling.check(options.limits)
+    _check_debugger(config)
     for warning in config.warnings:
         log.warning("config", warning)
     trace.mark("hash parsed")
@@ -147,6 +158,7 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
             scratch=scratch,
             env=env,
             kept=folders.filters,
+            inspect=config.inspect.plan if config.inspect is not None else None,
         )
         supervisor = Supervisor(
             child, listener, policy, key=key, scratch=scratch, trusted=_trusted(store.address), log=log
@@ -156,6 +168,18 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
             return _live(supervisor, child, store, config, artifact, key_line, log)
         finally:
             supervisor.close()
+
+
+def _check_debugger(config: WorkerConfig) -> None:
+    """Raise ConfigError where one is asked for and there is none."""
+    if config.inspect is None:
+        return
+    import importlib.util
+
+    if importlib.util.find_spec("debugpy") is None:
+        raise ConfigError(
+            f"{config.inspect.where} asks for a debugger, and debugpy is not installed: pip install 'sandboxrun[debug]'"
+        )
 
 
 def _import_list(options: RunOptions, ceiling: Ceiling, source: Source | LocalSource) -> ImportList:
@@ -329,6 +353,7 @@ def _given(config: WorkerConfig) -> dict[str, object]:
             for verdict, found in lists
         },
         "limits": asdict(config.limits),
+        **({"inspect": str(config.inspect)} if config.inspect is not None else {}),
     }
 
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "sandboxrun"
 
 # What each part may import of ours. Siblings of one layer never import each other; run.py joins them.
 BASE = {"errors", "records", "digests", "files"}
-PURE = BASE | {"keys", "limits", "permissions", "config", "covers", "identity"}
+PURE = BASE | {"keys", "limits", "permissions", "config", "covers", "identity", "inspection"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
@@ -25,7 +25,8 @@ LAYERS: dict[str, set[str]] = {
     "permissions": BASE,
     "covers": BASE | {"permissions"},
     "settings": BASE | {"keys"},
-    "config": BASE | {"keys", "limits", "permissions", "settings"},
+    "inspection": BASE | {"permissions"},
+    "config": BASE | {"keys", "limits", "permissions", "settings", "inspection"},
     "identity": BASE | {"keys", "permissions", "config"},
     "fetch": PURE | {"fetch", "__version__"},
     "sandbox": PURE | {"sandbox", "log", "trace"},
@@ -44,8 +45,11 @@ LAYERS: dict[str, set[str]] = {
     "run": PURE
     | {"connection", "lease", "fetch", "sandbox", "store", "secrets", "log", "folders", "ceiling", "approval", "audit"}
     | {"trace"},
+    "dev": PURE | {"dev", "connection", "log"},
     "cli": PURE
     | {
+        "dev",
+        "embedded",
         "cli",
         "run",
         "fetch",
@@ -70,6 +74,8 @@ ONE_IMPORTER = {
     "redis": {"embedded.py", "worker/context.py", "client/redis_py.py"},
     "hiredis": {"connection.py"},
     "pydantic": {"worker/payload.py"},
+    "watchfiles": {"dev/watch.py"},
+    "debugpy": {"sandbox/bootstrap.py"},
 }
 LIGHT = {"_socket", "_thread", "ctypes", "marshal", "os", "resource", "sys", "time"}
 

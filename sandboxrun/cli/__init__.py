@@ -16,7 +16,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-COMMANDS = ("run", "check", "call", "info", "dead", "stream", "diff", "approve", "audit", "encrypt", "cache")
+COMMANDS = (
+    "run",
+    "check",
+    "call",
+    "info",
+    "dead",
+    "stream",
+    "diff",
+    "approve",
+    "audit",
+    "encrypt",
+    "cache",
+    "init",
+    "dev",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -32,7 +32,7 @@ def main(args: list[str]) -> int:
     options = parser.parse_args(args)
     if not 0 < options.timeout < 10**6 or not 1 <= options.n <= COUNT_MOST:
         raise UsageError("--timeout must be above 0 s, and -n from 1 to 10000000; see sandboxrun call --help")
-    data = _data(options.data)
+    data = parse_data(options.data)
 
     from sandboxrun.client import Client
 
@@ -52,7 +52,7 @@ def main(args: list[str]) -> int:
         return code
 
 
-def _data(words: list[str]) -> object:
+def parse_data(words: list[str]) -> object:
     if len(words) == 1 and "=" not in words[0].partition("{")[0].partition("[")[0].partition('"')[0]:
         try:
             return json.loads(words[0])

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import argparse
 
     from sandboxrun.cli.parser import Parser
+    from sandboxrun.inspection import Inspect
 
+_INSPECT = {"--inspect": "127.0.0.1:9229", "--inspect-wait": "127.0.0.1:9229"}
 _EPILOG = """\
 examples:
   echo worker-v0 HEX | sandboxrun demo-worker 1       run the worker of the hash demo-worker:1:h
@@ -24,6 +26,8 @@ examples:
   sandboxrun demo-worker 1 --allow-net=127.0.0.1:8000 grant more than the hash does, for this run
 
 other commands (sandboxrun COMMAND --help):
+  sandboxrun init NAME                                a folder with a worker and a test that work as they are
+  sandboxrun dev FOLDER|FILE|TYPE ID                  run a worker while it is written: again on save, with a prompt
   sandboxrun check                                    try on this machine whether the sandbox holds
   sandboxrun encrypt TYPE ID --key-file FILE          make the secrets of a worker from JSON on standard input
   sandboxrun cache [--clean]                          show or remove the scripts that were fetched
@@ -44,6 +48,8 @@ exit codes: the worker's own, 128+n when signal n ended it, or
 
 
 def _parser() -> Parser:
+    import argparse
+
     from sandboxrun.cli.parser import Parser
 
     parser = Parser(
@@ -103,6 +109,13 @@ def _parser() -> Parser:
         default=[],
         help='append each decision to FILE as a line of JSON; "journal": to the systemd journal',
     )
+    for flag in _INSPECT:
+        parser.add_argument(
+            flag,
+            metavar="[HOST:]PORT",
+            help="let a debugger attach there (127.0.0.1:9229)" + " and wait for it" * flag.endswith("wait"),
+        )
+    parser.add_argument("--standby", type=int, help=argparse.SUPPRESS)  # of sandboxrun dev
     parser.add_argument("--quiet", action="store_true", help="only warnings, denials and errors")
     parser.add_argument("--json-logs", action="store_true", help="our messages as one JSON object a line")
     parser.add_argument("--version", action="version", version=f"sandboxrun {__version__}")
@@ -114,7 +127,8 @@ def main(args: list[str]) -> int:
         return _run_plainly(*args)
     from sandboxrun.cli.parser import names
 
-    options = _parser().parse_args(args)
+    # The value is optional, and follows a "=": or TYPE would be one.
+    options = _parser().parse_args([f"{arg}={_INSPECT[arg]}" if arg in _INSPECT else arg for arg in args])
     trace.mark("options parsed")
     if options.reload and options.cached_only:
         raise UsageError("--reload and --cached-only contradict each other: give one")
@@ -142,6 +156,8 @@ def main(args: list[str]) -> int:
             policy=options.policy,
             yes=options.yes,
             audit=tuple(options.audit),
+            inspect=_inspect(options),
+            standby=options.standby,
         ),
         Log(quiet=options.quiet, json=options.json_logs, debug=options.debug),
     )
@@ -167,6 +183,17 @@ def _run_plainly(type_: str, id_: str) -> int:
 
     trace.mark("modules of a run imported")
     return run(RunOptions(type_, id_, os.environ.get("REDIS_URL") or DEFAULT_URL), Log(), child)
+
+
+def _inspect(options: argparse.Namespace) -> Inspect | None:
+    given = [(flag, value) for flag in _INSPECT if (value := getattr(options, flag[2:].replace("-", "_"))) is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise UsageError("--inspect and --inspect-wait are both given: --inspect-wait=HOST:PORT does both")
+    from sandboxrun.inspection import Inspect
+
+    return Inspect.parse(*given[0], given[0][0])
 
 
 def _extra(options: argparse.Namespace) -> Permissions:

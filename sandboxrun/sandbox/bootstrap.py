@@ -410,6 +410,37 @@ def _load(plan):
     return main, compile(source, plan["name"], "exec", dont_inherit=True)
 
 
+def _debug(host, port, wait):
+    """Let a debugger listen, as the worker that it is part of: nothing of it is outside of the sandbox."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        with socket.socket(family) as sock:  # debugpy would say nothing, and wait
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+            sock.listen()
+    except OSError as error:
+        print(f"error: the debugger cannot listen on {shown}: {error.strerror}; choose another port with --inspect=HOST:PORT",
+            file=sys.stderr, flush=True)  # fmt: skip
+        os._exit(1)
+    # Of modules that are frozen into Python, in which no breakpoint is wanted, it would warn at length.
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    import debugpy
+
+    # Its usual adapter is a process of its own, which a worker cannot start.
+    host, port = debugpy.listen((host, port), in_process_debug_adapter=True)
+    del os.environ["PYDEVD_DISABLE_FILE_VALIDATION"]
+    print(
+        f"Debugger listening on {host}:{port}" + (", waiting for it to be attached" if wait else ""),
+        file=sys.stderr,
+        flush=True,
+    )
+    if wait:
+        debugpy.wait_for_client()
+
+
 def _await(answers, word):
     if os.read(answers, 64) != word:
         os._exit(0)  # the supervisor went away or gave up; it has said why
@@ -453,6 +484,8 @@ def main():
     os.close(listener)
     _patch_names(_Names(questions, answers).ask)
     sys.meta_path.insert(0, _OwnPid(plan["key"], os.getpid()))
+    if plan["inspect"]:
+        _debug(*plan["inspect"])
     exec(code, module.__dict__)  # from here on the process is the worker's
 
 

@@ -151,10 +151,12 @@ class Child:
         scratch: str,
         env: dict[str, str],
         kept: Kept | None = None,
+        inspect: tuple[str, int, bool] | None = None,
     ) -> int:
         """Write the plan and wait until the child has locked itself down; returns the seccomp listener descriptor.
 
-        `kept`: where compiled filters are. Raises SandboxError where the kernel refuses a part of
+        `kept`: where compiled filters are. `inspect`: where a debugger listens, host and port, and whether the script
+        waits for its client. Raises SandboxError where the kernel refuses a part of
         the boundary.
         """
         from sandboxrun.sandbox import filters
@@ -174,6 +176,7 @@ class Child:
             "prefix": interpreter.prefix,
             "packages": _packages(interpreter.package, interpreter.site_packages),
             "env": env,
+            "inspect": inspect,
             "hints": {name: policy.limits.reached(name, key) for name in ("memory", "files", "scratch")},
         }
         try:

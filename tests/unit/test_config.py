@@ -53,11 +53,28 @@ def test_fields_and_options_add_up() -> None:
     assert [t.host for t in permissions.deny["net"]] == ["d"]
 
 
-def test_inspect_is_ignored_with_a_warning() -> None:
-    assert (
-        "--inspect in field options of t:1:h is ignored"
-        in parse({**GOOD, "options": "--inspect=127.0.0.1:9229"}).warnings[0]
-    )
+@pytest.mark.parametrize(
+    ("option", "address", "wait"),
+    [
+        ("--inspect", "127.0.0.1:9229", False),
+        ("--inspect=127.0.0.1:5678", "127.0.0.1:5678", False),
+        ("--inspect-wait=5678", "127.0.0.1:5678", True),
+        ("--inspect-brk=[::1]:5678", "[::1]:5678", True),
+    ],
+)
+def test_inspect_lets_the_worker_listen_there_and_nowhere_else(option: str, address: str, wait: bool) -> None:
+    config = parse({**GOOD, "options": option})
+    assert config.inspect is not None
+    assert (str(config.inspect.address), config.inspect.wait) == (address, wait)
+    assert [str(target) for target in config.permissions.allow["listen"]] == [address]
+    assert not config.asked.permissions.allow.get("listen")  # which the ceiling is asked for by another name
+    assert len(config.warnings) == option.startswith("--inspect-brk")
+
+
+@pytest.mark.parametrize("value", ["", "nowhere", "localhost:", "127.0.0.1:70000", "example.com:1"])
+def test_an_address_that_is_none_is_no_debugger(value: str) -> None:
+    with pytest.raises(ConfigError, match="--inspect in field options of t:1:h"):
+        parse({**GOOD, "options": f"--inspect={value}"})
 
 
 @pytest.mark.parametrize(

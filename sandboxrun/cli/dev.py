@@ -1,0 +1,256 @@
+"""sandboxrun dev."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sandboxrun import keys
+from sandboxrun.cli.call import parse_data
+from sandboxrun.cli.parser import Parser, connect_option
+from sandboxrun.errors import CallError, SandboxrunError, UsageError
+from sandboxrun.log import escape
+
+if TYPE_CHECKING:
+    from sandboxrun.client import Client
+    from sandboxrun.connection import Connection
+    from sandboxrun.dev.learn import Learned
+    from sandboxrun.dev.session import Session
+    from sandboxrun.dev.target import Target
+
+_EPILOG = """\
+examples:
+  sandboxrun init greeter && sandboxrun dev greeter   a worker in a folder, with a Redis of its own
+  sandboxrun dev greeter --inspect                    attach an editor to 127.0.0.1:9229
+  sandboxrun dev greeter --learn                      collect what it tries, and print the grants that it needs
+  sandboxrun dev greeter 1 --redis redis://127.0.0.1  a hash that is there, with version local
+
+At the prompt: a request as JSON or KEY=VALUE …; exit or Ctrl-D ends. Options of sandboxrun TYPE ID, as --allow-net=…,
+are passed on, each with its "=".
+"""
+_COLOURS = {"good": "32", "bad": "31", "error": "31", "warning": "33", "denied": "33", "dev": "2"}
+CALL_SECONDS = 30.0
+DEBUGGED_SECONDS = 3600.0
+
+
+def main(args: list[str]) -> int:
+    parser = Parser(
+        prog="sandboxrun dev",
+        usage="sandboxrun dev [options] FOLDER|FILE|TYPE ID",
+        description="Run a worker while it is written: started again when a file is saved, without losing a request.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("target", metavar="FOLDER|FILE|TYPE ID", nargs="+")
+    connect_option(parser)
+    parser.add_argument(
+        "--learn", action="store_true", help="at the end, print the smallest grants for what was refused"
+    )
+    parser.add_argument("--key-file", metavar="FILE", help="the key of the worker's secrets, one line worker-v0 HEX")
+    options, rest = parser.parse_known_args(args)
+    for word in rest:
+        if not word.startswith("--") or word.startswith(("--standby", "--json-logs")):
+            raise UsageError(f"{word[:80]!r} is not an option; see sandboxrun dev --help")
+    if len(options.target) > 2:
+        raise UsageError(f"{len(options.target)} words are given: expected FOLDER, FILE or TYPE ID; options need a '='")
+    if options.key_file is not None and not os.path.isfile(options.key_file):
+        raise UsageError(f"--key-file {options.key_file[:200]} is not a file; sandboxrun encrypt makes one")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return _develop(options, rest)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _develop(options: argparse.Namespace, rest: list[str]) -> int:
+    from sandboxrun.connection import Connection
+    from sandboxrun.dev.learn import Learned
+    from sandboxrun.dev.session import Session, Setting
+    from sandboxrun.dev.target import OwnKeys, Target
+
+    words = options.target
+    found = Target.of_path(words[0]) if len(words) == 1 else None
+    terminal = _Terminal(f"{found.type if found is not None else words[0]}> ")
+    learned = Learned()
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(_redis(options.redis, terminal))
+        connection = stack.enter_context(contextlib.closing(Connection(url, name="sandboxrun dev")))
+        connection.open()
+        target = found or Target.of_hash(connection, *words)
+        stack.enter_context(OwnKeys(connection, target))
+        setting = Setting(
+            target,
+            rest,
+            {**os.environ, "REDIS_URL": url},
+            options.key_file,
+            lambda kind, text: _said(kind, text, terminal, learned),
+        )
+        session = Session(setting, connection)
+        thread = threading.Thread(target=session.run, daemon=True)
+        thread.start()
+        try:
+            _serve(session, terminal, url, seconds=DEBUGGED_SECONDS if _debugs(rest) else CALL_SECONDS)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            _calmly(session, thread)
+        if options.learn and session.error is None:
+            command = ["sandboxrun", *(["dev"] if target.made else []), *words, *rest]
+            _show_learned(learned, connection, target, shlex.join(command))
+    if session.error is not None:
+        raise session.error
+    return 0
+
+
+def _debugs(rest: list[str]) -> bool:
+    return any(word.startswith("--inspect") for word in rest)
+
+
+def _calmly(session: Session, thread: threading.Thread) -> None:
+    """End the worker; a second Ctrl-C changes nothing, for what was made must be removed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    session.end()
+    thread.join()
+
+
+@contextlib.contextmanager
+def _redis(url: str | None, terminal: _Terminal) -> Iterator[str]:
+    """The one that is given, else one of our own."""
+    url = url or os.environ.get("REDIS_URL")
+    if url:
+        yield url
+        return
+    from sandboxrun import embedded
+
+    with embedded.server() as made:
+        terminal.print("dev", f"Redis for this session; in other terminals: export REDIS_URL={made}")
+        yield made
+
+
+def _serve(session: Session, terminal: _Terminal, url: str, *, seconds: float) -> None:
+    """Requests that are typed, until the end is; without a terminal, until a signal."""
+    session.settled.wait()
+    if session.over.is_set():
+        return
+    target = session.setting.target
+    terminal.print("dev", f"{target.key} is {target.url}; it is started again when a file is saved")
+    if not terminal.prompts:
+        session.over.wait()
+        return
+    terminal.print("dev", "a request is JSON or KEY=VALUE …; exit or Ctrl-D ends")
+    from sandboxrun.client import Client
+
+    threading.Thread(target=_wake, args=(session,), daemon=True).start()
+    with Client(url) as client:
+        while (line := terminal.ask()) is not None and not session.over.is_set():
+            if line in ("exit", "quit"):
+                return
+            if line:
+                _call(client, terminal, target.type, line, seconds)
+
+
+def _wake(session: Session) -> None:
+    """Whoever waits at the prompt is told of the end by the signal that a Ctrl-C is."""
+    session.over.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _call(client: Client, terminal: _Terminal, type_: str, line: str, seconds: float) -> None:
+    began = time.perf_counter()
+    try:
+        words = [line] if line[0] in '{["' else shlex.split(line)
+        reply = client.call(type_, parse_data(words), timeout=seconds)
+    except CallError as error:
+        if error.reply is None:
+            terminal.print("bad", escape(str(error)))
+            return
+        reply = error.reply
+    except (SandboxrunError, ValueError) as error:
+        terminal.print("bad", escape(str(error)))
+        return
+    millis = (time.perf_counter() - began) * 1000
+    code = reply.get("code")
+    terminal.print("good" if code == 200 else "bad", f"{code} in {millis:.1f} ms")
+    body = {name: value for name, value in reply.items() if name not in ("ref", "source", "code", "time")}
+    text = json.dumps(body, indent=2, ensure_ascii=False)
+    # A reply must not drive the terminal.
+    terminal.print("", text if text.replace("\n", "").isprintable() else json.dumps(body, indent=2))
+
+
+def _said(kind: str, text: str, terminal: _Terminal, learned: Learned) -> None:
+    if kind in ("denied", "worker"):
+        learned.line(text)
+    if kind != "info" and kind != "debug":
+        terminal.print(kind, f"{kind}: {text}" if kind in ("warning", "error") else text)
+
+
+def _show_learned(learned: Learned, connection: Connection, target: Target, command: str) -> None:
+    from sandboxrun.dev import learn
+
+    flat = connection.call("HGETALL", target.key)
+    pairs = [word.decode("utf-8", "replace") for word in flat]
+    grants = learned.grants()
+    if not grants:
+        print("learned: nothing was refused that a grant would allow")
+        return
+    # What was made for a folder is gone: whoever keeps a hash for it most likely calls it so.
+    key = keys.worker_key(target.type, "1") if target.made else target.key
+    print("learned: what it tried and was refused; read it, then paste what it is to have")
+    print(escape("  " + learn.as_hset(key, grants, dict(zip(pairs[::2], pairs[1::2], strict=True)))))
+    print(escape(f"  {command} {learn.as_flags(grants)}"))
+
+
+class _Terminal:
+    """Lines of several threads, above a prompt that stays the last line."""
+
+    def __init__(self, prompt: str) -> None:
+        self.prompts = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+        capable = os.environ.get("TERM", "dumb") != "dumb"
+        self._colours = sys.stdout.isatty() and capable and not os.environ.get("NO_COLOR")
+        self._clear = "\r\x1b[K" if capable else "\r"
+        self._prompt, self._asking = prompt, False
+        self._lock = threading.Lock()
+
+    def print(self, kind: str, text: str) -> None:
+        if kind in _COLOURS and self._colours:
+            text = f"\x1b[{_COLOURS[kind]}m{text}\x1b[0m"
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            if self._asking:
+                import readline
+
+                sys.stdout.write(f"{self._clear}{text}\n{self._prompt}{readline.get_line_buffer()}")
+            else:
+                sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+    def ask(self) -> str | None:
+        """A line, or None at the end of the input."""
+        import readline  # noqa: F401  # which input() edits and remembers lines with
+
+        with self._lock:
+            self._asking = True
+        try:
+            return input(self._prompt).strip()
+        except EOFError:
+            print()
+            return None
+        except KeyboardInterrupt:
+            print()
+            raise
+        finally:
+            with self._lock:
+                self._asking = False

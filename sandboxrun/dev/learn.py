@@ -1,0 +1,70 @@
+"""What a worker tried and was refused, and the smallest set of grants that would have allowed it. Pure.
+
+A worker can write such a line itself: what is learned is to be read before it is pasted.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sandboxrun.covers import covered
+from sandboxrun.permissions import KINDS
+
+_REFUSAL = re.compile(
+    r'Requires [a-z]+ access to ".*"; grant it with: --allow-([a-z]+)=(.+) \(field [A-Za-z]+ of [^ ]+\)'
+)
+LEARNED_MAX = 200
+
+
+class Learned:
+    """Refusals, line by line."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], Any] = {}
+
+    def line(self, text: str) -> None:
+        """A line of the supervisor's or of the worker's hooks; any other is passed over."""
+        found = _REFUSAL.fullmatch(text.strip())
+        if found is None or len(self._found) >= LEARNED_MAX or found[1] not in KINDS:
+            return
+        if "," in found[2]:  # a path that no list can hold
+            return
+        try:
+            target = KINDS[found[1]].parse(found[2])
+        except ValueError:
+            return
+        self._found[found[1], str(target)] = target
+
+    def grants(self, before: Mapping[str, Iterable[Any]] | None = None) -> dict[str, tuple[str, ...]]:
+        """By kind, what to add to what is allowed `before`: nothing that another entry covers."""
+        lists: dict[str, list[Any]] = {}
+        for (kind, _), target in self._found.items():
+            lists.setdefault(kind, []).append(target)
+        smallest = {}
+        for kind, targets in lists.items():
+            allowed = tuple((before or {}).get(kind, ()))
+            needed = [
+                target
+                for target in targets
+                if not covered(kind, (*allowed, *(other for other in targets if other != target)), target)
+            ]
+            if needed:
+                smallest[kind] = tuple(sorted(map(str, needed)))
+        return dict(sorted(smallest.items()))
+
+
+def as_flags(grants: Mapping[str, Iterable[str]]) -> str:
+    return " ".join(shlex.quote(f"{KINDS[kind].flag()}={','.join(targets)}") for kind, targets in grants.items())
+
+
+def as_hset(key: str, grants: Mapping[str, Iterable[str]], fields: Mapping[str, str]) -> str:
+    """A command that keeps what the `fields` of the hash allow already."""
+    words = ["redis-cli", "HSET", key]
+    for kind, targets in grants.items():
+        field = KINDS[kind].field()
+        before = [entry.strip() for entry in fields.get(field, "").split(",") if entry.strip()]
+        words += [field, ",".join((*before, *targets))]
+    return shlex.join(words)

@@ -1,0 +1,133 @@
+"""What `sandboxrun dev` develops: a folder, a file, or a hash that is there already."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sandboxrun import keys
+from sandboxrun.config import WorkerConfig, parse_worker
+from sandboxrun.connection import Connection
+from sandboxrun.errors import ConfigError, StoreError, UsageError
+
+ID = "dev"  # of a worker whose hash we make
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A worker and its source. `folder` is what is watched; with `script`, only that file of it. Both are absolute."""
+
+    type: str
+    id: str
+    folder: str
+    script: str | None
+    made: bool  # the hash is ours to make and to remove
+
+    @property
+    def key(self) -> str:
+        return keys.worker_key(self.type, self.id)
+
+    @property
+    def url(self) -> str:
+        return self.script or self.folder
+
+    @property
+    def main(self) -> str:
+        """The script itself."""
+        return self.script or os.path.join(self.folder, "worker.py")
+
+    @classmethod
+    def of_path(cls, path: str) -> Target:
+        """A folder with worker.py, or a script. Raises UsageError."""
+        real = os.path.abspath(path)
+        if os.path.isdir(real):
+            if not os.path.isfile(os.path.join(real, "worker.py")):
+                raise UsageError(f"{path[:200]} has no worker.py: sandboxrun init NAME makes a folder that has one")
+            return cls(type_from(os.path.basename(real)), ID, real, None, made=True)
+        if not os.path.isfile(real):
+            raise UsageError(
+                f"{path[:200]} is neither a folder nor a file: sandboxrun init NAME makes a folder; for a hash, give TYPE ID"
+            )
+        name = os.path.basename(real).removesuffix(".py")
+        if name == "worker":
+            name = os.path.basename(os.path.dirname(real))
+        return cls(type_from(name), ID, os.path.dirname(real), real, made=True)
+
+    @classmethod
+    def of_hash(cls, connection: Connection, type_: str, id_: str) -> Target:
+        """A hash whose version is local. Raises ConfigError."""
+        config = read(connection, type_, id_)
+        if config.version != "local":
+            raise ConfigError(
+                f"{config.key} runs version {config.version!r}, which does not change on save: set it to a folder with "
+                f"HSET {config.key} url FOLDER version local"
+            )
+        folder = os.path.isdir(config.url)
+        parent = config.url if folder else os.path.dirname(config.url)
+        return cls(type_, id_, parent, None if folder else config.url, made=False)
+
+
+def read(connection: Connection, type_: str, id_: str) -> WorkerConfig:
+    """The hash as it is now. Raises ConfigError, StoreError."""
+    names = (keys.type_key(keys.check_type(type_)), keys.worker_key(type_, keys.check_id(id_)))
+    hashes = [_mapping(connection.call("HGETALL", name)) for name in names]
+    return parse_worker(type_, id_, *hashes)
+
+
+def _mapping(flat: list[bytes]) -> Mapping[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def type_from(name: str) -> str:
+    """A valid worker type from a folder's name. Raises UsageError where none of it is left."""
+    found = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-_")
+    found = re.sub(r"^[^a-z]+", "", found)[: keys.TYPE_MAX_CHARS]
+    if not found:
+        raise UsageError(f"no worker type can be made of the name {name[:80]!r}: it needs a letter from a to z")
+    try:
+        return keys.check_type(found)
+    except ConfigError:
+        return f"{found}-worker"
+
+
+class OwnKeys:
+    """The hash that we make for a folder, and the streams that come with it: removed at the end, if they are ours."""
+
+    def __init__(self, connection: Connection, target: Target) -> None:
+        self._connection, self._target = connection, target
+        streams = (keys.request_stream, keys.response_stream, keys.dead_stream)
+        self._streams = [stream(target.type) for stream in streams]
+
+    def __enter__(self) -> OwnKeys:
+        """Raises ConfigError where the hash is somebody's."""
+        target = self._target
+        if not target.made:
+            self._ours: list[str] = []
+            return self
+        fields = {"type": target.type, "url": target.url, "version": "local"}
+        if not self._make(fields):
+            raise ConfigError(
+                f"{target.key} is there already: sandboxrun dev {target.type} {target.id} takes it as it is; or remove it with "
+                f"DEL {target.key}"
+            )
+        self._ours = [target.key, *(name for name in self._streams if not self._connection.call("EXISTS", name))]
+        return self
+
+    def _make(self, fields: dict[str, str]) -> bool:
+        """Whether the hash is ours now. One that is just like it, and that nobody runs, a killed session has left."""
+        call, key = self._connection.call, self._target.key
+        call("WATCH", key)
+        found = {name.decode("utf-8", "replace"): value for name, value in _mapping(call("HGETALL", key)).items()}
+        if found and found != {name: value.encode() for name, value in fields.items()}:
+            call("UNWATCH")
+            return False
+        words = [word for pair in fields.items() for word in pair]
+        return self._connection.pipeline([("MULTI",), ("HSET", key, *words), ("EXEC",)])[-1] is not None
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            with contextlib.suppress(StoreError):  # it is away, and the session's end says so
+                self._connection.call("DEL", *self._ours)

@@ -1,0 +1,97 @@
+"""The pure parts of developing: what is learned, what is Python, what a folder's worker is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sandboxrun.dev import source
+from sandboxrun.dev.learn import Learned, as_flags, as_hset
+from sandboxrun.dev.process import parse_message, shown
+from sandboxrun.dev.target import type_from
+from sandboxrun.errors import UsageError
+from sandboxrun.permissions import KINDS, denial
+
+
+def learned(*wanted: tuple[str, str]) -> Learned:
+    found = Learned()
+    for kind, target in wanted:
+        found.line(denial(kind, target, "t:1:h"))
+    return found
+
+
+def test_a_refusal_of_each_kind_becomes_its_grant() -> None:
+    wanted = (("net", "a.example:443"), ("net", "[::1]:5"), ("read", "/etc/passwd"), ("listen", "127.0.0.1:8000"))
+    grants = learned(*wanted).grants()
+    assert grants == {
+        "listen": ("127.0.0.1:8000",),
+        "net": ("[::1]:5", "a.example:443"),
+        "read": ("/etc/passwd",),
+    }
+    assert (
+        as_flags(grants) == "--allow-listen=127.0.0.1:8000 '--allow-net=[::1]:5,a.example:443' --allow-read=/etc/passwd"
+    )
+
+
+def test_what_another_grant_covers_is_left_out() -> None:
+    found = learned(("read", "/srv/a/b"), ("read", "/srv/a"), ("read", "/srv/ab"), ("net", "h:1"), ("net", "h"))
+    assert found.grants() == {"net": ("h",), "read": ("/srv/a", "/srv/ab")}
+    assert found.grants({"read": [KINDS["read"].parse("/srv")]}) == {"net": ("h",)}
+
+
+def test_a_hash_keeps_what_it_allows_already() -> None:
+    grants = learned(("net", "b:2")).grants()
+    assert as_hset("t:1:h", grants, {"allowNet": "a:1, c"}) == "redis-cli HSET t:1:h allowNet a:1,c,b:2"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "Requires net access",
+        denial("net", "a:1", "t:1:h", by_deny=True),  # no grant would allow it
+        'Requires read access to "/a,b"; grant it with: --allow-read=/a,b (field allowRead of t:1:h)',
+        'Requires magic access to "x"; grant it with: --allow-magic=x (field allowMagic of t:1:h)',
+    ],
+)
+def test_a_line_that_names_no_grant_teaches_nothing(line: str) -> None:
+    found = Learned()
+    found.line(line)
+    assert found.grants() == {}
+
+
+def test_a_syntax_error_is_shown_with_its_line(tmp_path: Path) -> None:
+    files = {"good.py": "x = 1\n", "bad.py": "x = 1\nif x\n    pass\n", "nul.py": "\0", "data.txt": "if x"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    paths = [str(tmp_path / name) for name in (*files, "gone.py")]
+    found = source.problems(paths, str(tmp_path))
+    assert [Path(path).name for path in found] == ["bad.py", "nul.py"]
+    assert found[paths[1]] == "bad.py:2: SyntaxError: expected ':'\n    if x\n        ^"
+
+
+@pytest.mark.parametrize(
+    ("name", "type_"),
+    [
+        ("greeter", "greeter"),
+        ("My Worker!", "my-worker"),
+        ("2nd_try", "nd_try"),
+        ("req", "req-worker"),
+        ("a" * 99, "a" * 64),
+    ],
+)
+def test_a_folders_name_becomes_a_valid_type(name: str, type_: str) -> None:
+    assert type_from(name) == type_
+
+
+def test_a_name_without_a_letter_is_no_type() -> None:
+    with pytest.raises(UsageError, match="needs a letter"):
+        type_from("42")
+
+
+def test_only_a_whole_message_counts_as_one() -> None:
+    assert parse_message('{"time": 1, "level": "info", "event": "start", "message": "m"}') is not None
+    for line in ('{"time": 1', '{"time": 1}', '{"time": 1, "level": 2, "event": "start", "message": "m"}', "text"):
+        assert parse_message(line) is None
+    assert shown("a\tb\x1b[2J") == "a\tb\\x1b[2J"
