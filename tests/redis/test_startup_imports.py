@@ -69,8 +69,12 @@ print("\\n".join(sys.modules))
 # The command, and at its end what it has imported: -X importtime does not see what importlib.import_module imports, and
 # sys.modules not what was taken out of it again.
 COMMAND = """\
-import atexit, sys
-atexit.register(lambda: print("modules:", *sys.modules, file=sys.stderr))
+import os, sys
+def exit(code, exit=os._exit):
+    print("modules:", *sys.modules, file=sys.stderr)
+    sys.stderr.flush()
+    exit(code)
+os._exit = exit
 sys.argv[:] = sys.argv[1:]
 from sandboxrun.cli import main
 main()
@@ -98,7 +102,7 @@ def imported(r: redis.Redis, run: Runner, tmp_path) -> tuple[set[str], set[str]]
         text=True,
         check=True,
     )
-    supervisor = public(imports(done.stderr)) - public(imports(idle.stderr)) - {"atexit"}
+    supervisor = public(imports(done.stderr)) - public(imports(idle.stderr))
     worker = public(done.stdout.split()) - public(child.stdout.split())
     assert {"sandboxrun.cli.run", "sandboxrun.run"} <= supervisor
     assert {"sandboxrun.worker.loop"} <= worker
