@@ -30,7 +30,6 @@ from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.permissions import endpoint as host_and_port
 from sandboxrun.records import asdict, field, record
 from sandboxrun.sandbox import features, places
-from sandboxrun.sandbox.features import Features
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy, build
 from sandboxrun.sandbox.scratch import scratch_folder
@@ -60,28 +59,32 @@ class RunOptions:
     audit: tuple[str, ...] = ()  # files, or "journal"
 
 
-def run(options: RunOptions, log: Log) -> int:
-    """Run one worker to its end; its exit code. Raises SandboxrunError for every failure of ours."""
+def run(options: RunOptions, log: Log, child: Child | None = None) -> int:
+    """Run one worker to its end; its exit code. Raises SandboxrunError for every failure of ours.
+
+    `child`: one that was started already, for this worker, on a kernel that lacks nothing; it is closed here.
+    """
     key = keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
     with Audit(options.audit, worker=key, warn=lambda message: log.warning("audit", message)) as audit:
         log.observer = audit.logged
         audit.record("run", "asked", redis=parse_url(options.redis_url).shown, reload=options.reload)
-        code = _start(options, key, audit, log)
+        code = _start(options, key, child, audit, log)
         audit.record("end", "ended", exit_code=code)
         return code
 
 
-def _start(options: RunOptions, key: str, audit: Audit, log: Log) -> int:
-    kernel = features.probe()
-    for message in kernel.require(options.degraded, others=(REDIS_ACL,)):
-        log.warning("degraded", message)
-    _raise_descriptor_limit()
-    child = Child(key, kernel)  # warms up while we read and fetch
-    trace.mark("child started")
+def _start(options: RunOptions, key: str, child: Child | None, audit: Audit, log: Log) -> int:
+    if child is None:
+        kernel = features.probe()
+        for message in kernel.require(options.degraded, others=(REDIS_ACL,)):
+            log.warning("degraded", message)
+        child = Child(key, kernel, warm=True)
+        trace.mark("child started")
     try:
+        _raise_descriptor_limit()
         store = Store(options.redis_url)
         try:
-            return _run(options, key, kernel, child, store, audit, log)
+            return _run(options, key, child, store, audit, log)
         finally:
             store.close()
     finally:
@@ -95,7 +98,7 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
 
 
-def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: Store, audit: Audit, log: Log) -> int:
+def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit, log: Log) -> int:
     shared, own = store.read(options.type, options.id)
     trace.mark("hash read")
     config = parse_worker(options.type, options.id, shared, own, extra=options.extra, limits=options.limits)
@@ -132,7 +135,7 @@ def _run(options: RunOptions, key: str, kernel: Features, child: Child, store: S
         env = _environment(config, login, scratch)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
         child.check_supervision()
-        degraded = kernel.forgone(options.degraded) + ([] if login.own else [REDIS_ACL])
+        degraded = child.features.forgone(options.degraded) + ([] if login.own else [REDIS_ACL])
         _record(folders, config, artifact, degraded)
         audit.record("grant", "allowed", **_given(config), degraded=degraded)
         trace.mark("run recorded")

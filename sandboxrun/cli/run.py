@@ -148,11 +148,25 @@ def main(args: list[str]) -> int:
 
 
 def _run_plainly(type_: str, id_: str) -> int:
-    """Without an option there is nothing to parse: argparse takes as long to say so as all that comes before Redis."""
+    """Without an option there is nothing to parse: argparse takes as long to say so as all that comes before Redis.
+
+    The child is started first, and gets ready while we import what else a run needs. It ends by itself if we do.
+    """
+    from sandboxrun import keys
+    from sandboxrun.sandbox import features
+    from sandboxrun.sandbox.launch import Child
+
+    key = keys.worker_key(keys.check_type(type_), keys.check_id(id_))
+    kernel = features.probe()
+    kernel.require()
+    child = Child(key, kernel, warm=True)
+    trace.mark("child started")
+
     from sandboxrun.run import RunOptions, run
     from sandboxrun.store import DEFAULT_URL
 
-    return run(RunOptions(type_, id_, os.environ.get("REDIS_URL") or DEFAULT_URL), Log())
+    trace.mark("modules of a run imported")
+    return run(RunOptions(type_, id_, os.environ.get("REDIS_URL") or DEFAULT_URL), Log(), child)
 
 
 def _extra(options: argparse.Namespace) -> Permissions:

@@ -1,8 +1,10 @@
 """The child: wait for the plan, give up every right that is not in it, run the script. Never executes again.
 
-Run as `python -I -S bootstrap.py KEY SUPERVISOR_PID QUESTIONS ANSWERS PLAN RULESET`, the last four descriptors. Imports nothing of ours and only what is light of the
-standard library: `socket`, `signal`, `threading` and all that goes with them take longer than Python's own start, so they
-are prepared before the script imports them, or does not. Nothing untrusted is in this process until `_load`.
+Run as `python -I -S bootstrap.py KEY SUPERVISOR_PID QUESTIONS ANSWERS PLAN RULESET [PACKAGE SITE…]`; QUESTIONS to RULESET are
+descriptors. Needs nothing of ours and only what is light of the standard library: `socket`, `signal`, `threading` and all
+that goes with them take longer than Python's own start, so they are prepared before the script imports them, or does not.
+With PACKAGE (ours, or empty) and SITE folders it imports sandboxrun.worker while it would only wait for its plan. Nothing
+untrusted is in this process until `_load`.
 
 QUESTIONS is a pipe of packets (pipe(2), O_DIRECT), ANSWERS a stream, PLAN a memfd, RULESET Landlock's. Supervisor "plan"
 once the last two are filled; child "ready FD NS NS NS" with the seccomp listener, which the supervisor takes, or "fail TEXT";
@@ -354,25 +356,36 @@ def _install_hooks(plan, explanations):
 
 
 def _prepare_imports(plan):
-    sys.dont_write_bytecode = True
     sys.stdout.reconfigure(line_buffering=True)  # it is a pipe, and somebody may read along
     sys.prefix = sys.exec_prefix = plan["prefix"]
-    sys.path[:] = [*plan["script_path"], *sys.path, *plan["site_packages"]]
-    if plan["package"]:
+    sys.path[:0] = plan["script_path"]
+    import _sitebuiltins
+    import builtins
+
+    builtins.exit, builtins.quit = _sitebuiltins.Quitter("exit", "Ctrl-D"), _sitebuiltins.Quitter("quit", "Ctrl-D")
+
+
+def _add_packages(folder, *site):
+    sys.path += site
+    if folder:
         # sandboxrun itself, where it is not among the site packages (an editable installation): the package alone,
         # not the folder around it, so that nothing beside it can be imported.
         import _frozen_importlib as importlib
         import _frozen_importlib_external as external
 
-        folder = plan["package"]
         spec = external.spec_from_file_location(
             "sandboxrun", folder + "/__init__.py", submodule_search_locations=[folder]
         )
         sys.modules["sandboxrun"] = importlib._load(spec)
-    import _sitebuiltins
-    import builtins
 
-    builtins.exit, builtins.quit = _sitebuiltins.Quitter("exit", "Ctrl-D"), _sitebuiltins.Quitter("quit", "Ctrl-D")
+
+def _warm_up(packages):
+    """What nearly every script imports; one that does not is no slower for it, since this waits for the supervisor."""
+    _add_packages(*packages)
+    try:
+        __import__("sandboxrun.worker")  # nothing here depends on it
+    except Exception:
+        return  # the script that needs it will say so
 
 
 class _Loader:
@@ -403,13 +416,20 @@ def _await(answers, word):
 
 
 def main():
-    key, (supervisor, questions, answers, plan_fd, ruleset) = sys.argv[1], map(int, sys.argv[2:])
+    key, (supervisor, questions, answers, plan_fd, ruleset), packages = (
+        sys.argv[1],
+        map(int, sys.argv[2:7]),
+        sys.argv[7:],
+    )
     looked = [time.monotonic_ns()]  # at the clock, for trace.py
     _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != supervisor:  # it died before PDEATHSIG was armed
         os._exit(0)
     for fd in (questions, answers):
         os.set_inheritable(fd, False)
+    sys.dont_write_bytecode = True
+    if packages:
+        _warm_up(packages)
     _await(answers, b"plan")
     with open(plan_fd, "rb") as file:
         file.seek(0)
@@ -424,6 +444,8 @@ def main():
     os.write(questions, b"ready %d %d %d %d" % (listener, *looked))
     # While the supervisor prepares, and claims the hash; a SyntaxError ends this process before it has begun.
     os.environ.update(plan["env"])
+    if not packages:
+        _add_packages(*plan["packages"])
     _prepare_imports(plan)
     _install_hooks(plan, _Explanations(key, plan["hints"]))
     module, code = _load(plan)

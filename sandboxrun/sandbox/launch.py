@@ -22,10 +22,15 @@ import sys
 from sandboxrun import trace
 from sandboxrun.errors import SandboxError
 from sandboxrun.records import record
-from sandboxrun.sandbox import filters, landlock, places
+from sandboxrun.sandbox import landlock, places
 from sandboxrun.sandbox.features import Features
-from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy
 from sandboxrun.sandbox.target import pidfd_getfd
+
+# What a policy is made of is imported while the child starts, and so by those who need it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.sandbox.filters import Kept
+    from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy
 
 _BOOTSTRAP = os.path.join(os.path.dirname(__file__), "bootstrap.py")
 READY_SECONDS = 20  # a child that has not confined itself by then never will
@@ -43,37 +48,52 @@ class Script:
 
 def this_interpreter() -> Interpreter:
     """The running interpreter's folders: the child runs the same one."""
+    from sandboxrun.sandbox.policy import Interpreter
+
     # As sysconfig has them, which takes a millisecond to say so.
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     library = (os.path.dirname(os.__file__), f"{sys.base_exec_prefix}/{sys.platlibdir}/{version}")
-    pure, platform = (f"{sys.prefix}/{lib}/{version}/site-packages" for lib in ("lib", sys.platlibdir))
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    site = dict.fromkeys(path for path in (pure, platform) if os.path.isdir(path))
-    for path in sys.path:  # Debian's dist-packages, --system-site-packages
-        if os.path.basename(path) in places.SITE_FOLDERS and os.path.isdir(path):
-            site[path] = None
     programs = (sys.executable, os.path.realpath(sys.executable), os.path.abspath(sys.argv[0]))
     searched, mixed = places.searched()
     return Interpreter(
         prefix=sys.prefix,
         programs=(*programs, *map(os.path.dirname, programs)),
         library=library,
-        site_packages=tuple(site),
-        package=package,
+        site_packages=_site_packages(),
+        package=_package(),
         searched=searched,
         mixed=mixed,
     )
 
 
+def _site_packages() -> tuple[str, ...]:
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    pure, platform = (f"{sys.prefix}/{lib}/{version}/site-packages" for lib in ("lib", sys.platlibdir))
+    # Beside them Debian's dist-packages, --system-site-packages.
+    others = (path for path in sys.path if os.path.basename(path) in places.SITE_FOLDERS)
+    return tuple(dict.fromkeys(path for path in (pure, platform, *others) if os.path.isdir(path)))
+
+
+def _package() -> str:
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _packages(package: str, site: tuple[str, ...]) -> list[str]:
+    """What the child can import beside Python's own: this package, or nothing where a site folder has it, and those."""
+    return ["" if os.path.dirname(package) in site else package, *site]
+
+
 class Child:
     """The process that will be the worker, from birth to burial. Always `close` it."""
 
-    def __init__(self, key: str, features: Features) -> None:
-        self._features = features
+    def __init__(self, key: str, features: Features, *, warm: bool = False) -> None:
+        """`warm`: it imports sandboxrun.worker while it waits for its plan, as most scripts will."""
+        self.features = features
         try:
             with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
                 born_with = self._make_descriptors(ours, theirs)
                 words = [key, str(os.getpid()), *map(str, born_with)]
+                words += _packages(_package(), _site_packages()) if warm else []
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-X", "utf8", _bootstrap(), *words],
                     stdin=subprocess.PIPE,
@@ -106,7 +126,7 @@ class Child:
         for end in (read, write):
             os.set_blocking(end, False)
         self._plan = ours.enter_context(os.fdopen(os.memfd_create("plan", os.MFD_CLOEXEC), "wb"))
-        ruleset = landlock.create_ruleset(**self._features.landlock_bits())
+        ruleset = landlock.create_ruleset(**self.features.landlock_bits())
         self._ruleset = ours.enter_context(os.fdopen(ruleset, "rb", buffering=0))
         return questions, answers, self._plan.fileno(), ruleset
 
@@ -130,17 +150,18 @@ class Child:
         interpreter: Interpreter,
         scratch: str,
         env: dict[str, str],
-        kept: filters.Kept | None = None,
+        kept: Kept | None = None,
     ) -> int:
         """Write the plan and wait until the child has locked itself down; returns the seccomp listener descriptor.
 
         `kept`: where compiled filters are. Raises SandboxError where the kernel refuses a part of
         the boundary.
         """
+        from sandboxrun.sandbox import filters
+
         with self._ruleset:
-            landlock.add_rules(self._ruleset.fileno(), policy.rules(), fs=self._features.landlock_bits()["fs"])
-        program = filters.program(policy.grants(self._features), kept)
-        in_site = os.path.dirname(interpreter.package) in interpreter.site_packages
+            landlock.add_rules(self._ruleset.fileno(), policy.rules(), fs=self.features.landlock_bits()["fs"])
+        program = filters.program(policy.grants(self.features), kept)
         plan = {
             "bpf": filters.for_pid(program, self.pid),
             "rlimits": policy.rlimits,
@@ -151,8 +172,7 @@ class Child:
             "script_path": [script.folder] if script.folder else [],
             "key": key,
             "prefix": interpreter.prefix,
-            "site_packages": list(interpreter.site_packages),
-            "package": "" if in_site else interpreter.package,
+            "packages": _packages(interpreter.package, interpreter.site_packages),
             "env": env,
             "hints": {name: policy.limits.reached(name, key) for name in ("memory", "files", "scratch")},
         }
