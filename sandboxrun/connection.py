@@ -292,13 +292,19 @@ class Connection:
 
 
 def translated(error: ReplyError, shown: str) -> Exception:
-    """A reply that is an error, as the exception for it."""
+    """A reply that is an error, as the exception for it: the one place that tells passing errors from lasting ones."""
     text = str(error)
     if text.partition(" ")[0] in _LATER:
         return ConnectionLost(f"Redis at {shown} cannot serve at the moment: {text[:200]}")
     if text.startswith(_LOGIN):
         return _login_refused(error, shown)
     return error
+
+
+def refused(error: ReplyError, shown: str) -> StoreError:
+    """The same where nothing else is made of it: ConnectionLost for a passing one, else what Redis says."""
+    found = translated(error, shown)
+    return found if isinstance(found, StoreError) else StoreError(f"Redis at {shown} refuses: {str(error)[:200]}")
 
 
 def _login_refused(error: ReplyError, shown: str) -> LoginRefused:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from sandboxrun import keys
 from sandboxrun.config import FIELDS_MAX, READ_FIELDS, value_limit, wanted_fields
-from sandboxrun.connection import Address, Connection, ReplyError
+from sandboxrun.connection import Address, Connection, ReplyError, refused
 from sandboxrun.errors import AlreadyRunningError, ConfigError, ConnectionLost, SandboxError, StoreError
 from sandboxrun.identity import Identity, Owner, User
 from sandboxrun.lease import PID_FIELDS, holder, is_alive, start_time, this_host
@@ -70,7 +70,9 @@ class Store:
         self._connection.receive_most = 0
         if not replies:
             raise ConfigError(self._too_much(names))
-        shared, own = (_hash(name, replies[at : at + 4]) for at, name in zip((0, 4), names, strict=True))
+        shared, own = (
+            _hash(name, replies[at : at + 4], self.address.shown) for at, name in zip((0, 4), names, strict=True)
+        )
         self._selectors = _has_selectors(replies[8])
         self._check_free(names[1], replies[9], replies[10])
         return shared, own
@@ -170,7 +172,7 @@ class Store:
     def _checked(self, replies: list[Any]) -> list[Any]:
         for reply in replies:
             if isinstance(reply, ReplyError):
-                raise StoreError(f"Redis at {self.address.shown} refuses: {str(reply)[:200]}")
+                raise refused(reply, self.address.shown)
         return replies
 
     @contextlib.contextmanager
@@ -298,19 +300,19 @@ def _has_selectors(hello: Any) -> bool:
     return major.isdigit() and int(major) >= SELECTORS_SINCE
 
 
-def _hash(name: str, replies: list[Any]) -> dict[bytes, bytes]:
+def _hash(name: str, replies: list[Any], shown: str) -> dict[bytes, bytes]:
     """From TYPE, HLEN, HKEYS and HMGET. A field that decides something and is none of READ_FIELDS has an empty value: it is
     an error whatever it holds."""
     kind, count, names, values = replies
     if kind == b"none":
         return {}
     if isinstance(kind, ReplyError):
-        raise StoreError(f"Redis refuses: {str(kind)[:200]}")
+        raise refused(kind, shown)
     if kind != b"hash":
         raise ConfigError(f"{name} is a {kind.decode()}, not a hash: remove it with DEL {name} and make it with HSET")
     for reply in (count, names, values):
         if isinstance(reply, ReplyError):
-            raise StoreError(f"Redis refuses: {str(reply)[:200]}")
+            raise refused(reply, shown)
     if count > FIELDS_MAX:
         raise ConfigError(_too_many(name, count))
     found = {field.encode(): value for field, value in zip(READ_FIELDS, values, strict=True) if value is not None}

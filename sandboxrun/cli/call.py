@@ -6,7 +6,7 @@ import json
 import sys
 import time
 
-from sandboxrun.cli.parser import Parser, connect_option
+from sandboxrun.cli.parser import type_parser
 from sandboxrun.errors import CallError, UsageError
 from sandboxrun.log import escape
 
@@ -14,18 +14,16 @@ COUNT_MOST = 10_000_000
 
 
 def main(args: list[str]) -> int:
-    parser = Parser(
-        prog="sandboxrun call",
+    parser = type_parser(
+        "call",
         description="Send a request to the workers of a type and print the reply's JSON. Exit code 0 for code 200.",
         epilog='examples:\n  sandboxrun call demo-worker \'{"name":"you"}\'\n  sandboxrun call demo-worker name=you times=3 --timeout 5\n'
         "  sandboxrun call demo-worker name=you -n 10000       how long replies take\n\n"
         "exit codes: 65 refused (400)   70 the handler failed (500)   75 no reply in time, or expired (504), or Redis away",
     )
-    parser.add_argument("type", metavar="TYPE")
     parser.add_argument(
         "data", metavar="JSON|KEY=VALUE", nargs="*", help="one JSON text, or fields; a value is JSON or text"
     )
-    connect_option(parser)
     parser.add_argument("--timeout", metavar="SECONDS", type=float, default=10.0, help="for the reply (10)")
     parser.add_argument("--trace", action="store_true", help="print the request's hash req:REF:h, too")
     parser.add_argument("-n", metavar="N", type=int, default=1, help="send N, many at once, and print a summary")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from sandboxrun import keys
-from sandboxrun.cli.parser import Parser, connect_option
+from sandboxrun.cli.parser import type_parser
 from sandboxrun.cli.redis import connected, pairs, show_entry, text
 from sandboxrun.errors import ConfigError, UsageError
 from sandboxrun.log import escape
@@ -14,18 +14,16 @@ PAGE = 500
 
 
 def main(args: list[str]) -> int:
-    parser = Parser(
-        prog="sandboxrun dead",
+    parser = type_parser(
+        "dead",
         description="Look at the requests that were given up: those that ended their worker maxDeliveries times.",
         epilog="examples:\n  sandboxrun dead demo-worker                       list them\n"
         "  sandboxrun dead demo-worker show ID\n  sandboxrun dead demo-worker requeue ID …|all      send them once more, as new requests\n"
         "  sandboxrun dead demo-worker drop ID …|all",
     )
-    parser.add_argument("type", metavar="TYPE")
     parser.add_argument("action", metavar="list|show|requeue|drop", nargs="?", default="list")
     parser.add_argument("ids", metavar="ID", nargs="*", help="as list shows it; all for every one")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    connect_option(parser)
     options = parser.parse_args(args)
     stream = keys.dead_stream(keys.check_type(options.type))
     if options.action not in ("list", "show", "requeue", "drop"):

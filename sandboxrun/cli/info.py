@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from sandboxrun import keys
-from sandboxrun.cli.parser import Parser, connect_option
+from sandboxrun.cli.parser import type_parser
 from sandboxrun.cli.redis import GROUP, connected, record, text
 from sandboxrun.connection import ReplyError
 from sandboxrun.errors import ConfigError
@@ -19,18 +19,16 @@ PENDING_SHOWN = 10
 
 
 def main(args: list[str]) -> int:
-    parser = Parser(
-        prog="sandboxrun info",
+    parser = type_parser(
+        "info",
         description="Show what the workers of a type are doing: requests, consumers, what is pending and since when, rates.",
         epilog="examples:\n  sandboxrun info demo-worker\n  sandboxrun info demo-worker --watch\n"
         "  sandboxrun info demo-worker --json | jq .group.lag",
     )
-    parser.add_argument("type", metavar="TYPE")
     parser.add_argument(
         "--watch", metavar="SECONDS", nargs="?", type=float, const=2.0, help="again every 2 s, or so many"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
-    connect_option(parser)
     options = parser.parse_args(args)
     keys.check_type(options.type)
     with connected(options.redis) as connection:

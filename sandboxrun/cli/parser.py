@@ -37,6 +37,14 @@ def connect_option(parser: Parser) -> None:
     )
 
 
+def type_parser(command: str, *, description: str, epilog: str | None = None) -> Parser:
+    """Of a command about the workers of one type: TYPE comes first, and --redis says where they are."""
+    parser = Parser(prog=f"sandboxrun {command}", description=description, epilog=epilog)
+    parser.add_argument("type", metavar="TYPE")
+    connect_option(parser)
+    return parser
+
+
 def names(text: str) -> tuple[str, ...]:
     """A comma-separated list."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -7,8 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from sandboxrun.connection import Connection, ReplyError
-from sandboxrun.errors import StoreError
+from sandboxrun.connection import Connection, ReplyError, refused
 from sandboxrun.log import escape
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
@@ -24,7 +23,7 @@ def connected(url: str | None) -> Iterator[Connection]:
     try:
         yield connection
     except ReplyError as error:
-        raise StoreError(f"Redis refuses: {str(error)[:200]}") from error
+        raise refused(error, connection.address.shown) from error
     finally:
         connection.close()
 

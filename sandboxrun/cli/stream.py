@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from sandboxrun import keys
-from sandboxrun.cli.parser import Parser, connect_option
+from sandboxrun.cli.parser import type_parser
 from sandboxrun.cli.redis import GROUP, connected, pairs, show_entry, text
 from sandboxrun.connection import ReplyError
 from sandboxrun.errors import ConfigError, UsageError
@@ -20,17 +20,15 @@ ACTIONS = {
 
 
 def main(args: list[str]) -> int:
-    parser = Parser(
-        prog="sandboxrun stream",
+    parser = type_parser(
+        "stream",
         description="Make, remove, trim or show the streams of a type of worker.",
         epilog="actions:\n" + "\n".join(f"  {name:<10} {what}" for name, what in ACTIONS.items()),
     )
-    parser.add_argument("type", metavar="TYPE")
     parser.add_argument("action", metavar="|".join(ACTIONS))
     parser.add_argument("-n", metavar="N", type=int, default=10, help="how many to show or to keep (10)")
     parser.add_argument("--force", action="store_true", help="delete although requests are unanswered")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    connect_option(parser)
     options = parser.parse_args(args)
     keys.check_type(options.type)
     if options.action not in ACTIONS or options.n < 0:

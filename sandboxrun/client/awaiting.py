@@ -11,7 +11,7 @@ from sandboxrun import keys
 from sandboxrun.client.blocking import DEFAULT_URL
 from sandboxrun.client.link import Link
 from sandboxrun.client.request import PUT, Request, refusal
-from sandboxrun.connection import ReplyError, delays, pack, translated
+from sandboxrun.connection import ReplyError, delays, pack, refused
 from sandboxrun.errors import CallTimeout, ConnectionLost, NotSent, SandboxrunError, StoreError
 
 TYPE_CHECKING = False
@@ -181,9 +181,8 @@ class AsyncClient:
         finally:
             self._watched = frozenset()
         if isinstance(first, ReplyError):
-            error = translated(first, self._waiter.address.shown)
             self._waiter.close()
-            raise error if isinstance(error, StoreError) else StoreError(f"Redis refuses to wait: {error}")
+            raise refused(first, self._waiter.address.shown)
         if not first:
             return []
         others = [name for name in names if name != first[0]]

@@ -7,7 +7,7 @@ import os
 import time
 
 from sandboxrun import keys
-from sandboxrun.connection import ReplyError, pack, translated
+from sandboxrun.connection import ReplyError, pack, refused
 from sandboxrun.errors import (
     BadRequest,
     CallError,
@@ -17,7 +17,6 @@ from sandboxrun.errors import (
     NotSent,
     RemoteError,
     SandboxrunError,
-    StoreError,
 )
 
 TYPE_CHECKING = False
@@ -93,10 +92,8 @@ def refusal(replies: list[Any], shown: str) -> SandboxrunError | None:
     """Of what Redis said to a `put`: None where it took the request, else why not. `shown`: Redis's address."""
     for reply in [*replies, *(replies[-1] if isinstance(replies[-1], list) else ())]:
         if isinstance(reply, ReplyError):
-            error = translated(reply, shown)
-            if isinstance(error, ConnectionLost):
-                return NotSent(f"{error}; the request was not sent")
-            return StoreError(f"Redis refuses the request: {str(error)[:200]}")
+            error = refused(reply, shown)
+            return NotSent(f"{error}; the request was not sent") if isinstance(error, ConnectionLost) else error
     return None
 
 

@@ -229,11 +229,12 @@ class Claims:
 
     def _executed(self, replies: list[Any], then: tuple[Callable[[list[Any] | None, Any], None], Any]) -> None:
         take, detail = then
-        results, _, whole = replies[-3:]
+        results, watched, whole = replies[-3:]
         if isinstance(results, ReplyError):  # EXECABORT: the reason is with the command that was refused
+            self.broken = True  # whoever hears of it: what was to be written is written again, and all else waits
             reason = next((reply for reply in replies if isinstance(reply, ReplyError)), results)
             raise translated(reason, self.connection.address.shown)
-        self._armed = whole == 1
+        self._armed = watched == b"OK" and whole == 1
         self.broken = not self._armed or results is None
         take(results, detail)
 
@@ -263,10 +264,10 @@ class Claims:
         ]
         if mine:
             commands.append(self._which_of(mine))
-        pid, _, _, made, _, whole, *pending = self.exchange(*commands)
+        pid, _, _, made, watched, whole, *pending = self.exchange(*commands)
         if isinstance(made, ReplyError):
             raise made
-        self._armed = whole == 1
+        self._armed = watched == b"OK" and whole == 1
         self.broken = not self._armed
         self.lost_pid = self.lost_pid or pid != self.pid
         if mine:

@@ -6,8 +6,8 @@ import os
 import sys
 
 from sandboxrun import keys, settings
-from sandboxrun.connection import Connection, ReplyError
-from sandboxrun.errors import ConfigError, StoreError
+from sandboxrun.connection import Connection, ReplyError, refused
+from sandboxrun.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Context:
         known: dict[str, str] = {}
         for name, found in zip(names, connection.pipeline([("HGETALL", n) for n in names]), strict=True):
             if isinstance(found, ReplyError):
-                raise StoreError(f"Redis refuses to show {name}: {str(found)[:200]}")
+                raise refused(found, connection.address.shown)
             raw = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
             everything.update({k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in raw.items()})
             known.update(settings.read_fields(raw, name))

@@ -1,6 +1,6 @@
 """Many requests at once: coroutines on one asyncio loop, and threads for handlers that are not async.
 
-A thread of its own reads, on a connection of its own, as many requests as there is room for; replies leave together, with
+A thread of its own reads (reader.py), on a connection of its own, as many requests as there is room for; replies leave together, with
 whatever else is ready in the same turn of the loop. Imported only where it is asked for: asyncio takes as long to import
 as all of a simple worker's start.
 """
@@ -16,15 +16,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sandboxrun.connection import Connection, ReplyError, delays
-from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError, StoreError
+from sandboxrun.connection import Connection, ReplyError
+from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, StoreError
 from sandboxrun.settings import Loop
-from sandboxrun.worker.batch import GROUP, Entry
+from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler, HandlerTimeout
-from sandboxrun.worker.loop import BATCH_MOST, LOOK_SECONDS, RENEW_PART, GaveUp, Worker
+from sandboxrun.worker.loop import LOOK_SECONDS, RENEW_PART, GaveUp, Worker
+from sandboxrun.worker.reader import Reader, Room
 from sandboxrun.worker.request import Expired, Request, now
-from sandboxrun.worker.streams import read_command, read_entries
 
 CONFIRMED_SECONDS = 0.002  # until replies are tried again that wait for the confirmation of others
 ALONE_FROM = 2  # begun so often without a reply: begun alone from now on
@@ -52,15 +52,14 @@ class Tasks(Worker):
                 "make it async, or set concurrency=1"
             )
         self._claims.alone = False
-        self._key, self._free, self._concurrency = key, concurrency, concurrency
-        self._room_changed = threading.Condition()
+        self._key, self._concurrency = key, concurrency
+        self._space = Room(concurrency, loop.request_limit)
         self._lines: dict[Any, deque[Job]] = {}  # what waits behind a request with an equal key
         self._running: dict[Entry, asyncio.Task[None]] = {}
         self._threads: set[Entry] = set()  # what runs in one: it cannot be cancelled
         self._ready: list[Entry] = []
         self._flushing = False
         self._mending: asyncio.Task[None] | None = None
-        self._hold = False  # nothing more is read: a suspect is begun alone
         self._stopped = False  # the reader
         self._error: BaseException | None = None
         self._pool = ThreadPoolExecutor(concurrency, "handler")
@@ -78,8 +77,8 @@ class Tasks(Worker):
             await self._mend()
         except GaveUp:
             return
-        for target in (self._read, self._keep):
-            threading.Thread(target=target, daemon=True).start()
+        self._reader().start()
+        threading.Thread(target=self._keep, daemon=True).start()
         self._tick()
         await self._over.wait()
         if self._mending is not None:
@@ -94,57 +93,26 @@ class Tasks(Worker):
         self._error = self._error or error
         self._over.set()
 
-    # --- the reader: a thread
+    # --- reading
 
-    def _read(self) -> None:
-        """Read while there is room, until the end; then say so."""
-        connection = Connection(self._context.redis_url, name=f"worker-reader:{self._context.key}")
-        tries = delays()
-        last = time.monotonic()
-        try:
-            while not self._ending:
-                try:
-                    if not connection.is_open:
-                        connection.open()
-                        connection.set_wait(self._claims.block_millis / 1000)
-                    self._read_once(connection)
-                    tries, last = delays(), time.monotonic()
-                except (ConnectionLost, LoginRefused) as error:
-                    if isinstance(error, LoginRefused) and not self._may_return(last):
-                        raise
-                    connection.close()
-                    time.sleep(next(tries))
-        except (SandboxrunError, ReplyError) as error:
-            self._asyncio.call_soon_threadsafe(self._stop, error)
-        finally:
-            connection.close()
-            self._stopped = True
-            self._asyncio.call_soon_threadsafe(self._check_end)
+    def _reader(self) -> Reader:
+        call = self._asyncio.call_soon_threadsafe
+        return Reader(
+            Connection(self._context.redis_url, name=f"worker-reader:{self._context.key}"),
+            self._claims,
+            self._space,
+            ending=lambda: self._ending,
+            may_return=self._may_return,
+            arrived=lambda entries, generation: call(self._arrived, entries, generation),
+            end=self._end,
+            over=lambda error: call(self._read_all, error),
+        )
 
-    def _read_once(self, connection: Connection) -> None:
-        with self._room_changed:
-            if self._free <= 0 or self._hold:
-                self._room_changed.wait(LOOK_SECONDS)
-                return
-            count = self._room(min(self._free, BATCH_MOST))
-        if count <= 0:
-            self._end()
-            return
-        claims, stream = self._claims, self._loop.request_stream
-        generation = claims.generation
-        connection.send(read_command(claims.look_at_pid, self._loop, count, claims.block_millis))
-        pid, found = connection.read_many(2)
-        if connection.checked(pid) != claims.pid:  # LOADING is no lost pid
-            claims.lost_pid = True
-        if isinstance(found, ReplyError) and str(found).startswith("NOGROUP"):
-            connection.pipeline([("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")])
-            return
-        entries = read_entries(connection.checked(found))
-        if entries:
-            with self._room_changed:
-                self._free -= len(entries)
-                self._begun += len(entries)
-            self._asyncio.call_soon_threadsafe(self._arrived, entries, generation)
+    def _read_all(self, error: Exception | None) -> None:
+        self._stopped = True
+        if error is not None:
+            self._stop(error)
+        self._check_end()
 
     def _arrived(self, entries: list[Entry], generation: int) -> None:
         """Take in hand what was read; where it was long on its way, only what is still ours."""
@@ -159,9 +127,7 @@ class Tasks(Worker):
             claims.hand.update({entry.xid: entry for entry in ours})
             for entry in ours:
                 claims.suspects.pop(entry.xid, None)
-        with self._room_changed:
-            self._free += len(entries) - len(ours)
-            self._begun -= len(entries) - len(ours)
+        self._space.give(len(entries) - len(ours), begun=False)
         for entry in ours:
             self._begin(entry)
 
@@ -231,7 +197,7 @@ class Tasks(Worker):
         line = self._lines[job.key]
         while line and not self._claims.has(line[0].entry):  # taken by another meanwhile
             line.popleft()
-            self._free += 1
+            self._space.give(1)
         if line and not self._late:
             self._start(line.popleft())
         elif not line:
@@ -267,10 +233,8 @@ class Tasks(Worker):
                 self._lost(error, [entry for entry in ready if not entry.sent])
             except (SandboxrunError, ReplyError) as error:
                 self._stop(error)
-        with self._room_changed:
-            self._free += len(ready)
-            self._room_changed.notify()
-        if self._hold or self._claims.suspects:
+        self._space.give(len(ready))
+        if self._space.hold or self._claims.suspects:
             self._begin_suspects()
         self._check_end()
 
@@ -350,8 +314,8 @@ class Tasks(Worker):
         claims = self._claims
         while claims.suspects and not self._ending and self._mending is None and not claims.broken:
             xid, count = next(iter(claims.suspects.items()))
-            self._hold = count >= ALONE_FROM
-            if (self._hold and self._running) or len(self._running) >= self._concurrency:
+            self._space.hold = count >= ALONE_FROM
+            if (self._space.hold and self._running) or len(self._running) >= self._concurrency:
                 return
             with self._lock:
                 try:
@@ -361,18 +325,16 @@ class Tasks(Worker):
                     return
             if entry is None:
                 continue
-            with self._room_changed:
-                self._begun += 1
-                self._free -= 1
+            self._space.take(1)
             if entry.spent:
                 self._bury(entry)
                 self._done(entry)
             else:
                 self._begin(entry)
-                if self._hold:
+                if self._space.hold:
                     return
         if not self._running:
-            self._hold = False
+            self._space.hold = False
 
     def _check_end(self) -> None:
         """Once the reader has stopped: over when all is confirmed, or what is left is handed back."""

@@ -187,6 +187,27 @@ def test_a_reply_that_arrives_while_the_server_comes_out_of_an_error_is_fenced_s
     assert [json.loads(reply) for reply in r.lrange("res:r1", 0, -1)] == [{"by": "2"}]
 
 
+def test_a_reply_whose_refusal_somebody_else_heard_is_written_later(
+    server: servers.Own, r: redis.Redis, claims: Make
+) -> None:
+    """As `request.progress` does, which makes no promise, and so keeps an error that passes to itself."""
+    only = claims(server.port, "1")
+    for ref in ("r1", "r2"):
+        r.xadd("t:req:x", {"ref": ref, "type": "t"})
+    one, two = read(only)
+    reply_to(only, [one, two])
+    r.config_set("maxmemory", 1)
+    only.write([one])
+    with pytest.raises(ConnectionLost, match="OOM"):
+        only.exchange(("ECHO", "x"))
+    r.config_set("maxmemory", 0)
+    only.write([two])  # not before it is known again that the fence holds
+    assert only.broken
+    only.verify()
+    settle(only)
+    assert [r.llen("res:r1"), r.llen("res:r2"), r.xpending("t:req:x", "worker")["pending"]] == [1, 1, 0]
+
+
 @pytest.mark.parametrize("when", ["before the transaction", "after it was sent"])
 def test_a_claim_that_is_taken_between_two_transactions_breaks_the_second(
     server: servers.Own, r: redis.Redis, relay: Relay, claims: Make, when: str

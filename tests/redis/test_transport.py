@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -127,7 +128,7 @@ def test_a_worker_its_supervisor_and_its_callers_reach_redis(
         assert len(users) == 1 and users.pop().startswith("sandboxrun:t:1:")
         server.r.hdel("t:1:h", "pid")
         _, err = process.communicate(timeout=20)
-        assert process.returncode == 0
+        assert process.returncode in (0, 128 + signal.SIGTERM)  # by itself, or as sandboxrun saw it first
     assert [line for line in err.decode().splitlines() if "field pid of t:1:h was removed" not in line] == []
     assert server.r.hgetall("t:1:h") == {"url": str(tmp_path), "version": "local"}
 

@@ -1,0 +1,121 @@
+"""What reads requests while others are handled: a thread with a connection of its own, and the room that it reads for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from sandboxrun.connection import Connection, ReplyError, delays
+from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError
+from sandboxrun.worker.batch import GROUP, Entry
+from sandboxrun.worker.claims import Claims
+from sandboxrun.worker.loop import BATCH_MOST, LOOK_SECONDS
+from sandboxrun.worker.streams import read_command, read_entries
+
+
+class Room:
+    """For how many more requests there is room, and how many may be begun at all. Used by several threads."""
+
+    def __init__(self, free: int, limit: int) -> None:
+        """`limit`: 0 is none."""
+        self._changed = threading.Condition()
+        self._free = free
+        self._left = limit if limit else None
+        self.hold = False  # nothing more is read: a suspect is begun alone
+
+    def wait(self) -> int | None:
+        """How many may be read; 0 after a while without room, None where no more may be begun at all."""
+        with self._changed:
+            if self._free <= 0 or self.hold:
+                self._changed.wait(LOOK_SECONDS)
+                return 0
+            count = min(self._free, BATCH_MOST)
+            if self._left is not None:
+                count = min(count, self._left)
+            return count if count > 0 else None
+
+    def take(self, count: int) -> None:
+        with self._changed:
+            self._free -= count
+            if self._left is not None:
+                self._left -= count
+
+    def give(self, count: int, *, begun: bool = True) -> None:
+        """`begun`: they count for the limit, or were another's after all."""
+        with self._changed:
+            self._free += count
+            if not begun and self._left is not None:
+                self._left += count
+            self._changed.notify()
+
+
+class Reader:
+    """Reads until `ending`, hands over what came with the claims' generation before the read, and then calls `over`.
+
+    `arrived`, `end` (no more may be begun) and `over` (with the error, if there is one) are called from its thread.
+    `may_return`: whether a login that is refused since some time is worth another try.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        claims: Claims,
+        room: Room,
+        *,
+        ending: Callable[[], bool],
+        may_return: Callable[[float], bool],
+        arrived: Callable[[list[Entry], int], object],
+        end: Callable[[], None],
+        over: Callable[[Exception | None], object],
+    ) -> None:
+        self._connection, self._claims, self._room = connection, claims, room
+        self._ending, self._may_return = ending, may_return
+        self._arrived, self._end, self._over = arrived, end, over
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        error: Exception | None = None
+        try:
+            self._read_on()
+        except (SandboxrunError, ReplyError) as found:
+            error = found
+        finally:
+            self._connection.close()
+            self._over(error)
+
+    def _read_on(self) -> None:
+        connection, tries, last = self._connection, delays(), time.monotonic()
+        while not self._ending():
+            try:
+                if not connection.is_open:
+                    connection.open()
+                    connection.set_wait(self._claims.block_millis / 1000)
+                count = self._room.wait()
+                if count is None:
+                    self._end()
+                elif count:
+                    self._read(count)
+                tries, last = delays(), time.monotonic()
+            except (ConnectionLost, LoginRefused) as error:
+                if isinstance(error, LoginRefused) and not self._may_return(last):
+                    raise
+                connection.close()
+                time.sleep(next(tries))
+
+    def _read(self, count: int) -> None:
+        connection, claims, stream = self._connection, self._claims, self._claims.loop.request_stream
+        generation = claims.generation
+        connection.send(read_command(claims.look_at_pid, claims.loop, count, claims.block_millis))
+        pid, found = connection.read_many(2)
+        if connection.checked(pid) != claims.pid:  # LOADING is no lost pid
+            claims.lost_pid = True
+        if isinstance(found, ReplyError) and str(found).startswith("NOGROUP"):
+            connection.pipeline([("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")])
+            return
+        entries = read_entries(connection.checked(found))
+        if entries:
+            self._room.take(len(entries))
+            self._arrived(entries, generation)

@@ -1,0 +1,82 @@
+"""What the tests of a worker's login at Redis share: servers, and a worker that sends commands by a socket of its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner import Done, Runner
+
+# Each line of standard input, a JSON list, is a command; its answer is printed. By a socket of its own, so that no client
+# library stands between the attempt and the server.
+PROBE = """
+import json, os, socket, sys
+from urllib.parse import unquote, urlsplit
+
+def packed(*words):
+    words = [w if isinstance(w, bytes) else str(w).encode() for w in words]
+    return b"*%d\\r\\n" % len(words) + b"".join(b"$%d\\r\\n%s\\r\\n" % (len(w), w) for w in words)
+
+def value(file):
+    kind, rest = (line := file.readline().rstrip(b"\\r\\n"))[:1], line[1:]
+    if kind == b"*":
+        return [value(file) for _ in range(int(rest))]
+    if kind == b"$":
+        return None if rest == b"-1" else file.read(int(rest) + 2)[:-2].decode("utf-8", "replace")
+    return (kind + rest).decode()
+
+def connect(url):
+    parts = urlsplit(url)
+    raw = socket.create_connection((parts.hostname, parts.port), 10)
+    file = raw.makefile("rb")
+    raw.sendall(packed("AUTH", unquote(parts.username), parts.password))
+    assert value(file) == "+OK"
+    def ask(*words):
+        raw.sendall(packed(*words))
+        return value(file)
+    return ask
+
+ask = connect(os.environ["REDIS_URL"])
+read = connect(os.environ["SANDBOXRUN_HASH_URL"]) if "SANDBOXRUN_HASH_URL" in os.environ else ask
+for number, command in enumerate(json.loads(sys.stdin.readline().split(" ", 1)[1])):
+    print(json.dumps((read if command[:1] == ["read"] else ask)(*command[command[:1] == ["read"]:])), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    name: str
+    url: str
+    r: Any  # the operator's client
+
+    @property
+    def selectors(self) -> bool:
+        return self.name != "redis-6.2"
+
+
+def write_worker(server: Server, folder: Path, code: str, key: str = "t:1:h", **fields: str) -> None:
+    folder = folder / "worker"
+    folder.mkdir(exist_ok=True)
+    (folder / "worker.py").write_text(code)
+    server.r.hset(key, mapping={"url": str(folder), "version": "local", **fields})
+
+
+def users(server: Server) -> list[str]:
+    return [name for name in server.r.acl_users() if name.startswith("sandboxrun:")]
+
+
+class Probe:
+    """Commands as a worker sends them, with what the server answered."""
+
+    def __init__(self, server: Server, run: Runner, tmp_path: Path) -> None:
+        self.server, self._run, self._folder = server, run, tmp_path
+
+    def __call__(self, *commands: tuple[Any, ...], **fields: str) -> list[Any]:
+        # The key line carries the commands: a worker without secrets is given whatever line there is.
+        code = PROBE.replace('sys.stdin.readline().split(" ", 1)[1]', repr(json.dumps(commands)))
+        write_worker(self.server, self._folder, code, **fields)
+        done: Done = self._run("t", "1")
+        assert done.code == 0, done.err
+        return [json.loads(line) for line in done.out.splitlines()]
