@@ -66,6 +66,7 @@ def server(*, unix_socket: bool = False, program: str | None = None) -> Iterator
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C at a terminal ends us, and we end it: what still has to be undone needs it
             preexec_fn=_end_with_parent,
         )
         try:

@@ -199,6 +199,16 @@ def test_without_a_terminal_it_runs_until_a_signal_and_leaves_nothing(
     assert not r.hexists("t:1:h", "pid")
 
 
+def test_an_interrupt_at_the_terminal_ends_the_worker_before_its_redis(
+    alone: Runner, folder: Path, dev: Callable[..., Terminal]
+) -> None:
+    terminal = dev("greeter")
+    terminal.until("started")
+    terminal.until("greeter> ")
+    terminal.spawned.sendintr()  # which all of the terminal's foreground processes get
+    assert "warning" not in terminal.left()
+
+
 def test_a_killed_dev_takes_its_worker_with_it(r: redis.Redis, redis_url: str, run: Runner, local: Local) -> None:
     local(SLOW)
     with run.start("dev", "t", "1") as process:
