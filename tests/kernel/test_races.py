@@ -34,10 +34,12 @@ def racing(*acts):
     finally:
         stop.append(1)
         thread.join()
+counted = threading.Lock()
 def connect(fd, address, length=16):
     address = ctypes.c_void_p(address) if isinstance(address, int) else address
     found = errno.errorcode[ctypes.get_errno()] if libc.connect(fd, address, length) else None
-    tries[found or "done"] += 1
+    with counted:  # a thread that is stopped between reading and writing would take back what all others counted
+        tries[found or "done"] += 1
     return found
 def many(address, times=300, length=16, family=2, flags=0):
     for _ in range(times):
