@@ -265,63 +265,23 @@ class _OwnPid:
         commands.hset, commands.hdel = own_hset, own_hdel
 
 
-class _Explanations:
-    """Remembers how files were last used, so that an uncaught error can name the grant or the limit that was reached."""
-
-    _CHANGES = frozenset(
-        "os.mkdir os.rmdir os.remove os.rename os.link os.symlink os.truncate os.chmod os.chown os.utime "
-        "os.setxattr os.removexattr tempfile.mkstemp tempfile.mkdtemp".split()
-    )
-    _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-
-    _PROGRAMS = frozenset("os.exec os.posix_spawn subprocess.Popen".split())
-
-    def __init__(self, key, hints):
-        self._key, self._hints, self._uses = key, hints, {}
-
-    def hook(self):
-        """For sys.addaudithook. It runs at every open of a file, so it does no more than remember its flags."""
-        uses, changes, programs = self._uses, self._CHANGES, self._PROGRAMS
-
-        def audit(event, args):
-            if event == "open":
-                path, use = args[0], args[2]
-            elif event in changes and args:
-                path, use = args[0], self._WRITES
-            elif event in programs:
-                path, use = args[0], "run"
-            else:
-                return
-            if path.__class__ is str:
-                if len(uses) >= 256:
-                    uses.clear()
-                uses[path] = use
-
-        return audit
-
-    def _kind(self, path):
-        use = self._uses.get(path)
-        return use if use == "run" else "write" if (use or 0) & self._WRITES else "read"
-
-    def explain(self, error):
-        """A line for the operator, or None."""
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == _ENOMEM):
-            return self._hints["memory"]
-        if isinstance(error, OSError) and error.errno in (_EMFILE, _EFBIG):
-            return self._hints["files" if error.errno == _EMFILE else "scratch"]
-        if not isinstance(error, PermissionError) or not isinstance(error.filename, str):
-            return None
-        kind = "write" if error.filename2 else self._kind(error.filename)
-        path = error.filename if kind == "run" and "/" not in error.filename else os.path.abspath(error.filename)
-        path = path if path.isprintable() else ascii(path)[1:-1]
-        # What is not there yet cannot be granted: its folder can.
-        grant = os.path.dirname(path) if kind == "write" and not os.path.lexists(error.filename) else path
-        return f'Requires {kind} access to "{path}"; grant it with: --allow-{kind}={grant} (field allow{kind.title()} of {self._key})'
+def _explanation(error, key, hints):
+    """A line for the operator that names the grant or the limit that was reached, or None."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == _ENOMEM):
+        return hints["memory"]
+    if isinstance(error, OSError) and error.errno in (_EMFILE, _EFBIG):
+        return hints["files" if error.errno == _EMFILE else "scratch"]
+    if not isinstance(error, PermissionError):
+        return None
+    try:
+        # Only now, and from the package that the worker has anyway: most are never refused a file.
+        return __import__("sandboxrun.sandbox.explain").sandbox.explain.missing_grant(error, key)
+    except Exception:
+        return None  # it may have put anything in the place of a module; the traceback is shown already
 
 
-def _install_hooks(plan, explanations):
+def _install_hooks(plan):
     """Tracebacks that begin in the script and show its source, followed by the grant that was missing."""
-    sys.addaudithook(explanations.hook())
     ours = os.path.dirname(os.path.dirname(__file__)) + "/"
 
     def show(kind, error, traceback):
@@ -338,7 +298,7 @@ def _install_hooks(plan, explanations):
         seen = set()
         while error is not None and id(error) not in seen:  # the cause is as good as the error itself
             seen.add(id(error))
-            line = explanations.explain(error)
+            line = _explanation(error, plan["key"], plan["hints"])
             if line is not None:
                 print(line, file=sys.stderr, flush=True)
                 break
@@ -447,11 +407,7 @@ def _await(answers, word):
 
 
 def main():
-    key, (supervisor, questions, answers, plan_fd, ruleset), packages = (
-        sys.argv[1],
-        map(int, sys.argv[2:7]),
-        sys.argv[7:],
-    )
+    (supervisor, questions, answers, plan_fd, ruleset), packages = map(int, sys.argv[2:7]), sys.argv[7:]
     looked = [time.monotonic_ns()]  # at the clock, for trace.py
     _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != supervisor:  # it died before PDEATHSIG was armed
@@ -478,7 +434,7 @@ def main():
     if not packages:
         _add_packages(*plan["packages"])
     _prepare_imports(plan)
-    _install_hooks(plan, _Explanations(key, plan["hints"]))
+    _install_hooks(plan)
     module, code = _load(plan)
     _await(answers, b"go")
     os.close(listener)
