@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 from sandboxrun.digests import hex_digest
@@ -35,6 +34,8 @@ def check_python(data: bytes, origin: str, *, remote: bool) -> None:
 
 
 def _parsed_apart(text: str) -> str:
+    import subprocess
+
     from sandboxrun.fetch import parse
 
     done = subprocess.run(
