@@ -289,8 +289,8 @@ def _trusted(endpoint: Address) -> tuple[str, int] | None:
 
 def _script(source: Source | LocalSource, artifact: Artifact) -> Script:
     if isinstance(source, LocalSource):
-        return Script(artifact.source, source.script, source.folder, is_file=True)
-    return Script(artifact.source, source.url, None, is_file=False)
+        return Script(artifact.source, source.script, source.folder, None, is_file=True)
+    return Script(artifact.source, source.url, None, artifact.code, is_file=False)
 
 
 @record

@@ -402,6 +402,8 @@ def _load(plan):
         main.__loader__ = _Loader(source)
     sys.modules["__main__"] = main
     sys.argv[:] = [plan["name"], plan["key"]]
+    if plan["code"] is not None:
+        return main, marshal.loads(plan["code"])
     return main, compile(source, plan["name"], "exec", dont_inherit=True)
 
 

@@ -40,6 +40,7 @@ class Script:
     source: bytes
     name: str  # shown in tracebacks; sys.argv[0] and __file__
     folder: str | None  # first on sys.path: a local worker's own folder
+    code: bytes | None  # the source's, marshalled, for this interpreter; None: the child compiles it
     is_file: bool  # whether `name` is a path whose source Python can read by itself
 
 
@@ -126,6 +127,7 @@ class Child:
             "rlimits": policy.rlimits,
             "scratch": scratch,
             "source": script.source,
+            "code": script.code,
             "name": script.name,
             "show_source": not script.is_file,
             "script_path": [script.folder] if script.folder else [],

@@ -218,7 +218,7 @@ def test_a_granted_folder_that_became_a_symlink_meanwhile_is_not_opened(tmp_path
     try:
         with pytest.raises(SandboxError, match=f"cannot open {data} to grant it"):
             child.confine(
-                replace(made, write=(str(data),)), Script(b"", "x", None, is_file=False), key="test:1:h",
+                replace(made, write=(str(data),)), Script(b"", "x", None, None, is_file=False), key="test:1:h",
                 interpreter=this_interpreter(), scratch=str(tmp_path), env={},
             )  # fmt: skip
     finally:
