@@ -475,8 +475,8 @@ def main():
     try:
         listener = _confine(plan)
     except (OSError, ValueError, KeyError) as error:
-        reason = error.strerror if isinstance(error, OSError) else repr(error)
-        os.write(questions, b"fail " + reason.encode("utf-8", "replace")[:512])
+        reason = error.strerror if isinstance(error, OSError) and error.filename is None else str(error)
+        os.write(questions, b"fail " + str(reason).encode("utf-8", "replace")[:512])
         os._exit(1)
     looked.append(time.monotonic_ns())
     os.write(questions, b"ready %d %d %d %d" % (listener, *looked))
