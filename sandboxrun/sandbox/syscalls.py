@@ -26,7 +26,17 @@ class _Function(_ctypes.CFuncPtr):
     _restype_ = _Long
 
 
-_function: Any = _Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "syscall"))  # type: ignore[arg-type]  # None: what is loaded already
+class _IntFunction(_ctypes.CFuncPtr):
+    """Of the number and three ints, converted in C: for what is called often."""
+
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _argtypes_ = (_Long, _Long, _Long, _Long)
+    _restype_ = _Long
+
+
+_address = _ctypes.dlsym(_ctypes.dlopen(None, 0), "syscall")  # type: ignore[arg-type]  # None: what is loaded already
+_function: Any = _Function(_address)
+_int_function: Any = _IntFunction(_address)
 
 
 def syscall(name: str, number: int, *args: int | bytes | bytearray) -> int:
@@ -36,6 +46,15 @@ def syscall(name: str, number: int, *args: int | bytes | bytearray) -> int:
     """
     words = [_Long(arg) if isinstance(arg, int) else arg if isinstance(arg, bytes) else _buffer(arg) for arg in args]
     result = int(_function(_Long(number), *words))
+    if result < 0:
+        code = _ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return result
+
+
+def syscall3(name: str, number: int, one: int, two: int, three: int) -> int:
+    """As `syscall`, of three ints, in half the time."""
+    result: int = _int_function(number, one, two, three)
     if result < 0:
         code = _ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from sandboxrun.sandbox.syscalls import syscall
+from sandboxrun.sandbox.syscalls import syscall3
 
 _NR_PIDFD_GETFD = 438
 _PATH_MAX = 4096  # linux/limits.h, with the NUL
@@ -65,4 +65,4 @@ class Target:
 
 def pidfd_getfd(pidfd: int, target_fd: int) -> int:
     """A duplicate (close-on-exec) of another process's descriptor (pidfd_getfd(2)). Raises OSError."""
-    return syscall("pidfd_getfd", _NR_PIDFD_GETFD, pidfd, target_fd, 0)
+    return syscall3("pidfd_getfd", _NR_PIDFD_GETFD, pidfd, target_fd, 0)
