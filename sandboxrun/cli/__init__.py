@@ -87,10 +87,14 @@ def _open_standard_descriptors() -> None:
 
 def _main(args: list[str]) -> int:
     """Each command is a module with `main(args) -> exit code`, imported when it is called: start-up is a feature."""
+    gc.disable()  # what is imported from here on stays; a run enables it again when its worker is told to go
     if len(args) == 2 and args[0] not in COMMANDS and not any(arg.startswith("-") for arg in args):
         return _run_plainly(*args)
     name, rest = (args[0], args[1:]) if args and args[0] in COMMANDS else ("run", args)
-    code: int = __import__(f"sandboxrun.cli.{name}", fromlist=["main"]).main(rest)
+    module = __import__(f"sandboxrun.cli.{name}", fromlist=["main"])
+    if name != "run":
+        gc.enable()
+    code: int = module.main(rest)
     return code
 
 
@@ -99,7 +103,6 @@ def _run_plainly(type_: str, id_: str) -> int:
 
     The child is started before anything else, and gets ready while we import what a run needs. It ends by itself if we do.
     """
-    gc.disable()  # what is imported from here on stays; run.py enables it again
     from sandboxrun.sandbox.birth import Birth
 
     born = None
