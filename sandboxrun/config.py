@@ -57,6 +57,16 @@ READ_FIELDS = (
 )
 
 
+def too_many(key: str, count: int) -> str:
+    """What is wrong with a hash of so many fields."""
+    return f"{key} has {count} fields: at most {FIELDS_MAX} are read"
+
+
+def not_a_hash(key: str, kind: str) -> str:
+    """What is wrong with a key of this type."""
+    return f"{key} is a {kind}, not a hash: remove it with DEL {key} and make it with HSET"
+
+
 def wanted_fields(names: Iterable[str]) -> list[str]:
     """Those of a hash's fields that have to be looked at: READ_FIELDS, and what looks like one and is none."""
     return [

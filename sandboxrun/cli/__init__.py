@@ -30,6 +30,10 @@ COMMANDS = (
     "cache",
     "init",
     "dev",
+    "show",
+    "set",
+    "perms",
+    "trace",
 )
 
 

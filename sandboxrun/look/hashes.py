@@ -1,0 +1,152 @@
+"""A worker's two hashes as they are, also where they are wrong: bounded reads, and the one write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sandboxrun import keys
+from sandboxrun.config import FIELDS_MAX, not_a_hash, too_many, value_limit, wanted_fields
+from sandboxrun.connection import Connection, ReplyError
+from sandboxrun.errors import ConfigError, ConnectionLost, StoreError
+from sandboxrun.lease import PID_FIELDS, holder
+from sandboxrun.records import field, record
+from sandboxrun.settings import too_long
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+READ_MAX_BYTES = 32 * 1024 * 1024  # of both hashes
+WRITE_TRIES = 20  # against the supervisor, which renews pidSeen
+
+
+@record
+class Stored:
+    """One hash. `fields` are those that were read; `long` the sizes in bytes of those that are too long for that."""
+
+    key: str
+    kind: str  # as TYPE says
+    count: int
+    fields: Mapping[bytes, bytes] = field(default_factory=dict)
+    long: Mapping[bytes, int] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ConfigError for what a run would not read at all."""
+        if self.kind not in ("hash", "none"):
+            raise ConfigError(not_a_hash(self.key, self.kind))
+        if self.count > FIELDS_MAX:
+            raise ConfigError(too_many(self.key, self.count))
+        for raw, size in self.long.items():
+            name = raw.decode("utf-8", "replace")
+            if wanted_fields([name]):
+                raise ConfigError(too_long(name, self.key, size))
+
+    @property
+    def names(self) -> list[bytes]:
+        return sorted([*self.fields, *self.long])
+
+
+@record
+class Hashes:
+    """What is stored for a worker, and Redis's clock in seconds."""
+
+    shared: Stored
+    own: Stored
+    now: int
+
+    @property
+    def holder(self) -> dict[str, str | None]:
+        """Of `pid`."""
+        return holder([self.own.fields.get(name.encode()) for name in PID_FIELDS])
+
+    def place(self, where: str) -> str:
+        """`field NAME of KEY`, which errors say of both hashes, with the key of the one that has it."""
+        name = where.removesuffix(f" of {self.own.key}").rpartition("field ")[2].encode()
+        if where.endswith(f" of {self.own.key}") and name not in self.own.names and name in self.shared.names:
+            return f"{where.removesuffix(self.own.key)}{self.shared.key}"
+        return where
+
+    def set_fields(self) -> list[tuple[str, Stored, bytes]]:
+        """Name, hash and raw name of each field that counts: the worker's own hash wins."""
+        found = dict.fromkeys(self.shared.names, self.shared) | dict.fromkeys(self.own.names, self.own)
+        return [(raw.decode("utf-8", "backslashreplace"), found[raw], raw) for raw in sorted(found)]
+
+
+def read(connection: Connection, type_: str, id_: str) -> Hashes:
+    """Raises ConfigError where there is more than can be looked at."""
+    connection.receive_most = connection.received + READ_MAX_BYTES
+    try:
+        shared = _read(connection, keys.type_key(type_))
+        own = _read(connection, keys.worker_key(type_, id_))
+        now = int(connection.call("TIME")[0])
+    except ConnectionLost as error:
+        if connection.received <= connection.receive_most:
+            raise
+        raise ConfigError(
+            f"{keys.type_key(type_)} and {keys.worker_key(type_, id_)} have more than {READ_MAX_BYTES >> 20} MiB: "
+            "look at them with redis-cli HKEYS, and remove what does not belong there with HDEL"
+        ) from error
+    connection.receive_most = 0
+    return Hashes(shared, own, now)
+
+
+def _read(connection: Connection, key: str) -> Stored:
+    kind, count = connection.pipeline([("TYPE", key), ("HLEN", key)])
+    if isinstance(kind, ReplyError):
+        raise kind
+    kind = kind.decode()
+    if kind != "hash" or count > FIELDS_MAX:
+        return Stored(key, kind, 0 if kind != "hash" else count)
+    names = connection.call("HKEYS", key)[: FIELDS_MAX + 1]
+    sizes = connection.pipeline([("HSTRLEN", key, name) for name in names])
+    long = {
+        name: size
+        for name, size in zip(names, sizes, strict=True)
+        if isinstance(size, int) and size > value_limit(name.decode("utf-8", "replace"))
+    }
+    wanted = [name for name in names if name not in long]
+    values = connection.call("HMGET", key, *wanted) if wanted else []
+    found = {name: value for name, value in zip(wanted, values, strict=True) if value is not None}
+    return Stored(key, kind, count, found, long)
+
+
+def write(connection: Connection, before: Hashes, put: Mapping[str, str], remove: list[str]) -> None:
+    """Change the worker's own hash, all or nothing, if both hashes are still what they were; `pid` and what stands beside
+    it may have changed. Raises StoreError where they are not."""
+    key, shared = before.own.key, before.shared.key
+    type_, id_ = keys.split_worker_key(key)
+    for _ in range(WRITE_TRIES):
+        connection.call("WATCH", key, shared)
+        found = read(connection, type_, id_)
+        changed = [*_changed(before.own, found.own), *_changed(before.shared, found.shared)]
+        if changed:
+            connection.call("UNWATCH")
+            raise StoreError(
+                f"{', '.join(changed[:5])} changed meanwhile, so nothing was written: see sandboxrun show {type_} {id_}, and "
+                "run this again"
+            )
+        if _transaction(connection, key, put, remove):
+            return
+    raise StoreError(f"{key} changes so often that it cannot be written: find out who writes to it")
+
+
+def _changed(before: Stored, now: Stored) -> list[str]:
+    pid = {name.encode() for name in PID_FIELDS}
+    return [
+        f"field {name.decode('utf-8', 'backslashreplace')[:80]} of {now.key}"
+        for name in sorted({*before.names, *now.names} - pid)
+        if before.fields.get(name) != now.fields.get(name) or before.long.get(name) != now.long.get(name)
+    ]
+
+
+def _transaction(connection: Connection, key: str, put: Mapping[str, str], remove: list[str]) -> bool:
+    commands: list[Any] = [("MULTI",)]
+    if put:
+        commands.append(("HSET", key, *(word for pair in put.items() for word in pair)))
+    if remove:
+        commands.append(("HDEL", key, *remove))
+    replies = connection.pipeline([*commands, ("EXEC",)])
+    for reply in [*replies, *(replies[-1] or ())]:
+        if isinstance(reply, ReplyError):
+            raise reply
+    return replies[-1] is not None
