@@ -65,7 +65,7 @@ class _Faults:
 
 
 def examine(hashes: Hashes, options: RunOptions, folders: Folders, get: Get | None = None) -> Examination:
-    """`get`: brings the script, where it is not enough to look what the cache has of it."""
+    """`get`: brings the script, where it is not enough to look what the cache has of it; asked only while all is well."""
     faults = _Faults()
     cache = Cache(folders.cache, folders.state)
     config: WorkerConfig | None = None
@@ -96,7 +96,9 @@ def examine(hashes: Hashes, options: RunOptions, folders: Folders, get: Get | No
             allowed = import_list(options, ceiling, source)
             if isinstance(source, Source):
                 allowed.check(source.url)
-            artifact = (get or from_cache(cache))(config, source, allowed)
+            if faults.found or get is None:  # a run that is refused fetches nothing
+                get = from_cache(cache)
+            artifact = get(config, source, allowed)
             if artifact is not None:
                 ceiling.check_digest(artifact.sha256)
     with faults:
