@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sandboxrun import trace
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.log import Log
+from sandboxrun.trace import mark  # by name: the module of a command is called trace too
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     try:
-        trace.mark("main")
+        mark("main")
         code = _main(args)
-        trace.mark("end")
+        mark("end")
         if sys.stdout is not None:
             sys.stdout.flush()
     except SandboxrunError as error:
