@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from sandboxrun import keys
 from sandboxrun.covers import covers
-from sandboxrun.look.question import ALWAYS_ENV, Question, address_of, is_localhost, parts_of
+from sandboxrun.look.question import ALWAYS_ENV, Question, address_of, parts_of
 from sandboxrun.look.words import entries
 from sandboxrun.permissions import PROGRAM_FOLDERS, ListenTarget, NetTarget, RedisTarget, is_public
 from sandboxrun.records import record
@@ -64,9 +64,10 @@ def _net(target: NetTarget, config: WorkerConfig, redis: NetTarget | str) -> Dec
     other = Decision("allowed", why="it is the worker's Redis, which is always granted") if target == redis else None
     if address is not None:
         names = (name,) if name is not None else ()
-        usable = names if is_localhost(name or "") else ()
         denied = _found(config, "deny", "net", lambda t: _only(t, denied=True).denies_net(address, port, names))
-        granted = _found(config, "allow", "net", lambda t: _only(t).allows_net(address, port, names, usable))
+        if name is not None and not any(entry.matches_name(name) for entry in config.permissions.allow.get("net", ())):
+            return _first(denied, other, otherwise="the name itself has to be listed for it to be resolved")
+        granted = _found(config, "allow", "net", lambda t: _only(t).allows_net(address, port, names, names))
         why = "" if is_public(address) else "an address that is not public has to be listed itself"
         return _first(denied, granted, other, otherwise=why)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 READ_MAX_BYTES = 32 * 1024 * 1024  # of both hashes
-WRITE_TRIES = 20  # against the supervisor, which renews pidSeen
+WRITE_TRIES = 100  # against the supervisor, which renews pidSeen
 
 
 @record

@@ -184,7 +184,9 @@ def _in_streams(connection: Connection, type_: str, ref: str, created: int | Non
         entry = _at(connection, requests, xid.fields.get("xid", ""))
     if dead is not None:
         again = _search(connection, requests, matches, dead.millis, notes, backward=False)
-        again = again if again is not None and (entry is None or again.xid != entry.xid) else None
+        if again is not None and (entry is None or entry.xid == again.xid):
+            first = dead.fields.get("xid", "")
+            entry = _at(connection, requests, first) if first != again.xid else None
         if again is not None:
             response = _search(connection, responses, matches, again.millis, notes, backward=False) or response
     if not any((entry, response, dead)):
