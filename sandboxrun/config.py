@@ -10,13 +10,31 @@ from sandboxrun.errors import ConfigError
 from sandboxrun.limits import LIMITS, Limits
 from sandboxrun.permissions import KINDS, VERDICTS, Permissions, parse_list
 from sandboxrun.records import field, record
-from sandboxrun.settings import ALIASES, LOOP_NAMES, LOOP_NUMBERS, SECRET_FIELDS, Loop, parse_loop, value_limit
+from sandboxrun.settings import (
+    ALIASES,
+    LOOP_NAMES,
+    LOOP_NUMBERS,
+    SECRET_FIELDS,
+    Loop,
+    parse_loop,
+    too_long,
+    value_limit,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandboxrun.inspection import Inspect
 
-__all__ = ["FIELDS_MAX", "LOOP_NAMES", "LOOP_NUMBERS", "WorkerConfig", "parse_worker", "value_limit", "wanted_fields"]
+__all__ = [
+    "FIELDS_MAX",
+    "LOOP_NAMES",
+    "LOOP_NUMBERS",
+    "WorkerConfig",
+    "parse_worker",
+    "too_long",
+    "value_limit",
+    "wanted_fields",
+]
 
 FIELDS_MAX = 512  # per hash
 URL_MAX_CHARS = 2048

@@ -10,12 +10,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from sandboxrun import keys
-from sandboxrun.config import FIELDS_MAX, READ_FIELDS, not_a_hash, too_many, value_limit, wanted_fields
+from sandboxrun.config import FIELDS_MAX, READ_FIELDS, not_a_hash, too_long, too_many, value_limit, wanted_fields
 from sandboxrun.connection import Address, Connection, ReplyError, refused
 from sandboxrun.errors import AlreadyRunningError, ConfigError, ConnectionLost, SandboxError, StoreError
 from sandboxrun.identity import Identity, Owner, User
 from sandboxrun.lease import PID_FIELDS, holder, is_alive, start_time, this_host
-from sandboxrun.settings import too_long
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

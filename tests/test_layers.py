@@ -47,7 +47,7 @@ LAYERS: dict[str, set[str]] = {
     | {"trace"},
     "dev": PURE | {"dev", "connection", "log"},
     "look": PURE
-    | {"look", "run", "fetch", "sandbox", "folders", "ceiling", "approval", "connection", "lease", "settings"},
+    | {"look", "log", "run", "fetch", "sandbox", "folders", "ceiling", "approval", "connection", "lease", "settings"},
     "cli": PURE
     | {
         "look",

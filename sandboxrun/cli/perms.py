@@ -7,7 +7,7 @@ import json
 
 from sandboxrun.cli.looking import examined, first_fault, painter, redis_shown, run_options
 from sandboxrun.cli.parser import worker_parser
-from sandboxrun.errors import PolicyError
+from sandboxrun.errors import PolicyError, UsageError
 from sandboxrun.log import Log
 from sandboxrun.look.question import FLAGS, KINDS_ASKED, Question, parse
 
@@ -35,6 +35,8 @@ def main(args: list[str]) -> int:
         parser.add_argument(FLAGS[kind], dest=kind + "_", metavar=metavar, action="append", default=[], help=what)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)
+    if options.redis is not None and "://" not in options.redis:
+        raise UsageError("--redis says where Redis is, as a URL: to ask for keys, --redis-keys KEYS")
     questions = [parse(kind, text) for kind in KINDS_ASKED for text in getattr(options, kind + "_")]
     return _answer_all(options, questions) if questions else _list(options)
 

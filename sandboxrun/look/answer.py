@@ -51,7 +51,7 @@ def answer(
     why = f" ({decision.why})" if decision.why and by else decision.why
     kind = question.kind
     if decision.verdict == "allowed":
-        policy = refusal(ceiling, kind, decision.entry) if decision.where else ""
+        policy = refusal(ceiling, kind, decision.entry, place) if decision.where else ""
         verdict = "refused" if policy else "allowed"
         text = f"granted by {by}{why}, but refused: {policy}" if policy else f"allowed by {by}{why}" if by else why
         return Answer(str(question), verdict, text, decision.entry, place, policy, "")
@@ -61,7 +61,7 @@ def answer(
         left = [entry for entry in listed if str(KINDS[kind].parse(entry)) != decision.entry]
         fix = _set(config, field, left) if decision.where == f"field {field} of {config.key}" else ""
         return Answer(str(question), "denied", f"denied by {by}{why}", decision.entry, place, "", fix)
-    policy = refusal(ceiling, kind, str(question.target))
+    policy = refusal(ceiling, kind, str(question.target), f"{field} then")
     text = f"not granted: no entry of {KINDS[kind].field()} covers it{why and f', and {decision.why}'}"
     text += f"; and the policy would refuse one: {policy}" if policy else ""
     return Answer(str(question), "missing", text, "", "", policy, _set(config, field, [*listed, str(question.target)]))
@@ -71,13 +71,12 @@ def _set(config: WorkerConfig, field: str, entries: list[str]) -> str:
     return shlex.join(["sandboxrun", "set", config.type, config.id, f"{field}={','.join(entries)}"])
 
 
-def refusal(ceiling: Ceiling, kind: str, entry: str) -> str:
-    """What the policy says against this entry; empty where it agrees."""
+def refusal(ceiling: Ceiling, kind: str, entry: str, where: str) -> str:
+    """What the policy says against this entry, which stands `where`; empty where it agrees."""
     try:
         target = KINDS[kind].parse(entry)
     except ValueError:  # two entries that grant a half each
         return ""
-    where = f"field {KINDS[kind].field()} of {ceiling.worker.key}"
     asked = Asked(Permissions({kind: (target,)}), lists=(("allow", kind, entry, where),))
     try:
         replace(ceiling, worker=replace(ceiling.worker, asked=asked, sha256=None)).check({})

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sandboxrun import keys
-from sandboxrun.config import FIELDS_MAX, not_a_hash, too_many, value_limit, wanted_fields
+from sandboxrun.config import FIELDS_MAX, READ_FIELDS, not_a_hash, too_long, too_many, value_limit, wanted_fields
 from sandboxrun.connection import Connection, ReplyError
 from sandboxrun.errors import ConfigError, ConnectionLost, StoreError
 from sandboxrun.lease import PID_FIELDS, holder
 from sandboxrun.records import field, record
-from sandboxrun.settings import too_long
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def _read(connection: Connection, key: str) -> Stored:
     kind = kind.decode()
     if kind != "hash" or count > FIELDS_MAX:
         return Stored(key, kind, 0 if kind != "hash" else count)
-    names = connection.call("HKEYS", key)[: FIELDS_MAX + 1]
+    names = sorted(connection.call("HKEYS", key)[: FIELDS_MAX + 1], key=_rank)
     sizes = connection.pipeline([("HSTRLEN", key, name) for name in names])
     long = {
         name: size
@@ -108,6 +107,14 @@ def _read(connection: Connection, key: str) -> Stored:
     values = connection.call("HMGET", key, *wanted) if wanted else []
     found = {name: value for name, value in zip(wanted, values, strict=True) if value is not None}
     return Stored(key, kind, count, found, long)
+
+
+def _rank(name: bytes) -> int:
+    """In the order in which a run reads them, and so finds what is wrong; what it does not read comes last, as Redis has it."""
+    return _RANKS.get(name, len(_RANKS))
+
+
+_RANKS = {name.encode(): rank for rank, name in enumerate(READ_FIELDS)}
 
 
 def write(connection: Connection, before: Hashes, put: Mapping[str, str], remove: list[str]) -> None:

@@ -25,7 +25,8 @@ def text(found: Json, paint: Paint) -> str:
     parts = [
         [paint(found["worker"].replace(":", " "), "head"), *_state(found, paint)],
         _code(found["code"], paint),
-        [*may(found, paint), *_limits(found["limits"], paint)] if found["code"] else [],
+        may(found, paint) if found["code"] else [],
+        _limits(found["limits"], paint) if found["code"] else [],
         _policy(found, paint),
         _faults(found, paint),
         _fields(found, paint),
