@@ -23,6 +23,7 @@ import importlib.util
 import json
 import os
 import random
+import select
 import shutil
 import statistics
 import subprocess
@@ -204,7 +205,11 @@ class Bench:
         return (self.folder / "errors").read_text(errors="replace").strip()
 
     def end(self, name: str, process: subprocess.Popen) -> None:
-        if process.wait(SECONDS) != 0:
+        # Not wait(SECONDS): it looks again after growing pauses, and so up to half of a run too late.
+        pidfd = os.pidfd_open(process.pid)
+        select.select([pidfd], [], [], SECONDS)
+        os.close(pidfd)
+        if process.wait(0) != 0:
             sys.exit(f"{name}: exit code {process.returncode}: {self.errors()}")
 
     def timed(self, made: Contender, **env: str) -> tuple[int, int, int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import termios
 import time
 from collections.abc import Iterator, Mapping
 
@@ -131,6 +130,8 @@ def _ask(question: str) -> bytes | None:
         try:
             if os.tcgetpgrp(fd) != os.getpgrp():
                 return None
+            import termios
+
             termios.tcflush(fd, termios.TCIFLUSH)  # what was typed before the question is no answer to it
             colours = "" if os.environ.get("TERM", "dumb") == "dumb" else PLAIN
             terminal.write((colours + question).encode())

@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import socket
 import stat
 import time
 from collections.abc import Callable, Iterable
-from types import TracebackType
 
 from sandboxrun.errors import ConfigError, SandboxrunError
 
@@ -58,7 +56,7 @@ class Audit:
     def __enter__(self) -> Audit:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         try:
             if error is not None:
                 self._strict = False  # the error itself is what has to be reported
@@ -130,6 +128,8 @@ class _Journal:
     name = JOURNAL
 
     def __init__(self, path: str) -> None:
+        import socket
+
         self.failed = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:

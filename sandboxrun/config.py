@@ -45,15 +45,15 @@ OPTION_FIELDS = ("denoOptions", "options")
 _PERMISSION_FIELD = re.compile(
     r"(allow|deny)[A-Z][A-Za-z]*"
 )  # also one that does not exist, which must not pass unseen
-_PERMISSION_FLAG = re.compile(r"--(allow|deny)-([a-z-]+)(?:=(.*))?", re.DOTALL)
+_PERMISSION_FLAG = r"--(allow|deny)-([a-z-]+)(?:=(.*))?"
 _PERMISSION_FIELDS = {kind.field(verdict): (verdict, kind.name) for kind in KINDS.values() for verdict in VERDICTS}
 _LIMIT_FIELDS = {limit.field: limit for limit in LIMITS.values()}
 # However somebody may write them: a denial that is misspelt must not pass unseen.
 _SPELT_MAX_CHARS = 40
 _SPELLINGS = {name.lower(): name for name in (*_PERMISSION_FIELDS, *_LIMIT_FIELDS)}
-_LIMIT_FLAG = re.compile(r"--limit-([a-z]+)=(.*)", re.DOTALL)
+_LIMIT_FLAG = r"--limit-([a-z]+)=(.*)"
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/-]*")
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_SHA256 = r"[0-9a-fA-F]{64}"
 # Flags of the original runtime that neither grant nor mean anything here, so that existing hashes go on working.
 _IGNORED_FLAGS = frozenset({"--no-prompt", "--quiet", "-q", "--no-check", "--no-lock", "--no-remote", "--no-config"})
 _INSPECT_FLAGS = frozenset({"--inspect", "--inspect-brk", "--inspect-wait"})
@@ -252,8 +252,8 @@ def _parse_options(
     except ValueError as error:
         raise ConfigError(f"{where} cannot be split into flags: {error}") from error
     for word in words:
-        match = _PERMISSION_FLAG.fullmatch(word)
-        limit = _LIMIT_FLAG.fullmatch(word)
+        match = re.fullmatch(_PERMISSION_FLAG, word, re.DOTALL)
+        limit = re.fullmatch(_LIMIT_FLAG, word, re.DOTALL)
         if match:
             verdict, kind, value = match[1], match[2], match[3]
             if kind != "all":
@@ -302,7 +302,7 @@ def _sha256(value: str | None, key: str) -> str | None:
     if not value:
         return None
     value = value.removeprefix("sha256:").removeprefix("sha256-")
-    if not _SHA256.fullmatch(value):
+    if not re.fullmatch(_SHA256, value):
         raise ConfigError(
             f"field sha256 of {key} is {value[:80]!r}: expected 64 hexadecimal digits, as sha256sum prints them"
         )

@@ -29,9 +29,7 @@ from sandboxrun.records import field, record
 PREFIX = "sandboxrun"  # of our users' names
 HASH_URL = "SANDBOXRUN_HASH_URL"  # where a server without selectors lets a worker read its hashes
 _READER = "reader"
-_NAME = re.compile(
-    rf"{PREFIX}:([^:]+):([^:]+):([0-9a-f]{{16}}):(\d{{1,10}})\.(\d{{1,20}})\.(\d{{1,12}})(?::{_READER})?", re.ASCII
-)
+_NAME = rf"{PREFIX}:([^:]+):([^:]+):([0-9a-f]{{16}}):(\d{{1,10}})\.(\d{{1,20}})\.(\d{{1,12}})(?::{_READER})?"
 
 # What a client says before it says anything: none of it touches a key, another client or the server. Not CLIENT SETINFO,
 # which servers before Redis 7.2 do not know; clients go on without.
@@ -76,7 +74,7 @@ class Owner:
     @classmethod
     def of_user(cls, name: str) -> Owner | None:
         """None where it is not the name of a user of ours."""
-        match = _NAME.fullmatch(name)
+        match = re.fullmatch(_NAME, name, re.ASCII)
         try:
             key = keys.worker_key(keys.check_type(match[1]), keys.check_id(match[2])) if match else ""
         except ConfigError:

@@ -9,19 +9,19 @@ from types import MappingProxyType
 from sandboxrun.errors import ConfigError
 from sandboxrun.records import record
 
-_SIZE = re.compile(r"([0-9]{1,15})(?:([KMGT])(?:iB|B)?)?", re.IGNORECASE)
-_TIME = re.compile(r"([0-9]{1,10})([smhd]?)")
+_SIZE = r"([0-9]{1,15})(?:([KMGT])(?:iB|B)?)?"
+_TIME = r"([0-9]{1,10})([smhd]?)"
 
 
 def _size(text: str) -> int:
-    match = _SIZE.fullmatch(text)
+    match = re.fullmatch(_SIZE, text, re.IGNORECASE)
     if match is None:
         raise ValueError
     return int(match[1]) << 10 * (" KMGT".index(match[2].upper()) if match[2] else 0)
 
 
 def _seconds(text: str) -> int:
-    match = _TIME.fullmatch(text)
+    match = re.fullmatch(_TIME, text)
     if match is None:
         raise ValueError
     return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]

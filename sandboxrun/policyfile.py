@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 FILE_MAX_BYTES = 256 * 1024
-_PATTERN = re.compile(r"[a-z*?][-a-z0-9_*?]{0,63}(:[A-Za-z0-9*?][-A-Za-z0-9_.*?]{0,127})?")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_HEADER = re.compile(r"\s*\[[^,=]*\]\s*(#.*)?$")
+_PATTERN = r"[a-z*?][-a-z0-9_*?]{0,63}(:[A-Za-z0-9*?][-A-Za-z0-9_.*?]{0,127})?"
+_SHA256 = r"[0-9a-f]{64}"
+_HEADER = r"\s*\[[^,=]*\]\s*(#.*)?$"
 _EXAMPLE = '[worker."demo-*"]'
 
 
@@ -109,7 +109,7 @@ class _Lines:
         for number, line in enumerate(self.text.split("\n")[start:], start + 1):
             if word.match(line):
                 return f"{self.path}:{number}"
-            if pattern is not None and _HEADER.match(line):
+            if pattern is not None and re.match(_HEADER, line):
                 break
         return f"{self.path}:{max(start, 1)}"
 
@@ -123,7 +123,7 @@ class _Lines:
 
 def _section(pattern: str, table: Any, lines: _Lines) -> Section:
     place = lines.header(pattern)
-    if not _PATTERN.fullmatch(pattern) or not isinstance(table, dict):
+    if not re.fullmatch(_PATTERN, pattern) or not isinstance(table, dict):
         raise ConfigError(
             f"{place} has {pattern[:80]!r} for a worker: expected a section as {_EXAMPLE}, with TYPE or TYPE:ID and wildcards * and ?"
         )
@@ -197,7 +197,7 @@ def _host(text: str) -> tuple[str, int]:
 
 def _digest(text: str) -> str:
     digest = text.removeprefix("sha256:").removeprefix("sha256-").lower()
-    if not _SHA256.fullmatch(digest):
+    if not re.fullmatch(_SHA256, digest):
         raise ValueError("not a sha256")
     return digest
 

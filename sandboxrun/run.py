@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -40,6 +41,7 @@ from sandboxrun.store import REDIS_ACL, SELECTORS_SINCE, Store
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandboxrun.inspection import Inspect
+    from sandboxrun.sandbox.birth import Birth
 
 DESCRIPTORS = 1024  # enough for all connects that may hang at once, and below what select(2) can take
 KEY_SECONDS = 10  # for the key to come on standard input
@@ -65,27 +67,25 @@ class RunOptions:
     standby: int | None = None  # a descriptor: start when a byte can be read from it, or not at all when it is closed
 
 
-def run(options: RunOptions, log: Log, child: Child | None = None) -> int:
+def run(options: RunOptions, log: Log, born: Birth | None = None) -> int:
     """Run one worker to its end; its exit code. Raises SandboxrunError for every failure of ours.
 
-    `child`: one that was started already, for this worker, on a kernel that lacks nothing; it is closed here.
+    `born`: a child that was started already; where this raises before it is taken, it ends with this process.
     """
     key = keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
     with Audit(options.audit, worker=key, warn=lambda message: log.warning("audit", message)) as audit:
         log.observer = audit.logged
         audit.record("run", "asked", redis=parse_url(options.redis_url).shown, reload=options.reload)
-        code = _start(options, key, child, audit, log)
+        code = _start(options, key, born, audit, log)
         audit.record("end", "ended", exit_code=code)
         return code
 
 
-def _start(options: RunOptions, key: str, child: Child | None, audit: Audit, log: Log) -> int:
-    if child is None:
-        kernel = features.probe()
-        for message in kernel.require(options.degraded, others=(REDIS_ACL,)):
-            log.warning("degraded", message)
-        child = Child(key, kernel, warm=True)
-        trace.mark("child started")
+def _start(options: RunOptions, key: str, born: Birth | None, audit: Audit, log: Log) -> int:
+    kernel = features.probe()
+    for message in kernel.require(options.degraded, others=(REDIS_ACL,)):
+        log.warning("degraded", message)
+    child = Child(key, kernel, born, warm=True)
     try:
         _raise_descriptor_limit()
         if options.standby is not None and not os.read(options.standby, 1):
@@ -235,6 +235,8 @@ def _live(
             pid=child.pid,
             sha256=artifact.sha256,
         )
+        gc.freeze()  # all that a run has made so far stays until its end
+        gc.enable()
         return supervisor.serve()
     finally:
         try:
@@ -289,8 +291,8 @@ def _trusted(endpoint: Address) -> tuple[str, int] | None:
 
 def _script(source: Source | LocalSource, artifact: Artifact) -> Script:
     if isinstance(source, LocalSource):
-        return Script(artifact.source, source.script, source.folder, is_file=True)
-    return Script(artifact.source, source.url, None, is_file=False)
+        return Script(artifact.source, source.script, source.folder, None, is_file=True)
+    return Script(artifact.source, source.url, None, artifact.code, is_file=False)
 
 
 @record

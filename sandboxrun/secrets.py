@@ -9,8 +9,6 @@ aes-256-gcm                             our own: 12-byte IV, the 16-byte tag beh
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import os
 import re
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 KEY_LINE_MAX_BYTES = 256
-_KEY_LINE = re.compile(r"worker-v0 ([0-9a-fA-F]+)\s*")
+_KEY_LINE = r"worker-v0 ([0-9a-fA-F]+)\s*"
 _KEY_BYTES = {"aes-128-cbc": 16, "aes-192-cbc": 24, "aes-256-cbc": 32, "aes-256-gcm": 32}
 ALGORITHMS = tuple(_KEY_BYTES)
 _HOW = "echo worker-v0 HEX | sandboxrun TYPE ID"
@@ -37,7 +35,7 @@ def parse_key_line(line: bytes) -> bytes:
         text = line.decode("ascii")
     except UnicodeDecodeError:
         text = ""
-    match = _KEY_LINE.fullmatch(text)
+    match = re.fullmatch(_KEY_LINE, text)
     if match is None:
         raise SecretError(f"the key on standard input is not one line of the form worker-v0 HEX, as in {_HOW}")
     if len(match[1]) not in (32, 48, 64):
@@ -52,9 +50,11 @@ def decrypt(fields: Mapping[str, str], key: bytes, *, worker_key: str, type_: st
     where = f"encryptedJson of {worker_key}"
     algorithm = _algorithm(fields.get("encryptedAlg"), key, worker_key)
     iv = _unhex(fields.get("encryptedIv", ""), 12 if algorithm == "aes-256-gcm" else 16, worker_key)
+    import base64
+
     try:
         data = base64.b64decode("".join(fields.get("encryptedJson", "").split()), validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise SecretError(
             f"{where} is not base64: store it as openssl enc -base64 or sandboxrun encrypt writes it"
         ) from error
@@ -89,6 +89,8 @@ def encrypt(secrets: Mapping[str, Any], key: bytes, *, worker_key: str, type_: s
         padder = padding.PKCS7(128).padder()
         encryptor = Cipher(algorithms.AES(key), modes.CBC(iv)).encryptor()
         data = encryptor.update(padder.update(text) + padder.finalize()) + encryptor.finalize()
+    import base64
+
     return {"encryptedAlg": algorithm, "encryptedIv": iv.hex(), "encryptedJson": base64.b64encode(data).decode()}
 
 

@@ -80,7 +80,7 @@ ONE_IMPORTER = {
     "watchfiles": {"dev/watch.py"},
     "debugpy": {"sandbox/bootstrap.py"},
 }
-LIGHT = {"_socket", "_thread", "ctypes", "marshal", "os", "resource", "sys", "time"}
+LIGHT = {"_ctypes", "_socket", "_thread", "gc", "marshal", "os", "resource", "stat", "sys", "time"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:

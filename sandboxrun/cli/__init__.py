@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
+import gc
 import os
 import sys
-from collections.abc import Sequence
 
-from sandboxrun.errors import SandboxrunError
-from sandboxrun.log import Log
 from sandboxrun.trace import mark  # by name: the module of a command is called trace too
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
 COMMANDS = (
@@ -42,37 +39,45 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     than to end a worker does: what must be undone has been undone by then, by `finally` and `with`."""
     _open_standard_descriptors()
     args = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in args
     try:
         mark("main")
         code = _main(args)
         mark("end")
         if sys.stdout is not None:
             sys.stdout.flush()
-    except SandboxrunError as error:
-        if debug:
-            import traceback
-
-            traceback.print_exc()
-        Log(json="--json-logs" in args).error("error", str(error), exit_code=error.exit_code)
-        code = error.exit_code
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more while it shuts down
         code = 141
     except Exception as error:
-        if debug:
-            raise
-        Log(json="--json-logs" in args).error(
-            "defect",
-            f"{type(error).__name__}: {error} (a defect of sandboxrun: run it again with --debug and report what it prints)",
-        )
-        code = SandboxrunError.exit_code
+        code = _explain(error, args)
     if sys.stderr is not None:
-        with contextlib.suppress(OSError):
+        try:
             sys.stderr.flush()
+        except OSError:
+            pass
     os._exit(code)
+
+
+def _explain(error: Exception, args: list[str]) -> int:
+    """Print the line of an error; its exit code."""
+    from sandboxrun.errors import SandboxrunError
+    from sandboxrun.log import Log
+
+    if "--debug" in args:
+        import traceback
+
+        traceback.print_exception(error)
+    log = Log(json="--json-logs" in args)
+    if isinstance(error, SandboxrunError):
+        log.error("error", str(error), exit_code=error.exit_code)
+        return error.exit_code
+    log.error(
+        "defect",
+        f"{type(error).__name__}: {error} (a defect of sandboxrun: run it again with --debug and report what it prints)",
+    )
+    return SandboxrunError.exit_code
 
 
 def _open_standard_descriptors() -> None:
@@ -86,7 +91,26 @@ def _open_standard_descriptors() -> None:
 
 def _main(args: list[str]) -> int:
     """Each command is a module with `main(args) -> exit code`, imported when it is called: start-up is a feature."""
+    if len(args) == 2 and args[0] not in COMMANDS and not any(arg.startswith("-") for arg in args):
+        return _run_plainly(*args)
     name, rest = (args[0], args[1:]) if args and args[0] in COMMANDS else ("run", args)
-    module = importlib.import_module(f"sandboxrun.cli.{name}")
-    code: int = module.main(rest)
+    code: int = __import__(f"sandboxrun.cli.{name}", fromlist=["main"]).main(rest)
     return code
+
+
+def _run_plainly(type_: str, id_: str) -> int:
+    """`sandboxrun TYPE ID`: there is nothing to parse, which would take longer than all that comes before Redis.
+
+    The child is started before anything else, and gets ready while we import what a run needs. It ends by itself if we do.
+    """
+    gc.disable()  # what is imported from here on stays; run.py enables it again
+    from sandboxrun.sandbox.birth import Birth
+
+    born = None
+    try:
+        born = Birth(f"{type_}:{id_}:h", warm=True)
+    except OSError:
+        pass  # it is tried again, and said, once the names have been looked at
+    from sandboxrun.cli.run import run_plainly
+
+    return run_plainly(type_, id_, born)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from sandboxrun.cli.parser import Parser
     from sandboxrun.inspection import Inspect
+    from sandboxrun.sandbox.birth import Birth
 
 _INSPECT = {"--inspect": "127.0.0.1:9229", "--inspect-wait": "127.0.0.1:9229"}
 _EPILOG = """\
@@ -127,8 +128,6 @@ def _parser() -> Parser:
 
 
 def main(args: list[str]) -> int:
-    if len(args) == 2 and not any(arg.startswith("-") for arg in args):
-        return _run_plainly(*args)
     from sandboxrun.cli.parser import names
 
     # The value is optional, and follows a "=": or TYPE would be one.
@@ -167,26 +166,13 @@ def main(args: list[str]) -> int:
     )
 
 
-def _run_plainly(type_: str, id_: str) -> int:
-    """Without an option there is nothing to parse: argparse takes as long to say so as all that comes before Redis.
-
-    The child is started first, and gets ready while we import what else a run needs. It ends by itself if we do.
-    """
-    from sandboxrun import keys
-    from sandboxrun.sandbox import features
-    from sandboxrun.sandbox.launch import Child
-
-    key = keys.worker_key(keys.check_type(type_), keys.check_id(id_))
-    kernel = features.probe()
-    kernel.require()
-    child = Child(key, kernel, warm=True)
-    trace.mark("child started")
-
+def run_plainly(type_: str, id_: str, born: Birth | None) -> int:
+    """Without an option. `born`: the child, which is there already."""
     from sandboxrun.run import RunOptions, run
     from sandboxrun.store import DEFAULT_URL
 
     trace.mark("modules of a run imported")
-    return run(RunOptions(type_, id_, os.environ.get("REDIS_URL") or DEFAULT_URL), Log(), child)
+    return run(RunOptions(type_, id_, os.environ.get("REDIS_URL") or DEFAULT_URL), Log(), born)
 
 
 def _inspect(options: argparse.Namespace) -> Inspect | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from sandboxrun.errors import FetchError, IntegrityError
 from sandboxrun.fetch import integrity
 from sandboxrun.fetch.cache import Cache, Pin
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source
-from sandboxrun.records import record
+from sandboxrun.records import record, replace
 
 
 @record
@@ -20,6 +21,7 @@ class Artifact:
     origin: str  # URL or path
     how: str  # "cached", "fetched", "revalidated", "local"
     instead_of: str | None = None  # the digest that the version had before, where it is another now
+    code: bytes | None = None  # marshalled, of a cached script; None: the child compiles
 
 
 def obtain(
@@ -36,10 +38,21 @@ def obtain(
     """The script's verified bytes. Raises FetchError or IntegrityError; nothing wrong is ever cached."""
     if isinstance(source, LocalSource):
         data = source.read()
-        integrity.check_python(data, source.script, remote=False)
+        integrity.check_python(data, source.script)
         return Artifact(data, integrity.check_digest(data, expected_sha256, source.script), source.script, "local")
     with cache.locked(source):
-        return _obtain(source, cache, allowed, expected_sha256, reload, cached_only, warn, progress)
+        found = _obtain(source, cache, allowed, expected_sha256, reload, cached_only, warn, progress)
+        return found if found.code is not None else replace(found, code=_code(found, source.url, cache))
+
+
+def _code(artifact: Artifact, url: str, cache: Cache) -> bytes | None:
+    """Of a script that was cached before, maybe for another interpreter."""
+    code = cache.code(artifact.sha256, url)
+    if code is None:
+        with contextlib.suppress(FetchError):  # Python's own grammar has changed since: the child says what is wrong
+            code = integrity.compile_python(artifact.source, url)
+            cache.keep_code(code, artifact.sha256, url)
+    return code
 
 
 def _obtain(
@@ -79,7 +92,7 @@ def _obtain(
     if fetched is None:  # 304 Not Modified
         assert pin is not None and data is not None
         return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, "revalidated")
-    integrity.check_python(fetched.body, source.url, remote=True)
+    code = integrity.compile_python(fetched.body, source.url)
     digest = integrity.check_digest(fetched.body, expected, source.url)
     if pin is not None and not source.mutable and not reload and pin.sha256 != digest:
         raise IntegrityError(
@@ -87,5 +100,6 @@ def _obtain(
             f"a tag or commit must not move, so find out why, then accept it with --reload"
         )
     cache.write(source, fetched.body, Pin(digest, fetched.etag))
+    cache.keep_code(code, digest, source.url)
     instead_of = pin.sha256 if pin is not None and pin.sha256 != digest else None
-    return Artifact(fetched.body, digest, source.url, "fetched", instead_of)
+    return Artifact(fetched.body, digest, source.url, "fetched", instead_of, code)

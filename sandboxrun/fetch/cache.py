@@ -1,6 +1,6 @@
 """Scripts on disk, by digest, and the pins that say which digest a version had.
 
-`blobs/HEX` lies in the user's cache folder and may be removed at any time. A pin is a decision, not a copy: it lies in
+`blobs/HEX`, and `code/NAME` that was compiled of it, lie in the user's cache folder and may be removed at any time. A pin is a decision, not a copy: it lies in
 the state folder, survives `sandboxrun cache --clean`, and only `--reload` changes that of a tag or commit. Everything is
 written under a temporary name and moved into place. Blobs are verified whenever they are read.
 """
@@ -56,6 +56,7 @@ class Cache:
     def __init__(self, cache_folder: str, state_folder: str) -> None:
         self.blobs = os.path.join(cache_folder, "blobs")
         self.pins = os.path.join(state_folder, "pins")
+        self.codes, self._key = os.path.join(cache_folder, "code"), os.path.join(state_folder, "key")
         for folder in (cache_folder, self.blobs, state_folder, self.pins):
             _make_private(folder)
 
@@ -92,6 +93,17 @@ class Cache:
         write_whole(os.path.join(self.blobs, pin.sha256), data, mode=0o400)
         write_whole(self._pin_path(source), json.dumps(record).encode(), mode=0o400)
 
+    def code(self, sha256: str, url: str) -> bytes | None:
+        """Its marshalled code; see compiled.py."""
+        from sandboxrun.fetch import compiled  # a local worker has none
+
+        return compiled.kept(self.codes, self._key, sha256=sha256, url=url)
+
+    def keep_code(self, code: bytes, sha256: str, url: str) -> None:
+        from sandboxrun.fetch import compiled
+
+        compiled.keep(self.codes, self._key, code, sha256=sha256, url=url)
+
     @contextlib.contextmanager
     def locked(self, source: Source) -> Iterator[None]:
         """One process at a time decides on a source: two that fetch a moving tag at once must not both pin it."""
@@ -124,14 +136,15 @@ class Cache:
         return sorted(found, key=lambda entry: (entry.url, entry.version))
 
     def clean(self) -> tuple[int, int]:
-        """Remove every blob; (files, bytes). Pins stay."""
+        """Remove every blob, and what was compiled of it; (blobs, bytes). Pins stay."""
         count = size = 0
-        for name in os.listdir(self.blobs):
-            path = os.path.join(self.blobs, name)
-            size += _size(path) or 0
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-                count += 1
+        for folder in (self.blobs, self.codes):
+            for name in os.listdir(folder) if os.path.isdir(folder) else ():
+                path = os.path.join(folder, name)
+                size += _size(path) or 0
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                    count += folder == self.blobs
         return count, size
 
     def _pin_path(self, source: Source) -> str:

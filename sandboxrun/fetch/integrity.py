@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 from sandboxrun.digests import hex_digest
@@ -19,27 +18,41 @@ def check_digest(data: bytes, expected: str | None, origin: str) -> str:
     return digest
 
 
-def check_python(data: bytes, origin: str, *, remote: bool) -> None:
-    """Raise FetchError unless `data` is UTF-8 Python, and, where it comes from a server, does something."""
+def check_python(data: bytes, origin: str) -> None:
+    """Raise FetchError unless `data` is UTF-8 Python."""
+    text = _text(data, origin)
+    from sandboxrun.fetch import parse  # not before: what comes from the cache is not parsed again
+
+    complaint = parse.complaint(text, must_act=False)
+    if complaint:
+        raise FetchError(f"{origin} {complaint}")
+
+
+def compile_python(data: bytes, url: str) -> bytes:
+    """Marshalled code of what a server has sent. Raises FetchError unless it is UTF-8 Python that does something."""
+    text = _text(data, url)
+    import subprocess
+
+    from sandboxrun.fetch import parse
+
+    command = [sys.executable, "-I", "-S", "-X", "utf8", parse.__file__, url]
+    done = subprocess.run(command, input=text.encode(), capture_output=True, env={}, check=False)
+    complaint, _, code = done.stdout.partition(b"\0")
+    if done.returncode != 0:
+        complaint = b"takes more than %d s or %d MiB to be parsed: not a script to be run" % (
+            parse.CPU_SECONDS,
+            parse.MEMORY_BYTES >> 20,
+        )
+    if complaint:
+        raise FetchError(f"{url} {complaint.decode()}")
+    return code
+
+
+def _text(data: bytes, origin: str) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FetchError(f"{origin} is not UTF-8 text (byte {error.start}): not a Python script") from error
     if text.lstrip()[:1] == "<":
         raise FetchError(f"{origin} is a page of HTML or XML, not a Python script: is it the raw URL?")
-    from sandboxrun.fetch import parse  # not before: what comes from the cache is not parsed again
-
-    complaint = _parsed_apart(text) if remote else parse.complaint(text, must_act=False)
-    if complaint:
-        raise FetchError(f"{origin} {complaint}")
-
-
-def _parsed_apart(text: str) -> str:
-    from sandboxrun.fetch import parse
-
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", parse.__file__], input=text.encode(), capture_output=True, env={}, check=False
-    )
-    if done.returncode != 0:
-        return f"takes more than {parse.CPU_SECONDS} s or {parse.MEMORY_BYTES >> 20} MiB to be parsed: not a script to be run"
-    return done.stdout.decode()
+    return text

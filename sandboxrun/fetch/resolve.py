@@ -6,11 +6,14 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from sandboxrun.errors import ConfigError, FetchError, UsageError
 from sandboxrun.permissions import canonical_host
 from sandboxrun.records import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from urllib.parse import SplitResult
 
 SCRIPT_MAX_BYTES = 1024 * 1024
 DEFAULT_HOSTS = (
@@ -60,6 +63,13 @@ class LocalSource:
         return data
 
 
+def urlsplit(url: str) -> SplitResult:
+    """urllib.parse's, which a local worker does without. Raises ValueError."""
+    from urllib.parse import urlsplit
+
+    return urlsplit(url)
+
+
 def is_mutable(version: str) -> bool:
     """Whether a version is a branch. A full commit and a name like v1.2.3 (or 1.2) are pinned once fetched."""
     return not (_COMMIT.fullmatch(version) or _TAG.fullmatch(version))
@@ -74,6 +84,8 @@ def resolve(url: str, version: str, *, key: str) -> Source | LocalSource:
     """Where the script of this version is. Raises ConfigError naming the field."""
     if version == "local":
         return _resolve_local(url, key)
+    from urllib.parse import urlunsplit
+
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").lower()
@@ -134,6 +146,8 @@ def _resolve_local(url: str, key: str) -> LocalSource:
             raise ConfigError(f"field url of {key} is not a URL: {error}") from error
         if parts.netloc not in ("", "localhost"):
             raise ConfigError(f"field url of {key} names another host in file://: write file:///PATH")
+        from urllib.parse import unquote
+
         path = unquote(parts.path)
     if not os.path.isabs(path) or "\0" in path:
         raise ConfigError(

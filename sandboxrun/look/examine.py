@@ -142,7 +142,7 @@ def from_cache(cache: Cache) -> Get:
     def get(config: WorkerConfig, source: Source | LocalSource, allowed: ImportList) -> Artifact | None:
         if isinstance(source, LocalSource):
             data, origin, how = source.read(), source.script, "local"
-            integrity.check_python(data, origin, remote=False)
+            integrity.check_python(data, origin)
         else:
             pin = cache.pin(source)
             found = cache.read(pin.sha256) if pin is not None else None

@@ -1,23 +1,25 @@
 """The child: wait for the plan, give up every right that is not in it, run the script. Never executes again.
 
-Run as `python -I -S bootstrap.py KEY SUPERVISOR_PID QUESTIONS ANSWERS PLAN RULESET [PACKAGE SITE…]`; QUESTIONS to RULESET are
+Run as `python -I -S bootstrap.py KEY SUPERVISOR_PID QUESTIONS ANSWERS PLAN [PACKAGE SITE…]`; QUESTIONS to PLAN are
 descriptors. Needs nothing of ours and only what is light of the standard library: `socket`, `signal`, `threading` and all
 that goes with them take longer than Python's own start, so they are prepared before the script imports them, or does not.
 With PACKAGE (ours, or empty) and SITE folders it imports sandboxrun.worker while it would only wait for its plan. Nothing
 untrusted is in this process until `_load`.
 
-QUESTIONS is a pipe of packets (pipe(2), O_DIRECT), ANSWERS a stream, PLAN a memfd, RULESET Landlock's. Supervisor "plan"
-once the last two are filled; child "ready FD NS NS NS" with the seccomp listener, which the supervisor takes, or "fail TEXT";
+QUESTIONS is a pipe of packets (pipe(2), O_DIRECT), ANSWERS a stream, PLAN a memfd. Supervisor "plan"
+once that is filled; child "ready FD NS NS NS" with the seccomp listener, which the supervisor takes, or "fail TEXT";
 supervisor "go"; from then on only names are asked: child "name NUMBER HOST", supervisor "NUMBER\nok\nADDRESS…",
 "NUMBER\ndenied\nMESSAGE" or "NUMBER\nEAI_CODE\nMESSAGE", and a NUL. A packet and an answer have at most PIPE_BUF bytes.
 """
 
+import _ctypes
 import _socket
 import _thread
-import ctypes
+import gc
 import marshal
 import os
 import resource
+import stat
 import sys
 import time
 
@@ -25,42 +27,86 @@ _SIGKILL = 9
 _EINTR, _EBADF, _ENOMEM, _EACCES, _EMFILE, _EFBIG, _EPIPE, _EISCONN = 4, 9, 12, 13, 24, 27, 32, 106
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
-_NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
-_NR_LANDLOCK_RESTRICT_SELF = 446
+_NR_PRCTL, _NR_CAPSET, _NR_SECCOMP = {"x86_64": (157, 126, 317), "aarch64": (167, 91, 277)}[os.uname().machine]
+_NR_OPENAT2, _NR_LANDLOCK_CREATE_RULESET, _NR_LANDLOCK_ADD_RULE, _NR_LANDLOCK_RESTRICT_SELF = 437, 444, 445, 446
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 1 << 3
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+_AT_FDCWD, _RESOLVE_NO_SYMLINKS, _RULE_PATH_BENEATH = -100, 0x04, 1
 
 
-def _check(call, result):
+class _Long(_ctypes._SimpleCData):  # as syscalls.py has it, and why
+    _type_ = "l"
+
+
+class _Text(_ctypes._SimpleCData):
+    _type_ = "z"
+
+
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Long
+
+
+_function = _Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "syscall"))
+
+
+def _syscall(name, number, *args):
+    """Ints, and bytes of which the address is passed."""
+    result = _function(_Long(number), *(_Long(arg) if isinstance(arg, int) else arg for arg in args))
     if result < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"{call}: {os.strerror(errno)}")
+        errno = _ctypes.get_errno()
+        raise OSError(errno, f"{name}: {os.strerror(errno)}")
     return result
 
 
+def _words(*values, bytes=8):
+    return b"".join(value.to_bytes(bytes, sys.byteorder) for value in values)
+
+
 def _prctl(name, option, *args):
-    args = [ctypes.c_ulong(arg) for arg in (*args, 0, 0, 0, 0)[:4]]
-    return _check(f"prctl {name}", _libc.prctl(ctypes.c_int(option), *args))
+    return _syscall(f"prctl {name}", _NR_PRCTL, option, *(*args, 0, 0, 0, 0)[:4])
 
 
 def _drop_capabilities():
     """All of them, and what could bring one back (capabilities(7)); matters only where we are root."""
     if os.geteuid() == 0:
         for capability in range(64):
-            if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
+            try:
+                _prctl("PR_CAPBSET_DROP", _PR_CAPBSET_DROP, capability)
+            except OSError:
                 break  # EINVAL past the last one, or EPERM without CAP_SETPCAP: then execve cannot be reached anyway
     _prctl("PR_CAP_AMBIENT", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
-    _check("capset", _libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)())))
+    _syscall("capset", _NR_CAPSET, _words(_LINUX_CAPABILITY_VERSION_3, 0, bytes=4), _words(0, 0, 0))
 
 
-def _confine(plan, ruleset):
+def _ruleset(rights, rules):
+    """A Landlock ruleset that denies all `rights` but those of the `rules`, which are (real path, access)."""
+    attr = _words(rights["fs"], rights["net"], rights["scoped"])
+    # An older kernel refuses a longer structure, even where the rest of it is zero.
+    size = 24 if rights["scoped"] else 16 if rights["net"] else 8
+    ruleset = _syscall("landlock_create_ruleset", _NR_LANDLOCK_CREATE_RULESET, attr, size, 0)
+    how = _words(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)  # struct open_how
+    for path, access in rules:
+        shown = os.fsdecode(path)
+        try:
+            # What is no real path any more is not followed: somebody has put a symlink there meanwhile.
+            fd = _syscall("openat2", _NR_OPENAT2, _AT_FDCWD, path + b"\0", how, len(how))
+        except OSError as error:
+            raise OSError(error.errno, f"cannot open {shown} to grant it: {os.strerror(error.errno)}") from error
+        allowed = access & rights["fs"]
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            allowed &= rights["on_files"]
+        beneath = _words(allowed) + _words(fd, bytes=4)  # struct landlock_path_beneath_attr, packed
+        _syscall(f"landlock_add_rule {shown}", _NR_LANDLOCK_ADD_RULE, ruleset, _RULE_PATH_BENEATH, beneath, 0)
+        os.close(fd)
+    return ruleset
+
+
+def _confine(plan):
     """In the order of seccomp(2) and landlock(7): limits, capabilities, no_new_privs, Landlock, seccomp."""
     os.umask(0o077)
     os.chdir(plan["scratch"])
+    ruleset = _ruleset(plan["landlock"], plan["rules"])
     for limit, *values in plan["rlimits"]:
         most = resource.getrlimit(limit)[1]
         if most != resource.RLIM_INFINITY:
@@ -68,26 +114,11 @@ def _confine(plan, ruleset):
         resource.setrlimit(limit, tuple(values))
     _drop_capabilities()
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
-    _check(
-        "landlock_restrict_self",
-        _libc.syscall(ctypes.c_long(_NR_LANDLOCK_RESTRICT_SELF), ctypes.c_int(ruleset), ctypes.c_uint32(0)),
-    )
+    _syscall("landlock_restrict_self", _NR_LANDLOCK_RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
-
-    class Program(ctypes.Structure):  # struct sock_fprog
-        _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-
-    program = Program(len(plan["bpf"]) // 8, plan["bpf"])
-    number = _NR_SECCOMP[os.uname().machine]
-    return _check(
-        "seccomp",
-        _libc.syscall(
-            ctypes.c_long(number),
-            ctypes.c_uint(_SECCOMP_SET_MODE_FILTER),
-            ctypes.c_uint(_SECCOMP_FILTER_FLAG_NEW_LISTENER),
-            ctypes.byref(program),
-        ),
-    )
+    program = _words(len(plan["bpf"]) // 8) + bytes(_Text(plan["bpf"]))  # struct sock_fprog: a length and a pointer
+    flags = _SECCOMP_FILTER_FLAG_NEW_LISTENER
+    return _syscall("seccomp", _NR_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, program)
 
 
 class _Names:
@@ -145,7 +176,9 @@ def _patch_names(ask):
 
     def getaddrinfo(host, port, family=0, type=0, proto=0, flags=0):
         try:
-            return system(host, port, family, type, proto, flags | _socket.AI_NUMERICHOST)
+            # Of text, even of an address, the codec for international names would be imported.
+            literal = host.encode() if isinstance(host, str) and host.isascii() else host
+            return system(literal, port, family, type, proto, flags | _socket.AI_NUMERICHOST)
         except _socket.gaierror as error:
             if error.errno != _socket.EAI_NONAME or flags & _socket.AI_NUMERICHOST:
                 raise
@@ -340,10 +373,12 @@ def _add_packages(folder, *site):
 
 
 def _warm_up(packages):
-    """What nearly every script imports; one that does not is no slower for it, since this waits for the supervisor."""
+    """What nearly every script imports, and that imports later; one that does not is no slower for it, since this waits for
+    the supervisor."""
     _add_packages(*packages)
     try:
-        __import__("sandboxrun.worker")  # nothing here depends on it
+        for name in ("sandboxrun.worker", "sandboxrun.worker.serial", "urllib.parse"):
+            __import__(name)  # nothing here depends on it
     except Exception:
         return  # the script that needs it will say so
 
@@ -367,6 +402,8 @@ def _load(plan):
         main.__loader__ = _Loader(source)
     sys.modules["__main__"] = main
     sys.argv[:] = [plan["name"], plan["key"]]
+    if plan["code"] is not None:
+        return main, marshal.loads(plan["code"])
     return main, compile(source, plan["name"], "exec", dont_inherit=True)
 
 
@@ -401,19 +438,32 @@ def _debug(host, port, wait):
         debugpy.wait_for_client()
 
 
+def _close_others(*kept):
+    """Descriptors that whoever started the supervisor left open; and what is ours is not for programs that we start."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd in kept:
+            os.set_inheritable(fd, False)
+        elif fd > 2:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # it was listdir's own
+
+
 def _await(answers, word):
     if os.read(answers, 64) != word:
         os._exit(0)  # the supervisor went away or gave up; it has said why
 
 
 def main():
-    (supervisor, questions, answers, plan_fd, ruleset), packages = map(int, sys.argv[2:7]), sys.argv[7:]
+    (supervisor, questions, answers, plan_fd), packages = map(int, sys.argv[2:6]), sys.argv[6:]
     looked = [time.monotonic_ns()]  # at the clock, for trace.py
     _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != supervisor:  # it died before PDEATHSIG was armed
         os._exit(0)
-    for fd in (questions, answers):
-        os.set_inheritable(fd, False)
+    os.chdir("/")
+    gc.disable()  # what is imported now stays
+    _close_others(questions, answers, plan_fd)
     sys.dont_write_bytecode = True
     if packages:
         _warm_up(packages)
@@ -423,9 +473,10 @@ def main():
         plan = marshal.load(file)
     looked.append(time.monotonic_ns())
     try:
-        listener = _confine(plan, ruleset)
+        listener = _confine(plan)
     except (OSError, ValueError, KeyError) as error:
-        os.write(questions, b"fail " + str(error).encode()[:512])
+        reason = error.strerror if isinstance(error, OSError) and error.filename is None else str(error)
+        os.write(questions, b"fail " + str(reason).encode("utf-8", "replace")[:512])
         os._exit(1)
     looked.append(time.monotonic_ns())
     os.write(questions, b"ready %d %d %d %d" % (listener, *looked))
@@ -442,6 +493,8 @@ def main():
     sys.meta_path.insert(0, _OwnPid(plan["key"], os.getpid()))
     if plan["inspect"]:
         _debug(*plan["inspect"])
+    gc.freeze()  # of all that is here already nothing is garbage
+    gc.enable()
     exec(code, module.__dict__)  # from here on the process is the worker's
 
 

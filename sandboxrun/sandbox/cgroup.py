@@ -16,7 +16,7 @@ import time
 from sandboxrun.limits import Limits
 
 _SUPERVISORS = "sandboxrun"
-_MOUNT = re.compile(r"^\S+ \S+ \S+ (\S+) (\S+) .* - cgroup2 ", re.MULTILINE)  # proc(5), /proc/PID/mountinfo
+_MOUNT = r"^\S+ \S+ \S+ (\S+) (\S+) .* - cgroup2 "  # proc(5), /proc/PID/mountinfo
 _REMOVE_SECONDS = 2.0  # for the last of its processes to be gone
 
 
@@ -83,7 +83,7 @@ class Cgroup:
 def _delegated(ours: set[int]) -> str | None:
     """The folder of the cgroup that is delegated to us, if any; `ours` are the processes that may be in it."""
     try:
-        mount = _MOUNT.search(_read("/proc/self/mountinfo"))
+        mount = re.search(_MOUNT, _read("/proc/self/mountinfo"), re.MULTILINE)
         path = next(line[3:] for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::"))
         if mount is None or mount[1] != "/":
             return None

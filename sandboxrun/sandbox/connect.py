@@ -14,7 +14,6 @@ import fcntl
 import ipaddress
 import os
 import resource
-import socket
 import struct
 import time
 from collections.abc import Callable
@@ -49,9 +48,9 @@ class InetAddress:
             address = ipaddress.IPv6Address("::ffff:127.0.0.1")
         self.sockaddr: tuple[str, int] | tuple[str, int, int, int]
         if address.version == 4:
-            self.family, self.sockaddr = socket.AF_INET, (str(address), port)
+            self.family, self.sockaddr = _socket.AF_INET, (str(address), port)
         else:
-            self.family, self.sockaddr = socket.AF_INET6, (str(address), port, 0, scope_id)
+            self.family, self.sockaddr = _socket.AF_INET6, (str(address), port, 0, scope_id)
 
     def __str__(self) -> str:
         return endpoint(str(canonical_address(self.address)), self.port)
@@ -66,16 +65,16 @@ def parse_sockaddr(data: bytes) -> InetAddress | str:
     if len(data) < 2:
         raise OSError(errno.EINVAL, "address too short")
     (family,) = struct.unpack_from("=H", data)
-    if family == socket.AF_INET:
+    if family == _socket.AF_INET:
         if len(data) < 16:
             raise OSError(errno.EINVAL, "address too short")
         return InetAddress(ipaddress.IPv4Address(data[4:8]), int.from_bytes(data[2:4], "big"))
-    if family == socket.AF_INET6:
+    if family == _socket.AF_INET6:
         if len(data) < 24:
             raise OSError(errno.EINVAL, "address too short")
         scope = struct.unpack_from("=I", data, 24)[0] if len(data) >= 28 else 0
         return InetAddress(ipaddress.IPv6Address(data[8:24]), int.from_bytes(data[2:4], "big"), scope)
-    if family == socket.AF_UNIX:
+    if family == _socket.AF_UNIX:
         path = data[2:]
         if path[:1] != b"\0":  # abstract names begin with NUL and are compared whole
             path = path.partition(b"\0")[0]
@@ -239,17 +238,17 @@ def socket_of(target: Target, fd: int) -> _socket.socket:
 def check_tcp(sock: _socket.socket, family: int) -> None:
     """Raise OSError where it is not a TCP socket for addresses of this family."""
     if (
-        sock.type != socket.SOCK_STREAM
-        or sock.family not in (socket.AF_INET, socket.AF_INET6)
-        or sock.proto != socket.IPPROTO_TCP
+        sock.type != _socket.SOCK_STREAM
+        or sock.family not in (_socket.AF_INET, _socket.AF_INET6)
+        or sock.proto != _socket.IPPROTO_TCP
     ):
         raise OSError(errno.EACCES, "not a TCP socket")
     if sock.family != family:
-        raise OSError(errno.EINVAL if family == socket.AF_INET6 else errno.EAFNOSUPPORT, "address family")
+        raise OSError(errno.EINVAL if family == _socket.AF_INET6 else errno.EAFNOSUPPORT, "address family")
 
 
 def _connect_unix(sock: _socket.socket, path: str) -> int:
-    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+    if sock.family != _socket.AF_UNIX or sock.type != _socket.SOCK_STREAM:
         raise OSError(errno.EACCES, "not a Unix stream socket")
     fd = open_real(path)  # a symlink put there meanwhile is not followed
     try:
@@ -284,5 +283,5 @@ def _outcome(sock: _socket.socket, destination: InetAddress) -> int:
 
 def _send_timeout(sock: _socket.socket) -> float:
     """SO_SNDTIMEO in seconds, 0 where none is set: it bounds a blocking connect(2) (socket(7))."""
-    seconds, micros = struct.unpack("@ll", sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16))
+    seconds, micros = struct.unpack("@ll", sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, 16))
     return float(seconds + micros / 1e6)

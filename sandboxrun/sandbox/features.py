@@ -5,24 +5,22 @@ A hardened or patched kernel, or a container around us, can lack what its versio
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import os
+import sys
 from collections.abc import Callable, Collection, Container, Iterable
 
 from sandboxrun.errors import ConfigError, SandboxError
 from sandboxrun.records import record
 from sandboxrun.sandbox import landlock
 from sandboxrun.sandbox.landlock import Access
+from sandboxrun.sandbox.syscalls import syscall
 from sandboxrun.sandbox.target import pidfd_getfd
 
 _NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
 _SECCOMP_GET_ACTION_AVAIL, _SECCOMP_GET_NOTIF_SIZES = 2, 3
 _RET_KILL_PROCESS, _RET_USER_NOTIF = 0x80000000, 0x7FC00000
 _NOTIF_SIZES = (80, 24, 64)  # struct seccomp_notif, seccomp_notif_resp, seccomp_data: what notify.py reads and writes
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 class Need(enum.Enum):
@@ -76,7 +74,7 @@ class Features:
         return [feature.label for feature in self.missing() if feature.label in degraded]
 
     def landlock_bits(self) -> dict[str, int]:
-        """All that this kernel's Landlock can deny, for landlock.create_ruleset."""
+        """All that this kernel's Landlock can deny, for the child's ruleset."""
         fs = (
             landlock.BASIC
             | (Access.TRUNCATE if Feature.LANDLOCK_TRUNCATE in self else 0)
@@ -123,21 +121,25 @@ def probe() -> Features:
 
 
 def _action_available(action: int) -> bool:
-    return _seccomp(_SECCOMP_GET_ACTION_AVAIL, ctypes.byref(ctypes.c_uint32(action))) == 0
+    return _seccomp(_SECCOMP_GET_ACTION_AVAIL, bytearray(action.to_bytes(4, sys.byteorder)))
 
 
 def _notify() -> bool:
-    sizes = (ctypes.c_uint16 * 3)()
-    if not _action_available(_RET_USER_NOTIF) or _seccomp(_SECCOMP_GET_NOTIF_SIZES, ctypes.byref(sizes)) != 0:
+    sizes = bytearray(2 * len(_NOTIF_SIZES))
+    if not _action_available(_RET_USER_NOTIF) or not _seccomp(_SECCOMP_GET_NOTIF_SIZES, sizes):
         return False
-    return tuple(sizes) == _NOTIF_SIZES
+    return bytes(sizes) == b"".join(size.to_bytes(2, sys.byteorder) for size in _NOTIF_SIZES)
 
 
-def _seccomp(operation: int, argument: object) -> int:
+def _seccomp(operation: int, argument: bytearray) -> bool:
+    """Whether the kernel takes it; what it answers is in `argument` then."""
     number = _NR_SECCOMP.get(os.uname().machine)
     if number is None:
-        return -1
-    return int(_libc.syscall(ctypes.c_long(number), ctypes.c_uint(operation), ctypes.c_uint(0), argument))
+        return False
+    try:
+        return syscall("seccomp", number, operation, 0, argument) == 0
+    except OSError:
+        return False
 
 
 def _getfd() -> bool:

@@ -1,24 +1,20 @@
-"""Landlock rulesets, made in the supervisor and applied by the child (landlock(7)).
+"""Landlock's access rights, and which of them this kernel knows (landlock(7)).
 
-The supervisor opens every path itself, so symlinks are resolved once, when the policy is made; the child only calls
-landlock_restrict_self(2) with the descriptor that it was born with: rules that are added to ours are its own too.
+The child makes its own ruleset, before anything untrusted is in it, of real paths that were found when the policy was made:
+what has become a symlink since is not opened.
 """
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import os
-import stat
-from collections.abc import Iterable
+import sys
 
-from sandboxrun.errors import SandboxError
+from sandboxrun.sandbox.syscalls import syscall
 
 # Numbers of the generic table, the same on every architecture.
 _NR_CREATE_RULESET = 444
-_NR_ADD_RULE = 445
 _NR_OPENAT2 = 437
-_RULE_PATH_BENEATH = 1
 _AT_FDCWD, _RESOLVE_NO_SYMLINKS = -100, 0x04
 
 
@@ -60,86 +56,25 @@ WRITE = (
     | Access.REFER
 )
 RUN = Access.READ_FILE | Access.EXECUTE
-_ON_FILES = Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCATE | Access.IOCTL_DEV
-
-
-class _RulesetAttr(ctypes.Structure):
-    _fields_ = [("fs", ctypes.c_uint64), ("net", ctypes.c_uint64), ("scoped", ctypes.c_uint64)]
-
-
-class _PathBeneathAttr(ctypes.Structure):
-    _pack_ = 1
-    _fields_ = [("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32)]
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-
-
-def _syscall(nr: int, *args: object) -> int:
-    result = int(_libc.syscall(ctypes.c_long(nr), *args))
-    if result < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno))
-    return result
+ON_FILES = Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCATE | Access.IOCTL_DEV
 
 
 def handles(*, fs: int = 0, net: int = 0, scoped: int = 0) -> bool:
     """Whether this kernel's Landlock can deny these: it refuses a ruleset with a bit that it does not know."""
+    size = 24 if scoped else 16 if net else 8  # an older kernel refuses a longer structure only where it is not zero
     try:
-        os.close(_create(fs, net, scoped))
+        os.close(syscall("landlock_create_ruleset", _NR_CREATE_RULESET, words(fs, net, scoped), size, 0))
     except OSError:
         return False
     return True
 
 
-def create_ruleset(*, fs: int, net: int, scoped: int) -> int:
-    """A ruleset descriptor (close-on-exec) that denies what `fs`, `net` and `scoped` name. Raises SandboxError."""
-    try:
-        return _create(fs, net, scoped)
-    except OSError as error:
-        raise SandboxError(f"landlock_create_ruleset: {error.strerror}") from error
-
-
-def add_rules(ruleset: int, rules: Iterable[tuple[str, Access]], *, fs: int) -> None:
-    """Allow `rules`, which are (real path, access), of what the ruleset denies: `fs`.
-
-    Raises SandboxError naming the path where one cannot be opened.
-    """
-    for path, access in rules:
-        _add_rule(ruleset, path, Access(access & fs))
-
-
-def _create(fs: int, net: int, scoped: int) -> int:
-    attr = _RulesetAttr(fs=fs, net=net, scoped=scoped)
-    size = 24 if scoped else 16 if net else 8  # an older kernel refuses a longer structure only where it is not zero
-    return _syscall(_NR_CREATE_RULESET, ctypes.byref(attr), ctypes.c_size_t(size), ctypes.c_uint32(0))
-
-
-def _add_rule(ruleset: int, path: str, access: Access) -> None:
-    try:
-        fd = open_real(path)
-    except OSError as error:
-        raise SandboxError(f"cannot open {path} to grant it: {error.strerror}") from error
-    try:
-        if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            access &= _ON_FILES
-        rule = _PathBeneathAttr(allowed_access=access, parent_fd=fd)
-        _syscall(
-            _NR_ADD_RULE,
-            ctypes.c_int(ruleset),
-            ctypes.c_int(_RULE_PATH_BENEATH),
-            ctypes.byref(rule),
-            ctypes.c_uint32(0),
-        )
-    except OSError as error:
-        raise SandboxError(f"landlock_add_rule {path}: {error.strerror}") from error
-    finally:
-        os.close(fd)
-
-
 def open_real(path: str) -> int:
-    """A real path, which has no symlinks: one that was put there meanwhile is not followed (openat2(2))."""
-    how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)  # struct open_how
-    size = ctypes.c_size_t(ctypes.sizeof(how))
-    return _syscall(_NR_OPENAT2, ctypes.c_int(_AT_FDCWD), os.fsencode(path), ctypes.byref(how), size)
+    """A real path, which has no symlinks: one that was put there meanwhile is not followed (openat2(2)). Raises OSError."""
+    how = words(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)  # struct open_how
+    return syscall("openat2", _NR_OPENAT2, _AT_FDCWD, os.fsencode(path) + b"\0", how, len(how))
+
+
+def words(*values: int) -> bytes:
+    """A structure of 64-bit words, as the newer calls take them."""
+    return b"".join(value.to_bytes(8, sys.byteorder) for value in values)

@@ -6,7 +6,6 @@ that leads out of it finds nothing. Owner and extended attributes are not change
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -14,8 +13,10 @@ from collections.abc import Callable, Iterable
 
 from sandboxrun.errors import SandboxError
 from sandboxrun.sandbox.calls import Answer, Calls
-from sandboxrun.sandbox.landlock import open_real
+from sandboxrun.sandbox.filters import TRAPPED
+from sandboxrun.sandbox.landlock import open_real, words
 from sandboxrun.sandbox.notify import Notification
+from sandboxrun.sandbox.syscalls import syscall
 from sandboxrun.sandbox.target import Target
 
 _AT_FDCWD = -100
@@ -24,10 +25,6 @@ _AT_EMPTY_PATH = 0x1000
 _NR_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_BENEATH = 0x02, 0x08
 _TIMES_BYTES = 32  # struct timespec [2]
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-_libc.utimensat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]
 
 
 class Metadata:
@@ -68,8 +65,8 @@ class Metadata:
         times = target.read(pointer, _TIMES_BYTES) if pointer else None
 
         def change(file: int) -> None:
-            if _libc.utimensat(file, b"", times, _AT_EMPTY_PATH) < 0:  # a symlink's own, where it is one
-                raise OSError(ctypes.get_errno(), "utimensat")
+            number = TRAPPED[os.uname().machine]["utimensat"]
+            syscall("utimensat", number, file, b"\0", times or 0, _AT_EMPTY_PATH)  # a symlink's own, where it is one
 
         name = target.read_path(path) if path else None
         return self._change(target, notification, _int(folder), name, flags, change)
@@ -150,22 +147,13 @@ class Metadata:
 
 
 def _open_beneath(folder: int, path: str) -> int:
-    how = (ctypes.c_uint64 * 3)(  # struct open_how: flags, mode, resolve
-        os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
-    )
-    fd = int(
-        _libc.syscall(
-            ctypes.c_long(_NR_OPENAT2),
-            ctypes.c_int(folder),
-            os.fsencode(path),
-            ctypes.byref(how),
-            ctypes.c_size_t(ctypes.sizeof(how)),
-        )
-    )
-    if fd < 0:
-        code = ctypes.get_errno()
-        raise OSError(errno.EPERM if code in (errno.EXDEV, errno.ELOOP) else code, "openat2")
-    return fd
+    how = words(os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+    try:
+        return syscall("openat2", _NR_OPENAT2, folder, os.fsencode(path) + b"\0", how, len(how))  # struct open_how
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.ELOOP):
+            raise OSError(errno.EPERM, "not granted for writing") from error
+        raise
 
 
 def _int(register: int) -> int:

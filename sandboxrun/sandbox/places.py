@@ -9,6 +9,8 @@ import site
 import sys
 from collections.abc import Iterable, Iterator
 
+from sandboxrun.sandbox.birth import SITE_FOLDERS
+
 # In the home folder. What a shell, a login, a desktop, ssh, git, an editor or Python runs, or takes programs from.
 _HOME = (
     ".profile", ".bashrc", ".bash_profile", ".bash_login", ".bash_logout", ".bash_aliases", ".bash_completion", ".selected_editor", ".zshrc",
@@ -24,7 +26,6 @@ _CONFIG = (  # in XDG_CONFIG_HOME
     "plasma-workspace", "bash_completion", "user-tmpfiles.d", "containers",
 )  # fmt: skip
 _DATA = ("applications", "bash-completion", "dbus-1", "systemd", "kservices5", "nautilus", "gnome-shell", "pipx", "uv", "nvim", "vim")  # in XDG_DATA_HOME  # fmt: skip
-SITE_FOLDERS = ("site-packages", "dist-packages")  # Debian's are the second
 # Of the machine, which matter where we are root.
 _MACHINE = ("/var/spool/cron", "/var/spool/at", "/var/spool/anacron", "/var/lib/dpkg", "/var/lib/systemd", "/run/systemd", "/run/udev")  # fmt: skip
 

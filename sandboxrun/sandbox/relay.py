@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from typing import IO
 
 _CHUNK_BYTES = 64 * 1024
-_HELPFUL = re.compile("\x1b\\[[0-9;:]{0,32}[mK]|[\n\t\r\u200d\u00a0]")  # ECMA-48 SGR and EL; joiners of emoji
-_UNFINISHED = re.compile("\x1b(\\[[0-9;:]{0,32})?\\Z")
+_HELPFUL = "\x1b\\[[0-9;:]{0,32}[mK]|[\n\t\r\u200d\u00a0]"  # ECMA-48 SGR and EL; joiners of emoji
+_UNFINISHED = "\x1b(\\[[0-9;:]{0,32})?\\Z"
 # A terminal may take a part of what it is given: the other stream must not complete a sequence that ended there.
 _TERMINAL = threading.Lock()
 STALLED_SECONDS = 5.0  # after the worker's end, for a reader that reads nothing
@@ -111,12 +111,12 @@ class _Cleaner:
     def __call__(self, data: bytes) -> bytes:
         """Of empty data, the end."""
         text = self._rest + self._decode(data, not data)
-        unfinished = _UNFINISHED.search(text) if data else None
+        unfinished = re.search(_UNFINISHED, text) if data else None
         self._rest = text[unfinished.start() :] if unfinished else ""
         if unfinished:
             text = text[: unfinished.start()]
         parts, at = [], 0
-        for match in _HELPFUL.finditer(text):
+        for match in re.finditer(_HELPFUL, text):
             parts += [escape(text[at : match.start()]), match[0]]
             at = match.end()
             self._coloured |= match[0].endswith("m")

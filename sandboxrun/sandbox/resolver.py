@@ -8,12 +8,12 @@ address is itself listed; and then it is the address and its port that are grant
 
 from __future__ import annotations
 
+import _socket as socket  # without the enums that socket makes of every constant
 import ipaddress
-import queue
 import select
-import socket
 import threading
 import time
+from _queue import SimpleQueue  # queue brings heapq along
 from collections.abc import Callable
 
 from sandboxrun.permissions import IPAddress, Permissions, canonical_address, canonical_host, endpoint, is_public
@@ -41,7 +41,7 @@ class Resolver:
         self._names: dict[IPAddress, set[str]] = {}
         self._pins: dict[str, tuple[float, list[IPAddress]]] = {}  # by name: until when (time.monotonic), and what
         self.version = 0  # of `names`
-        self._answers: queue.SimpleQueue[tuple[str, str, list[IPAddress] | OSError]] = queue.SimpleQueue()
+        self._answers: SimpleQueue[tuple[str, str, list[IPAddress] | OSError]] = SimpleQueue()
         self._in_flight = 0
         self._lock = threading.Lock()  # `names` is asked by the thread that connects
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import queue
-import selectors
+import select
 import signal
 import stat
 import threading
 import time
+from _queue import SimpleQueue  # queue itself brings heapq along
 from collections.abc import Callable, Iterable
-from types import FrameType
 
 from sandboxrun.limits import LIMITS
 from sandboxrun.log import Log
@@ -25,7 +24,6 @@ from sandboxrun.sandbox.calls import Calls, Handler
 from sandboxrun.sandbox.cgroup import Cgroup
 from sandboxrun.sandbox.connect import Connector
 from sandboxrun.sandbox.filters import TRAPPED
-from sandboxrun.sandbox.guard import Guard
 from sandboxrun.sandbox.launch import Child
 from sandboxrun.sandbox.listen import Listening
 from sandboxrun.sandbox.metadata import Metadata
@@ -33,6 +31,10 @@ from sandboxrun.sandbox.policy import SandboxPolicy
 from sandboxrun.sandbox.processes import Processes, kill_session, session_pids
 from sandboxrun.sandbox.relay import Relay, limit_for
 from sandboxrun.sandbox.resolver import Resolver
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 HOUSEKEEPING_SECONDS = 1.0
@@ -57,7 +59,8 @@ class Supervisor:
         log: Log,
     ) -> None:
         self._child, self._policy, self._key, self._scratch = child, policy, key, scratch
-        self._selector = selectors.DefaultSelector()
+        self._poll = select.poll()
+        self._callbacks: dict[int, Callable[[], None]] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._shown: set[tuple[str, str]] = set()
         self._warned: set[str] = set()
@@ -79,10 +82,15 @@ class Supervisor:
             for source, target in zip(child.output, (1, 2), strict=True)
         ]
         self._cgroup = Cgroup.make(child.pid, policy.limits)  # before there is a guard, which would be one too many
-        self._guard = Guard(child.pid) if policy.execute else None
-        self._selector.register(child.pidfd, selectors.EVENT_READ)  # no callback: `serve` ends
-        self._selector.register(child.questions, selectors.EVENT_READ, self._asked)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
+        self._guard = None
+        if policy.execute:
+            from sandboxrun.sandbox.guard import Guard
+
+            self._guard = Guard(child.pid)
+        self._poll.register(child.pidfd, select.POLLIN)  # no callback: `serve` ends
+        for fd, callback in ((child.questions.fileno(), self._asked), (self._wake_read, self._woken)):
+            self._poll.register(fd, select.POLLIN)
+            self._callbacks[fd] = callback
 
     def stop(self, reason: str = "") -> None:
         """Ask the worker to end: SIGTERM, then after GRACE_SECONDS or a second call SIGKILL."""
@@ -98,7 +106,7 @@ class Supervisor:
         """Let these signals end the worker instead of us. Call from the main thread."""
 
         def received(number: int, _: FrameType | None) -> None:
-            # queue.SimpleQueue.put may be called from a signal handler.
+            # SimpleQueue.put may be called from a signal handler.
             self._messages.put(lambda log: log.debug("stop", f"{signal.Signals(number).name}: ending the worker"))
             self.stop()
 
@@ -117,11 +125,11 @@ class Supervisor:
         sigterms = 0
         while True:
             until = min(at for at in (housekeeping, end, self._kill_at) if at is not None)
-            ready = self._selector.select(max(0.0, until - time.monotonic()))
-            if any(key.fd == self._child.pidfd for key, _ in ready):
+            ready = [fd for fd, _ in self._poll.poll(max(0.0, until - time.monotonic()) * 1000)]
+            if self._child.pidfd in ready:
                 return self._ended(self._child.wait())
-            for key, _ in ready:
-                key.data()
+            for fd in ready:
+                self._callbacks[fd]()
             now = time.monotonic()
             if end is not None and now >= end:
                 self.stop(self._policy.limits.reached("time", self._key))
@@ -149,7 +157,6 @@ class Supervisor:
             relay.close()
         self._messages.close()
         self._metadata.close()
-        self._selector.close()
         os.close(self._wake_read)
         write, self._wake_write = self._wake_write, -1  # a late thread must not write into another file's number
         os.close(write)
@@ -205,7 +212,7 @@ class Supervisor:
         if message is None:  # taken away: a worker can open its end for reading too (/proc/self/fd)
             return
         if not message:
-            self._selector.unregister(self._child.questions)
+            self._poll.unregister(self._child.questions)
             self._child.hang_up()
             return
         answer = self.resolver.question(message)
@@ -253,7 +260,7 @@ class _Messages:
     """Writes messages in a thread of its own: who reads our standard error may stall, and supervision must not."""
 
     def __init__(self, log: Log) -> None:
-        self._queue: queue.SimpleQueue[Callable[[Log], None] | None] = queue.SimpleQueue()
+        self._queue: SimpleQueue[Callable[[Log], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._write, args=(log,), daemon=True)
         self._thread.start()
 

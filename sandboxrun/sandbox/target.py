@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
+
+from sandboxrun.sandbox.syscalls import syscall
 
 _NR_PIDFD_GETFD = 438
 _PATH_MAX = 4096  # linux/limits.h, with the NUL
 _PAGE = 4096
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-_libc.syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_uint]
 
 
 class Target:
@@ -68,8 +65,4 @@ class Target:
 
 def pidfd_getfd(pidfd: int, target_fd: int) -> int:
     """A duplicate (close-on-exec) of another process's descriptor (pidfd_getfd(2)). Raises OSError."""
-    fd = int(_libc.syscall(_NR_PIDFD_GETFD, pidfd, target_fd, 0))
-    if fd < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"pidfd_getfd: {os.strerror(code)}")
-    return fd
+    return syscall("pidfd_getfd", _NR_PIDFD_GETFD, pidfd, target_fd, 0)

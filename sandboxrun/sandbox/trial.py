@@ -222,7 +222,7 @@ def _run_worker(
         child.check_supervision()
         listener = child.confine(
             built,
-            Script(source, _ATTEMPTS, None, is_file=True),
+            Script(source, _ATTEMPTS, None, None, is_file=True),
             key=_KEY,
             interpreter=interpreter,
             scratch=scratch,

@@ -70,7 +70,7 @@ def main(spec: dict) -> int:
         limits=Limits(**spec.get("limits", {})),
     )
     with open(spec["script"], "rb") as file:
-        script = Script(file.read(), spec["script"], None, is_file=True)
+        script = Script(file.read(), spec["script"], None, None, is_file=True)
     env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": spec["scratch"], "TMPDIR": spec["scratch"]}
     child = Child(KEY, kernel)
     try:

@@ -130,23 +130,27 @@ DEFECTS = {
     ),
     "a worker outlives its supervisor": (
         "from sandboxrun.sandbox import trial\ntrial._DEATH_SECONDS = 0.3\n"
-        "text = open(launch._BOOTSTRAP).read()\ncall = '_prctl(\"PR_SET_PDEATHSIG\"'\nassert text.count(call) == 1\n"
+        "text = open(birth._BOOTSTRAP).read()\ncall = '_prctl(\"PR_SET_PDEATHSIG\"'\nassert text.count(call) == 1\n"
         "import os\npath = os.environ['TMPDIR'] + '/bootstrap.py'\n"
         "open(path, 'w').write(text.replace(call, '0 and ' + call))\n"
-        "launch._bootstrap = lambda: path\nrules = table",
+        "birth._compiled = lambda: path\nrules = table",
         {"outlive"},
     ),
     "descriptors are inherited": (
-        "import os, subprocess\nstart = subprocess.Popen.__init__\n"
-        "def inherit(self, command, **more):\n"
-        "    [os.set_inheritable(fd, True) for fd in more.get('pass_fds', ())]\n"
-        "    start(self, command, **(more | {'pass_fds': (), 'close_fds': False}))\n"
-        "launch.subprocess.Popen.__init__ = inherit\nrules = table",
+        "import os\nspawn = os.posix_spawn\n"
+        "text = open(birth._BOOTSTRAP).read()\ncall = '_close_others(questions'\nassert text.count(call) == 1\n"
+        "path = os.environ['TMPDIR'] + '/bootstrap.py'\n"
+        "open(path, 'w').write(text.replace(call, 'lambda *_: (questions'))\n"
+        "birth._compiled = lambda: path\n"
+        "def inherit(*args, **more):\n"
+        "    [os.set_inheritable(int(fd), True) for fd in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + fd)]\n"
+        "    return spawn(*args, **more)\n"
+        "os.posix_spawn = inherit\nrules = table",
         {"descriptor"},
     ),
 }  # fmt: skip
 PATCH = """
-from sandboxrun.sandbox import features, landlock, launch, policy, seccomp
+from sandboxrun.sandbox import birth, features, landlock, policy, seccomp
 from sandboxrun.sandbox.seccomp import Rule
 table = seccomp.rules
 {change}

@@ -17,7 +17,11 @@ from arena import Arena, listening
 from attack import arrived, attempt
 
 from sandboxrun.errors import SandboxError
-from sandboxrun.sandbox import landlock
+from sandboxrun.limits import Limits
+from sandboxrun.permissions import NetTarget, Permissions
+from sandboxrun.records import replace
+from sandboxrun.sandbox import features, policy
+from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.metadata import Metadata
 
 READ_ALL = """
@@ -206,13 +210,19 @@ def test_a_granted_folder_that_became_a_symlink_meanwhile_is_not_opened(tmp_path
     private.mkdir()
     os.rename(data, tmp_path / "old")
     data.symlink_to(private)
-    access = {"fs": int(landlock.BASIC), "net": 0, "scoped": 0}
-    ruleset = landlock.create_ruleset(**access)
+    made = policy.build(
+        Permissions(), key="test:1:h", interpreter=this_interpreter(), scratch=str(tmp_path), local_source=None,
+        redis=NetTarget.parse("127.0.0.1:1"), protected=(), limits=Limits(),
+    )  # fmt: skip
+    child = Child("test:1:h", features.probe())
     try:
         with pytest.raises(SandboxError, match=f"cannot open {data} to grant it"):
-            landlock.add_rules(ruleset, [(str(data), landlock.WRITE)], fs=access["fs"])
+            child.confine(
+                replace(made, write=(str(data),)), Script(b"", "x", None, None, is_file=False), key="test:1:h",
+                interpreter=this_interpreter(), scratch=str(tmp_path), env={},
+            )  # fmt: skip
     finally:
-        os.close(ruleset)
+        child.close()
     with pytest.raises(SandboxError, match=f"cannot open {data} to grant it"):
         Metadata(None, [str(tmp_path / "old"), str(data)])  # type: ignore[arg-type]  # it is not called
 

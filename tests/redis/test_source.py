@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import marshal
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import redis
 from raw_host import RawHost, body, drip, raw_host, redirect
 from runner import Runner
 
+from sandboxrun.digests import sealed
 from sandboxrun.errors import FetchError
 from sandboxrun.fetch import download as download_module
 from sandboxrun.fetch.resolve import ImportList
@@ -353,3 +355,62 @@ def test_deep_scratch_folders_are_removed(r: redis.Redis, run: Runner, local: ob
     done = run("t", "1")
     assert done.code == 0, done.err
     assert subprocess.run(["ls", run.home / ".cache/sandboxrun/scratch"], capture_output=True, check=True).stdout == b""
+
+
+def kept_code(run: Runner) -> dict[str, Path]:
+    """The files of compiled code, by what their script says."""
+    found = {}
+    for path in (Path(run.home) / ".cache" / "sandboxrun" / "code").iterdir():
+        found[next(word for word in marshal.loads(path.read_bytes()[32:]).co_consts if word)] = path
+    return found
+
+
+@pytest.mark.usefixtures("versions")
+def test_compiled_code_is_kept_and_is_what_the_next_start_runs(r: redis.Redis, run: Runner) -> None:
+    r.hset("t:1:h", "version", "v1.0.0")
+    assert run("t", "1").out == "v1.0.0 t:1:h\n"
+    [path] = kept_code(run).values()
+    key = (Path(run.home) / ".local/state/sandboxrun/key").read_bytes()
+    name = r.hget("t:1:h", "url").replace("{version}", "v1.0.0")
+    other = compile("print('of the kept code')\nraise SystemExit(3)", name, "exec", dont_inherit=True)
+    path.chmod(0o600)
+    path.write_bytes(sealed(marshal.dumps(other), key, path.name))
+    done = run("t", "1")
+    assert (done.code, done.out) == (3, "of the kept code\n")
+
+
+@pytest.mark.usefixtures("versions")
+def test_code_that_was_changed_swapped_or_sealed_by_another_is_not_run_but_made_anew(
+    r: redis.Redis, run: Runner, host: RawHost
+) -> None:
+    for version in ("v1.0.0", "v1.1.0"):
+        r.hset("t:1:h", "version", version)
+        assert run("t", "1").code == 0
+    fetched = len(host.requests)
+    mine, other = (kept_code(run)[version] for version in ("v1.1.0", "v1.0.0"))
+    good, hostile = mine.read_bytes(), marshal.dumps(compile("print('hostile')", "x", "exec"))
+    for data in (
+        other.read_bytes(),
+        bytes([good[0] ^ 1]) + good[1:],
+        good[:-1] + bytes([good[-1] ^ 1]),
+        good[:40],
+        b"",
+        sealed(hostile, bytes(32), mine.name),
+        hostile,
+    ):
+        mine.write_bytes(data)
+        assert run("t", "1").out == "v1.1.0 t:1:h\n"
+        assert mine.read_bytes() == good
+    assert len(host.requests) == fetched
+    assert run("cache", "--clean").code == 0
+    assert not any(mine.parent.iterdir())
+
+
+def test_a_traceback_of_kept_code_shows_the_script_and_its_url(r: redis.Redis, run: Runner, host: RawHost) -> None:
+    host.files[PATH.format("v1.0.0")] = "def fail():\n    raise ValueError('on purpose')\nfail()\n"
+    r.hset("t:1:h", mapping={"url": host.url + PATH.format("{version}"), "version": "v1.0.0"})
+    for _ in range(2):
+        done = run("t", "1")
+        assert done.code == 1
+        assert f'File "{host.url}{PATH.format("v1.0.0")}", line 2, in fail' in done.err
+        assert "    raise ValueError('on purpose')" in done.err

@@ -22,28 +22,26 @@ FORBIDDEN = frozenset(
 )
 SUPERVISOR = frozenset(
     """
-    array ast base64 binascii collections collections.abc contextlib copyreg ctypes encodings.ascii
-    encodings.utf_8_sig enum errno fcntl functools heapq hiredis hiredis.hiredis hiredis.version importlib
-    ipaddress itertools json json.decoder json.encoder json.scanner keyword locale math operator pwd queue re
-    reprlib resource select selectors signal socket struct subprocess termios threading types urllib
-    urllib.parse warnings
+    binascii collections collections.abc contextlib copyreg encodings.ascii encodings.utf_8_sig enum errno fcntl
+    functools gc hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder
+    json.scanner keyword operator pwd re reprlib resource select signal struct threading types warnings
     sandboxrun sandboxrun.approval sandboxrun.audit sandboxrun.ceiling sandboxrun.cli sandboxrun.cli.run
     sandboxrun.config sandboxrun.connection sandboxrun.covers sandboxrun.digests sandboxrun.errors
     sandboxrun.fetch sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse
     sandboxrun.fetch.resolve sandboxrun.files sandboxrun.folders sandboxrun.identity sandboxrun.keys
     sandboxrun.lease sandboxrun.limits sandboxrun.log sandboxrun.permissions sandboxrun.policyfile
-    sandboxrun.records sandboxrun.run sandboxrun.sandbox sandboxrun.sandbox.calls sandboxrun.sandbox.cgroup
-    sandboxrun.sandbox.connect sandboxrun.sandbox.features sandboxrun.sandbox.filters sandboxrun.sandbox.guard
-    sandboxrun.sandbox.landlock sandboxrun.sandbox.launch sandboxrun.sandbox.listen
-    sandboxrun.sandbox.metadata sandboxrun.sandbox.notify sandboxrun.sandbox.paths sandboxrun.sandbox.places
-    sandboxrun.sandbox.policy sandboxrun.sandbox.processes sandboxrun.sandbox.program sandboxrun.sandbox.relay
-    sandboxrun.sandbox.resolver sandboxrun.sandbox.scratch sandboxrun.sandbox.supervisor
+    sandboxrun.records sandboxrun.run sandboxrun.sandbox sandboxrun.sandbox.birth sandboxrun.sandbox.calls
+    sandboxrun.sandbox.cgroup sandboxrun.sandbox.connect sandboxrun.sandbox.features sandboxrun.sandbox.filters
+    sandboxrun.sandbox.landlock sandboxrun.sandbox.launch sandboxrun.sandbox.listen sandboxrun.sandbox.metadata
+    sandboxrun.sandbox.notify sandboxrun.sandbox.paths sandboxrun.sandbox.places sandboxrun.sandbox.policy
+    sandboxrun.sandbox.processes sandboxrun.sandbox.program sandboxrun.sandbox.relay sandboxrun.sandbox.resolver
+    sandboxrun.sandbox.scratch sandboxrun.sandbox.supervisor sandboxrun.sandbox.syscalls
     sandboxrun.sandbox.target sandboxrun.secrets sandboxrun.settings sandboxrun.store sandboxrun.trace
     """.split()
 )
 WORKER = frozenset(
     """
-    collections collections.abc copyreg ctypes encodings.idna encodings.utf_8_sig enum functools genericpath
+    collections collections.abc copyreg encodings.idna encodings.utf_8_sig enum functools gc genericpath
     hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder json.scanner
     keyword operator os os.path posixpath re reprlib resource signal stat stringprep struct types unicodedata
     urllib urllib.parse warnings

@@ -1,0 +1,47 @@
+"""syscall(2), for calls that Python has no function for: what `ctypes` does, without importing it, which takes longer than
+all the calls of a start."""
+
+from __future__ import annotations
+
+import _ctypes
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]  # generic for a type checker only
+    """An argument as wide as a register; Python's ints are passed as C's int otherwise."""
+
+    _type_ = "l"
+
+
+class _Char(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "c"
+
+
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Long
+
+
+_function: Any = _Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "syscall"))  # type: ignore[arg-type]  # None: what is loaded already
+
+
+def syscall(name: str, number: int, *args: int | bytes | bytearray) -> int:
+    """Its result. Of bytes, the address is passed; of a bytearray too, which the kernel may write to.
+
+    Raises OSError with the call's errno.
+    """
+    words = [_Long(arg) if isinstance(arg, int) else arg if isinstance(arg, bytes) else _buffer(arg) for arg in args]
+    result = int(_function(_Long(number), *words))
+    if result < 0:
+        code = _ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return result
+
+
+def _buffer(data: bytearray) -> Any:
+    made: Any = type("_Buffer", (_ctypes.Array,), {"_type_": _Char, "_length_": len(data)})
+    return made.from_buffer(data)
