@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 
@@ -11,6 +12,8 @@ from sandboxrun.errors import ConfigError, SandboxrunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from sandboxrun.look.examine import Examination
     from sandboxrun.look.hashes import Hashes
     from sandboxrun.look.paint import Paint
@@ -55,6 +58,11 @@ def redis_shown(options: argparse.Namespace) -> str:
     from sandboxrun.connection import parse_url
 
     return parse_url(run_options(options).redis_url).shown
+
+
+def to_json(value: Any) -> str:
+    """In ASCII, without a character that a terminal could take for more than text: json leaves DEL as it is."""
+    return json.dumps(value).replace("\x7f", "\\u007f")
 
 
 def painter() -> Paint:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from sandboxrun.cli.looking import examined, first_fault, painter, redis_shown, run_options
+from sandboxrun.cli.looking import examined, first_fault, painter, redis_shown, run_options, to_json
 from sandboxrun.cli.parser import worker_parser
 from sandboxrun.errors import PolicyError, UsageError
 from sandboxrun.log import Log
@@ -51,7 +50,7 @@ def _list(options: argparse.Namespace) -> int:
     about = {"worker": f"{options.type}:{options.id}", "key": hashes.own.key}
     made = {**about, **permissions(found.config, redis_shown(options), hashes), "policy": policy(found)}
     if options.json:
-        print(json.dumps(made))
+        print(to_json(made))
         return 0
     paint = painter()
     print("\n".join([*may(made, paint), *always(made, paint)]), flush=True)
@@ -81,7 +80,7 @@ def _answer_all(options: argparse.Namespace, questions: list[Question]) -> int:
         for question, decision in zip(questions, decisions, strict=True)
     ]
     if options.json:
-        print(json.dumps([one.as_json for one in answers]))
+        print(to_json([one.as_json for one in answers]))
     else:
         print("\n".join(map(_text, answers)), flush=True)
     if found.faults:

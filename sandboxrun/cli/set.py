@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from sandboxrun.cli.looking import first_fault, painter, run_options
+from sandboxrun.cli.looking import first_fault, painter, run_options, to_json
 from sandboxrun.cli.parser import worker_parser
 from sandboxrun.cli.redis import connected
 from sandboxrun.errors import SandboxrunError, UsageError
@@ -62,7 +61,7 @@ def main(args: list[str]) -> int:
         if change.names and not options.dry_run:
             hashes.write(connection, change.before, change.put, list(change.remove))
     made = _result(options, change, before, after)
-    print(json.dumps(made) if options.json else _text(made, painter()))
+    print(to_json(made) if options.json else _text(made, painter()))
     return 0
 
 

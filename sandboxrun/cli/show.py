@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from sandboxrun.cli.looking import examined, painter, redis_shown
+from sandboxrun.cli.looking import examined, painter, redis_shown, to_json
 from sandboxrun.cli.parser import worker_parser
 
 
@@ -25,5 +23,5 @@ def main(args: list[str]) -> int:
 
     last = last_run(Folders.of_user().runs, options.type, options.id)
     made = report(hashes, found, redis=redis_shown(options), last=last)
-    print(json.dumps(made) if options.json else text(made, painter()))
+    print(to_json(made) if options.json else text(made, painter()))
     return 0

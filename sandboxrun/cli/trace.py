@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from sandboxrun import keys
-from sandboxrun.cli.looking import painter
+from sandboxrun.cli.looking import painter, to_json
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import connected
 from sandboxrun.errors import ConfigError
@@ -41,5 +39,5 @@ def main(args: list[str]) -> int:
             f"nothing is left of request {ref}, if there was one{''.join(f'; {note}' for note in facts.notes)[:500]}: "
             f"see sandboxrun stream {type_} responses, or sandboxrun dead {type_}"
         )
-    print(json.dumps(found) if options.json else text(found, painter()))
+    print(to_json(found) if options.json else text(found, painter()))
     return 0

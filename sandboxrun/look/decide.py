@@ -10,7 +10,7 @@ from sandboxrun import keys
 from sandboxrun.covers import covers
 from sandboxrun.look.question import ALWAYS_ENV, Question, address_of, parts_of
 from sandboxrun.look.words import entries
-from sandboxrun.permissions import PROGRAM_FOLDERS, ListenTarget, NetTarget, RedisTarget, is_public
+from sandboxrun.permissions import PROGRAM_FOLDERS, ListenTarget, NetTarget, Permissions, RedisTarget, is_public
 from sandboxrun.records import record
 from sandboxrun.sandbox.paths import follow, within
 
@@ -83,9 +83,8 @@ def _net(target: NetTarget, config: WorkerConfig, redis: NetTarget | str) -> Dec
     return _first(denied, granted, other)
 
 
-def _only(entry: NetTarget, *, denied: bool = False) -> Any:
-    from sandboxrun.permissions import Permissions
-
+def _only(entry: NetTarget, *, denied: bool = False) -> Permissions:
+    """Permissions of this one entry, to see whether it is what decides."""
     return Permissions(deny={"net": (entry,)}) if denied else Permissions({"net": (entry,)})
 
 

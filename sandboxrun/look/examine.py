@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from sandboxrun import approval, keys
+from sandboxrun import approval
 from sandboxrun.ceiling import Ceiling
 from sandboxrun.config import Asked, WorkerConfig, parse_worker
 from sandboxrun.connection import parse_url
@@ -67,17 +67,14 @@ class _Faults:
 def examine(hashes: Hashes, options: RunOptions, folders: Folders, get: Get | None = None) -> Examination:
     """`get`: brings the script, where it is not enough to look what the cache has of it; asked only while all is well."""
     faults = _Faults()
-    cache = Cache(folders.cache, folders.state)
     config: WorkerConfig | None = None
-    ceiling: Ceiling | None = None
-    source: Source | LocalSource | None = None
-    pin, artifact, policy, before = None, None, None, None
     with faults:
         for stored in (hashes.shared, hashes.own):
             stored.check()
         config = parse_worker(options.type, options.id, hashes.shared.fields, hashes.own.fields)
     if config is None:
         return Examination(None, None, None, None, None, None, False, (), tuple(faults.found))
+    ceiling: Ceiling | None = None
     with faults:
         ceiling = folders.ceiling(config, options.policy)
     if ceiling is not None:
@@ -86,6 +83,31 @@ def examine(hashes: Hashes, options: RunOptions, folders: Folders, get: Get | No
             config = ceiling.check({})
     with faults:
         check_debugger(config)
+    source, pin, artifact = _code(config, ceiling, options, folders, get, faults)
+    before, policy = None, None
+    with faults:
+        before = approval.load(approval.record_path(folders.approved, config.type, config.id))
+    grown = approval.growth(before, config.asked) if before is not None else ()
+    with faults:
+        identity(config, owner=Owner(config.key, "0" * 16, 0, 0, 0))
+    if source is not None and ceiling is not None:
+        with faults:
+            policy = _policy(config, source, ceiling, options, folders)
+    return Examination(config, ceiling, source, pin, artifact, policy, before is not None, grown, tuple(faults.found))
+
+
+def _code(
+    config: WorkerConfig,
+    ceiling: Ceiling | None,
+    options: RunOptions,
+    folders: Folders,
+    get: Get | None,
+    faults: _Faults,
+) -> tuple[Source | LocalSource | None, Pin | None, Artifact | None]:
+    """Where the script is, what it was when last fetched, and its bytes."""
+    cache = Cache(folders.cache, folders.state)
+    source: Source | LocalSource | None = None
+    pin, artifact = None, None
     with faults:
         source = resolve(config.url, config.version, key=config.key)
     if isinstance(source, Source):
@@ -101,15 +123,7 @@ def examine(hashes: Hashes, options: RunOptions, folders: Folders, get: Get | No
             artifact = get(config, source, allowed)
             if artifact is not None:
                 ceiling.check_digest(artifact.sha256)
-    with faults:
-        before = approval.load(approval.record_path(folders.approved, config.type, config.id))
-    grown = approval.growth(before, config.asked) if before is not None else ()
-    with faults:
-        identity(config, owner=Owner(config.key, "0" * 16, 0, 0, 0))
-    if source is not None and ceiling is not None:
-        with faults:
-            policy = _policy(config, source, ceiling, options, folders)
-    return Examination(config, ceiling, source, pin, artifact, policy, before is not None, grown, tuple(faults.found))
+    return source, pin, artifact
 
 
 def beyond(ceiling: Ceiling) -> list[PolicyError]:
@@ -171,8 +185,3 @@ def _made(permissions: Permissions, data: str) -> Permissions:
             if kind in allow:
                 allow[kind] = tuple(path for path in allow[kind] if path != data)
     return Permissions(allow, permissions.deny)
-
-
-def key_of(options: RunOptions) -> str:
-    """Checked. Raises ConfigError."""
-    return keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))

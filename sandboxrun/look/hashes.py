@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from sandboxrun import keys
 from sandboxrun.config import FIELDS_MAX, READ_FIELDS, not_a_hash, too_long, too_many, value_limit, wanted_fields
 from sandboxrun.connection import Connection, ReplyError
-from sandboxrun.errors import ConfigError, ConnectionLost, StoreError
+from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.lease import PID_FIELDS, holder
+from sandboxrun.look.bounded import bounded
 from sandboxrun.records import field, record
 
 TYPE_CHECKING = False
@@ -73,20 +74,11 @@ class Hashes:
 
 def read(connection: Connection, type_: str, id_: str) -> Hashes:
     """Raises ConfigError where there is more than can be looked at."""
-    connection.receive_most = connection.received + READ_MAX_BYTES
-    try:
-        shared = _read(connection, keys.type_key(type_))
-        own = _read(connection, keys.worker_key(type_, id_))
-        now = int(connection.call("TIME")[0])
-    except ConnectionLost as error:
-        if connection.received <= connection.receive_most:
-            raise
-        raise ConfigError(
-            f"{keys.type_key(type_)} and {keys.worker_key(type_, id_)} have more than {READ_MAX_BYTES >> 20} MiB: "
-            "look at them with redis-cli HKEYS, and remove what does not belong there with HDEL"
-        ) from error
-    connection.receive_most = 0
-    return Hashes(shared, own, now)
+    names = keys.type_key(type_), keys.worker_key(type_, id_)
+    mend = "look with redis-cli HKEYS, and remove what does not belong there with HDEL"
+    with bounded(connection, READ_MAX_BYTES, f"{names[0]} and {names[1]} have", mend):
+        shared, own = (_read(connection, name) for name in names)
+        return Hashes(shared, own, int(connection.call("TIME")[0]))
 
 
 def _read(connection: Connection, key: str) -> Stored:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 
 from sandboxrun import keys
 from sandboxrun.connection import Connection, ReplyError
-from sandboxrun.errors import UsageError
-from sandboxrun.records import field, record
+from sandboxrun.errors import ConfigError, UsageError
+from sandboxrun.look.bounded import bounded
+from sandboxrun.records import field, record, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 GROUP = "worker"
 REF_MAX_CHARS = 256
 ENTRIES_MAX = 20_000  # looked at, in each search of a stream
-SEARCH_MAX_BYTES = 64 * 1024 * 1024
+SEARCH_MAX_BYTES = 32 * 1024 * 1024
+READ_MAX_BYTES = 512 * 1024 * 1024  # in all
 VALUE_MAX_BYTES = 9 * 1024 * 1024  # a reply has 8 MiB at most
 FIELDS_MAX = 512
 BEFORE_MILLIS = 5000  # clients' clocks may be ahead of Redis's
@@ -68,34 +70,31 @@ def check_ref(ref: str) -> str:
 
 
 def gather(connection: Connection, ref: str, type_: str | None) -> Facts:
-    """`type_`: of the workers that it was for, where it is known."""
+    """`type_`: of the workers that it was for, where it is known. Raises ConfigError where there is more than can be read."""
+    mend = f"look with redis-cli at {keys.trace_key(ref)}, {keys.reply_key(ref)} and the streams"
+    with bounded(connection, READ_MAX_BYTES, f"what is found of request {ref} has", mend):
+        return _gather(connection, ref, type_)
+
+
+def _gather(connection: Connection, ref: str, type_: str | None) -> Facts:
     notes: list[str] = []
     trace = _trace(connection, keys.trace_key(ref), notes)
     reply, reply_millis = _reply(connection, keys.reply_key(ref))
+    kept = _expiry(connection, keys.trace_key(ref))
     now = _millis(connection.call("TIME"))
     known = type_ or trace.get("type") or _source(reply)
-    types = [known] if known is not None and _is_type(known) else list(_types(connection, notes))
-    found = Facts(
-        ref, types[0] if known else None, now, trace, _expiry(connection, keys.trace_key(ref)), reply, reply_millis
-    )  # fmt: skip
+    known = known if known is not None and _is_type(known) else None
+    found = Facts(ref, known, now, trace, kept, reply, reply_millis)
     created = parse_millis(trace.get("created", ""))
-    for name in types:
+    for name in [known] if known is not None else _types(connection, notes):
         parts = _in_streams(connection, name, ref, created, notes)
-        if parts or len(types) == 1:
-            found = Facts(**{**_as_dict(found), "type": name, **parts})
+        if parts:
+            found = replace(found, type=name, **parts)
             break
-    return Facts(**{**_as_dict(found), "notes": tuple(dict.fromkeys(notes))})
-
-
-def _as_dict(facts: Facts) -> dict[str, Any]:
-    from sandboxrun.records import asdict
-
-    return asdict(facts)
+    return replace(found, notes=tuple(dict.fromkeys(notes)))
 
 
 def _is_type(name: str) -> bool:
-    from sandboxrun.errors import ConfigError
-
     try:
         return bool(keys.check_type(name))
     except ConfigError:

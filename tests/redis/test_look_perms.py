@@ -217,7 +217,7 @@ def test_what_the_policy_refuses_is_said_with_its_line(run: Runner, local: Local
     assert "the default policy does not allow" in tz["policy"]
     done = run("perms", "t", "1", "--net", "a.example:1")
     assert done.code == 0
-    assert done.err.startswith("warning: the worker would not start: field allowEnv of t:1:h has 'TZ'")
+    assert done.err.startswith("warning: the worker would not start: field allowNet of t:1:h has 'b.example'")
 
 
 def test_without_a_question_all_is_listed_in_words(run: Runner, local: Local, redis_url: str) -> None:

@@ -73,7 +73,7 @@ def test_a_login_in_the_url_is_masked_in_the_fault_too(r: redis.Redis, run: Runn
 
 
 def test_nothing_in_the_hash_drives_the_terminal(r: redis.Redis, run: Runner) -> None:
-    hostile = "\x1b[2J\x9b2J\u202e\r\n\x00x"
+    hostile = "\x7f\x1b[2J\x9b2J\u202e\r\n\x00x"
     r.hset(
         "t:1:h",
         mapping={
@@ -227,6 +227,11 @@ def test_what_is_no_hash_of_a_worker(r: redis.Redis, run: Runner) -> None:
     r.delete("t:1:h")
     r.hset("t:1:h", mapping={f"f{n}": "x" for n in range(600)})
     assert "t:1:h has 600 fields: at most 512 are read" in run("show", "t", "1").out
+    r.delete("t:1:h")
+    r.hset("t:1:h", mapping={f"{n:0100000}": "x" for n in range(400)})
+    done = run("show", "t", "1")
+    assert (done.code, done.out) == (78, "")
+    assert done.err.startswith("error: t:h and t:1:h have more than 32 MiB: look with redis-cli HKEYS, ")
 
 
 def test_the_names_in_json_are_always_the_same(r: redis.Redis, run: Runner, local: Local) -> None:

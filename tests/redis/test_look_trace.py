@@ -199,7 +199,7 @@ def test_a_request_far_back_in_a_long_stream_is_found_by_its_time_and_a_search_i
 
 
 def test_giant_and_hostile_content_is_bounded_and_escaped(r: redis.Redis, run: Runner) -> None:
-    nasty = "\x1b[2J\x9b\u202e\r\n"
+    nasty = "\x7f\x1b[2J\x9b\u202e\r\n"
     r.hset("req:a:h", mapping={
         "type": "t", "created": nasty, "progress": nasty, f"own{nasty}": nasty, "tTrace": '{"received": "\\u001b", "res": []}',
         "otherTrace": "[" * 100_000, "giant": "g" * 10_000_000, "requestData": "d" * 1_000_000,
