@@ -39,6 +39,7 @@ def timeline(facts: Facts) -> Json | None:
         "events": events,
         "durations": {} if _stale(facts) else _durations(events),
         "pending": _pending(facts),
+        "deadline": _deadline(facts),
         "progress": _cut(facts.trace["progress"]) if "progress" in facts.trace else None,
         "request": _cut(_request(facts)),
         "reply": _cut(json.dumps(reply, ensure_ascii=False)) if reply else None,
@@ -140,7 +141,7 @@ def _durations(events: list[Json]) -> dict[str, int]:
 
 
 def _outcome(facts: Facts, reply: Json | None) -> str:
-    if facts.pending is not None:
+    if facts.pending is not None and reply is None:
         return "waiting" if facts.pending[1] >= HANDED_BACK_MILLIS else "being handled"
     if facts.dead is not None and facts.again is None:
         return "dead"
@@ -162,6 +163,15 @@ def _pending(facts: Facts) -> Json | None:
         "idle_millis": None if free else silent,
         "handed_back": free,
     }
+
+
+def _deadline(facts: Facts) -> Json | None:
+    """After which the request is not begun."""
+    last = facts.again or facts.entry
+    text = last.fields.get("deadline", "") if last is not None else ""
+    if not (text.isascii() and text.isdigit() and len(text) <= 16):
+        return None
+    return {"at": int(text), "time": iso(int(text)), "passed": int(text) < facts.now}
 
 
 def _request(facts: Facts) -> str | None:
@@ -191,7 +201,15 @@ def text(found: Json, paint: Paint) -> str:
             f"  {event['time']}  {since:>12}  {paint(event['event'], 'head')}  {paint(event['detail'], 'faint')}"
         )
     took = ", ".join(f"{name} {millis} ms" for name, millis in found["durations"].items())
-    rows = [("took", took), ("state", _state(found)), ("progress", found["progress"]), ("request", found["request"])]
+    due = found["deadline"]
+    until = f"{due['time']}, {'passed' if due['passed'] else 'not passed'}" if due is not None else ""
+    rows = [
+        ("took", took),
+        ("state", _state(found)),
+        ("deadline", until),
+        ("progress", found["progress"]),
+        ("request", found["request"]),
+    ]
     rows += [("reply", found["reply"]), *found["trace"].items(), ("kept", _kept(found["kept_millis"]))]
     lines += [paint.row(name[:40], value) for name, value in rows if value]
     lines += [paint.row("note", note, "odd") for note in found["notes"]]
@@ -200,6 +218,8 @@ def text(found: Json, paint: Paint) -> str:
 
 def _state(found: Json) -> str:
     pending, type_ = found["pending"], found["type"]
+    if pending is not None and found["reply"] is not None:
+        return f"answered, but never acknowledged by consumer {pending['consumer']}: another will be given it again"
     if pending is not None:
         if pending["handed_back"]:
             return "handed back by its worker, free for any other to take"

@@ -315,3 +315,21 @@ def test_json(run: Runner, local: Local) -> None:
     assert list(found) == ["key", "written", "changes", "words", "sha256", "next"]
     assert found["changes"] == [{"field": "allowNet", "old": None, "new": "a.example", "from": None, "secret": False}]
     assert found["words"] == {"may now": ["connect to a.example, any port"]}
+
+
+def test_the_policy_and_the_hosts_of_the_command_line_hold(
+    r: redis.Redis, run: Runner, local: Local, tmp_path: Path
+) -> None:
+    run.set_policy(None)
+    local(SCRIPT)
+    wide = tmp_path / "wide.toml"
+    wide.write_text('[worker."*"]\nallow-net = ["*"]\n')
+    wide.chmod(0o600)
+    refused(r, run("set", "t", "1", "allowNet=*"), 77, "the default policy")
+    assert run("set", "t", "1", "allowNet=*", "--policy", str(wide)).code == 0
+    assert run("perms", "t", "1", "--net", "a.example:1").out.startswith("no  net a.example:1: granted by * in ")
+    assert run("perms", "t", "1", "--net", "a.example:1", "--policy", str(wide)).code == 0
+    url = "url=https://127.1.2.3:9/{version}/w.py"
+    refused(r, run("set", "t", "1", url, "version=v1", "allowNet="), 69, "is not among the hosts")
+    done = run("set", "t", "1", url, "version=v1", "allowNet=", "--allow-import=127.1.2.3:9")
+    refused(r, done, 69, "https://127.1.2.3:9/v1/w.py")

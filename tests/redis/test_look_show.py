@@ -16,6 +16,8 @@ import redis
 from raw_host import RawHost
 from runner import Runner
 
+from sandboxrun.connection import parse_url
+
 Local = Callable[..., Path]
 SCRIPT = "print('ran')\n"
 SLEEPS = "import time\ntime.sleep(60)\n"
@@ -48,7 +50,9 @@ def test_it_says_in_words_what_the_worker_may_do_and_which_hash_says_so(
     assert "\x1b" not in out
 
 
-def test_secrets_are_never_shown(r: redis.Redis, run: Runner, local: Local) -> None:
+def test_secrets_are_never_shown(r: redis.Redis, run: Runner, local: Local, redis_url: str) -> None:
+    password = parse_url(redis_url).password
+    assert password
     local(
         SCRIPT, encryptedJson="GEHEIM", encryptedIv="GEHEIM", encryptedAlg="GEHEIM", botToken="GEHEIM", db_password="GEHEIM",
         backend="https://me:GEHEIM@example.com/?api_key=GEHEIM&a=b", line=f"worker-v0 {'ab' * 32}",
@@ -57,6 +61,7 @@ def test_secrets_are_never_shown(r: redis.Redis, run: Runner, local: Local) -> N
     for done in (run("show", "t", "1"), run("show", "t", "1", "--json"), run("perms", "t", "1", "--json")):
         assert done.code == 0
         assert "GEHEIM" not in done.out + done.err
+        assert password not in done.out + done.err
         assert "abab" not in done.out
     fields = shown(run)["fields"]
     assert fields["encryptedJson"] == {"value": "set", "from": "t:1:h", "secret": True, "own": False}
@@ -161,6 +166,15 @@ def test_all_that_the_policy_refuses_is_named_not_the_first_alone(run: Runner, l
         "'TZ'",
     ]
     assert policy["allows"]["env"] == [{"entries": ["nothing"], "where": "default policy"}]
+
+
+def test_a_policy_file_that_is_wrong_is_a_fault_and_the_rest_is_shown(run: Runner, local: Local) -> None:
+    local(SCRIPT, allowNet="a.example")
+    run.set_policy("worker = 5\n")
+    found, done = shown(run), run("t", "1")
+    assert done.err == f"error: {found['faults'][0]['error']}\n"
+    assert (found["policy"], found["allow"]["net"][0]["entry"]) == (None, "a.example")
+    assert run("perms", "t", "1", "--net", "a.example:1").err == done.err
 
 
 def test_the_policy_files_line_is_named(run: Runner, local: Local) -> None:

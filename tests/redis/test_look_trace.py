@@ -148,6 +148,18 @@ def test_what_was_handed_back_is_free(r: redis.Redis, run: Runner) -> None:
     assert "handed back by its worker, free for any other to take" in run("trace", "a").out
 
 
+def test_a_worker_by_hand_that_replies_without_acknowledging(r: redis.Redis, run: Runner) -> None:
+    xid = send(r, "a", {}, deadline="1795629358830")
+    r.xgroup_create("t:req:x", "worker", "0")
+    r.xreadgroup("worker", "hand", {"t:req:x": ">"})
+    assert traced(run, "a")["outcome"] == "being handled"
+    r.xadd("t:res:x", {"ref": "a", "type": "t", "xid": xid, "code": "200", "res": '{"ref": "a", "code": 200}'})
+    assert traced(run, "a")["outcome"] == "answered"
+    out = run("trace", "a").out
+    assert "answered, but never acknowledged by consumer hand: another will be given it again\n" in out
+    assert "deadline       2026-11-25T17:55:58.830Z, " in out
+
+
 def test_a_dead_letter_and_its_second_life(r: redis.Redis, run: Runner) -> None:
     send(r, "a", {"kill": 1})
     for _ in range(2):
