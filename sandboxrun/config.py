@@ -10,13 +10,31 @@ from sandboxrun.errors import ConfigError
 from sandboxrun.limits import LIMITS, Limits
 from sandboxrun.permissions import KINDS, VERDICTS, Permissions, parse_list
 from sandboxrun.records import field, record
-from sandboxrun.settings import ALIASES, LOOP_NAMES, LOOP_NUMBERS, SECRET_FIELDS, Loop, parse_loop, value_limit
+from sandboxrun.settings import (
+    ALIASES,
+    LOOP_NAMES,
+    LOOP_NUMBERS,
+    SECRET_FIELDS,
+    Loop,
+    parse_loop,
+    too_long,
+    value_limit,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandboxrun.inspection import Inspect
 
-__all__ = ["FIELDS_MAX", "LOOP_NAMES", "LOOP_NUMBERS", "WorkerConfig", "parse_worker", "value_limit", "wanted_fields"]
+__all__ = [
+    "FIELDS_MAX",
+    "LOOP_NAMES",
+    "LOOP_NUMBERS",
+    "WorkerConfig",
+    "parse_worker",
+    "too_long",
+    "value_limit",
+    "wanted_fields",
+]
 
 FIELDS_MAX = 512  # per hash
 URL_MAX_CHARS = 2048
@@ -55,6 +73,16 @@ READ_FIELDS = (
     *_PERMISSION_FIELDS,
     *_LIMIT_FIELDS,
 )
+
+
+def too_many(key: str, count: int) -> str:
+    """What is wrong with a hash of so many fields."""
+    return f"{key} has {count} fields: at most {FIELDS_MAX} are read"
+
+
+def not_a_hash(key: str, kind: str) -> str:
+    """What is wrong with a key of this type."""
+    return f"{key} is a {kind}, not a hash: remove it with DEL {key} and make it with HSET"
 
 
 def wanted_fields(names: Iterable[str]) -> list[str]:

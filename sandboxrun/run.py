@@ -116,12 +116,12 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
     folders = Folders.of_user()
     ceiling = folders.ceiling(config, options.policy)
     config = ceiling.check(options.limits)
-    _check_debugger(config)
+    check_debugger(config)
     for warning in config.warnings:
         log.warning("config", warning)
     trace.mark("hash parsed")
     source = resolve(config.url, config.version, key=key)
-    allowed = _import_list(options, ceiling, source)
+    allowed = import_list(options, ceiling, source)
     artifact = obtain(
         source,
         cache=Cache(folders.cache, folders.state),
@@ -140,7 +140,7 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
     with scratch_folder(folders.scratch) as scratch, _login(options, config, store, log) as login:
         trace.mark("Redis identity made")
         interpreter = this_interpreter()
-        policy = _policy(config, source, store.address, folders, interpreter, scratch, ceiling, options)
+        policy = policy_for(config, source, store.address, folders, interpreter, scratch, ceiling, options)
         trace.mark("policy built")
         script = _script(source, artifact)
         env = _environment(config, login, scratch)
@@ -170,7 +170,7 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
             supervisor.close()
 
 
-def _check_debugger(config: WorkerConfig) -> None:
+def check_debugger(config: WorkerConfig) -> None:
     """Raise ConfigError where one is asked for and there is none."""
     if config.inspect is None:
         return
@@ -182,7 +182,7 @@ def _check_debugger(config: WorkerConfig) -> None:
         )
 
 
-def _import_list(options: RunOptions, ceiling: Ceiling, source: Source | LocalSource) -> ImportList:
+def import_list(options: RunOptions, ceiling: Ceiling, source: Source | LocalSource) -> ImportList:
     """The hosts that the script may come from. Raises PolicyError where its own is none by the policy."""
     host = origin_of(source.url) if isinstance(source, Source) and options.allowed is None else None
     path = source.script if isinstance(source, LocalSource) else None
@@ -245,7 +245,7 @@ def _live(
             log.warning("redis", f"{error}; field pid of {config.key} stays, and blocks nothing")
 
 
-def _policy(
+def policy_for(
     config: WorkerConfig,
     source: Source | LocalSource,
     endpoint: Address,
@@ -255,6 +255,7 @@ def _policy(
     ceiling: Ceiling,
     options: RunOptions,
 ) -> SandboxPolicy:
+    """What the kernel will be told. Raises ConfigError, PolicyError."""
     local = source if isinstance(source, LocalSource) else None
     decisions = [*folders.policies, options.policy, *(place for place in options.audit if place != JOURNAL)]
     protected = [folders.cache, folders.state, *places.of_operator()]
@@ -267,7 +268,7 @@ def _policy(
         interpreter=interpreter,
         scratch=scratch,
         local_source=local.named if local is not None else None,
-        redis=endpoint.path or _redis_target(endpoint),
+        redis=endpoint.path or redis_target(endpoint),
         protected=protected,
         limits=config.limits,
         certificates=endpoint.ca_file,
@@ -275,7 +276,8 @@ def _policy(
     )
 
 
-def _redis_target(endpoint: Address) -> NetTarget:
+def redis_target(endpoint: Address) -> NetTarget:
+    """As an entry of a net list. Raises ConfigError."""
     try:
         return NetTarget.parse(host_and_port(endpoint.host, endpoint.port))
     except ValueError as error:

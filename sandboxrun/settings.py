@@ -88,6 +88,11 @@ def value_limit(name: str) -> int:
     return SECRET_MAX_BYTES if name in SECRET_FIELDS else VALUE_MAX_BYTES
 
 
+def too_long(name: str, key: str, size: int) -> str:
+    """What is wrong with a value of so many bytes."""
+    return f"field {name[:80]} of {key} has {size} bytes: at most {value_limit(name)} are read"
+
+
 def read_fields(raw: Mapping[bytes, bytes], key: str, *, wanted: Callable[[str], bool] = wanted) -> dict[str, str]:
     """Raw fields to text under their first spelling; only the fields that are `wanted`. Raises ConfigError."""
     text: dict[str, str] = {}
@@ -96,9 +101,7 @@ def read_fields(raw: Mapping[bytes, bytes], key: str, *, wanted: Callable[[str],
         if not wanted(name):
             continue
         if len(raw_value) > value_limit(name):
-            raise ConfigError(
-                f"field {name[:80]} of {key} has {len(raw_value)} bytes: at most {value_limit(name)} are read"
-            )
+            raise ConfigError(too_long(name, key, len(raw_value)))
         try:
             text[name] = raw_value.decode("utf-8")
         except UnicodeDecodeError as error:

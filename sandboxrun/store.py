@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from sandboxrun import keys
-from sandboxrun.config import FIELDS_MAX, READ_FIELDS, value_limit, wanted_fields
+from sandboxrun.config import FIELDS_MAX, READ_FIELDS, not_a_hash, too_long, too_many, value_limit, wanted_fields
 from sandboxrun.connection import Address, Connection, ReplyError, refused
 from sandboxrun.errors import AlreadyRunningError, ConfigError, ConnectionLost, SandboxError, StoreError
 from sandboxrun.identity import Identity, Owner, User
@@ -189,10 +189,10 @@ class Store:
         for name in names:
             count, *lengths = self._pipeline([("HLEN", name), *(("HSTRLEN", name, field) for field in READ_FIELDS)])
             if count > FIELDS_MAX:
-                return _too_many(name, count)
+                return too_many(name, count)
             for field, length in zip(READ_FIELDS, lengths, strict=True):
                 if length > value_limit(field):
-                    return f"field {field} of {name} has {length} bytes: at most {value_limit(field)} are read"
+                    return too_long(field, name, length)
         return (
             f"{' and '.join(names)} have more than {HASHES_MAX_BYTES >> 20} MiB of names of fields: remove those that do not "
             f"belong there"
@@ -309,17 +309,13 @@ def _hash(name: str, replies: list[Any], shown: str) -> dict[bytes, bytes]:
     if isinstance(kind, ReplyError):
         raise refused(kind, shown)
     if kind != b"hash":
-        raise ConfigError(f"{name} is a {kind.decode()}, not a hash: remove it with DEL {name} and make it with HSET")
+        raise ConfigError(not_a_hash(name, kind.decode()))
     for reply in (count, names, values):
         if isinstance(reply, ReplyError):
             raise refused(reply, shown)
     if count > FIELDS_MAX:
-        raise ConfigError(_too_many(name, count))
+        raise ConfigError(too_many(name, count))
     found = {field.encode(): value for field, value in zip(READ_FIELDS, values, strict=True) if value is not None}
     for field in wanted_fields(field.decode("utf-8", "replace") for field in names):
         found.setdefault(field.encode(), b"")
     return found
-
-
-def _too_many(name: str, count: int) -> str:
-    return f"{name} has {count} fields: at most {FIELDS_MAX} are read"

@@ -46,8 +46,11 @@ LAYERS: dict[str, set[str]] = {
     | {"connection", "lease", "fetch", "sandbox", "store", "secrets", "log", "folders", "ceiling", "approval", "audit"}
     | {"trace"},
     "dev": PURE | {"dev", "connection", "log"},
+    "look": PURE
+    | {"look", "log", "run", "fetch", "sandbox", "folders", "ceiling", "approval", "connection", "lease", "settings"},
     "cli": PURE
     | {
+        "look",
         "dev",
         "embedded",
         "cli",

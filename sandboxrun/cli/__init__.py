@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 
-from sandboxrun import trace
+from sandboxrun.trace import mark  # by name: the module of a command is called trace too
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ COMMANDS = (
     "cache",
     "init",
     "dev",
+    "show",
+    "set",
+    "perms",
+    "trace",
 )
 
 
@@ -36,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     _open_standard_descriptors()
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        trace.mark("main")
+        mark("main")
         code = _main(args)
-        trace.mark("end")
+        mark("end")
         if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from sandboxrun.cli.diff import look, parser_of, show
+from sandboxrun.cli.diff import look, show
+from sandboxrun.cli.parser import worker_parser
 from sandboxrun.log import Log
 
 
 def main(args: list[str]) -> int:
-    parser = parser_of(
+    parser = worker_parser(
         "approve",
-        "Agree to exactly what a worker's hash asks for now: permissions and limits, of whatever version it runs.",
+        description="Agree to exactly what a worker's hash asks for now: permissions and limits, of whatever version it runs.",
+        example="  sandboxrun diff demo-worker 1 && sandboxrun approve demo-worker 1\n  sandboxrun approve demo-worker 1 --audit audit.log",
     )
     parser.add_argument("--audit", metavar="FILE", action="append", default=[], help="as sandboxrun TYPE ID takes it")
     options = parser.parse_args(args)

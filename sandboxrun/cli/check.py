@@ -12,6 +12,10 @@ from sandboxrun.errors import SandboxError
 _EPILOG = """\
 each line is a protection, with how the worker was refused; "no" is what this machine lacks or refuses to everybody
 
+examples:
+  sandboxrun check
+  sandboxrun check --json | jq .holds
+
 exit codes:
   0 all that a worker relies on holds   71 something does not
 """

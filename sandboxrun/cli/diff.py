@@ -6,14 +6,16 @@ import argparse
 import json
 import os
 
-from sandboxrun.cli.parser import Parser
+from sandboxrun.cli.parser import worker_parser
 from sandboxrun.config import Asked
 from sandboxrun.log import escape
 
 
 def main(args: list[str]) -> int:
-    parser = parser_of(
-        "diff", "Show what a worker's hash asks for beyond what it was allowed last. Changes nothing, and runs nothing."
+    parser = worker_parser(
+        "diff",
+        description="Show what a worker's hash asks for beyond what it was allowed last. Changes nothing, and runs nothing.",
+        example="  sandboxrun diff demo-worker 1\n  sandboxrun diff demo-worker 1 --json | jq .grown",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)
@@ -26,16 +28,6 @@ def main(args: list[str]) -> int:
     else:
         show(before, asked, f"{options.type}:{options.id}:h")
     return 0
-
-
-def parser_of(name: str, description: str) -> Parser:
-    """What `diff` and `approve` take."""
-    parser = Parser(prog=f"sandboxrun {name}", description=description)
-    parser.add_argument("type", metavar="TYPE")
-    parser.add_argument("id", metavar="ID")
-    parser.add_argument("--redis", metavar="URL", help="as sandboxrun TYPE ID takes it")
-    parser.add_argument("--policy", metavar="FILE", help="as sandboxrun TYPE ID takes it")
-    return parser
 
 
 def look(options: argparse.Namespace) -> tuple[Asked, Asked | None, str]:

@@ -45,6 +45,16 @@ def type_parser(command: str, *, description: str, epilog: str | None = None) ->
     return parser
 
 
+def worker_parser(command: str, *, description: str, example: str) -> Parser:
+    """Of a command about one worker and what it may do: TYPE and ID come first; `example` stands below the options."""
+    parser = Parser(prog=f"sandboxrun {command}", description=description, epilog=f"examples:\n{example}")
+    parser.add_argument("type", metavar="TYPE")
+    parser.add_argument("id", metavar="ID")
+    connect_option(parser)
+    parser.add_argument("--policy", metavar="FILE", help="as sandboxrun TYPE ID takes it")
+    return parser
+
+
 def names(text: str) -> tuple[str, ...]:
     """A comma-separated list."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -32,6 +32,10 @@ other commands (sandboxrun COMMAND --help):
   sandboxrun check                                    try on this machine whether the sandbox holds
   sandboxrun encrypt TYPE ID --key-file FILE          make the secrets of a worker from JSON on standard input
   sandboxrun cache [--clean]                          show or remove the scripts that were fetched
+  sandboxrun show TYPE ID                             the hash, what it means, and what is wrong with it
+  sandboxrun set TYPE ID FIELD=VALUE …                change it, checked first
+  sandboxrun perms TYPE ID [--net HOST:PORT …]        whether the worker may, and why
+  sandboxrun trace REF                                what became of a request
   sandboxrun diff TYPE ID                             what the hash asks for beyond what was agreed to
   sandboxrun approve TYPE ID                          agree to exactly that
   sandboxrun audit FILE                               read an audit log

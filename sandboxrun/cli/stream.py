@@ -23,7 +23,9 @@ def main(args: list[str]) -> int:
     parser = type_parser(
         "stream",
         description="Make, remove, trim or show the streams of a type of worker.",
-        epilog="actions:\n" + "\n".join(f"  {name:<10} {what}" for name, what in ACTIONS.items()),
+        epilog="actions:\n"
+        + "\n".join(f"  {name:<10} {what}" for name, what in ACTIONS.items())
+        + "\n\nexamples:\n  sandboxrun stream demo-worker responses -n 3\n  sandboxrun stream demo-worker trim -n 1000",
     )
     parser.add_argument("action", metavar="|".join(ACTIONS))
     parser.add_argument("-n", metavar="N", type=int, default=10, help="how many to show or to keep (10)")

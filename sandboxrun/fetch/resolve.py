@@ -75,6 +75,11 @@ def is_mutable(version: str) -> bool:
     return not (_COMMIT.fullmatch(version) or _TAG.fullmatch(version))
 
 
+def is_commit(version: str) -> bool:
+    """Whether a version is a full commit."""
+    return _COMMIT.fullmatch(version) is not None
+
+
 def resolve(url: str, version: str, *, key: str) -> Source | LocalSource:
     """Where the script of this version is. Raises ConfigError naming the field."""
     if version == "local":
@@ -127,7 +132,7 @@ def _replace_ref(host: str, path: str, version: str) -> str | None:
         match = re.fullmatch(r"(/[^/]+/[^/]+)/(?:raw|src)/(?:branch|tag|commit)/[^/]+(/.+)", path)
         if match is None:
             return None
-        kind = "commit" if _COMMIT.fullmatch(version) else "branch" if is_mutable(version) else "tag"
+        kind = "commit" if is_commit(version) else "branch" if is_mutable(version) else "tag"
         return f"{match[1]}/raw/{kind}/{version}{match[2]}"
     return None
 

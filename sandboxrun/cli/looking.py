@@ -1,0 +1,72 @@
+"""What the commands share that look at one worker's hash."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+from sandboxrun.cli.redis import DEFAULT_URL, connected
+from sandboxrun.errors import ConfigError, SandboxrunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sandboxrun.look.examine import Examination
+    from sandboxrun.look.hashes import Hashes
+    from sandboxrun.look.paint import Paint
+    from sandboxrun.run import RunOptions
+
+
+def run_options(options: argparse.Namespace) -> RunOptions:
+    """As sandboxrun TYPE ID would have them."""
+    from sandboxrun import keys
+    from sandboxrun.run import RunOptions
+
+    keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
+    url = options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL
+    return RunOptions(options.type, options.id, url, policy=options.policy)
+
+
+def examined(options: argparse.Namespace) -> tuple[Hashes, Examination]:
+    """Both hashes, and what a run would make of them. Raises ConfigError where there are none."""
+    from sandboxrun.folders import Folders
+    from sandboxrun.look.examine import examine
+    from sandboxrun.look.hashes import read
+
+    run = run_options(options)
+    with connected(options.redis) as connection:
+        hashes = read(connection, options.type, options.id)
+    if hashes.own.kind == "none":
+        raise ConfigError(
+            f"{hashes.own.key} does not exist: make it with sandboxrun set {options.type} {options.id} url=URL version=VERSION"
+        )
+    return hashes, examine(hashes, run, Folders.of_user())
+
+
+def first_fault(found: Examination) -> SandboxrunError:
+    """What sandboxrun TYPE ID would end with, to be raised where nothing can be said beside it."""
+    from sandboxrun.look.fields import mask
+
+    return type(found.faults[0])(mask(str(found.faults[0])))
+
+
+def redis_shown(options: argparse.Namespace) -> str:
+    """Where Redis is, without a password."""
+    from sandboxrun.connection import parse_url
+
+    return parse_url(run_options(options).redis_url).shown
+
+
+def to_json(value: Any) -> str:
+    """In ASCII, without a character that a terminal could take for more than text: json leaves DEL as it is."""
+    return json.dumps(value).replace("\x7f", "\\u007f")
+
+
+def painter() -> Paint:
+    """In colours on a terminal only, and not where NO_COLOR is set (no-color.org)."""
+    from sandboxrun.look.paint import Paint
+
+    return Paint(sys.stdout.isatty() and not os.environ.get("NO_COLOR"))

@@ -1,0 +1,43 @@
+"""sandboxrun trace."""
+
+from __future__ import annotations
+
+from sandboxrun import keys
+from sandboxrun.cli.looking import painter, to_json
+from sandboxrun.cli.parser import Parser, connect_option
+from sandboxrun.cli.redis import connected
+from sandboxrun.errors import ConfigError
+
+
+def main(args: list[str]) -> int:
+    parser = Parser(
+        prog="sandboxrun trace",
+        description="Show what became of a request, as a timeline: created, queued, begun, completed, replied, and where it is now. "
+        "Traces expire after two minutes, replies sooner; what is left is shown.",
+        epilog="examples:\n  sandboxrun trace 0d1b2c3d4e5f\n  sandboxrun trace r1 --type demo-worker --json | jq .durations",
+    )
+    parser.add_argument("ref", metavar="REF", help="the ref of the request, as in its reply")
+    parser.add_argument(
+        "--type", metavar="TYPE", help="of its workers; default: as the trace says, else all are looked at"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    connect_option(parser)
+    options = parser.parse_args(args)
+
+    from sandboxrun.look.requests import check_ref, gather
+    from sandboxrun.look.timeline import text, timeline
+
+    ref = check_ref(options.ref)
+    if options.type is not None:
+        keys.check_type(options.type)
+    with connected(options.redis) as connection:
+        facts = gather(connection, ref, options.type)
+    found = timeline(facts)
+    if found is None:
+        type_ = options.type or "TYPE"
+        raise ConfigError(
+            f"nothing is left of request {ref}, if there was one{''.join(f'; {note}' for note in facts.notes)[:500]}: "
+            f"see sandboxrun stream {type_} responses, or sandboxrun dead {type_}"
+        )
+    print(to_json(found) if options.json else text(found, painter()))
+    return 0
