@@ -315,7 +315,24 @@ def _explanation(error, key, hints):
 
 def _install_hooks(plan):
     """Tracebacks that begin in the script and show its source, followed by the grant that was missing."""
-    ours = os.path.dirname(os.path.dirname(__file__)) + "/"
+    # Of the source, wherever the compiled one lies.
+    ours = os.path.dirname(os.path.dirname(_explanation.__code__.co_filename)) + "/"
+
+    def shorten(report, printer):
+        """Without our own frames, also in what caused it; where there are no others it is a defect of ours, and all of
+        it is of interest."""
+        reports = [report]
+        while reports:
+            one = reports.pop()
+            frames = list(one.stack)
+            script = next((n for n, frame in enumerate(frames) if frame.filename == plan["name"]), 0)
+            if any(frame.filename.startswith(ours) for frame in frames[:script]):
+                frames = frames[script:]  # with what of Python's is between us and a handler, as a thread's first lines
+            theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
+            if theirs:
+                one.stack = printer.StackSummary.from_list(theirs)
+            linked = (one.__cause__, one.__context__, *(getattr(one, "exceptions", None) or ()))
+            reports += [other for other in linked if other is not None]
 
     def show(kind, error, traceback):
         try:
@@ -324,9 +341,7 @@ def _install_hooks(plan):
             sys.__excepthook__(kind, error, traceback)
         else:
             report = printer.TracebackException(kind, error, traceback)
-            theirs = [frame for frame in report.stack if not frame.filename.startswith(ours)]
-            if theirs:  # else it is a defect of ours, and all of it is of interest
-                report.stack = printer.StackSummary.from_list(theirs)
+            shorten(report, printer)
             print("".join(report.format()), end="", file=sys.stderr, flush=True)
         seen = set()
         while error is not None and id(error) not in seen:  # the cause is as good as the error itself

@@ -572,3 +572,39 @@ def test_what_an_async_worker_cannot_finish_in_time_is_begun_by_another_at_once(
     with run.start("t", "2"):
         wait_for(lambda: r.lrange("begun", 0, -1).count("1") == 2, "the second worker to begin", 10)
         assert answer(r, slow)["deliveries"] == 2
+
+
+FAILING = (
+    HEAD
+    + """
+def read():
+    open("/etc/passwd")
+
+def fail(request):
+    try:
+        read()
+    except OSError as error:
+        raise ValueError("on purpose") from error
+"""
+)
+
+
+@pytest.mark.parametrize("kind", ["plain", "async", "threads"])
+def test_the_traceback_of_a_handler_shows_the_scripts_own_lines_and_the_grant(
+    r: redis.Redis, run: Runner, local: Local, kind: str
+) -> None:
+    word, options = ("async def", "") if kind == "async" else ("def", "concurrency=2" if kind == "threads" else "")
+    local(
+        f"{FAILING}\n@worker.handler\n{word} handle(request):\n    fail(request)\n\nworker.run({options})\n",
+        requestLimit="1",
+    )
+    ref = send(r, {"n": 1})
+    done = run("t", "1", "--quiet")
+    assert answer(r, ref)["code"] == 500
+    files = [line.split('"')[1] for line in done.err.splitlines() if line.startswith('  File "')]
+    assert {os.path.basename(path) for path in files} == {"worker.py"}
+    assert [line.rpartition(" ")[2] for line in done.err.splitlines() if line.startswith('  File "')] == [
+        "fail", "read", "handle", "fail",
+    ]  # fmt: skip
+    assert "ValueError: on purpose" in done.err
+    assert done.err.splitlines()[-1].startswith('Requires read access to "/etc/passwd"')
