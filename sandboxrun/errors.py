@@ -63,6 +63,12 @@ class SecretError(ConfigError):
     """A secret cannot be decrypted or does not belong to this worker."""
 
 
+class MissingSecret(SecretError, KeyError):
+    """A secret is asked for that was not stored with this worker."""
+
+    __str__ = Exception.__str__  # KeyError's shows the message as a literal
+
+
 class CallError(SandboxrunError):
     """A call of a worker that brought no result. `may_have_run`: whether the handler may have done something."""
 

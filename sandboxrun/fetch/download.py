@@ -102,7 +102,9 @@ def _get(url: str, allowed: ImportList, etag: str | None, received: _Received) -
             except httpx.TimeoutException as error:
                 raise Unreachable(f"{url} did not answer within {SILENCE_SECONDS} s") from error
             except (httpx.TransportError, OSError) as error:
-                raise Unreachable(f"{url} cannot be reached: {error}") from error
+                raise Unreachable(
+                    f"{url} cannot be reached: {error}; look at field url, and at this machine's network"
+                ) from error
             except (httpx.InvalidURL, httpx.HTTPError, ValueError, KeyError) as error:
                 raise FetchError(f"{url} cannot be fetched: {error}") from error
             allowed.check(target, came_from=url)
@@ -115,7 +117,11 @@ def _read(url: str, response: httpx.Response, received: _Received) -> Fetched | 
         return None
     if response.status_code != 200:
         error = Unreachable if response.status_code >= 500 or response.status_code == 429 else FetchError
-        hint = ": is the version right, and the url?" if response.status_code == 404 else ""
+        hint = (
+            ": is the version right, and the url? sandboxrun set TYPE ID version=VERSION tries one"
+            if response.status_code == 404
+            else ""
+        )
         raise error(f"{url} answers {response.status_code} {response.reason_phrase}{hint}")
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in _NOT_SCRIPTS:

@@ -7,11 +7,11 @@ import sys
 
 from sandboxrun import keys, settings
 from sandboxrun.connection import Connection, ReplyError, refused
-from sandboxrun.errors import ConfigError
+from sandboxrun.errors import ConfigError, MissingSecret
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
 SOCKET_MARGIN_SECONDS = 5  # on top of BLOCK: a half-open connection is noticed then
 
@@ -69,15 +69,29 @@ class Context:
 
     def secrets(self) -> dict[str, Any]:
         if self._secrets is None:
-            known = self._fields[1]
+            known, found = self._fields[1], {}
             if known.get("encryptedJson"):
                 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, decrypt, parse_key_line
 
                 line = sys.stdin.buffer.readline(KEY_LINE_MAX_BYTES)
-                self._secrets = decrypt(known, parse_key_line(line), worker_key=self.key, type_=self.type)
-            else:
-                self._secrets = {}
+                found = decrypt(known, parse_key_line(line), worker_key=self.key, type_=self.type)
+            self._secrets = _Secrets(found)
+            self._secrets.worker = self
         return self._secrets
+
+
+class _Secrets(dict[str, "Any"]):
+    """A dict whose KeyError says how the secret gets there."""
+
+    worker: Context
+
+    def __missing__(self, name: str) -> NoReturn:
+        known = ", ".join(key for key in self if key != "type") or "none"
+        worker = self.worker
+        raise MissingSecret(
+            f"{worker.key} has no secret {str(name)[:80]!r} (it has: {known}); store all of them with: "
+            f"echo JSON | sandboxrun encrypt {worker.type} {worker.id} --key-file FILE | redis-cli"
+        )
 
 
 def current() -> Context:
