@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sandboxrun import errors
+from sandboxrun.cli import COMMANDS
 from sandboxrun.limits import LIMITS
 from sandboxrun.permissions import KINDS
 from sandboxrun.sandbox import check
@@ -50,3 +53,18 @@ def test_every_kind_limit_and_exit_code_is_in_the_readme() -> None:
 def test_the_readme_shows_what_check_prints() -> None:
     count = sum(map(len, check.PROTECTIONS.values()))
     assert f"The sandbox holds: {count} of {count}, in " in README
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="argparse of another Python lays out help differently")
+def test_the_reference_of_the_command_line_is_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_help_of_each_command_has_an_example_and_the_readme_names_it() -> None:
+    pages = (ROOT / "docs" / "commands.md").read_text().split("\n## ")[1:]
+    assert [page.split("\n")[0].removeprefix("sandboxrun ") for page in pages] == ["TYPE ID", *COMMANDS[1:]]
+    for command, page in zip(COMMANDS, pages, strict=True):
+        assert re.search(r"^examples?:$", page, re.MULTILINE), command
+        assert f"sandboxrun {command}" in README or f"`{command}`" in README, command

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps what is one line; what is more, as examples are, stays as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
 class Parser(argparse.ArgumentParser):
     """Errors are UsageError; options are never abbreviated; the epilog keeps its lines."""
 
@@ -20,7 +29,7 @@ class Parser(argparse.ArgumentParser):
             usage=usage,
             description=description,
             epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
             allow_abbrev=False,
         )
         self.add_argument("--debug", action="store_true", help="say more; show tracebacks")
