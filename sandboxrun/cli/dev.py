@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sandboxrun import keys
 from sandboxrun.cli.call import parse_data
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.errors import CallError, SandboxrunError, UsageError
@@ -208,9 +207,10 @@ def _show_learned(learned: Learned, connection: Connection, target: Target, comm
         print("learned: nothing was refused that a grant would allow")
         return
     # What was made for a folder is gone: whoever keeps a hash for it most likely calls it so.
-    key = keys.worker_key(target.type, "1") if target.made else target.key
+    fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    id_, url = ("1", fields.get("url")) if target.made else (target.id, None)
     print("learned: what it tried and was refused; read it, then paste what it is to have")
-    print(escape("  " + learn.as_hset(key, grants, dict(zip(pairs[::2], pairs[1::2], strict=True)))))
+    print(escape("  " + learn.as_set(target.type, id_, grants, fields, url=url)))
     print(escape(f"  {command} {learn.as_flags(grants)}"))
 
 

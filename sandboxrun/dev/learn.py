@@ -60,11 +60,15 @@ def as_flags(grants: Mapping[str, Iterable[str]]) -> str:
     return " ".join(shlex.quote(f"{KINDS[kind].flag()}={','.join(targets)}") for kind, targets in grants.items())
 
 
-def as_hset(key: str, grants: Mapping[str, Iterable[str]], fields: Mapping[str, str]) -> str:
-    """A command that keeps what the `fields` of the hash allow already."""
-    words = ["redis-cli", "HSET", key]
+def as_set(
+    type_: str, id_: str, grants: Mapping[str, Iterable[str]], fields: Mapping[str, str], *, url: str | None
+) -> str:
+    """A command that keeps what the `fields` of the hash allow already; `url`: of a hash that there may not be yet."""
+    words = ["sandboxrun", "set", type_, id_]
+    if url is not None:
+        words += [f"url={url}", "version=local"]
     for kind, targets in grants.items():
         field = KINDS[kind].field()
         before = [entry.strip() for entry in fields.get(field, "").split(",") if entry.strip()]
-        words += [field, ",".join((*before, *targets))]
+        words.append(f"{field}={','.join((*before, *targets))}")
     return shlex.join(words)

@@ -80,7 +80,7 @@ $ pytest
 To run it with a Redis that is there:
 
 ```console
-$ redis-cli HSET @TYPE@:1:h url "$PWD" version local
+$ sandboxrun set @TYPE@ 1 url="$PWD" version=local
 $ sandboxrun @TYPE@ 1
 $ sandboxrun call @TYPE@ name=world
 ```

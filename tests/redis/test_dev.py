@@ -135,7 +135,7 @@ def test_a_worker_is_asked_edited_broken_mended_and_left(
     terminal.until("greeter> ")
     terminal.type("exit")
     learned = terminal.left()
-    assert "redis-cli HSET greeter:1:h allowRead /etc/passwd" in learned
+    assert f"sandboxrun set greeter 1 url={folder} version=local allowRead=/etc/passwd" in learned
     assert "sandboxrun dev greeter --learn --allow-read=/etc/passwd" not in learned
     assert "sandboxrun dev greeter --allow-read=/etc/passwd" in learned
 
@@ -193,7 +193,7 @@ def test_without_a_terminal_it_runs_until_a_signal_and_leaves_nothing(
         process.send_signal(signal.SIGINT)
         rest = b"".join(lines).decode()
         assert process.wait(SECONDS) == 0
-    assert "redis-cli HSET t:1:h allowNet 127.0.0.1:9,127.0.0.1:10" in rest
+    assert "sandboxrun set t 1 allowNet=127.0.0.1:9,127.0.0.1:10" in rest
     assert "sandboxrun t 1 --allow-net=127.0.0.1:10" in rest
     assert r.hget("t:1:h", "version") == "local"  # it was not ours
     assert not r.hexists("t:1:h", "pid")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sandboxrun.dev import source
-from sandboxrun.dev.learn import Learned, as_flags, as_hset
+from sandboxrun.dev.learn import Learned, as_flags, as_set
 from sandboxrun.dev.process import parse_message, shown
 from sandboxrun.dev.target import type_from
 from sandboxrun.errors import UsageError
@@ -42,7 +42,9 @@ def test_what_another_grant_covers_is_left_out() -> None:
 
 def test_a_hash_keeps_what_it_allows_already() -> None:
     grants = learned(("net", "b:2")).grants()
-    assert as_hset("t:1:h", grants, {"allowNet": "a:1, c"}) == "redis-cli HSET t:1:h allowNet a:1,c,b:2"
+    assert as_set("t", "1", grants, {"allowNet": "a:1, c"}, url=None) == "sandboxrun set t 1 allowNet=a:1,c,b:2"
+    made = as_set("t", "1", grants, {}, url="/a b")
+    assert made == "sandboxrun set t 1 'url=/a b' version=local allowNet=b:2"
 
 
 @pytest.mark.parametrize(
