@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-# What stands beside `pid` while a worker runs, so that a left-over pid can be told from a living one.
-PID_FIELDS = ("pid", "pidHost", "pidStarted", "pidSeen")
+# What stands beside `pid` while a worker runs, so that a left-over pid can be told from a living one, and what says to
+# people where and what it is: the host's name, since when (Redis's clock, in seconds), and the version that runs.
+_LEASE_FIELDS = ("pid", "pidHost", "pidStarted", "pidSeen")
+PID_FIELDS = (*_LEASE_FIELDS, "pidName", "pidSince", "pidVersion")
 LEASE_SECONDS = 20  # a worker on another host that was not seen for so long counts as dead
 
 
@@ -44,7 +46,7 @@ def _threads(pid: int) -> int:
 
 def is_alive(found: Mapping[str, str | None], key: str, now: int) -> bool:
     """Whether the process that `pid` and the fields beside it name still lives. `now`: Redis's clock, in seconds."""
-    pid, host, started, seen = (found[name] for name in PID_FIELDS)
+    pid, host, started, seen = (found[name] for name in _LEASE_FIELDS)
     if pid is None:
         return False
     if host is not None and host != this_host():

@@ -224,7 +224,7 @@ def _live(
 ) -> int:
     supervisor.resolver.pin_denied()
     supervisor.handle_signals()
-    store.claim(config.key, child.pid)
+    store.claim(config.key, child.pid, version=config.version)
     trace.mark("pid claimed")
     try:
         store.watch(config.key, child.pid, lost=supervisor.stop, warn=lambda message: supervisor.warn("redis", message))

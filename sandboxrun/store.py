@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 
 from sandboxrun import keys
@@ -102,13 +103,14 @@ class Store:
                 self._last([self._delete_users()])
                 self._users = ()
 
-    def claim(self, key: str, pid: int) -> None:
+    def claim(self, key: str, pid: int, *, version: str) -> None:
         """Set `pid` unless a living worker has it; of two that try at once, one succeeds. Raises AlreadyRunningError."""
         mine = ("pid", pid, "pidHost", this_host(), "pidStarted", start_time(pid) or 0)
+        about = ("pidName", os.uname().nodename, "pidVersion", version)
         for _ in range(CLAIM_TRIES):
             _, values, time = self._ask([("WATCH", key), ("HMGET", key, *PID_FIELDS), ("TIME",)])
             now = self._check_free(key, values, time)
-            if self._transaction([("HSET", key, *mine, "pidSeen", now)]):
+            if self._transaction([("HSET", key, *mine, *about, "pidSeen", now, "pidSince", now)]):
                 return  # else the hash changed meanwhile: look again
         raise StoreError(f"{key} changes so often that field pid cannot be set: find out who writes to it")
 

@@ -48,6 +48,9 @@ LAYERS: dict[str, set[str]] = {
     "dev": PURE | {"dev", "connection", "log"},
     "look": PURE
     | {"look", "log", "run", "fetch", "sandbox", "folders", "ceiling", "approval", "connection", "lease", "settings"},
+    "usage": set(),
+    "fleet": PURE | {"connection", "lease"},
+    "stopping": PURE | {"connection", "lease", "fleet"},
     "cli": PURE
     | {
         "look",
@@ -65,6 +68,10 @@ LAYERS: dict[str, set[str]] = {
         "folders",
         "approval",
         "audit",
+        "lease",
+        "fleet",
+        "usage",
+        "stopping",
     }
     | {"__version__", "trace"},
     "__main__": {"cli"},

@@ -31,6 +31,8 @@ COMMANDS = (
     "set",
     "perms",
     "trace",
+    "ps",
+    "stop",
 )
 
 

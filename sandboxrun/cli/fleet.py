@@ -1,0 +1,40 @@
+"""What the commands about running workers share: which there may be on this host, and times and sizes for people."""
+
+from __future__ import annotations
+
+import os
+
+from sandboxrun import keys
+from sandboxrun.errors import ConfigError
+from sandboxrun.folders import Folders
+
+
+def known_here() -> list[tuple[str, str]]:
+    """The workers that were ever started by this user on this host, from the records of their runs."""
+    found = []
+    try:
+        names = os.listdir(Folders.of_user().runs)
+    except (OSError, ConfigError):
+        return []
+    for name in names:
+        try:
+            found.append(keys.split_worker_key(f"{name.removesuffix('.json')}:h"))
+        except ConfigError:
+            continue
+    return found
+
+
+def age(seconds: float) -> str:
+    """In the largest unit of which there are two."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def size(count: float) -> str:
+    """Bytes, in the unit that people read."""
+    for unit, length in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= length:
+            return f"{count / length:.1f} {unit}" if count < 10 * length else f"{count / length:.0f} {unit}"
+    return f"{count:.0f} B"
