@@ -54,6 +54,14 @@ class Folders:
         return os.path.join(self.state, "runs")
 
     @property
+    def logs(self) -> str:
+        """What workers printed last."""
+        return os.path.join(self.state, "logs")
+
+    def log(self, type_: str, id_: str) -> str:
+        return os.path.join(self.logs, f"{type_}:{id_}.log")
+
+    @property
     def approved(self) -> str:
         """What each worker's hash was allowed to ask."""
         return os.path.join(self.state, "approved")

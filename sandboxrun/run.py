@@ -18,7 +18,7 @@ from sandboxrun.audit import JOURNAL, Audit
 from sandboxrun.ceiling import Ceiling
 from sandboxrun.config import WorkerConfig, parse_worker
 from sandboxrun.connection import Address, parse_url
-from sandboxrun.errors import ConfigError, SandboxError, StoreError
+from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxError, SandboxrunError, StoreError
 from sandboxrun.fetch import Artifact, obtain
 from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
@@ -33,6 +33,7 @@ from sandboxrun.records import asdict, field, record
 from sandboxrun.sandbox import features, places
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy, build
+from sandboxrun.sandbox.relay import OutputLog
 from sandboxrun.sandbox.scratch import scratch_folder
 from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
@@ -64,6 +65,7 @@ class RunOptions:
     yes: bool = False  # more permissions than last time are agreed to
     audit: tuple[str, ...] = ()  # files, or "journal"
     inspect: Inspect | None = None
+    output_log: bool = True  # what the worker prints is kept, for `sandboxrun logs`
     standby: int | None = None  # a descriptor: start when a byte can be read from it, or not at all when it is closed
 
 
@@ -74,14 +76,42 @@ def run(options: RunOptions, log: Log, born: Birth | None = None) -> int:
     """
     key = keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
     with Audit(options.audit, worker=key, warn=lambda message: log.warning("audit", message)) as audit:
-        log.observer = audit.logged
+        kept = _output_log(options, log)
+
+        def observe(level: str, event: str, message: str, fields: dict[str, object]) -> None:
+            audit.logged(level, event, message, fields)
+            if level != "debug":
+                kept.write(level.encode(), _line(message))
+
+        log.observer = observe
         audit.record("run", "asked", redis=parse_url(options.redis_url).shown, reload=options.reload)
-        code = _start(options, key, born, audit, log)
+        try:
+            code = _start(options, key, born, audit, log, kept)
+        except AlreadyRunningError:  # the log is that of the one that runs
+            raise
+        except SandboxrunError as error:
+            kept.write(b"error", _line(str(error)))
+            raise
+        kept.write(b"end", b"%d\n" % code)
         audit.record("end", "ended", exit_code=code)
         return code
 
 
-def _start(options: RunOptions, key: str, born: Birth | None, audit: Audit, log: Log) -> int:
+def _line(message: str) -> bytes:
+    return message.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _output_log(options: RunOptions, log: Log) -> OutputLog:
+    path = Folders.of_user().log(options.type, options.id) if options.output_log else ""
+
+    def warn(message: str) -> None:
+        # In a thread: who reads our standard error may stall, and what the worker prints must go on.
+        threading.Thread(target=log.warning, args=("log", message), daemon=True).start()
+
+    return OutputLog(path, warn)
+
+
+def _start(options: RunOptions, key: str, born: Birth | None, audit: Audit, log: Log, kept: OutputLog) -> int:
     kernel = features.probe()
     for message in kernel.require(options.degraded, others=(REDIS_ACL,)):
         log.warning("degraded", message)
@@ -92,7 +122,7 @@ def _start(options: RunOptions, key: str, born: Birth | None, audit: Audit, log:
             return 0
         store = Store(options.redis_url)
         try:
-            return _run(options, key, child, store, audit, log)
+            return _run(options, key, child, store, audit, log, kept)
         finally:
             store.close()
     finally:
@@ -106,7 +136,7 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
 
 
-def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit, log: Log) -> int:
+def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit, log: Log, kept: OutputLog) -> int:
     shared, own = store.read(options.type, options.id)
     trace.mark("hash read")
     config = parse_worker(
@@ -161,7 +191,14 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
             inspect=config.inspect.plan if config.inspect is not None else None,
         )
         supervisor = Supervisor(
-            child, listener, policy, key=key, scratch=scratch, trusted=_trusted(store.address), log=log
+            child,
+            listener,
+            policy,
+            key=key,
+            scratch=scratch,
+            trusted=_trusted(store.address),
+            log=log,
+            output_log=kept,
         )
         trace.mark("supervisor made")
         try:
@@ -262,6 +299,8 @@ def policy_for(
     protected += [os.path.abspath(path) for path in decisions if path is not None]
     if local is not None:
         protected.append(local.script)  # worker.py itself may be a symlink
+    with contextlib.suppress(OSError):  # it is there before anything that contains it is granted
+        os.makedirs(folders.logs, mode=0o700, exist_ok=True)
     return build(
         config.permissions,
         key=config.key,
@@ -270,6 +309,7 @@ def policy_for(
         local_source=local.named if local is not None else None,
         redis=endpoint.path or redis_target(endpoint),
         protected=protected,
+        hidden=(folders.logs,),
         limits=config.limits,
         certificates=endpoint.ca_file,
         check_path=ceiling.check_path,

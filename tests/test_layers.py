@@ -49,6 +49,7 @@ LAYERS: dict[str, set[str]] = {
     "look": PURE
     | {"look", "log", "run", "fetch", "sandbox", "folders", "ceiling", "approval", "connection", "lease", "settings"},
     "usage": set(),
+    "runlogs": {"sandbox"},  # whose format it reads
     "fleet": PURE | {"connection", "lease"},
     "stopping": PURE | {"connection", "lease", "fleet"},
     "cli": PURE
@@ -72,6 +73,7 @@ LAYERS: dict[str, set[str]] = {
         "fleet",
         "usage",
         "stopping",
+        "runlogs",
     }
     | {"__version__", "trace"},
     "__main__": {"cli"},

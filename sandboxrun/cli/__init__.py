@@ -33,6 +33,7 @@ COMMANDS = (
     "trace",
     "ps",
     "stop",
+    "logs",
 )
 
 

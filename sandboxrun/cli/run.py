@@ -41,6 +41,11 @@ other commands (sandboxrun COMMAND --help):
   sandboxrun audit FILE                               read an audit log
   sandboxrun call TYPE JSON                           send a request and print the reply
   sandboxrun info TYPE [--watch]                      what the workers of a type are doing
+  sandboxrun ps [TYPE]                                which workers run, on all hosts
+  sandboxrun stop TYPE ID                             end one gently, wherever it runs
+  sandboxrun logs TYPE ID [-f]                        what a worker of this host has printed
+  sandboxrun doctor                                   is all in order here: kernel, Redis, folders, policy
+  sandboxrun completion bash|zsh|fish                 completion for a shell
   sandboxrun dead TYPE                                requests that were given up
   sandboxrun stream TYPE ACTION                       make, remove, trim or show the streams
   sandboxrun run TYPE ID                              the same as sandboxrun TYPE ID, for a type named like a command
@@ -114,6 +119,9 @@ def _parser() -> Parser:
         default=[],
         help='append each decision to FILE as a line of JSON; "journal": to the systemd journal',
     )
+    parser.add_argument(
+        "--no-log", action="store_true", help="do not keep what the worker prints (sandboxrun logs shows what is kept)"
+    )
     for flag in _INSPECT:
         parser.add_argument(
             flag,
@@ -160,6 +168,7 @@ def main(args: list[str]) -> int:
             yes=options.yes,
             audit=tuple(options.audit),
             inspect=_inspect(options),
+            output_log=not options.no_log,
             standby=options.standby,
         ),
         Log(quiet=options.quiet, json=options.json_logs, debug=options.debug),

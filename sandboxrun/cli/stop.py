@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
+import time
 
-from sandboxrun import fleet, keys, stopping, usage
+from sandboxrun import fleet, keys, runlogs, stopping, usage
 from sandboxrun.cli.fleet import known_here
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import connected
 from sandboxrun.connection import Connection
 from sandboxrun.errors import StoreError, UsageError
 from sandboxrun.fleet import State
+from sandboxrun.folders import Folders
 from sandboxrun.lease import LEASE_SECONDS, this_host
 from sandboxrun.log import escape
+from sandboxrun.sandbox.supervisor import GRACE_SECONDS
 from sandboxrun.stopping import End, Stopped
 
 TIMEOUT_SECONDS = 10.0  # a supervisor takes 0.5 to see it, and its worker at most 5 to end
+LAST_WORDS_SECONDS, LAST_WORDS_TRIES = 0.05, 20
 _EPILOG = f"""\
 examples:
   sandboxrun stop demo-worker 1
@@ -65,10 +72,10 @@ def main(args: list[str]) -> int:
         if not workers:
             of = f" of type {options.type}" if options.type else ""
             print(f"no worker{of} {'has left a pid behind' if options.stale else 'runs'}")
-        still = 0
+        still, begun = 0, int(time.time() * 1000)
         for done in stopping.stop(connection, workers, timeout=options.timeout, only_stale=options.stale):
             still += done.end == End.STILL
-            print(escape(said(done)), flush=True)
+            print(escape(said(done, _exit_code(done, begun))), flush=True)
     return StoreError.exit_code if still else 0
 
 
@@ -83,7 +90,19 @@ def _wanted(connection: Connection, type_: str | None, *, stale: bool) -> list[t
     return [(w.type, w.id) for w in fleet.read(connection, found.workers) if w.state in states]
 
 
-def said(done: Stopped) -> str:
+def _exit_code(done: Stopped, begun: int) -> int | None:
+    """From the log of this user on this host, where there is one: the supervisor's last words come within a moment."""
+    path = Folders.of_user().log(done.type, done.id)
+    for _ in range(LAST_WORDS_TRIES if done.end == End.ENDED and os.path.exists(path) else 0):
+        with contextlib.suppress(OSError):
+            code = runlogs.last_end(runlogs.read(path), begun)
+            if code is not None:
+                return code
+        time.sleep(LAST_WORDS_SECONDS)
+    return None
+
+
+def said(done: Stopped, code: int | None = None) -> str:
     """One line about how it went, and what to do where it did not."""
     name = f"{done.type} {done.id}"
     pid = (done.held["pid"] or "")[:32]
@@ -93,8 +112,9 @@ def said(done: Stopped) -> str:
         case End.NOT_RUNNING:
             return f"{name} does not run"
         case End.ENDED:
-            # The grace is the supervisor's: who took all of it was killed.
-            return f"{name} has ended{host} (process {pid}), after {done.seconds:.1f} s"
+            how = "" if code is None else f" with exit code {code}"
+            how += f": killed, for it did not end within {GRACE_SECONDS:g} s" if code == 128 + signal.SIGKILL else ""
+            return f"{name} has ended{host} (process {pid}), after {done.seconds:.1f} s{how}"
         case End.RESTARTED:
             return f"{name} has ended{host} (process {pid}), and was started again as process {(done.now['pid'] or '')[:32]}: stop what starts it"
         case End.CLEARED if done.before == State.UNKNOWN:

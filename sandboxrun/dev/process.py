@@ -39,7 +39,7 @@ class Process:
         said: Callable[[str, str], None],
         ended: Callable[[Process], None],
     ) -> None:
-        command = [sys.executable, "-I", "-m", "sandboxrun", "run", *words, "--json-logs"]
+        command = [sys.executable, "-I", "-m", "sandboxrun", "run", *words, "--json-logs", "--no-log"]
         self.started = threading.Event()  # the supervisor has claimed the hash and lets the worker go
         self.started_at = 0.0
         self._said, self._ended, self._go = said, ended, -1

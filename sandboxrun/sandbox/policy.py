@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,26 +110,28 @@ def build(
     protected: Iterable[str],
     limits: Limits,
     certificates: str = "",
+    hidden: Iterable[str] = (),
     check_path: Callable[[str, str, str], None] = lambda kind, path, real: None,
 ) -> SandboxPolicy:
     """The policy of one run. Raises ConfigError naming the field.
 
     `local_source`: the worker's own folder or file for version local. `redis`: its endpoint, or a socket's path.
     `certificates`: the file by which Redis's certificate is checked, where it is not the system's.
-    `protected`: what no grant may make writable, because code is taken from there, now or at the next run. `check_path` is
-    given each path with the real one that is granted for it, and may refuse.
+    `protected`: what no grant may make writable, because code is taken from there, now or at the next run. `hidden`: folders
+    that no grant makes readable; one that contains them is given without, as by denyRead. `check_path` is given each path with the real one that is granted for it, and may refuse.
     """
     libraries = (*interpreter.library, *interpreter.site_packages, interpreter.package)
     code = [interpreter.prefix, *interpreter.programs, *libraries, *_SYSTEM_CODE, *protected]
     real = _Real(key, tuple(code))
-    read = _granted(permissions, "read", real, check_path)
+    unseen = [follow(path)[0] for path in hidden]
+    read = _granted(permissions, "read", real, check_path, unseen)
     write = _granted(permissions, "write", real, check_path)
     execute = list(_programs(permissions, real))
     own = [*libraries, os.path.join(interpreter.prefix, "pyvenv.cfg")]  # which Python reads where it is run once more
     code += [*interpreter.searched, *execute]
     if local_source is not None:
         local_source = real(local_source, f"field url of {key}")
-        read.append(local_source)
+        read += _parts(local_source, unseen, (), f"field url of {key}", local_source)
         code.append(local_source)
     if isinstance(redis, str):
         code.append(redis)  # or the worker could put another socket in its place
@@ -205,7 +208,13 @@ def _refuse_write(path: str, place: str, key: str) -> NoReturn:
     )
 
 
-def _granted(permissions: Permissions, kind: str, real: _Real, check: Callable[[str, str, str], None]) -> list[str]:
+def _granted(
+    permissions: Permissions,
+    kind: str,
+    real: _Real,
+    check: Callable[[str, str, str], None],
+    hidden: Sequence[str] = (),
+) -> list[str]:
     """The real paths granted, less those denied. What is denied for reading is not moved by who may write, either."""
     field = f"field {KINDS[kind].field()} of {real.key}"
     denied = _denied(permissions, kind, real)
@@ -216,19 +225,34 @@ def _granted(permissions: Permissions, kind: str, real: _Real, check: Callable[[
         if any(within(found, place) for place in denied):
             continue
         check(kind, path, found)
+        if any(within(found, place) for place in hidden):
+            raise ConfigError(
+                f"{field} has {path}, where what workers print is kept, which no worker reads: take it out"
+            )
         if not os.path.exists(found):
             raise ConfigError(f"{field} has {path}, which does not exist: make it first, or grant its folder")
-        try:
-            for part in without(found, denied, fixed):
-                granted.append(part)
-                if len(granted) > _ENTRIES_MAX:
-                    raise ConfigError(
-                        f"field {KINDS[kind].field('deny')} of {real.key} takes a part out of {path}, which leaves more "
-                        f"than {_ENTRIES_MAX} entries to be granted one by one: grant fewer folders"
-                    )
-        except OSError as error:
-            raise ConfigError(f"{field} has {path}: cannot list {error.filename}, {error.strerror}") from error
+        granted += _parts(found, [*denied, *hidden], fixed, field, path)
+        if len(granted) > _ENTRIES_MAX:
+            raise _too_many_parts(field, path)
     return granted
+
+
+def _parts(found: str, denied: Sequence[str], fixed: Sequence[str], field: str, path: str) -> list[str]:
+    """What is granted of the real path `found`. Raises ConfigError."""
+    try:
+        parts = list(itertools.islice(without(found, denied, fixed), _ENTRIES_MAX + 1))
+    except OSError as error:
+        raise ConfigError(f"{field} has {path}: cannot list {error.filename}, {error.strerror}") from error
+    if len(parts) > _ENTRIES_MAX:
+        raise _too_many_parts(field, path)
+    return parts
+
+
+def _too_many_parts(field: str, path: str) -> ConfigError:
+    return ConfigError(
+        f"{field} has {path}, out of which a part is taken (by a deny field, or because what workers print is kept there), "
+        f"which leaves more than {_ENTRIES_MAX} entries to be granted one by one: grant fewer folders"
+    )
 
 
 def _denied(permissions: Permissions, kind: str, real: _Real) -> list[str]:

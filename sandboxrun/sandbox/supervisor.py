@@ -29,7 +29,7 @@ from sandboxrun.sandbox.listen import Listening
 from sandboxrun.sandbox.metadata import Metadata
 from sandboxrun.sandbox.policy import SandboxPolicy
 from sandboxrun.sandbox.processes import Processes, kill_session, session_pids
-from sandboxrun.sandbox.relay import Relay, limit_for
+from sandboxrun.sandbox.relay import OutputLog, Relay, limit_for
 from sandboxrun.sandbox.resolver import Resolver
 
 TYPE_CHECKING = False
@@ -57,6 +57,7 @@ class Supervisor:
         scratch: str,
         trusted: tuple[str, int] | None,
         log: Log,
+        output_log: OutputLog | None = None,
     ) -> None:
         self._child, self._policy, self._key, self._scratch = child, policy, key, scratch
         self._poll = select.poll()
@@ -78,8 +79,10 @@ class Supervisor:
                 target,
                 limit=limit_for(target, policy.limits.output, LIMITS["output"].default),
                 slowed=lambda: self._reached("output"),
+                log=output_log,
+                kind=kind,
             )
-            for source, target in zip(child.output, (1, 2), strict=True)
+            for source, target, kind in zip(child.output, (1, 2), (b"out", b"err"), strict=True)
         ]
         self._cgroup = Cgroup.make(child.pid, policy.limits)  # before there is a guard, which would be one too many
         self._guard = None

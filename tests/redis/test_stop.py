@@ -34,6 +34,7 @@ def test_a_worker_ends_gently(r: redis.Redis, run: Runner, local: Local) -> None
         done = run("stop", "t", "1")
         assert done.code == 0, done.err
         assert done.out.startswith(f"t 1 has ended (process {pid}), after ")
+        assert done.out.endswith(" s with exit code 143\n")
         assert process.wait(20) == 128 + 15
     assert not set(PID_FIELDS) & set(r.hkeys("t:1:h"))
     done = run("stop", "t", "1")

@@ -18,13 +18,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxrun.sandbox.relay import Relay, _Cleaner
+from sandboxrun.sandbox.relay import Cleaner, Relay
 
 SGR, EL, RESET = b"\x1b[1;38:5:208m", b"\x1b[2K", b"\x1b[0m"
 
 
 def cleaned(*chunks: bytes) -> bytes:
-    clean = _Cleaner()
+    clean = Cleaner()
     return b"".join([clean(chunk) for chunk in chunks if chunk] + [clean(b"")])
 
 
@@ -89,7 +89,7 @@ def test_colours_end_with_the_worker() -> None:
 
 def test_a_finished_line_is_not_held_back() -> None:
     for line in (b"text\n", b"\x1b[31\n", b"\x1b\n", b"\x1b[K\n"):
-        assert _Cleaner()(line).endswith(b"\n")
+        assert Cleaner()(line).endswith(b"\n")
 
 
 PIECES = [b"\x1b", b"[", b"]", b"m", b"K", b"J", b"3", b";", b":", b"\n", b"\r", b"\x07", b"\x9b", b"a", "é".encode()]
