@@ -37,6 +37,12 @@ def ceiling_for(worker: WorkerConfig, *, system: Iterable[str], user: str, requi
     return Ceiling(worker, tuple(section for section in sections if section is not None), data, user)
 
 
+def sections_of(path: str) -> tuple[Section, ...] | None:
+    """Those of a file, or None where there is none. Raises ConfigError."""
+    text = _read(path, False)
+    return None if text is None else parse(text, path)
+
+
 def parse(text: str, path: str) -> tuple[Section, ...]:
     """From the text of a policy file; `path` is how it is named in errors. Raises ConfigError."""
     import tomllib  # only where there is a file: start-up is a feature

@@ -170,6 +170,8 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
     with scratch_folder(folders.scratch) as scratch, _login(options, config, store, log) as login:
         trace.mark("Redis identity made")
         interpreter = this_interpreter()
+        with contextlib.suppress(OSError):  # it is there before anything that contains it is granted
+            os.makedirs(folders.logs, mode=0o700, exist_ok=True)
         policy = policy_for(config, source, store.address, folders, interpreter, scratch, ceiling, options)
         trace.mark("policy built")
         script = _script(source, artifact)
@@ -299,8 +301,6 @@ def policy_for(
     protected += [os.path.abspath(path) for path in decisions if path is not None]
     if local is not None:
         protected.append(local.script)  # worker.py itself may be a symlink
-    with contextlib.suppress(OSError):  # it is there before anything that contains it is granted
-        os.makedirs(folders.logs, mode=0o700, exist_ok=True)
     return build(
         config.permissions,
         key=config.key,

@@ -103,6 +103,14 @@ class Store:
                 self._last([self._delete_users()])
                 self._users = ()
 
+    def leftover(self, ours: Owner, *, remove: bool = False) -> list[str]:
+        """The users that killed supervisors have left, as `admit` would remove them. `ours`: whoever asks, now."""
+        names = [name.decode("utf-8", "replace") for name in self._ask([("ACL", "USERS")])[0]]
+        dead = self._dead(ours, names)
+        if dead and remove:
+            self._ask([("ACL", "DELUSER", *dead)])
+        return dead
+
     def claim(self, key: str, pid: int, *, version: str) -> None:
         """Set `pid` unless a living worker has it; of two that try at once, one succeeds. Raises AlreadyRunningError."""
         mine = ("pid", pid, "pidHost", this_host(), "pidStarted", start_time(pid) or 0)
@@ -215,13 +223,13 @@ class Store:
 
     def _sweep(self, ours: Owner, names: list[str], made: set[str]) -> None:
         """Remove the users whose supervisor is dead."""
-        dead = []
-        for name in names:
-            owner = Owner.of_user(name) if name not in made else None
-            if owner is not None and not self._may_live(owner, ours):
-                dead.append(name)
+        dead = self._dead(ours, [name for name in names if name not in made])
         if dead:
             self._ask([("ACL", "DELUSER", *dead)])
+
+    def _dead(self, ours: Owner, names: list[str]) -> list[str]:
+        owners = [(name, Owner.of_user(name)) for name in names]
+        return [name for name, owner in owners if owner is not None and not self._may_live(owner, ours)]
 
     def _may_live(self, owner: Owner, ours: Owner) -> bool:
         if owner.host == ours.host:

@@ -49,6 +49,7 @@ LAYERS: dict[str, set[str]] = {
     "look": PURE
     | {"look", "log", "run", "fetch", "sandbox", "folders", "ceiling", "approval", "connection", "lease", "settings"},
     "usage": set(),
+    "doctor": PURE | {"doctor", "connection", "lease", "fleet", "folders", "policyfile", "sandbox", "__version__"},
     "runlogs": {"sandbox"},  # whose format it reads
     "fleet": PURE | {"connection", "lease"},
     "stopping": PURE | {"connection", "lease", "fleet"},
@@ -74,6 +75,7 @@ LAYERS: dict[str, set[str]] = {
         "usage",
         "stopping",
         "runlogs",
+        "doctor",
     }
     | {"__version__", "trace"},
     "__main__": {"cli"},

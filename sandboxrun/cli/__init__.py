@@ -34,6 +34,7 @@ COMMANDS = (
     "ps",
     "stop",
     "logs",
+    "doctor",
 )
 
 

@@ -11,15 +11,17 @@ import time
 from sandboxrun import fleet, keys, runlogs, stopping, usage
 from sandboxrun.cli.fleet import known_here
 from sandboxrun.cli.parser import Parser, connect_option
-from sandboxrun.cli.redis import connected
+from sandboxrun.cli.redis import DEFAULT_URL, connected
 from sandboxrun.connection import Connection
 from sandboxrun.errors import StoreError, UsageError
 from sandboxrun.fleet import State
 from sandboxrun.folders import Folders
-from sandboxrun.lease import LEASE_SECONDS, this_host
+from sandboxrun.identity import Owner
+from sandboxrun.lease import LEASE_SECONDS, start_time, this_host
 from sandboxrun.log import escape
 from sandboxrun.sandbox.supervisor import GRACE_SECONDS
 from sandboxrun.stopping import End, Stopped
+from sandboxrun.store import Store
 
 TIMEOUT_SECONDS = 10.0  # a supervisor takes 0.5 to see it, and its worker at most 5 to end
 LAST_WORDS_SECONDS, LAST_WORDS_TRIES = 0.05, 20
@@ -76,7 +78,22 @@ def main(args: list[str]) -> int:
         for done in stopping.stop(connection, workers, timeout=options.timeout, only_stale=options.stale):
             still += done.end == End.STILL
             print(escape(said(done, _exit_code(done, begun))), flush=True)
+    if options.stale and options.type is None:
+        _remove_users(options.redis)
     return StoreError.exit_code if still else 0
+
+
+def _remove_users(url: str | None) -> None:
+    """What the next start would remove too. A login that may not manage users has none to remove."""
+    pid = os.getpid()
+    ours = Owner.of_run("stop:stale:h", host=this_host(), pid=pid, started=start_time(pid) or 0, now=time.time())
+    with (
+        contextlib.suppress(StoreError),
+        contextlib.closing(Store(url or os.environ.get("REDIS_URL") or DEFAULT_URL)) as store,
+    ):
+        removed = store.leftover(ours, remove=True)
+        if removed:
+            print(f"removed {len(removed)} Redis users of killed runs")
 
 
 def _wanted(connection: Connection, type_: str | None, *, stale: bool) -> list[tuple[str, str]]:
