@@ -49,6 +49,7 @@ LAYERS: dict[str, set[str]] = {
     "look": PURE
     | {"look", "log", "run", "fetch", "sandbox", "folders", "ceiling", "approval", "connection", "lease", "settings"},
     "usage": set(),
+    "completion": {"config"},
     "doctor": PURE | {"doctor", "connection", "lease", "fleet", "folders", "policyfile", "sandbox", "__version__"},
     "runlogs": {"sandbox"},  # whose format it reads
     "fleet": PURE | {"connection", "lease"},
@@ -75,6 +76,7 @@ LAYERS: dict[str, set[str]] = {
         "usage",
         "stopping",
         "runlogs",
+        "completion",
         "doctor",
     }
     | {"__version__", "trace"},

@@ -35,6 +35,7 @@ COMMANDS = (
     "stop",
     "logs",
     "doctor",
+    "completion",
 )
 
 

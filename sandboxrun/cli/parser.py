@@ -8,7 +8,8 @@ from sandboxrun.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from collections.abc import Callable
+    from typing import Any, NoReturn
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -36,6 +37,37 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
+
+    def parse_known_args(self, *args: Any, **named: Any) -> Any:
+        if _capturing:
+            raise _Captured(self)
+        return super().parse_known_args(*args, **named)
+
+    def parse_known_intermixed_args(self, *args: Any, **named: Any) -> Any:
+        if _capturing:
+            raise _Captured(self)
+        return super().parse_known_intermixed_args(*args, **named)
+
+
+_capturing = False
+
+
+class _Captured(Exception):
+    def __init__(self, parser: Parser) -> None:
+        self.parser = parser
+
+
+def captured(main: Callable[[list[str]], int]) -> Parser:
+    """The parser that a command makes, without running it: each makes it, and has it parse, before anything else."""
+    global _capturing
+    _capturing = True
+    try:
+        main([])
+    except _Captured as found:
+        return found.parser
+    finally:
+        _capturing = False
+    raise AssertionError("the command parses nothing")
 
 
 def connect_option(parser: Parser) -> None:
