@@ -248,7 +248,8 @@ class Store:
         if is_alive(found, key, now):
             where = "" if found["pidHost"] in (None, this_host()) else " on another host"
             raise AlreadyRunningError(
-                f"{key} runs already as process {(found['pid'] or '')[:32]!r}{where}: end it with HDEL {key} pid"
+                f"{key} runs already as process {(found['pid'] or '')[:32]!r}{where}: end it with sandboxrun stop "
+                f"{' '.join(keys.split_worker_key(key))}"
             )
         return now
 
