@@ -34,7 +34,8 @@ HELLO = "Hello, "
 def stable(text: str) -> str:
     """Without what differs from run to run."""
     for pattern, word in (
-        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
+        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z( +\+[\d.]+ m?s\b)?", "TIME"),
+        (r"(pidName) +\S+", r"\1 HOST"),
         (r"\b[0-9a-f]{12,64}\b", "HEX"),
         (r"\d+\.\d+\.\d+\.\d+:\d+", "ENDPOINT"),
         (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/\d+", "HOST"),
@@ -219,7 +220,7 @@ def run_for_good(walk: Walk, url: str) -> None:
         walk.say("What happened to it, and what the worker is:")
         walk.run(f"sandboxrun trace {ref}")
         walk.run("sandboxrun show greeter 1")
-        walk.say("It ends where `pid` is removed from its hash, whoever does it:")
+        walk.say("It ends, from any machine, where `pid` is removed from its hash, which `stop` does:")
         walk.run("sandboxrun stop greeter 1")
         if worker.wait(SECONDS) != 0:
             raise RuntimeError(f"the worker ended with {worker.returncode}")

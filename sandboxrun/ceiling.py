@@ -52,6 +52,7 @@ class Section:
     pinned: bool = False
     local: bool | None = None
     inspect: bool | None = None  # whether a hash may ask for a debugger
+    open_redis: bool | None = None  # whether it may run beside a Redis that takes commands without a password
     sha256: frozenset[str] | None = None
     places: Mapping[str, str] = field(default_factory=dict)  # FILE:LINE by key
 
@@ -197,6 +198,11 @@ class Ceiling:
                         f"{section.places['limit-' + name]} allows at most {limit.show(most)}: lower it, or raise that"
                     )
         return bounds
+
+    @property
+    def open_redis(self) -> bool:
+        """Whether a Redis is accepted that everybody can use: where one file says so, and none says no."""
+        return {section.open_redis for section in self.sections} - {None} == {True}
 
     def _check_inspect(self) -> None:
         """Whoever reaches a debugger runs code in the worker: what its secrets and grants allow."""

@@ -129,6 +129,8 @@ class Connection:
 
     def __init__(self, url: str, *, name: str = "sandboxrun", seconds: float = 5.0, protocol: int = 0) -> None:
         self.address = parse_url(url)
+        self.ask_first: Sequence[str] | None = None  # a command to begin with, before the login
+        self.first: Any = None  # and its reply
         self._name, self._seconds = name, seconds
         self._protocol = protocol or self.address.protocol
         self._socket: Any = None
@@ -154,8 +156,11 @@ class Connection:
 
     def _greet(self) -> None:
         commands = greeting(self.address, self._name, self._protocol)
+        first = [self.ask_first] if self.ask_first else []
         try:
-            check_greeting(self.address, commands, self.pipeline(commands))
+            replies = self.pipeline([*first, *commands])
+            self.first = replies[0] if first else None
+            check_greeting(self.address, commands, replies[len(first) :])
         except StoreError:
             self.close()
             raise

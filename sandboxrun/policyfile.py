@@ -157,12 +157,12 @@ def _read_key(key: str, value: Any, place: str, found: dict[str, Any]) -> None:
         found["imports"] = _list(value, wrong, _host, "hosts, as in git.example.com or git.example.com:8443")
     elif key == "sha256":
         found["sha256"] = frozenset(_list(value, wrong, _digest, "digests of 64 hexadecimal digits"))
-    elif key in ("pinned", "local", "inspect"):
-        found[key] = value if isinstance(value, bool) else wrong("true or false")
+    elif key in ("pinned", "local", "inspect", "open-redis"):
+        found[key.replace("-", "_")] = value if isinstance(value, bool) else wrong("true or false")
     else:
         known = [*(f"allow-{kind}" for kind in KINDS), *(f"limit-{limit}" for limit in LIMITS)]
         raise ConfigError(
-            f"{place} has {key[:80]!r}: expected one of {', '.join((*known, 'import', 'pinned', 'local', 'inspect', 'sha256'))}"
+            f"{place} has {key[:80]!r}: expected one of {', '.join((*known, 'import', 'pinned', 'local', 'inspect', 'open-redis', 'sha256'))}"
         )
 
 

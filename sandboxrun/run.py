@@ -37,7 +37,7 @@ from sandboxrun.sandbox.relay import OutputLog
 from sandboxrun.sandbox.scratch import scratch_folder
 from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
-from sandboxrun.store import REDIS_ACL, SELECTORS_SINCE, Store
+from sandboxrun.store import REDIS_ACL, REDIS_PASSWORD, SELECTORS_SINCE, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _output_log(options: RunOptions, log: Log) -> OutputLog:
 
 def _start(options: RunOptions, key: str, born: Birth | None, audit: Audit, log: Log, kept: OutputLog) -> int:
     kernel = features.probe()
-    for message in kernel.require(options.degraded, others=(REDIS_ACL,)):
+    for message in kernel.require(options.degraded, others=(REDIS_ACL, REDIS_PASSWORD)):
         log.warning("degraded", message)
     child = Child(key, kernel, born, warm=True)
     try:
@@ -167,7 +167,7 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
     _agree(options, config, ceiling, folders, artifact, audit)
     trace.mark("agreed")
     key_line = _read_key() if config.has_secrets else None
-    with scratch_folder(folders.scratch) as scratch, _login(options, config, store, log) as login:
+    with scratch_folder(folders.scratch) as scratch, _login(options, config, ceiling, store, log) as login:
         trace.mark("Redis identity made")
         interpreter = this_interpreter()
         with contextlib.suppress(OSError):  # it is there before anything that contains it is granted
@@ -178,7 +178,7 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
         env = _environment(config, login, scratch)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
         child.check_supervision()
-        degraded = child.features.forgone(options.degraded) + ([] if login.own else [REDIS_ACL])
+        degraded = child.features.forgone(options.degraded) + login.degraded
         _record(folders, config, artifact, degraded)
         audit.record("grant", "allowed", **_given(config), degraded=degraded)
         trace.mark("run recorded")
@@ -340,17 +340,17 @@ class _Login:
     """How the worker comes to Redis: variables of its environment."""
 
     env: dict[str, str]
-    own: bool  # whether it is a login of its own, or the operator's
+    degraded: list[str]  # what of the boundary at Redis does not hold
 
 
 @contextlib.contextmanager
-def _login(options: RunOptions, config: WorkerConfig, store: Store, log: Log) -> Iterator[_Login]:
+def _login(options: RunOptions, config: WorkerConfig, ceiling: Ceiling, store: Store, log: Log) -> Iterator[_Login]:
     """A user at Redis for as long as the run lasts. Raises SandboxError where there can be none."""
     pid = os.getpid()
     owner = Owner.of_run(config.key, host=this_host(), pid=pid, started=start_time(pid) or 0, now=time.time())
     made = identity(config, owner=owner, database=store.address.db)
     try:
-        yield _admitted(options, made, owner, store, log)
+        yield _admitted(options, ceiling, made, owner, store, log)
     finally:
         try:
             store.dismiss()
@@ -358,14 +358,24 @@ def _login(options: RunOptions, config: WorkerConfig, store: Store, log: Log) ->
             log.warning("redis", f"{error}; the worker's user {owner.name} is removed by the next start")
 
 
-def _admitted(options: RunOptions, made: Identity, owner: Owner, store: Store, log: Log) -> _Login:
+def _admitted(options: RunOptions, ceiling: Ceiling, made: Identity, owner: Owner, store: Store, log: Log) -> _Login:
+    degraded = []
+    if store.open_to_all and REDIS_ACL not in options.degraded:
+        if REDIS_PASSWORD not in options.degraded and not ceiling.open_redis:
+            raise SandboxError(
+                f"{store.address.shown} takes commands without a password, so that no worker needs the login that holds it: "
+                "give Redis one (CONFIG SET requirepass PASSWORD, its configuration, and REDIS_URL=redis://:PASSWORD@HOST:PORT), "
+                f"or accept it with --allow-degraded={REDIS_PASSWORD}, or open-redis = true in {ceiling.hint}"
+            )
+        log.warning("degraded", f"degraded: without {REDIS_PASSWORD}, the worker can do at Redis whatever anybody can")
+        degraded.append(REDIS_PASSWORD)
     try:
         users = store.admit(made, owner)
     except SandboxError:
         if REDIS_ACL not in options.degraded:
             raise
         log.warning("degraded", f"degraded: without {REDIS_ACL}, the worker can do at Redis whatever your login can")
-        return _Login({"REDIS_URL": options.redis_url}, own=False)
+        return _Login({"REDIS_URL": options.redis_url}, [REDIS_ACL])
     if len(users) > 1:
         log.warning(
             "redis",
@@ -373,7 +383,7 @@ def _admitted(options: RunOptions, made: Identity, owner: Owner, store: Store, l
             f"reads its hash at {HASH_URL} only",
         )
     urls = [url_for(options.redis_url, user) for user in users]
-    return _Login(dict(zip(("REDIS_URL", HASH_URL), urls, strict=False)), own=True)
+    return _Login(dict(zip(("REDIS_URL", HASH_URL), urls, strict=False)), degraded)
 
 
 def _environment(config: WorkerConfig, login: _Login, scratch: str) -> dict[str, str]:

@@ -30,6 +30,9 @@ CLAIM_TRIES = 100  # against others who change the hash at the same time
 SELECTORS_SINCE = 7  # the first Redis whose ACL has selectors; every Valkey says it is one
 STALE_SECONDS = 3600  # no start takes so long: a user this old belongs to no run that is about to begin
 REDIS_ACL = "redis-acl"  # for --allow-degraded
+REDIS_PASSWORD = "redis-password"  # noqa: S105 - the name of what is missing
+# Done before we log in, to learn whether anybody can: it changes nothing.
+_ANYBODY = ("HDEL", "sandboxrun:probe:h", "pid")
 
 Commands = list[tuple[str | bytes | int, ...]]
 
@@ -41,6 +44,7 @@ class Store:
         """Raises UsageError for a URL that is none."""
         self._url = url
         self._connection = self._new_connection()
+        self._connection.ask_first = _ANYBODY
         self._selectors = False
         self._users: tuple[User, ...] = ()
         self._users_lock = _thread.allocate_lock()
@@ -51,6 +55,13 @@ class Store:
     @property
     def address(self) -> Address:
         return self._connection.address
+
+    @property
+    def open_to_all(self) -> bool:
+        """Whether this server carries out commands of who has not logged in, for its user `default` needs no password: then
+        no worker needs the login that it is given. Known once the hash was read."""
+        reply = self._connection.first
+        return not (isinstance(reply, ReplyError) and str(reply).startswith(("NOAUTH", "NOPERM")))
 
     def read(self, type_: str, id_: str) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
         """The fields of `TYPE:h` and `TYPE:ID:h` that matter, in one round trip. Raises ConfigError where there is too much

@@ -13,6 +13,7 @@ from pathlib import Path
 SECONDS = 60
 ALLOW_ALL = """\
 [worker."*"]
+open-redis = true
 allow-net = ["*", "localhost", "*.localhost", "0.0.0.0/0", "::/0"]
 allow-read = ["*"]
 allow-write = ["*"]

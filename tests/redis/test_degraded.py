@@ -55,7 +55,7 @@ def test_what_is_needed_is_named_with_its_version_and_nothing_runs(
     assert done.err.startswith(f"error: this kernel lacks {feature.label} ({feature.what}): {since}")
     assert len(done.err.splitlines()) == 1
     assert (f"--allow-degraded={feature.label}" in done.err) == (feature in DEGRADABLE)
-    assert not (kernel.home / ".local").exists()
+    assert not (kernel.home / ".local/state/sandboxrun/runs").exists()
 
 
 @pytest.mark.parametrize("feature", [f for f in Feature if f.need is not Need.DEGRADABLE], ids=lambda f: f.label)
@@ -65,7 +65,10 @@ def test_only_what_can_be_forgone_may_be_named(kernel: Kernel, local: Local, fea
     kernel.lacks = () if there else (feature,)
     done = kernel("t", "1", f"--allow-degraded={feature.label}")
     assert (done.code, done.out) == (78, "")
-    assert done.err == f"error: --allow-degraded has {feature.label!r}: expected one of landlock-truncate, redis-acl\n"
+    assert (
+        done.err
+        == f"error: --allow-degraded has {feature.label!r}: expected one of landlock-truncate, redis-acl, redis-password\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["nonsense", "Landlock-Truncate", "landlock-truncate,nonsense", "*", "\x1b[2J"])
