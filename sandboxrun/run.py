@@ -11,22 +11,21 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from sandboxrun import approval, keys, trace
 from sandboxrun.audit import JOURNAL, Audit
 from sandboxrun.ceiling import Ceiling
 from sandboxrun.config import WorkerConfig, parse_worker
 from sandboxrun.connection import Address, parse_url
-from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxError, SandboxrunError, StoreError
+from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxrunError, StoreError
 from sandboxrun.fetch import Artifact, obtain
 from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
 from sandboxrun.files import write_whole
 from sandboxrun.folders import Folders
-from sandboxrun.identity import HASH_URL, Identity, Owner, identity, url_for
-from sandboxrun.lease import start_time, this_host
 from sandboxrun.log import Log
+from sandboxrun.login import Login, admitted
 from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.permissions import endpoint as host_and_port
 from sandboxrun.records import asdict, field, record
@@ -37,7 +36,7 @@ from sandboxrun.sandbox.relay import OutputLog
 from sandboxrun.sandbox.scratch import scratch_folder
 from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
-from sandboxrun.store import REDIS_ACL, REDIS_PASSWORD, SELECTORS_SINCE, Store
+from sandboxrun.store import REDIS_ACL, REDIS_PASSWORD, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
     _agree(options, config, ceiling, folders, artifact, audit)
     trace.mark("agreed")
     key_line = _read_key() if config.has_secrets else None
-    with scratch_folder(folders.scratch) as scratch, _login(options, config, ceiling, store, log) as login:
+    with scratch_folder(folders.scratch) as scratch, admitted(config, ceiling, store, options.degraded, log) as login:
         trace.mark("Redis identity made")
         interpreter = this_interpreter()
         with contextlib.suppress(OSError):  # it is there before anything that contains it is granted
@@ -335,58 +334,7 @@ def _script(source: Source | LocalSource, artifact: Artifact) -> Script:
     return Script(artifact.source, source.url, None, artifact.code, is_file=False)
 
 
-@record
-class _Login:
-    """How the worker comes to Redis: variables of its environment."""
-
-    env: dict[str, str]
-    degraded: list[str]  # what of the boundary at Redis does not hold
-
-
-@contextlib.contextmanager
-def _login(options: RunOptions, config: WorkerConfig, ceiling: Ceiling, store: Store, log: Log) -> Iterator[_Login]:
-    """A user at Redis for as long as the run lasts. Raises SandboxError where there can be none."""
-    pid = os.getpid()
-    owner = Owner.of_run(config.key, host=this_host(), pid=pid, started=start_time(pid) or 0, now=time.time())
-    made = identity(config, owner=owner, database=store.address.db)
-    try:
-        yield _admitted(options, ceiling, made, owner, store, log)
-    finally:
-        try:
-            store.dismiss()
-        except StoreError as error:
-            log.warning("redis", f"{error}; the worker's user {owner.name} is removed by the next start")
-
-
-def _admitted(options: RunOptions, ceiling: Ceiling, made: Identity, owner: Owner, store: Store, log: Log) -> _Login:
-    degraded = []
-    if store.open_to_all and REDIS_ACL not in options.degraded:
-        if REDIS_PASSWORD not in options.degraded and not ceiling.open_redis:
-            raise SandboxError(
-                f"{store.address.shown} takes commands without a password, so that no worker needs the login that holds it: "
-                "give Redis one (CONFIG SET requirepass PASSWORD, its configuration, and REDIS_URL=redis://:PASSWORD@HOST:PORT), "
-                f"or accept it with --allow-degraded={REDIS_PASSWORD}, or open-redis = true in {ceiling.hint}"
-            )
-        log.warning("degraded", f"degraded: without {REDIS_PASSWORD}, the worker can do at Redis whatever anybody can")
-        degraded.append(REDIS_PASSWORD)
-    try:
-        users = store.admit(made, owner)
-    except SandboxError:
-        if REDIS_ACL not in options.degraded:
-            raise
-        log.warning("degraded", f"degraded: without {REDIS_ACL}, the worker can do at Redis whatever your login can")
-        return _Login({"REDIS_URL": options.redis_url}, [REDIS_ACL])
-    if len(users) > 1:
-        log.warning(
-            "redis",
-            f"this server is older than Redis {SELECTORS_SINCE}: the worker can read requests and replies of others, and "
-            f"reads its hash at {HASH_URL} only",
-        )
-    urls = [url_for(options.redis_url, user) for user in users]
-    return _Login(dict(zip(("REDIS_URL", HASH_URL), urls, strict=False)), degraded)
-
-
-def _environment(config: WorkerConfig, login: _Login, scratch: str) -> dict[str, str]:
+def _environment(config: WorkerConfig, login: Login, scratch: str) -> dict[str, str]:
     env = {name: os.environ[name] for name in config.permissions.allow.get("env", ()) if name in os.environ}
     for name in config.permissions.deny.get("env", ()):
         env.pop(name, None)

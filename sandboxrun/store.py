@@ -42,7 +42,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         """Raises UsageError for a URL that is none."""
-        self._url = url
+        self.url = url
         self._connection = self._new_connection()
         self._connection.ask_first = _ANYBODY
         self._selectors = False
@@ -160,7 +160,7 @@ class Store:
             self._closing.release()
 
     def _new_connection(self) -> Connection:
-        return Connection(self._url, name="sandboxrun", seconds=TIMEOUT_SECONDS)
+        return Connection(self.url, name="sandboxrun", seconds=TIMEOUT_SECONDS)
 
     # --- asking
 

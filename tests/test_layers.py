@@ -42,7 +42,9 @@ LAYERS: dict[str, set[str]] = {
     # places that know how.
     "worker": BASE | {"keys", "settings", "secrets", "connection", "worker"},
     "folders": PURE | {"ceiling", "policyfile", "sandbox"},
+    "login": PURE | {"lease", "store", "log", "ceiling"},
     "run": PURE
+    | {"login"}
     | {"connection", "lease", "fetch", "sandbox", "store", "secrets", "log", "folders", "ceiling", "approval", "audit"}
     | {"trace"},
     "dev": PURE | {"dev", "connection", "log"},

@@ -29,7 +29,7 @@ SUPERVISOR = frozenset(
     sandboxrun.config sandboxrun.connection sandboxrun.covers sandboxrun.digests sandboxrun.errors
     sandboxrun.fetch sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse
     sandboxrun.fetch.resolve sandboxrun.files sandboxrun.folders sandboxrun.identity sandboxrun.keys
-    sandboxrun.lease sandboxrun.limits sandboxrun.log sandboxrun.permissions sandboxrun.policyfile
+    sandboxrun.lease sandboxrun.limits sandboxrun.log sandboxrun.login sandboxrun.permissions sandboxrun.policyfile
     sandboxrun.records sandboxrun.run sandboxrun.sandbox sandboxrun.sandbox.birth sandboxrun.sandbox.calls
     sandboxrun.sandbox.cgroup sandboxrun.sandbox.connect sandboxrun.sandbox.features sandboxrun.sandbox.filters
     sandboxrun.sandbox.landlock sandboxrun.sandbox.launch sandboxrun.sandbox.listen sandboxrun.sandbox.metadata
