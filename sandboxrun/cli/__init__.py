@@ -38,6 +38,11 @@ COMMANDS = (
     "completion",
 )
 
+# Options of a run that take no value of their own word.
+SWITCHES = frozenset(
+    "--debug --reload --cached-only --yes --no-log --quiet --json-logs --inspect --inspect-wait".split()
+)
+
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The entry point: exits with the code that `_main` returns, and without Python's own tear-down, which takes longer
@@ -97,28 +102,42 @@ def _open_standard_descriptors() -> None:
 def _main(args: list[str]) -> int:
     """Each command is a module with `main(args) -> exit code`, imported when it is called: start-up is a feature."""
     gc.disable()  # what is imported from here on stays; a run enables it again when its worker is told to go
-    if len(args) == 2 and args[0] not in COMMANDS and not any(arg.startswith("-") for arg in args):
-        return _run_plainly(*args)
     name, rest = (args[0], args[1:]) if args and args[0] in COMMANDS else ("run", args)
+    if name == "run":
+        return _run(rest)
     module = __import__(f"sandboxrun.cli.{name}", fromlist=["main"])
-    if name != "run":
-        gc.enable()
+    gc.enable()
     code: int = module.main(rest)
     return code
 
 
-def _run_plainly(type_: str, id_: str) -> int:
-    """`sandboxrun TYPE ID`: there is nothing to parse, which would take longer than all that comes before Redis.
-
-    The child is started before anything else, and gets ready while we import what a run needs. It ends by itself if we do.
-    """
-    from sandboxrun.sandbox.birth import Birth
-
+def _run(args: list[str]) -> int:
+    """The child is started before anything else, and gets ready while we import what a run needs. It ends by itself if we
+    do."""
+    worker = worker_named(args)
     born = None
-    try:
-        born = Birth(f"{type_}:{id_}:h", warm=True)
-    except OSError:
-        pass  # it is tried again, and said, once the names have been looked at
-    from sandboxrun.cli.run import run_plainly
+    if worker is not None:
+        from sandboxrun.sandbox.birth import Birth
 
-    return run_plainly(type_, id_, born)
+        try:
+            born = Birth(":".join((*worker, "h")), warm=True)
+        except OSError:
+            pass  # it is tried again, and said, once all else has been looked at
+    from sandboxrun.cli import run
+
+    # Without an option there is nothing to parse, which would take longer than all that comes before Redis.
+    return run.run_plainly(*worker, born) if worker is not None and len(args) == 2 else run.main(args, born)
+
+
+def worker_named(args: list[str]) -> tuple[str, str] | None:
+    """TYPE and ID of a run; None where the arguments are wrong, or ask for help. They are looked at properly later."""
+    names = []
+    rest = iter(args)
+    for arg in rest:
+        if not arg.startswith("-"):
+            names.append(arg)
+        elif arg in ("-h", "--help", "--version"):
+            return None
+        elif "=" not in arg and arg not in SWITCHES:
+            next(rest, None)  # its value
+    return (names[0], names[1]) if len(names) == 2 else None

@@ -135,7 +135,8 @@ def _parser() -> Parser:
     return parser
 
 
-def main(args: list[str]) -> int:
+def main(args: list[str], born: Birth | None = None) -> int:
+    """`born`: the child, if it is there already."""
     from sandboxrun.cli.parser import names
 
     # The value is optional, and follows a "=": or TYPE would be one.
@@ -172,6 +173,7 @@ def main(args: list[str]) -> int:
             standby=options.standby,
         ),
         Log(quiet=options.quiet, json=options.json_logs, debug=options.debug),
+        born,
     )
 
 
