@@ -104,12 +104,12 @@ def _unquote(text: str) -> str:
     return unquote(text)
 
 
-def delays() -> Iterator[float]:
+def delays(most: float = RETRY_MOST_SECONDS) -> Iterator[float]:
     """Seconds to wait before each further try: twice as long each time, bounded, with jitter against herds."""
-    delay = RETRY_FIRST_SECONDS
+    delay = min(RETRY_FIRST_SECONDS, most)
     while True:
         yield delay * (0.5 + os.urandom(1)[0] / 510)
-        delay = min(delay * 2, RETRY_MOST_SECONDS)
+        delay = min(delay * 2, most)
 
 
 _pack: Any = hiredis.pack_command  # its stub means a tuple of any length, and says nothing of what it returns

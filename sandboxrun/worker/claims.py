@@ -54,6 +54,9 @@ class Claims:
         self.look_at_pid = ("HGET", key, "pid") if sees_pid else ("ECHO", pid)
         self._fence = keys.fence_key(loop.request_stream, loop.consumer_id)
         self._watch = b""  # WATCH F · HEXISTS F c
+        self.keep_fence: Sequence[
+            str | bytes | int
+        ] = ()  # which changes nothing, and is refused by a server that is full
         self._armed = False  # the fence is known to be whole, and watched: a transaction may be sent
         self._reads: dict[tuple[int, bool], bytes] = {}
         self._out: list[bytes] = []
@@ -253,12 +256,13 @@ class Claims:
         self.generation += 1
         mine = {*self.hand, *self.suspects}
         name = os.urandom(8).hex()
+        self.keep_fence = ("HSET", self._fence, name, 1)
         self._watch = pack("WATCH", self._fence) + pack("HEXISTS", self._fence, name)
         commands: list[Sequence[str | bytes | int]] = [
             self.look_at_pid,
             ("UNWATCH",),
             ("DEL", self._fence),
-            ("HSET", self._fence, name, 1),
+            self.keep_fence,
             ("WATCH", self._fence),
             ("HEXISTS", self._fence, name),
         ]
@@ -278,6 +282,7 @@ class Claims:
         for entry in again:
             entry.sent = False
         self.write(again)
+        self.renew()  # at once: where Redis was full or away, nobody could
 
     def _which_of(self, xids: Iterable[bytes]) -> Sequence[str | bytes | int]:
         """The command that lists what is pending with us between the first and the last of these."""

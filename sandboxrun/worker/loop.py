@@ -11,7 +11,7 @@ import sys
 import time
 
 from sandboxrun import keys
-from sandboxrun.connection import ReplyError, delays
+from sandboxrun.connection import RETRY_MOST_SECONDS, ReplyError, delays
 from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError, StoreError
 from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.claims import Claims
@@ -104,7 +104,8 @@ class Worker:
 
     def _connect(self) -> None:
         """Open the claims' connection, trying again for as long as Redis is away."""
-        tries = delays()
+        # Sooner than others, who were kept away as we were, may take what we hold.
+        tries = delays(min(RETRY_MOST_SECONDS, self._loop.takeover_millis / 1000 / RENEW_PART))
         said = False
         began = time.monotonic()
         while True:

@@ -53,7 +53,10 @@ def _take(claims: Claims, rows: Sequence[tuple[bytes, bytes, int, int]]) -> int:
     loop = claims.loop
     owners = {row[1].decode("utf-8", "replace") for row in rows}
     xids = [row[0] for row in rows]
+    # A full server takes XCLAIM, and no replies: their owners could not renew behind one that it has refused. So nothing is
+    # taken from anybody while it is full; once it is not, they have the time of `settled` to renew.
     results = claims.transact(
+        claims.keep_fence,
         *(("DEL", keys.fence_key(loop.request_stream, owner)) for owner in owners),
         ("XCLAIM", loop.request_stream, GROUP, loop.consumer_id, loop.takeover_millis, *xids, "JUSTID"),
     )

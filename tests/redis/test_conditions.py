@@ -214,9 +214,7 @@ def test_a_full_server_gets_the_replies_later_and_no_more_is_read_meanwhile(star
             assert len(before) < 100
             assert r.xpending("t:req:x", "worker")["pending"] <= 500
             r.config_set("maxmemory", 0)
-            # Whose turn it is first once it can be written again, its owner's or the other's, is not known: it may be begun
-            # again, after an outage that was longer than takeoverMillis. Its reply is one, below.
-            assert answer(r, slow)["n"] == 1
+            assert answer(r, slow).items() >= {"n": 1, "begun": 1}.items()  # nobody has taken it meanwhile
             assert [answer(r, ref)["n"] for ref in refs] == list(range(100, 2100))
             assert process.poll() is None
             wait_for(lambda: r.xpending("t:req:x", "worker")["pending"] == 0)
