@@ -91,6 +91,8 @@ def _ruleset(rights, rules):
         try:
             # What is no real path any more is not followed: somebody has put a symlink there meanwhile.
             fd = _syscall("openat2", _NR_OPENAT2, _AT_FDCWD, path + b"\0", how, len(how))
+        except FileNotFoundError:
+            continue  # of a folder that is granted entry by entry, one is gone: a temporary file of somebody's
         except OSError as error:
             raise OSError(error.errno, f"cannot open {shown} to grant it: {os.strerror(error.errno)}") from error
         allowed = access & rights["fs"]

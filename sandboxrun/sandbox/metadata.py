@@ -6,6 +6,7 @@ that leads out of it finds nothing. Owner and extended attributes are not change
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -35,7 +36,8 @@ class Metadata:
         self._roots: list[tuple[str, int]] = []
         try:
             for path in writable:
-                self._roots.append((path, open_real(path)))
+                with contextlib.suppress(FileNotFoundError):  # gone since its folder was granted entry by entry
+                    self._roots.append((path, open_real(path)))
         except OSError as error:
             self.close()
             raise SandboxError(f"cannot open {path} to grant it: {error.strerror}") from error

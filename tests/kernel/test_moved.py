@@ -203,28 +203,38 @@ def attempt():
         assert (arrived(redis), arrived(other)) == (2, 0)
 
 
-def test_a_granted_folder_that_became_a_symlink_meanwhile_is_not_opened(tmp_path: Path) -> None:
-    """By another worker, between the decision and the ruleset."""
-    data, private = tmp_path / "data", tmp_path / "private"
-    data.mkdir()
-    private.mkdir()
-    os.rename(data, tmp_path / "old")
-    data.symlink_to(private)
+def confine_with(folder: Path, write: Path) -> None:
+    """A child of a policy that was made before `write` became what it is now."""
     made = policy.build(
-        Permissions(), key="test:1:h", interpreter=this_interpreter(), scratch=str(tmp_path), local_source=None,
+        Permissions(), key="test:1:h", interpreter=this_interpreter(), scratch=str(folder), local_source=None,
         redis=NetTarget.parse("127.0.0.1:1"), protected=(), limits=Limits(),
     )  # fmt: skip
     child = Child("test:1:h", features.probe())
     try:
-        with pytest.raises(SandboxError, match=f"cannot open {data} to grant it"):
-            child.confine(
-                replace(made, write=(str(data),)), Script(b"", "x", None, None, is_file=False), key="test:1:h",
-                interpreter=this_interpreter(), scratch=str(tmp_path), env={},
-            )  # fmt: skip
+        listener = child.confine(
+            replace(made, write=(str(write),)), Script(b"", "x", None, None, is_file=False), key="test:1:h",
+            interpreter=this_interpreter(), scratch=str(folder), env={},
+        )  # fmt: skip
+        os.close(listener)
     finally:
         child.close()
+
+
+def test_a_granted_folder_that_became_a_symlink_meanwhile_is_not_opened(tmp_path: Path) -> None:
+    """By another worker, between the decision and the ruleset."""
+    data, private = tmp_path / "data", tmp_path / "private"
+    private.mkdir()
+    data.symlink_to(private)
     with pytest.raises(SandboxError, match=f"cannot open {data} to grant it"):
-        Metadata(None, [str(tmp_path / "old"), str(data)])  # type: ignore[arg-type]  # it is not called
+        confine_with(tmp_path, data)
+    with pytest.raises(SandboxError, match=f"cannot open {data} to grant it"):
+        Metadata(None, [str(private), str(data)])  # type: ignore[arg-type]  # it is not called
+
+
+def test_an_entry_that_is_gone_meanwhile_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    """A folder of which a part is denied is granted entry by entry, and one may be a temporary file of somebody's."""
+    confine_with(tmp_path, tmp_path / "gone")
+    Metadata(None, [str(tmp_path), str(tmp_path / "gone")]).close()  # type: ignore[arg-type]
 
 
 def test_a_symlink_beside_code_is_followed(arena: Arena, tmp_path: Path) -> None:
