@@ -1,8 +1,13 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and those that only we can have written."""
 
 from __future__ import annotations
 
 import os
+
+from sandboxrun.digests import sealed, unsealed
+from sandboxrun.records import record
+
+_SEAL_MAX_BYTES = 1024
 
 
 def write_whole(path: str, data: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
@@ -42,3 +47,29 @@ def read_or_make_key(path: str) -> bytes:
         key = os.urandom(32)
         write_whole(path, key)
         return key
+
+
+@record
+class Kept:
+    """What can be made again, in a `folder` of the cache, sealed with the `key` (a file): what somebody put there without the
+    key is not taken, nor what was kept under another name."""
+
+    folder: str
+    key: str
+
+    def get(self, name: str, most: int) -> bytes | None:
+        """At most so many bytes; None where there are none, or none of ours."""
+        try:
+            key = read_or_make_key(self.key)
+            with open(os.path.join(self.folder, name), "rb") as file:
+                return unsealed(file.read(most + _SEAL_MAX_BYTES), key, name)
+        except (OSError, ValueError):
+            return None
+
+    def put(self, name: str, data: bytes) -> None:
+        """A full or read-only disk is no error: it is made again then."""
+        try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            write_whole(os.path.join(self.folder, name), sealed(data, read_or_make_key(self.key), name), sync=False)
+        except (OSError, ValueError):
+            pass

@@ -11,9 +11,9 @@ import os
 from sandboxrun.ceiling import Ceiling
 from sandboxrun.config import WorkerConfig
 from sandboxrun.errors import ConfigError
+from sandboxrun.files import Kept
 from sandboxrun.policyfile import ceiling_for
 from sandboxrun.records import record
-from sandboxrun.sandbox.filters import Kept
 
 _XDG = {
     "XDG_CACHE_HOME": ".cache",

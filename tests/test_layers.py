@@ -14,7 +14,7 @@ LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
     "digests": set(),
-    "files": set(),
+    "files": {"digests", "records"},
     "log": set(),
     "trace": BASE,
     "connection": BASE | {"tls"},

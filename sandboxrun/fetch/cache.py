@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import ConfigError, FetchError
 from sandboxrun.fetch.resolve import SCRIPT_MAX_BYTES, Source
-from sandboxrun.files import write_whole
+from sandboxrun.files import Kept, write_whole
 from sandboxrun.records import field, record
 
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -56,7 +56,7 @@ class Cache:
     def __init__(self, cache_folder: str, state_folder: str) -> None:
         self.blobs = os.path.join(cache_folder, "blobs")
         self.pins = os.path.join(state_folder, "pins")
-        self.codes, self._key = os.path.join(cache_folder, "code"), os.path.join(state_folder, "key")
+        self._codes = Kept(os.path.join(cache_folder, "code"), os.path.join(state_folder, "key"))
         for folder in (cache_folder, self.blobs, state_folder, self.pins):
             _make_private(folder)
 
@@ -97,12 +97,13 @@ class Cache:
         """Its marshalled code; see compiled.py."""
         from sandboxrun.fetch import compiled  # a local worker has none
 
-        return compiled.kept(self.codes, self._key, sha256=sha256, url=url)
+        return self._codes.get(compiled.name_of(sha256, url), compiled.CODE_MAX_BYTES)
 
     def keep_code(self, code: bytes, sha256: str, url: str) -> None:
         from sandboxrun.fetch import compiled
 
-        compiled.keep(self.codes, self._key, code, sha256=sha256, url=url)
+        if len(code) <= compiled.CODE_MAX_BYTES:
+            self._codes.put(compiled.name_of(sha256, url), code)
 
     @contextlib.contextmanager
     def locked(self, source: Source) -> Iterator[None]:
@@ -138,7 +139,7 @@ class Cache:
     def clean(self) -> tuple[int, int]:
         """Remove every blob, and what was compiled of it; (blobs, bytes). Pins stay."""
         count = size = 0
-        for folder in (self.blobs, self.codes):
+        for folder in (self.blobs, self._codes.folder):
             for name in os.listdir(folder) if os.path.isdir(folder) else ():
                 path = os.path.join(folder, name)
                 size += _size(path) or 0

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from sandboxrun.errors import SandboxError
+from sandboxrun.files import Kept
 from sandboxrun.sandbox import features
 from sandboxrun.sandbox.features import Feature, Features, Need
-from sandboxrun.sandbox.filters import Kept
 from sandboxrun.sandbox.trial import World, folder, outlives_supervisor
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import struct
 
-from sandboxrun.digests import hex_digest, sealed, unsealed
-from sandboxrun.files import read_or_make_key, write_whole
+from sandboxrun.digests import hex_digest
+from sandboxrun.files import Kept
 from sandboxrun.records import asdict, record
 
 _TABLE = os.path.join(os.path.dirname(__file__), "seccomp.py")
@@ -42,15 +42,6 @@ TRAPPED = {
 }  # fmt: skip
 
 
-@record
-class Kept:
-    """Where compiled filters are: a `folder` in the cache, and the `key` (a file) that they are sealed with. A filter that
-    somebody put there without the key is not taken, nor one of another table."""
-
-    folder: str
-    key: str
-
-
 def program(grants: Grants, kept: Kept | None = None) -> bytes:
     """The BPF program for this machine, with PID_PLACEHOLDER where the pid belongs. Raises SandboxError.
 
@@ -61,24 +52,11 @@ def program(grants: Grants, kept: Kept | None = None) -> bytes:
     with open(_TABLE, "rb") as file:
         table = hex_digest(file.read())
     name = f"filter-{hex_digest(repr((table, asdict(grants), os.uname().machine)).encode())[:32]}.bpf"
-    path = os.path.join(kept.folder, name)
-    try:
-        key = read_or_make_key(kept.key)
-        with open(path, "rb") as kept_file:
-            found = unsealed(kept_file.read(PROGRAM_MAX_BYTES + 1024), key, name)
-        if found:
-            return found
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError):
-        return _compile(grants)
-    compiled = _compile(grants)
-    try:
-        os.makedirs(kept.folder, mode=0o700, exist_ok=True)
-        write_whole(path, sealed(compiled, key, name), sync=False)
-    except OSError:  # a full or read-only disk: the next run compiles again
-        pass
-    return compiled
+    found = kept.get(name, PROGRAM_MAX_BYTES)
+    if not found:
+        found = _compile(grants)
+        kept.put(name, found)
+    return found
 
 
 def _compile(grants: Grants) -> bytes:

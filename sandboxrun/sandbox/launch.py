@@ -27,7 +27,7 @@ from sandboxrun.sandbox.target import pidfd_getfd
 # What a policy is made of is imported while the child starts, and so by those who need it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandboxrun.sandbox.filters import Kept
+    from sandboxrun.files import Kept
     from sandboxrun.sandbox.policy import Interpreter, SandboxPolicy
 
 READY_SECONDS = 20  # a child that has not confined itself by then never will

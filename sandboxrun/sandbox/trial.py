@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sandboxrun.errors import SandboxError
+from sandboxrun.files import Kept
 from sandboxrun.limits import Limits
 from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.sandbox import policy
 from sandboxrun.sandbox.features import Features
-from sandboxrun.sandbox.filters import Kept
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.supervisor import Supervisor
 

@@ -15,12 +15,12 @@ import os
 import resource
 import sys
 
+from sandboxrun.files import Kept
 from sandboxrun.limits import Limits
 from sandboxrun.log import Log
 from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.sandbox import features, policy, seccomp
 from sandboxrun.sandbox.features import Features
-from sandboxrun.sandbox.filters import Kept
 from sandboxrun.sandbox.launch import Child, Script, this_interpreter
 from sandboxrun.sandbox.supervisor import Supervisor
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from sandboxrun.digests import sealed, unsealed
+from sandboxrun.files import Kept
 from sandboxrun.sandbox import filters
-from sandboxrun.sandbox.filters import Grants, Kept, program
+from sandboxrun.sandbox.filters import Grants, program
 
 
 @pytest.fixture
