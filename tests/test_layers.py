@@ -93,7 +93,7 @@ ONE_IMPORTER = {
     "hiredis": {"connection.py"},
     "pydantic": {"worker/payload.py"},
     "watchfiles": {"dev/watch.py"},
-    "debugpy": {"sandbox/bootstrap.py"},
+    "debugpy": {"sandbox/debugger.py"},
 }
 LIGHT = {"_ctypes", "_socket", "_thread", "gc", "marshal", "os", "resource", "stat", "sys", "time"}
 

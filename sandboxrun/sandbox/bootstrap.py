@@ -251,21 +251,20 @@ def _patch_names(ask):
     _socket.getaddrinfo, _socket.gethostbyname, _socket.gethostbyname_ex = getaddrinfo, gethostbyname, gethostbyname_ex
 
 
-class _OwnPid:
-    """Lets a script that speaks the protocol by hand set `pid` of its own hash, which the supervisor has set already.
+def _part(name):
+    """A module of ours that few scripts need, from the package that the worker has anyway: imported when one does."""
+    return __import__(f"sandboxrun.sandbox.{name}", fromlist=["*"])
 
-    A worker's login cannot write its hash, and setting a field to the value that it has changes nothing: so redis-py is told
-    to ask instead, which gives the same answer (HSET of a field that is there: 0; HDEL: whether it was there). A convenience,
-    put in place when redis-py is imported: the boundary is the login.
-    """
+
+class _OwnPid:
+    """Wraps redis-py's commands when it is imported, as an entry of sys.meta_path; see own_pid.py."""
 
     _MODULE = "redis.commands.core"
 
     def __init__(self, key, pid):
-        self._keys, self._pids = (key, key.encode()), (pid, str(pid), b"%d" % pid)
+        self._key, self._pid = key, pid
 
     def find_spec(self, name, path, target=None):
-        """As an entry of sys.meta_path."""
         if name != self._MODULE:
             return None
         import _frozen_importlib_external as external
@@ -277,27 +276,10 @@ class _OwnPid:
 
             def exec_module(module):
                 execute(module)
-                self._wrap(module.HashCommands)
+                _part("own_pid").wrap(module.HashCommands, self._key, self._pid)
 
             spec.loader.exec_module = exec_module
         return spec
-
-    def _wrap(self, commands):
-        hset, hdel = commands.hset, commands.hdel
-
-        def own_hset(client, name, key=None, value=None, mapping=None, items=None):
-            if name in self._keys and not items:
-                pairs = {**(mapping or {}), **({key: value} if key is not None else {})}
-                if len(pairs) == 1 and all(k in ("pid", b"pid") and v in self._pids for k, v in pairs.items()):
-                    return client.execute_command("HSTRLEN", name, "")  # of no field: 0
-            return hset(client, name, key, value, mapping, items)
-
-        def own_hdel(client, name, *fields):
-            if name in self._keys and fields in (("pid",), (b"pid",)):
-                return client.execute_command("HEXISTS", name, "pid")
-            return hdel(client, name, *fields)
-
-        commands.hset, commands.hdel = own_hset, own_hdel
 
 
 def _explanation(error, key, hints):
@@ -309,42 +291,21 @@ def _explanation(error, key, hints):
     if not isinstance(error, PermissionError):
         return None
     try:
-        # Only now, and from the package that the worker has anyway: most are never refused a file.
-        return __import__("sandboxrun.sandbox.explain").sandbox.explain.missing_grant(error, key)
+        return _part("explain").missing_grant(error, key)
     except Exception:
         return None  # it may have put anything in the place of a module; the traceback is shown already
 
 
 def _install_hooks(plan):
     """Tracebacks that begin in the script and show its source, followed by the grant that was missing."""
-    # Of the source, wherever the compiled one lies.
-    ours = os.path.dirname(os.path.dirname(_explanation.__code__.co_filename)) + "/"
-
-    def shorten(report, printer):
-        """Without our own frames, also in what caused it; where there are no others it is a defect of ours, and all of
-        it is of interest."""
-        reports = [report]
-        while reports:
-            one = reports.pop()
-            frames = list(one.stack)
-            script = next((n for n, frame in enumerate(frames) if frame.filename == plan["name"]), 0)
-            if any(frame.filename.startswith(ours) for frame in frames[:script]):
-                frames = frames[script:]  # with what of Python's is between us and a handler, as a thread's first lines
-            theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
-            if theirs:
-                one.stack = printer.StackSummary.from_list(theirs)
-            linked = (one.__cause__, one.__context__, *(getattr(one, "exceptions", None) or ()))
-            reports += [other for other in linked if other is not None]
 
     def show(kind, error, traceback):
         try:
-            import traceback as printer
-        except OSError:  # no descriptor is left to import with
+            shown = _part("explain").shown(error, traceback, plan["name"])
+        except Exception:  # no descriptor or memory is left to import with
             sys.__excepthook__(kind, error, traceback)
         else:
-            report = printer.TracebackException(kind, error, traceback)
-            shorten(report, printer)
-            print("".join(report.format()), end="", file=sys.stderr, flush=True)
+            print(shown, end="", file=sys.stderr, flush=True)
         seen = set()
         while error is not None and id(error) not in seen:  # the cause is as good as the error itself
             seen.add(id(error))
@@ -424,37 +385,6 @@ def _load(plan):
     return main, compile(source, plan["name"], "exec", dont_inherit=True)
 
 
-def _debug(host, port, wait):
-    """Let a debugger listen, as the worker that it is part of: nothing of it is outside of the sandbox."""
-    import socket
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        with socket.socket(family) as sock:  # debugpy would say nothing, and wait
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((host, port))
-            sock.listen()
-    except OSError as error:
-        print(f"error: the debugger cannot listen on {shown}: {error.strerror}; choose another port with --inspect=HOST:PORT",
-            file=sys.stderr, flush=True)  # fmt: skip
-        os._exit(1)
-    # Of modules that are frozen into Python, in which no breakpoint is wanted, it would warn at length.
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
-    import debugpy
-
-    # Its usual adapter is a process of its own, which a worker cannot start.
-    host, port = debugpy.listen((host, port), in_process_debug_adapter=True)
-    del os.environ["PYDEVD_DISABLE_FILE_VALIDATION"]
-    print(
-        f"Debugger listening on {host}:{port}" + (", waiting for it to be attached" if wait else ""),
-        file=sys.stderr,
-        flush=True,
-    )
-    if wait:
-        debugpy.wait_for_client()
-
-
 def _close_others(*kept):
     """Descriptors that whoever started the supervisor left open; and what is ours is not for programs that we start."""
     for fd in map(int, os.listdir("/proc/self/fd")):
@@ -509,7 +439,7 @@ def main():
     _patch_names(_Names(questions, answers).ask)
     sys.meta_path.insert(0, _OwnPid(plan["key"], os.getpid()))
     if plan["inspect"]:
-        _debug(*plan["inspect"])
+        _part("debugger").listen(*plan["inspect"])
     gc.freeze()  # of all that is here already nothing is garbage
     gc.enable()
     exec(code, module.__dict__)  # from here on the process is the worker's

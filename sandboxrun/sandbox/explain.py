@@ -1,6 +1,6 @@
-"""Inside the worker: which grant an uncaught PermissionError was in want of.
+"""Inside the worker: what an uncaught error is shown as, and which grant a PermissionError was in want of.
 
-The error has the file's name, but not what was to be done with it. That is read, afterwards, from the call that failed: from
+Such an error has the file's name, but not what was to be done with it. That is read, afterwards, from the call that failed: from
 its source, and the variables of its frame. An audit hook would know it exactly, and would cost every open(2) of every
 worker two fifths more, whether or not it is ever refused. Nothing here decides anything: the kernel has.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import linecache
 import os
+import traceback as printer
 import types
 
 TYPE_CHECKING = False
@@ -25,6 +26,26 @@ _CHANGES = frozenset(
 _PROGRAMS = frozenset("execv execve fork_exec posix_spawn posix_spawnp".split())
 _OPENS = frozenset({"open", "FileIO"})
 _UNKNOWN = object()
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + "/"
+
+
+def shown(error: BaseException, traceback: types.TracebackType | None, script: str) -> str:
+    """The traceback without our own frames, also in what caused it; where there are no others it is a defect of ours, and
+    all of it is of interest."""
+    report = printer.TracebackException(type(error), error, traceback)
+    reports = [report]
+    while reports:
+        one = reports.pop()
+        frames = list(one.stack)
+        first = next((n for n, frame in enumerate(frames) if frame.filename == script), 0)
+        if any(frame.filename.startswith(_OURS) for frame in frames[:first]):
+            frames = frames[first:]  # with what of Python's is between us and a handler, as a thread's first lines
+        theirs = [frame for frame in frames if not frame.filename.startswith(_OURS)]
+        if theirs:
+            one.stack = printer.StackSummary.from_list(theirs)
+        linked = (one.__cause__, one.__context__, *(getattr(one, "exceptions", None) or ()))
+        reports += [other for other in linked if other is not None]
+    return "".join(report.format())
 
 
 def missing_grant(error: PermissionError, key: str) -> str | None:
