@@ -91,7 +91,7 @@ ONE_IMPORTER = {
     "cryptography": {"secrets.py"},
     "redis": {"embedded.py", "worker/context.py", "client/redis_py.py"},
     "hiredis": {"connection.py"},
-    "pydantic": {"worker/payload.py"},
+    "pydantic": {"worker/payload.py", "worker/results.py"},
     "watchfiles": {"dev/watch.py"},
     "debugpy": {"sandbox/debugger.py"},
 }

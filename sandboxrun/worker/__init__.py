@@ -10,12 +10,21 @@
 
 `handle` is called with each request and returns the reply's fields. It refuses a request with
 `raise worker.BadRequest("…")` (code 400); any other exception is answered with code 500 and never ends the worker.
+
+A result may have in it what JSON has, and dates, UUIDs, Decimals, enums, bytes, sets, dataclasses, models and arrays of
+numpy; @worker.encoder says what other objects are:
+
+    @worker.encoder
+    def encode(value):
+        if isinstance(value, Money):
+            return {"amount": value.amount, "currency": value.currency}
+        raise TypeError("no form in JSON is known")
 """
 
 from __future__ import annotations
 
 from sandboxrun.worker.context import Context, current
-from sandboxrun.worker.handlers import HandlerTimeout, handler
+from sandboxrun.worker.handlers import HandlerTimeout, encoder, handler
 from sandboxrun.worker.loop import run
 from sandboxrun.worker.request import BadRequest, Request
 
@@ -23,7 +32,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["BadRequest", "Context", "HandlerTimeout", "Request", "config", "connect", "handler", "run", "secrets"]
+__all__ = [
+    "BadRequest",
+    "Context",
+    "HandlerTimeout",
+    "Request",
+    "config",
+    "connect",
+    "encoder",
+    "handler",
+    "run",
+    "secrets",
+]
 
 
 def config() -> dict[str, str]:

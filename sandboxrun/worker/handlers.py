@@ -7,28 +7,45 @@ from sandboxrun.worker.request import BadRequest, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 registered: dict[str | None, Handler] = {}
-_COROUTINE = (
-    0x80 | 0x200
-)  # CO_COROUTINE, CO_ASYNC_GENERATOR: inspect(3) in the standard library, which is slow to import
+custom: Callable[[Any], Any] | None = None  # the function of @worker.encoder
+# Flags of a code object: inspect(3) in the standard library, which is slow to import
+_VARARGS, _GENERATOR, _COROUTINE, _MARKED_COROUTINE, _ASYNC_GENERATOR = 0x4, 0x20, 0x80, 0x100, 0x200
 
 
 class HandlerTimeout(Exception):
     """The handler took longer than its `timeout`: answered with code 500."""
 
 
+class Shape:
+    """A callable's parameters, and what comes of a call."""
+
+    __slots__ = ("is_async", "is_generator", "keywords", "more", "name", "notes", "positional", "required", "source")
+
+    name: str
+    source: Any  # the function that has the parameters, and so the names that annotations as text mean
+    notes: Mapping[str, Any]  # annotations by parameter
+    positional: tuple[str, ...]
+    required: int  # of the positional ones: without a default
+    keywords: tuple[str, ...]  # keyword-only ones without a default
+    more: bool  # it takes any number of positional arguments
+    is_async: bool | None  # None: a plain function around one that is async, so most likely
+    is_generator: bool
+
+
 class Handler:
-    """One registered function."""
+    """One registered callable. `may_await`: what it returns is perhaps to be awaited, though it is not async itself."""
 
     def __init__(self, function: Callable[..., Any], payload: Any, timeout: float | None) -> None:
         self.function, self.timeout = function, timeout
-        call = type(function).__call__ if callable(function) else None  # an object that can be called
-        code = getattr(function, "__code__", None) or getattr(call, "__code__", None)
-        self.is_async = bool(code is not None and code.co_flags & _COROUTINE)
-        self._position, self._convert = _payload(function, payload)
+        shape = _shape(function)
+        if shape.is_generator:
+            raise ConfigError(f"the handler {shape.name} is a generator: return a list instead of yield")
+        self.is_async, self.may_await = bool(shape.is_async), shape.is_async is None
+        self._target, self._convert = _payload(shape, payload)
 
     def call(self, request: Request) -> Any:
         """What the function returns: the result, or a coroutine. Raises BadRequest for a payload of the wrong shape."""
@@ -40,10 +57,13 @@ class Handler:
             value = self._convert(request.data)
         except Mismatch as error:
             raise BadRequest(f"the request's data is not as expected: {error}") from None
-        if self._position == 0:
+        target = self._target
+        if target == 0:
             return self.function(value)
-        if self._position == 1:
+        if target == 1:
             return self.function(request, value)
+        if isinstance(target, str):
+            return self.function(request, **{target: value})
         request.data = value
         return self.function(request)
 
@@ -58,43 +78,127 @@ def handler(function_or_type: Any = None, *, payload: Any = None, timeout: float
         raise ConfigError(f"the handler's timeout is {timeout}: expected seconds above 0")
 
     def decorate(function: Any) -> Any:
+        if not callable(function):
+            raise ConfigError(f"the handler is {_name(function)}, which cannot be called: expected a function")
         registered[type_] = Handler(function, payload, timeout)
         return function
 
     if callable(function_or_type):
         type_: str | None = None
         return decorate(function_or_type)
+    if function_or_type is not None and not isinstance(function_or_type, str):
+        raise ConfigError(
+            f"@worker.handler is given {_name(function_or_type)}: expected a function, or the name of a type of requests"
+        )
     type_ = function_or_type
     return decorate
 
 
-def _payload(function: Any, payload: Any) -> tuple[int, Callable[[Any], Any] | None]:
-    """Which of the function's parameters is the payload (-1: it stays in the request), and what makes it."""
-    position, wanted = -1, payload
-    code, notes = getattr(function, "__code__", None), getattr(function, "__annotations__", None)
-    if payload is None and code is not None:
-        names = code.co_varnames[: code.co_argcount]
-        annotated = [index for index, name in enumerate(names[:2]) if notes and name in notes]
-        if annotated:
-            position, wanted = _annotated(function, names, annotated[-1])
-        if position == -1 and len(names) - len(function.__defaults__ or ()) > 1:
-            raise ConfigError(
-                f"the handler {function.__name__} has a second parameter without a type: annotate it with the payload's"
-            )
+def encoder(function: Any) -> Any:
+    """Decorator: `@worker.encoder` for the one function that says what an object is in JSON that has no form there.
+
+    It is called with such an object, of a result or of `request.trace`, and returns a dict, a list, text or whatever
+    else a result may have in it; or it raises TypeError with the reason.
+    """
+    global custom
+    if not callable(function) or _shape(function).is_async is not False:
+        raise ConfigError(f"@worker.encoder is given {_name(function)}: expected a function that is not async")
+    if custom is not None:
+        raise ConfigError(
+            f"the worker has two encoders, {_name(custom)} and {_name(function)}: expected one, that asks for the type"
+        )
+    custom = function
+    return function
+
+
+# --- parameters
+
+
+def _shape(function: Any) -> Shape:
+    if type(function) is not type(_shape) or function.__dict__:  # functools.wraps leaves a mark there
+        from sandboxrun.worker.unusual import shape
+
+        return shape(function, _name(function))
+    code = function.__code__
+    count, only = code.co_argcount, code.co_kwonlyargcount
+    found = Shape()
+    found.name, found.source, found.notes = function.__name__, function, annotations_of(function)
+    found.positional = code.co_varnames[:count]
+    found.required = count - len(function.__defaults__ or ())
+    defaults = function.__kwdefaults__ or {}
+    found.keywords = tuple(name for name in code.co_varnames[count : count + only] if name not in defaults)
+    found.more = bool(code.co_flags & _VARARGS)
+    found.is_async = bool(code.co_flags & (_COROUTINE | _MARKED_COROUTINE))
+    found.is_generator = bool(code.co_flags & (_GENERATOR | _ASYNC_GENERATOR)) and not found.is_async
+    return found
+
+
+def annotations_of(function: Any) -> Mapping[str, Any]:
+    """By name. Python 3.14 evaluates them when they are asked for, and not all may have a meaning at run time."""
+    try:
+        found: Mapping[str, Any] = function.__annotations__
+    except NameError:
+        from importlib import import_module
+
+        annotationlib = import_module("annotationlib")
+        found = annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
+    return found
+
+
+def _name(function: Any) -> str:
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
+    return name.rpartition("<locals>.")[2] if isinstance(name, str) else f"an object of {type(function).__qualname__}"
+
+
+def _payload(shape: Shape, payload: Any) -> tuple[int | str, Callable[[Any], Any] | None]:
+    """Which of the parameters is the payload (-1: it stays in the request), and what makes it."""
+    target, note = (-1, None) if payload is not None else _annotated(shape)
+    wanted = payload
+    if target != -1:
+        from sandboxrun.worker.hints import is_request, of_function
+
+        wanted = of_function(note, shape.source, f"the handler {shape.name}")
+        if is_request(wanted):
+            target, wanted = -1, None
+    _check_call(shape, target)
     if wanted is None:
         return -1, None
+    from sandboxrun.worker.hints import local_names
     from sandboxrun.worker.payload import converter
 
-    return position, converter(wanted)
+    return target, converter(wanted, local_names(shape.source))
 
 
-def _annotated(function: Any, names: tuple[str, ...], index: int) -> tuple[int, Any]:
-    import typing
+def _annotated(shape: Shape) -> tuple[int | str, Any]:
+    """The parameter for the payload, by its annotation: the second, else the first, else one that is keyword-only."""
+    notes = shape.notes
+    for index in (1, 0):
+        if index < len(shape.positional) and shape.positional[index] in notes:
+            note = notes[shape.positional[index]]
+            if note is Request or note in ("Request", "worker.Request"):
+                break
+            return index, note
+    if len(shape.keywords) == 1 and shape.keywords[0] in notes and shape.required <= 1:
+        return shape.keywords[0], notes[shape.keywords[0]]
+    return -1, None
 
-    try:
-        wanted = typing.get_type_hints(function, {**function.__globals__, "Request": Request}).get(names[index])
-    except (NameError, TypeError) as error:
+
+def _check_call(shape: Shape, target: int | str) -> None:
+    """Raise ConfigError where a call with what there is to give would raise TypeError at each request."""
+    given = 2 if target == 1 else 1
+    if shape.required > given:
+        name = shape.positional[given]
+        if name not in shape.notes:
+            raise ConfigError(
+                f"the handler {shape.name} has a second parameter without a type: annotate {name} with the payload's"
+            )
         raise ConfigError(
-            f"the handler {function.__name__} has an annotation that cannot be resolved: {error}"
-        ) from None
-    return (-1, None) if wanted in (Request, typing.Any, None) else (index, wanted)
+            f"the handler {shape.name} is not given its parameter {name}: expected the request first, then the payload"
+        )
+    if len(shape.positional) < given and not shape.more:
+        raise ConfigError(f"the handler {shape.name} takes no argument: expected a parameter for the request")
+    left = [name for name in shape.keywords if name != target]
+    if left:
+        raise ConfigError(
+            f"the handler {shape.name} needs {left[0]} by keyword: give it a default, or use functools.partial"
+        )

@@ -69,7 +69,7 @@ def make(context: Context, loop: Loop, concurrency: int | None, key: Callable[[R
         raise ConfigError("the worker has no handler: put @worker.handler before a function, then call worker.run()")
     if concurrency is not None and not 1 <= concurrency <= 10_000:
         raise ConfigError(f"concurrency is {concurrency}: expected 1 to 10000")
-    if not any(handler.is_async for handler in registered.values()) and (concurrency or 1) == 1:
+    if not any(handler.is_async or handler.may_await for handler in registered.values()) and (concurrency or 1) == 1:
         from sandboxrun.worker.serial import Serial
 
         return Serial(context, loop)
@@ -193,16 +193,15 @@ class Worker:
         """Make the reply of what the handler returned."""
         try:
             if result is not None and not isinstance(result, dict):
-                result = _as_dict(result)
+                from sandboxrun.worker.results import fields
+
+                result = fields(result)
             done = now()
             body = reply(entry.ref, self._context.type, 200, result or {}, done)
             if len(body) > RESULT_MAX_BYTES:
                 raise ValueError(f"the reply has {len(body)} bytes: at most {RESULT_MAX_BYTES} are sent")
         except (TypeError, ValueError, RecursionError) as error:
-            shown = (
-                error if "handler returned" in str(error) else TypeError(f"the handler's result is not JSON: {error}")
-            )
-            self._fail(entry, received, request, shown)
+            self._fail(entry, received, request, TypeError(f"the handler's result is not JSON: {error}"))
             return
         self._render.reply(entry, 200, body, received, done, request._noted if request is not None else None)
 
@@ -249,18 +248,3 @@ class Worker:
 
 class GaveUp(Exception):
     """Redis stayed away for longer than the end may take."""
-
-
-def _as_dict(result: Any) -> dict[str, Any]:
-    """Another mapping, or a dataclass or pydantic model; else TypeError."""
-    from collections.abc import Mapping
-
-    if isinstance(result, Mapping):
-        return dict(result)
-    if hasattr(result, "model_dump"):
-        return dict(result.model_dump(mode="json"))
-    if hasattr(result, "__dataclass_fields__") and not isinstance(result, type):
-        import dataclasses
-
-        return dataclasses.asdict(result)
-    raise TypeError(f"the handler returned {type(result).__name__}: expected a dict of the reply's fields, or None")

@@ -1,177 +1,372 @@
-"""Typed payloads: JSON made into a dataclass, a TypedDict, a pydantic model or a plain type. Imported only where used."""
+"""Typed payloads: JSON made into a dataclass, a TypedDict, a pydantic model or another type. Imported only where used.
+
+A type is compiled at the start into one function, so that what JSON cannot be made into is an error then. At a request,
+whatever is wrong with a value, and whatever the type's own checks raise, is a Mismatch that names the field; only a
+failure of the machine (OSError, MemoryError) and the handler's time-out pass as they are.
+"""
 
 from __future__ import annotations
 
+import collections
+import collections.abc
 import dataclasses
 import enum
+import functools
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sandboxrun.errors import ConfigError
+from sandboxrun.worker import scalars
+from sandboxrun.worker.hints import of_class, substituted
+from sandboxrun.worker.mismatch import NAMES, Mismatch, Unusable, at, deeper, furthest, mismatch
+from sandboxrun.worker.values import Convert, any_key, choice_of, enum_of, from_text, key_choice, simple
 
-_NAMES = {
-    dict: "an object",
-    list: "a list",
-    str: "text",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
+__all__ = ["Mismatch", "converter"]
+
+_LISTS: dict[Any, Any] = {
+    list: list,
+    set: set,
+    frozenset: frozenset,
+    collections.deque: collections.deque,
+    collections.abc.Set: frozenset,
+    collections.abc.MutableSet: set,
+    **dict.fromkeys(
+        (
+            collections.abc.Sequence,
+            collections.abc.MutableSequence,
+            collections.abc.Collection,
+            collections.abc.Iterable,
+        ),
+        list,
+    ),
 }
+_DICTS: dict[Any, Any] = {
+    dict: dict,
+    collections.OrderedDict: collections.OrderedDict,
+    collections.abc.Mapping: dict,
+    collections.abc.MutableMapping: dict,
+}
+_TRANSPARENT = (typing.Annotated, typing.Required, typing.NotRequired, typing.Final)
+_EXPECTED = "expected a dataclass, TypedDict, NamedTuple, pydantic model, or a type that has a form in JSON"
 
 
-class Mismatch(Exception):
-    """JSON that is not of the type. The message names the field."""
+def converter(wanted: Any, local: Mapping[str, Any] | None = None) -> Callable[[Any], Any]:
+    """What makes JSON values into `wanted`, and raises Mismatch. Raises ConfigError for a type that cannot be one.
 
-
-def converter(wanted: Any) -> Callable[[Any], Any]:
-    """What makes JSON values into `wanted`, and raises Mismatch. Raises ConfigError for a type that cannot be one."""
-    if hasattr(wanted, "model_validate"):
-        return lambda data: _pydantic(wanted, data)
-    _check(wanted)
-    return lambda data: convert(data, wanted, "")
-
-
-def convert(data: Any, wanted: Any, path: str) -> Any:
-    """`data` as `wanted`; `path` is where it stands, for the message."""
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin in (typing.Annotated, typing.Required, typing.NotRequired):
-        return convert(data, arguments[0], path)
-    if wanted is Any or wanted is object:
-        return data
-    if wanted is None or wanted is type(None):
-        _expect(data is None, data, "null", path)
-        return None
-    if origin in (typing.Union, types.UnionType):
-        return _union(data, arguments, path)
-    if origin is typing.Literal:
-        _expect(
-            any(data == value and type(data) is type(value) for value in arguments), data, _choices(arguments), path
-        )
-        return data
-    if dataclasses.is_dataclass(wanted):
-        return _dataclass(data, wanted, path)
-    if typing.is_typeddict(wanted):
-        hints = typing.get_type_hints(wanted, include_extras=True)
-        return _fields(data, hints, _required(wanted, hints), path)
-    if hasattr(wanted, "model_validate"):
-        return _pydantic(wanted, data, path)
-    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
-        choices = [member.value for member in wanted]
-        _expect(data in choices, data, _choices(choices), path)
-        return wanted(data)
-    return _plain(data, origin or wanted, arguments, path)
-
-
-def _plain(data: Any, wanted: Any, arguments: tuple[Any, ...], path: str) -> Any:
-    if wanted is float:
-        _expect(isinstance(data, int | float) and not isinstance(data, bool), data, _NAMES[float], path)
-        return float(data)
-    if wanted in (list, set, frozenset, tuple, Sequence):
-        _expect(isinstance(data, list), data, _NAMES[list], path)
-        if wanted is tuple and arguments and arguments[-1] is not Ellipsis:
-            _expect(len(data) == len(arguments), data, f"a list of {len(arguments)}", path)
-            return tuple(
-                convert(item, kind, f"{path}[{i}]") for i, (item, kind) in enumerate(zip(data, arguments, strict=True))
-            )
-        kind = arguments[0] if arguments else Any
-        items = [convert(item, kind, f"{path}[{i}]") for i, item in enumerate(data)]
-        return items if wanted in (list, Sequence) else wanted(items)
-    if wanted in (dict, Mapping):
-        _expect(isinstance(data, dict), data, _NAMES[dict], path)
-        kind = arguments[1] if len(arguments) == 2 else Any
-        return {name: convert(value, kind, _under(path, name)) for name, value in data.items()}
-    right = isinstance(data, wanted) and (wanted is bool or not isinstance(data, bool))
-    _expect(right, data, _NAMES[wanted], path)
-    return data
-
-
-def _union(data: Any, kinds: tuple[Any, ...], path: str) -> Any:
-    problems = []
-    for kind in kinds:
-        try:
-            return convert(data, kind, path)
-        except Mismatch as problem:
-            problems.append(str(problem))
-    # The one that came furthest says most: its field lies deepest. Null is hardly what was meant.
-    raise Mismatch(max((p for p in problems if ": expected null" not in p), key=len, default=problems[0]))
-
-
-def _dataclass(data: Any, wanted: Any, path: str) -> Any:
-    hints = typing.get_type_hints(wanted, include_extras=True)
-    fields = [field for field in dataclasses.fields(wanted) if field.init]
-    required = frozenset(
-        f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    )
-    values = _fields(data, {field.name: hints[field.name] for field in fields}, required, path)
+    `local`: what annotations may name beside the globals of where they stand.
+    """
     try:
-        return wanted(**values)
-    except (TypeError, ValueError) as error:  # what its own __post_init__ refuses
-        if hasattr(error, "errors"):  # pydantic's own dataclass
-            raise _first_problem(error, path) from None
-        raise Mismatch(f"{path or 'data'}: {error}") from error
+        convert = _Compiler(local or {}).compile(wanted, "")
+    except Unusable as error:
+        raise ConfigError(f"{shown(wanted)} cannot be a payload: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{shown(wanted)} cannot be a payload: its type never ends") from None
+    except TypeError as error:  # what is no type
+        raise ConfigError(f"{shown(wanted)} cannot be a payload ({error}): {_EXPECTED}") from None
+
+    def made(data: Any) -> Any:
+        try:
+            return convert(data, 0)
+        except Exception as error:
+            raise at(error, None) from None
+
+    return made
 
 
-def _required(wanted: Any, hints: Mapping[str, Any]) -> frozenset[str]:
-    """The keys that must be there. Where annotations are text, the class itself has not seen Required and NotRequired."""
-    marks = {name: typing.get_origin(hint) for name, hint in hints.items()}
-    return frozenset(
-        name
-        for name, mark in marks.items()
-        if mark is typing.Required or (name in wanted.__required_keys__ and mark is not typing.NotRequired)
-    )
+def shown(wanted: Any) -> str:
+    """A type as its author wrote it, about."""
+    return wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else str(wanted)[:120]
 
 
-def _fields(data: Any, hints: Mapping[str, Any], required: frozenset[str], path: str) -> dict[str, Any]:
-    _expect(isinstance(data, dict), data, _NAMES[dict], path)
-    for name in sorted(required):
-        if name not in data:
-            raise Mismatch(f"field {_under(path, name)} is missing")
-    for name in data:
-        if name not in hints:
-            raise Mismatch(f"field {_under(path, name[:80])} is unknown: expected {', '.join(hints)}")
-    return {name: convert(value, hints[name], _under(path, name)) for name, value in data.items()}
+class _Compiler:
+    def __init__(self, local: Mapping[str, Any]) -> None:
+        self._local = local
+        self._known: dict[Any, list[Convert]] = {}  # classes, so that one may contain itself
+        self._classes: list[type] = []  # those at work, for Self
+
+    def compile(self, wanted: Any, place: str) -> Convert:
+        """`place`: the field that is to be of this type, for the message of Unusable."""
+        origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+        if origin in _TRANSPARENT:
+            return self.compile(arguments[0], place)
+        if isinstance(wanted, dataclasses.InitVar):
+            return self.compile(wanted.type, place)
+        if hasattr(wanted, "__supertype__"):  # NewType
+            return self.compile(wanted.__supertype__, place)
+        if hasattr(wanted, "__value__"):  # type X = …
+            return self._once(wanted, wanted.__value__, place)
+        if hasattr(origin, "__value__"):
+            variables = dict(zip(origin.__type_params__, arguments, strict=False))
+            return self._once(wanted, substituted(origin.__value__, variables), place)
+        if wanted is typing.Self and self._classes:
+            return self.compile(self._classes[-1], place)
+        if isinstance(wanted, typing.TypeVar):
+            return self.compile(substituted(wanted, {}), place)
+        if origin in (typing.Union, types.UnionType):
+            return self._union(arguments, place)
+        if origin is typing.Literal:
+            return choice_of([(value.value if isinstance(value, enum.Enum) else value, value) for value in arguments])
+        return self._class(wanted, origin or wanted, arguments, place)
+
+    def _class(self, wanted: Any, kind: Any, arguments: tuple[Any, ...], place: str) -> Convert:
+        convert = simple(kind)
+        if convert is not None:
+            return convert
+        if kind in _LISTS:
+            return self._list(_LISTS[kind], arguments, place)
+        if kind in _DICTS:
+            return self._dict(_DICTS[kind], arguments, place)
+        if kind is tuple:
+            return self._tuple(arguments, place)
+        if isinstance(kind, type):
+            if hasattr(kind, "model_validate") or hasattr(kind, "__pydantic_validator__"):
+                return _pydantic(wanted, kind)
+            if issubclass(kind, enum.Enum):
+                return enum_of(kind, place)
+            for applies, make in (
+                (dataclasses.is_dataclass(kind), self._dataclass),
+                (typing.is_typeddict(kind), self._typeddict),
+                (issubclass(kind, tuple) and hasattr(kind, "_fields"), self._namedtuple),
+            ):
+                if applies:
+                    return self._once(wanted, functools.partial(make, wanted, kind, place), place)
+        raise Unusable(f"{f'its field {place} is ' if place else ''}{shown(wanted)}; {_EXPECTED}")
+
+    def _once(self, name: Any, made: Any, place: str) -> Convert:
+        """Compile `made`, a type or what compiles one, once for each name: where it contains itself, it is found here."""
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = []
+            kind = typing.get_origin(name) or name
+            if isinstance(kind, type):
+                self._classes.append(kind)
+            known.append(made() if isinstance(made, functools.partial) else self.compile(made, place))
+            if isinstance(kind, type):
+                self._classes.pop()
+            return known[0]
+        return known[0] if known else lambda data, depth: known[0](data, depth)
+
+    # --- objects
+
+    def _fields(self, hints: Mapping[str, Any], required: frozenset[str], place: str) -> Convert:
+        """What makes an object's fields, by name."""
+        converts = {name: self.compile(hint, f"{place}.{name}" if place else name) for name, hint in hints.items()}
+        needed = sorted(required)
+
+        def fields(data: Any, depth: int) -> dict[str, Any]:
+            depth = deeper(data, dict, depth)
+            for name in needed:
+                if name not in data:
+                    raise at(Mismatch(" is missing"), name)
+            made = {}
+            for name, value in data.items():
+                convert = converts.get(name)
+                if convert is None:
+                    raise at(Mismatch(f" is unknown: expected {', '.join(converts)}"), name[:80])
+                try:
+                    made[name] = convert(value, depth)
+                except Exception as error:
+                    raise at(error, name) from None
+            return made
+
+        return fields
+
+    def _hints(self, kind: type, wanted: Any, place: str) -> dict[str, Any]:
+        try:
+            return of_class(kind, wanted, self._local, shown(kind))
+        except ConfigError as error:
+            raise Unusable(f"{f'of its field {place}, ' if place else ''}{error}") from None
+
+    def _dataclass(self, wanted: Any, kind: Any, place: str) -> Convert:
+        hints = self._hints(kind, wanted, place)
+        plain = {field.name: field for field in dataclasses.fields(kind)}
+        fields = [
+            field
+            for name, field in kind.__dataclass_fields__.items()
+            if (name in plain and field.init) or isinstance(hints.get(name), dataclasses.InitVar)
+        ]
+        required = frozenset(
+            f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        )
+        convert = self._fields({field.name: hints.get(field.name, Any) for field in fields}, required, place)
+        return lambda data, depth: kind(**convert(data, depth))
+
+    def _typeddict(self, wanted: Any, kind: Any, place: str) -> Convert:
+        hints = self._hints(kind, wanted, place)
+        # Where annotations are text, the class itself has not seen Required and NotRequired.
+        marks = {name: typing.get_origin(hint) for name, hint in hints.items()}
+        required = frozenset(
+            name
+            for name, mark in marks.items()
+            if mark is typing.Required or (name in kind.__required_keys__ and mark is not typing.NotRequired)
+        )
+        return self._fields(hints, required, place)
+
+    def _namedtuple(self, wanted: Any, kind: Any, place: str) -> Convert:
+        """As a list, which is how JSON has a tuple, or as an object with its names."""
+        hints = self._hints(kind, wanted, place)
+        hints = {name: hints.get(name, Any) for name in kind._fields}
+        by_name = self._fields(hints, frozenset(hints) - frozenset(kind._field_defaults), place)
+
+        def namedtuple(data: Any, depth: int) -> Any:
+            if isinstance(data, list):
+                if len(data) > len(hints):
+                    raise Mismatch(f": expected a list of {len(hints)}, not of {len(data)}")
+                data = dict(zip(hints, data, strict=False))
+            elif not isinstance(data, dict):
+                raise mismatch(f"a list of {len(hints)} or an object", data)
+            return kind(**by_name(data, depth))
+
+        return namedtuple
+
+    def _dict(self, kind: Any, arguments: tuple[Any, ...], place: str) -> Convert:
+        keys, values = arguments if len(arguments) == 2 else (Any, Any)
+        key, convert = self._key(keys, place), self.compile(values, f"{place}.*" if place else "*")
+
+        def objects(data: Any, depth: int) -> Any:
+            depth = deeper(data, dict, depth)
+            made = kind()
+            for name, value in data.items():
+                try:
+                    made_name = name if key is None else key(name)
+                    if made_name in made:
+                        raise Mismatch(" is the same key as another")
+                    made[made_name] = convert(value, depth)
+                except Exception as error:
+                    raise at(error, name) from None
+            return made
+
+        return objects
+
+    # --- keys of objects, which JSON has as text alone
+
+    def _key(self, wanted: Any, place: str) -> Callable[[str], Any] | None:
+        """What makes a key of its text; None where it stays text."""
+        origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+        if wanted in (str, Any, object):
+            return None
+        if origin is typing.Annotated:
+            return self._key(arguments[0], place)
+        if hasattr(wanted, "__supertype__") or hasattr(wanted, "__value__"):
+            return self._key(getattr(wanted, "__supertype__", None) or wanted.__value__, place)
+        if isinstance(wanted, typing.TypeVar):
+            return self._key(substituted(wanted, {}), place)
+        if origin in (typing.Union, types.UnionType):
+            return any_key([self._key(kind, place) for kind in arguments])
+        if origin is typing.Literal:
+            return key_choice([(value.value if isinstance(value, enum.Enum) else value, value) for value in arguments])
+        if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
+            return key_choice([(member.value, member) for member in wanted.__members__.values()])
+        form = scalars.text_form(wanted)
+        if form is not None:
+            expected, make = form
+            return lambda text: from_text(wanted, text, expected, make)
+        if wanted in (int, float):
+            read: Callable[[str], Any] = scalars.integer if wanted is int else scalars.number
+            return lambda text: from_text(wanted, text, NAMES[wanted], lambda _, text: read(text))
+        if wanted is bool:
+            return key_choice([(True, True), (False, False)])
+        if wanted in (None, type(None)):
+            return key_choice([(None, None)])
+        raise Unusable(
+            f"{f'its field {place} has' if place else 'it has'} keys of {shown(wanted)}; {_EXPECTED} as text"
+        )
+
+    # --- lists
+
+    def _list(self, kind: Any, arguments: tuple[Any, ...], place: str) -> Convert:
+        convert = self.compile(arguments[0] if arguments else Any, f"{place}[]")
+        unique = kind in (set, frozenset)
+
+        def items(data: Any, depth: int) -> Any:
+            depth = deeper(data, list, depth)
+            made = []
+            index = 0
+            try:
+                for item in data:
+                    value = convert(item, depth)
+                    if unique:
+                        hash(value)
+                    made.append(value)
+                    index += 1
+            except Exception as error:
+                raise at(error, index) from None
+            return made if kind is list else kind(made)
+
+        return items
+
+    def _tuple(self, arguments: tuple[Any, ...], place: str) -> Convert:
+        if not arguments or arguments[-1] is Ellipsis:
+            return self._list(tuple, arguments[:1], place)
+        kinds = [] if arguments == ((),) else arguments
+        converts = [self.compile(kind, f"{place}[{index}]") for index, kind in enumerate(kinds)]
+
+        def items(data: Any, depth: int) -> tuple[Any, ...]:
+            depth = deeper(data, list, depth)
+            if len(data) != len(converts):
+                raise mismatch(f"a list of {len(converts)}", data)
+            made = []
+            for index, item in enumerate(data):
+                try:
+                    made.append(converts[index](item, depth))
+                except Exception as error:
+                    raise at(error, index) from None
+            return tuple(made)
+
+        return items
+
+    def _union(self, kinds: Sequence[Any], place: str) -> Convert:
+        # 1 is a whole number first, where both are allowed.
+        ordered = sorted(kinds, key=lambda kind: kind is float)
+        converts = [self.compile(kind, place) for kind in ordered]
+
+        def union(data: Any, depth: int) -> Any:
+            problems = []
+            for convert in converts:
+                try:
+                    return convert(data, depth)
+                except Exception as error:
+                    problem = at(error, None)
+                    if not isinstance(problem, Mismatch):
+                        raise
+                    problems.append(problem)
+            raise furthest(problems)
+
+        return union
 
 
-def _pydantic(model: Any, data: Any, path: str = "") -> Any:
+# --- pydantic
+
+
+def _pydantic(wanted: Any, kind: Any) -> Convert:
+    """A model, or a dataclass of pydantic's own, by its rules."""
+    if hasattr(kind, "model_validate"):
+        if wanted.model_config.get("strict"):  # where a date is no text, unless it comes as JSON
+            import json
+
+            return lambda data, depth: wanted.model_validate_json(json.dumps(data))
+        return lambda data, depth: wanted.model_validate(data)
     import pydantic
 
-    try:
-        return model.model_validate(data)
-    except pydantic.ValidationError as error:
-        raise _first_problem(error, path) from None
+    validate = pydantic.TypeAdapter(wanted).validate_python
+    config = getattr(kind, "__pydantic_config__", None) or {}
+    names = {name for field in dataclasses.fields(kind) for name in (field.name, _alias(kind, field.name))}
+
+    def made(data: Any, depth: int) -> Any:
+        deeper(data, dict, depth)
+        if "extra" not in config:  # else what is misspelt would be left out
+            for name in data:
+                if name not in names:
+                    expected = ", ".join(field.name for field in dataclasses.fields(kind))
+                    raise at(Mismatch(f" is unknown: expected {expected}"), name[:80])
+        return validate(data)
+
+    return made
 
 
-def _first_problem(error: Any, path: str) -> Mismatch:
-    """Of a pydantic.ValidationError."""
-    first = error.errors()[0]
-    for name in first["loc"]:
-        path = f"{path}[{name}]" if isinstance(name, int) else _under(path, str(name))
-    return Mismatch(f"field {path or 'data'}: {first['msg']}")
-
-
-def _check(wanted: Any) -> None:
-    """Try the type on a value of no use, so that one that cannot be converted is found at the start."""
-    try:
-        convert({}, wanted, "")
-    except Mismatch:
-        pass
-    except (KeyError, TypeError, NameError) as error:
-        raise ConfigError(
-            f"{wanted!r} cannot be a payload ({error}): expected a dataclass, TypedDict, pydantic model or a type of JSON"
-        ) from None
-
-
-def _expect(right: bool, data: Any, expected: str, path: str) -> None:
-    if not right:
-        found = "null" if data is None else _NAMES[type(data)] if isinstance(data, dict | list) else repr(data)[:80]
-        raise Mismatch(f"{f'field {path}' if path else 'it'}: expected {expected}, not {found}")
-
-
-def _under(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _choices(values: Sequence[Any]) -> str:
-    return " or ".join(repr(value) for value in values)
+def _alias(kind: Any, name: str) -> Any:
+    field = getattr(kind, "__pydantic_fields__", {}).get(name)
+    alias = getattr(field, "validation_alias", None) or getattr(field, "alias", None)
+    return alias if isinstance(alias, str) else name

@@ -49,13 +49,18 @@ class Request:
         return {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in self._raw.items()}
 
     def trace(self, **fields: Any) -> None:
-        """Fields for `req:REF:h`, written together with the reply. Text stays as it is, all else becomes JSON."""
-        self._noted = {**(self._noted or {}), **fields}
+        """Fields for `req:REF:h`, written together with the reply. Text stays as it is, all else becomes JSON.
+
+        Raises TypeError or ValueError for what JSON cannot be, with its path.
+        """
+        noted = {_unicode(name): as_text(value, name) for name, value in fields.items()}
+        self._noted = {**(self._noted or {}), **noted}
 
     def progress(self, value: Any) -> None:
-        """Write the field `progress` of `req:REF:h` now, for whoever looks while the handler works."""
+        """Write the field `progress` of `req:REF:h` now, for whoever looks while the handler works. Raises as `trace`."""
+        text = as_text(value, "progress")
         if self._tell is not None:
-            self._tell(self, {"progress": value})
+            self._tell(self, {"progress": text})
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, or None where there is none; negative once it has passed."""
@@ -99,12 +104,45 @@ def _decoded(text: str) -> Any:
     except (ValueError, StopIteration, RecursionError):
         pass
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the request's data is not JSON: {error}") from None
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+    except RecursionError:
+        raise BadRequest("the request's data is nested too deeply") from None
+    except _NotFinite:
+        raise BadRequest(f"the request's data is not JSON: {_first_not_finite(text)}") from None
+    except ValueError as error:
+        reason = "it has an integer with too many digits" if "integer string conversion" in str(error) else error
+        raise BadRequest(f"the request's data is not JSON: {reason}") from None
 
 
-_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # set in __init__
+class _NotFinite(ValueError):
+    """Python's json reads NaN, Infinity and 1e999; JSON has none of them, and no reply could repeat them."""
+
+
+def _no_constant(text: str) -> Any:
+    raise _NotFinite(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:
+        raise _NotFinite(text)
+    return value
+
+
+def _first_not_finite(text: str) -> str:
+    """Which number is none, and where: `data.items[3].price: nan is not JSON`."""
+    from sandboxrun.worker.results import plain
+
+    try:
+        plain(json.loads(text), "data")
+    except (TypeError, ValueError, RecursionError) as error:
+        return str(error)
+    return "it has a number that is not finite"  # under a key that comes again, with another value
+
+
+_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder(  # type: ignore[attr-defined]  # set in __init__
+    parse_constant=_no_constant, parse_float=_finite
+).scan_once
 
 
 def _deadline(text: str) -> float:
@@ -127,13 +165,20 @@ def now() -> str:
 _last = (0, "")  # formatting it takes longer than all else of a small request
 
 
+def _unusual(value: Any) -> Any:
+    """What JSON's encoder asks for an object that JSON has not."""
+    from sandboxrun.worker.results import simple
+
+    return simple(value)
+
+
 def _encoder() -> Callable[[Any], str]:
     """json.dumps with these separators, without building an encoder each time; a circle is a RecursionError."""
-    plain = json.JSONEncoder(separators=(",", ":"))
+    plain = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_unusual)
     make = getattr(json.encoder, "c_make_encoder", None)
     if make is None:
         return plain.encode
-    chunks = make(None, plain.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, True)
+    chunks = make(None, _unusual, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, False)
     return lambda value: "".join(chunks(value, 0))
 
 
@@ -141,8 +186,38 @@ _encode = _encoder()
 
 
 def reply(ref: str | None, source: str, code: int, result: Mapping[str, Any], time: str) -> str:
-    """The reply's JSON. The envelope wins over result fields of the same name. Raises TypeError, ValueError."""
-    return _encode({**result, "ref": ref, "source": source, "code": code, "time": time})
+    """The reply's JSON. The envelope wins over result fields of the same name.
+
+    Raises TypeError or ValueError, which say what and where: `result.items[3].price: nan is not JSON`.
+    """
+    try:
+        return _encode({**result, "ref": ref, "source": source, "code": code, "time": time})
+    except Exception:  # also of an object's own code; now slowly, for keys that are no text, and for the path
+        from sandboxrun.worker.results import plain
+
+        made = plain(result, "result")
+    return _encode({**made, "ref": ref, "source": source, "code": code, "time": time})
+
+
+def as_text(value: Any, path: str) -> str:
+    """Text as it is, all else as JSON. Raises TypeError or ValueError, which say what and where; `path` begins that."""
+    if isinstance(value, str):
+        return _unicode(value)
+    try:
+        return _encode(value)
+    except Exception as error:
+        from sandboxrun.worker.handlers import HandlerTimeout
+        from sandboxrun.worker.results import plain
+
+        if isinstance(error, HandlerTimeout):  # it came meanwhile
+            raise
+        made = plain(value, path)
+    return _encode(made)
+
+
+def _unicode(text: str) -> str:
+    """Halves of UTF-16 pairs, which JSON can say and Redis cannot be sent, as `\\ud800`."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def failure(error: BaseException, raw: Mapping[bytes, bytes], *, with_payload: bool) -> dict[str, Any]:

@@ -167,6 +167,8 @@ class Tasks(Worker):
                 result = await self._awaited(job)
             else:
                 result = await self._asyncio.run_in_executor(self._pool, job.handler.call, request)
+                if hasattr(result, "__await__"):  # of a decorator around an async function, or of a plain one
+                    result = await result
         except Exception as error:
             self._fail(entry, job.received, request, error)
         else:

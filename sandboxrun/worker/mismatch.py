@@ -1,0 +1,92 @@
+"""What is said of a payload that is not of its type: what was expected, and in which field. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sandboxrun.worker.handlers import HandlerTimeout
+
+DEPTH_MAX = 100  # objects and lists in one another, of a payload with a type
+PATH_MAX_CHARS = 200
+NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+}
+
+
+class Unusable(Exception):
+    """A type that JSON cannot be made into. The message says which, and in which field."""
+
+
+class Mismatch(Exception):
+    """JSON that is not of the type. The message names the field."""
+
+    def __init__(self, text: str, expected: str = "", found: str = "") -> None:
+        super().__init__(text)
+        self.text, self.expected, self.found = text, expected, found
+        self.path: list[str | int] = []  # the innermost first
+
+    def __str__(self) -> str:
+        path = ""
+        for step in reversed(self.path):
+            path += f"[{step}]" if isinstance(step, int) else f".{step[:80]}" if path else step[:80]
+            if len(path) > PATH_MAX_CHARS:
+                path = path[:PATH_MAX_CHARS] + "…"
+                break
+        return (f"field {path}" if path else "it") + self.text
+
+
+def at(error: Exception, step: str | int | None) -> Exception:
+    """What is raised of an error of converting a value that stands under `step`."""
+    if isinstance(error, HandlerTimeout | OSError | MemoryError):
+        return error
+    if not isinstance(error, Mismatch):
+        error = _refusal(error)
+    if step is not None:
+        error.path.append(step)
+    return error
+
+
+def _refusal(error: Exception) -> Mismatch:
+    if isinstance(error, RecursionError):
+        return Mismatch(" is nested too deeply")
+    if hasattr(error, "errors") and hasattr(error, "error_count"):  # pydantic.ValidationError
+        first = error.errors()[0]
+        refusal = Mismatch(f": {first['msg']}")
+        refusal.path = list(reversed(first["loc"]))
+        return refusal
+    named = "" if isinstance(error, TypeError | ValueError) and str(error) else f"{type(error).__name__}: "
+    return Mismatch(f": {named}{str(error)[:1000]}".rstrip(": "))
+
+
+def mismatch(expected: str, data: Any) -> Mismatch:
+    if data is None or isinstance(data, dict | list):
+        found = "null" if data is None else NAMES[type(data)]
+    else:
+        found = repr(data)[:80]
+    return Mismatch(f": expected {expected}, not {found}", expected, found)
+
+
+def deeper(data: Any, kind: type, depth: int) -> int:
+    """The depth of what is in `data`, which has to be an object or a list."""
+    if not isinstance(data, kind):
+        raise mismatch(NAMES[kind], data)
+    if depth >= DEPTH_MAX:
+        raise Mismatch(f" is nested too deeply: at most {DEPTH_MAX} objects and lists in one another")
+    return depth + 1
+
+
+def furthest(problems: list[Mismatch]) -> Mismatch:
+    """The one whose field lies deepest says most. Of several that are about the value itself: what they expected."""
+    deepest = max(len(problem.path) for problem in problems)
+    left = [problem for problem in problems if len(problem.path) == deepest]
+    expected = list(dict.fromkeys(problem.expected for problem in left if problem.expected))
+    if deepest == 0 and expected and all(problem.expected for problem in left):
+        return Mismatch(
+            f": expected {' or '.join(expected)}, not {left[0].found}", " or ".join(expected), left[0].found
+        )
+    return next((problem for problem in left if not problem.expected), left[0]) if deepest == 0 else left[0]

@@ -1,0 +1,301 @@
+"""A handler's result as JSON, beyond what JSON has itself. Imported when the first such value is met.
+
+The forms are those of pydantic and msgspec: ISO 8601 for dates, times and durations, text for Decimal, UUID, paths and
+addresses, base64 for bytes, a list for sets and tuples, an object for dataclasses, models and mappings.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
+from typing import Any
+
+from sandboxrun.worker import handlers
+
+STEPS_MAX = 100  # from an object to what JSON has: more is an encoder that never arrives
+PATH_MAX_CHARS = 200
+_LARGE_BITS = 10_000  # Python refuses to write integers of more than 4300 digits, 14,284 bits
+
+
+class Whole(dict[str, Any]):
+    """The reply's fields of a result that is no object: all of it is the field `result`."""
+
+
+def fields(result: Any) -> dict[str, Any]:
+    """The reply's fields of a result that is no dict: those of a mapping, a dataclass or a model, else `result`.
+
+    Raises TypeError or ValueError, which say what and where.
+    """
+    made = result
+    try:
+        for _ in range(STEPS_MAX):
+            if isinstance(made, dict):
+                return made
+            if made is None or isinstance(made, str | int | float | list | tuple):
+                return Whole(result=made)
+            made = simple(made)
+    except Exception:
+        plain(result, "result")  # raises the same with its path
+        raise
+    plain(result, "result")
+    raise TypeError("result: it does not become JSON")
+
+
+def plain(value: Any, root: str) -> Any:
+    """`value` in what JSON has: dict, list, str, int, float, bool, None. `root`: what the path begins with.
+
+    Raises TypeError, or ValueError for a number that JSON has not, as `root.items[3].price: nan is not JSON`.
+    """
+    path: list[str | int] = [root]
+    holders: list[Any] = []
+    try:
+        if isinstance(value, Whole):
+            return {"result": _walk(value["result"], path, holders)}
+        return _walk(value, path, holders)
+    except handlers.HandlerTimeout:
+        raise
+    except RecursionError:
+        raise ValueError(_circle(path, holders)) from None
+    except _NoJson as error:
+        raise TypeError(f"{_shown(path)}: {error}") from error.__cause__
+    except _NoNumber as error:
+        raise ValueError(f"{_shown(path)}: {error}") from None
+    except Exception as error:  # of the object's own code
+        raise TypeError(f"{_shown(path)}: {type(error).__name__}: {error}") from error
+
+
+def simple(value: Any) -> Any:
+    """One step from an object towards what JSON has. Raises TypeError, ValueError, or what the object's own code does."""
+    kind = type(value)
+    rule = _rules.get(kind)
+    if rule is None:
+        rule = _rules[kind] = _rule(kind)
+    return rule(value)
+
+
+class _NoJson(TypeError):
+    pass
+
+
+class _NoNumber(ValueError):
+    pass
+
+
+def _walk(value: Any, path: list[str | int], holders: list[Any]) -> Any:
+    """On an error `path` is left where it happened."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        if value.bit_length() > _LARGE_BITS:
+            _digits(value)
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _NoNumber(f"{float.__repr__(value)} is not JSON")
+        return value
+    holders.append(value)
+    made: Any
+    if isinstance(value, dict):
+        made = {}
+        for key, item in [*value.items()]:
+            name = key_text(key)
+            if name in made:
+                raise _NoJson(f"two of its keys are {name[:80]!r} as JSON")
+            path.append(name)
+            made[name] = _walk(item, path, holders)
+            path.pop()
+    elif isinstance(value, list | tuple):
+        made = []
+        for index, item in enumerate(value):
+            path.append(index)
+            made.append(_walk(item, path, holders))
+            path.pop()
+    else:
+        made = _walk(simple(value), path, holders)
+    holders.pop()
+    return made
+
+
+def key_text(key: Any) -> str:
+    """An object's key, as json.dumps makes text of numbers; UUIDs, dates, enums in their own form."""
+    if isinstance(key, str):
+        return key
+    made = key
+    for _ in range(STEPS_MAX):
+        if made is None or isinstance(made, bool):
+            return {None: "null", True: "true", False: "false"}[made]
+        if isinstance(made, str):
+            return made
+        if isinstance(made, int):
+            return _digits(made)
+        if isinstance(made, float):
+            if not math.isfinite(made):
+                raise _NoNumber(f"the key {float.__repr__(made)} is not JSON")
+            return float.__repr__(made)
+        if isinstance(made, dict | list | tuple):
+            break
+        made = simple(made)
+    raise _NoJson(f"the key {repr(key)[:80]} is a {type(key).__name__}: expected one that becomes text")
+
+
+def _digits(value: int) -> str:
+    try:
+        return int.__repr__(value)
+    except ValueError:
+        raise _NoNumber(f"an integer of {value.bit_length()} bits is more than Python writes as text") from None
+
+
+def _circle(path: list[str | int], holders: list[Any]) -> str:
+    """What is said where the walk did not end."""
+    seen: set[int] = set()
+    for holder in holders:
+        if id(holder) in seen:
+            return f"{_shown(path)}: it contains itself"
+        seen.add(id(holder))
+    return f"{_shown(path)}: it is nested too deeply"
+
+
+def _shown(path: list[str | int]) -> str:
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        elif step.isprintable() and " " not in step and len(step) <= 80:
+            text += f".{step}" if text else step
+        else:
+            text += f"[{step[:80]!r}]"
+        if len(text) > PATH_MAX_CHARS:
+            return text[:PATH_MAX_CHARS] + "…"
+    return text
+
+
+# --- what each kind of object becomes
+
+
+def _rule(kind: type) -> Callable[[Any], Any]:
+    """By name where naming the type would import its module: a value of it shows that it is there."""
+    if issubclass(kind, enum.Enum):
+        return lambda value: value.value
+    for base in kind.__mro__:
+        rule = _BY_NAME.get(f"{base.__module__}.{base.__qualname__}")
+        if rule is not None:
+            return rule
+    if hasattr(kind, "model_dump"):
+        return lambda value: value.model_dump(mode="json")
+    if hasattr(kind, "__pydantic_serializer__"):
+        return _pydantic_dataclass(kind)
+    for mark, names in _FIELDS.items():
+        if hasattr(kind, mark):
+            return lambda value: {name: getattr(value, name) for name in names(value)}
+    if hasattr(kind, "tolist") and (hasattr(kind, "dtype") or hasattr(kind, "typecode")):
+        return _array
+    if issubclass(kind, Mapping):
+        return dict
+    if issubclass(kind, Sequence | Set | ValuesView | deque):
+        return list
+    if hasattr(kind, "__fspath__"):
+        return _path
+    return _unknown
+
+
+def _unknown(value: Any) -> Any:
+    name = type(value).__name__
+    if hasattr(value, "__await__") or hasattr(value, "__anext__") or hasattr(value, "__next__"):
+        advice = "await it" if hasattr(value, "__await__") else "return a list of what it gives"
+        if hasattr(value, "close") and hasattr(value, "cr_frame"):
+            value.close()  # else Python warns that it was never awaited
+        raise _NoJson(f"a {name} is not JSON: {advice}")
+    if handlers.custom is None:
+        raise _NoJson(f"a {name} is not JSON: return its values, or say with @worker.encoder what it is")
+    try:
+        made = handlers.custom(value)
+    except TypeError as error:
+        raise _NoJson(f"a {name} is not JSON: {error}") from error
+    if made is value:
+        raise _NoJson(f"a {name} is not JSON: the encoder returned it as it is")
+    return made
+
+
+def _datetime(value: Any) -> str:
+    text: str = value.isoformat()
+    return text[:-6] + "Z" if text.endswith("+00:00") else text
+
+
+def _duration(value: Any) -> str:
+    """ISO 8601, as `P1DT2H3M4.5S`; of a negative one, `-` and its size."""
+    micros = (value.days * 86400 + value.seconds) * 1_000_000 + value.microseconds
+    seconds, rest = divmod(abs(micros), 1_000_000)
+    days, seconds = divmod(seconds, 86400)
+    (hours, seconds), text = divmod(seconds, 3600), f"P{days}D" if days else "P"
+    minutes, seconds = divmod(seconds, 60)
+    whole = f"{seconds}.{rest:06d}".rstrip("0").rstrip(".") if rest else str(seconds)
+    clock = (
+        (f"{hours}H" if hours else "") + (f"{minutes}M" if minutes else "") + (f"{whole}S" if seconds or rest else "")
+    )
+    text += f"T{clock}" if clock else ""
+    return ("-" if micros < 0 else "") + (text if text != "P" else "PT0S")
+
+
+def _decimal(value: Any) -> str:
+    if not value.is_finite():
+        raise _NoNumber(f"Decimal {value} is not JSON")
+    return str(value)
+
+
+def _base64(value: Any) -> str:
+    from binascii import b2a_base64
+
+    return b2a_base64(bytes(value), newline=False).decode()
+
+
+def _path(value: Any) -> Any:
+    return value.__fspath__()
+
+
+def _array(value: Any) -> Any:
+    """Of numpy, of array.array, and of what has the same methods."""
+    unit = getattr(getattr(value, "dtype", None), "kind", "")
+    if unit in ("M", "m"):  # in nanoseconds they would be bare numbers
+        value = value.astype("datetime64[us]" if unit == "M" else "timedelta64[us]")
+    made = value.tolist()
+    if type(made) is type(value):
+        raise _NoJson(f"a {type(value).__name__} is not JSON: float(…) or str(…) makes it so")
+    return made
+
+
+def _pydantic_dataclass(kind: type) -> Callable[[Any], Any]:
+    from pydantic import TypeAdapter
+
+    dump: Callable[..., Any] = TypeAdapter(kind).dump_python
+    return lambda value: dump(value, mode="json")
+
+
+def _dataclass_names(value: Any) -> list[str]:
+    import dataclasses
+
+    return [field.name for field in dataclasses.fields(value)]
+
+
+_FIELDS: dict[str, Callable[[Any], Sequence[str]]] = {
+    "__dataclass_fields__": _dataclass_names,
+    "__struct_fields__": lambda value: value.__struct_fields__,  # msgspec
+    "__attrs_attrs__": lambda value: [field.name for field in value.__attrs_attrs__],
+}
+_BY_NAME: dict[str, Callable[[Any], Any]] = {
+    "datetime.datetime": _datetime,
+    "datetime.date": lambda value: value.isoformat(),
+    "datetime.time": _datetime,
+    "datetime.timedelta": _duration,
+    "decimal.Decimal": _decimal,
+    "fractions.Fraction": str,
+    "uuid.UUID": str,
+    "builtins.bytes": _base64,
+    "builtins.bytearray": _base64,
+    "builtins.memoryview": _base64,
+    **{
+        f"ipaddress.IPv{version}{what}": str for version in (4, 6) for what in ("Address", "Interface", "Network")
+    },
+}  # fmt: skip
+_rules: dict[type, Callable[[Any], Any]] = {}

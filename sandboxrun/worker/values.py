@@ -1,0 +1,149 @@
+"""Single values of a payload: of a type that contains no others, or one of several; and keys of objects."""
+
+from __future__ import annotations
+
+import enum
+import math
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sandboxrun.worker import scalars
+from sandboxrun.worker.mismatch import NAMES, Mismatch, Unusable, furthest, mismatch
+from sandboxrun.worker.results import key_text, plain
+
+Convert = Callable[[Any, int], Any]  # the data, and how deep it lies
+
+
+def simple(kind: Any) -> Convert | None:
+    """Of a type that contains no others."""
+    if kind is Any or kind is object:
+        return lambda data, depth: data
+    if kind is None or kind is type(None):
+        return _null
+    if kind is typing.LiteralString:
+        kind = str
+    if kind is float:
+        return _float
+    if kind in (str, bool, int):
+        return lambda data, depth: data if type(data) is kind else _refuse(NAMES[kind], data)
+    form = scalars.text_form(kind)
+    if form is None:
+        return None
+    expected, make = form
+    if kind.__name__ in ("timedelta", "Decimal"):
+        return lambda data, depth: _of_number(kind, data, expected, make)
+    return lambda data, depth: from_text(kind, data, expected, make)
+
+
+def _null(data: Any, depth: int) -> None:
+    if data is not None:
+        raise mismatch("null", data)
+
+
+def _float(data: Any, depth: int) -> float:
+    if type(data) not in (int, float):
+        raise mismatch(NAMES[float], data)
+    try:
+        value = float(data)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise mismatch("a number that is finite", data)
+    return value
+
+
+def _refuse(expected: str, data: Any) -> Any:
+    raise mismatch(expected, data)
+
+
+def from_text(kind: Any, text: Any, expected: str, make: scalars.FromText) -> Any:
+    """A value of the text that JSON has for it."""
+    if not isinstance(text, str):
+        raise mismatch(expected, text)
+    try:
+        return make(kind, text)
+    except (ValueError, ArithmeticError, TypeError):
+        raise mismatch(expected, text) from None
+
+
+def _of_number(kind: Any, data: Any, expected: str, make: scalars.FromText) -> Any:
+    """A timedelta or a Decimal, that JSON may have as a number too."""
+    if type(data) not in (int, float):
+        return from_text(kind, data, expected, make)
+    try:
+        # As it was written: a float's own value has more digits.
+        return kind(seconds=data) if kind.__name__ == "timedelta" else kind(repr(data))
+    except (ValueError, ArithmeticError):
+        raise mismatch(expected, data) from None
+
+
+# --- one of several values
+
+
+def choice_of(pairs: Sequence[tuple[Any, Any]], missing: Callable[[Any], Any] | None = None) -> Convert:
+    """Of pairs of what JSON has and what it means. By type too: `true` and 1.0 are not 1."""
+    values = [plain(value, "value") for value, _ in pairs]
+    table = {_mark(value): meant for value, (_, meant) in zip(reversed(values), reversed(pairs), strict=True)}
+    expected = " or ".join(dict.fromkeys(repr(value) for value in values))[:300]
+
+    def choice(data: Any, depth: int) -> Any:
+        mark = _mark(data)
+        if mark in table:
+            return table[mark]
+        if type(data) is int and (mark := _mark(float(data) if abs(data) < 1 << 53 else None)) in table:
+            return table[mark]  # JSON's writers have no 1.0
+        meant = missing(data) if missing is not None else None
+        if meant is None:
+            raise mismatch(expected, data)
+        return meant
+
+    return choice
+
+
+def _mark(value: Any) -> Any:
+    """Equal for equal JSON only, and hashable."""
+    if isinstance(value, dict):
+        return dict, frozenset((name, _mark(item)) for name, item in value.items())
+    if isinstance(value, list):
+        return list, tuple(map(_mark, value))
+    kind = next(kind for kind in (bool, int, float, str, type(None)) if isinstance(value, kind))
+    return kind, value
+
+
+def enum_of(kind: type[enum.Enum], place: str) -> Convert:
+    missing: Callable[[Any], Any] | None = None
+    if issubclass(kind, enum.Flag):
+
+        def missing(data: Any) -> Any:
+            return kind(data) if type(data) is int and data >= 0 else None
+
+    elif "_missing_" in {name for base in kind.__mro__ if base not in (enum.Enum, object) for name in vars(base)}:
+
+        def missing(data: Any) -> Any:
+            found = kind._missing_(data)
+            return found if isinstance(found, kind) else None
+
+    try:
+        return choice_of([(member.value, member) for member in kind.__members__.values()], missing)
+    except (TypeError, ValueError) as error:
+        raise Unusable(f"{f'its field {place} is ' if place else ''}{kind.__name__}, of which a {error}") from None
+
+
+def key_choice(pairs: Sequence[tuple[Any, Any]]) -> Callable[[str], Any]:
+    table = {key_text(value): meant for value, meant in reversed(pairs)}
+    expected = " or ".join(repr(name) for name in reversed(table))[:300]
+    return lambda text: table[text] if text in table else _refuse(expected, text)
+
+
+def any_key(keys: Sequence[Callable[[str], Any] | None]) -> Callable[[str], Any]:
+    def any_key(text: str) -> Any:
+        problems = []
+        for key in keys:
+            try:
+                return text if key is None else key(text)
+            except Mismatch as problem:
+                problems.append(problem)
+        raise furthest(problems)
+
+    return any_key
