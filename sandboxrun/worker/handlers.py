@@ -153,11 +153,11 @@ def _name(function: Any) -> str:
 def _payload(shape: Shape, payload: Any) -> tuple[int | str, Callable[[Any], Any] | None]:
     """Which of the parameters is the payload (-1: it stays in the request), and what makes it."""
     target, note = (-1, None) if payload is not None else _annotated(shape)
-    wanted = payload
-    if target != -1:
+    wanted = None
+    if payload is not None or target != -1:
         from sandboxrun.worker.hints import is_request, of_function
 
-        wanted = of_function(note, shape.source, f"the handler {shape.name}")
+        wanted = of_function(note if payload is None else payload, shape.source, f"the handler {shape.name}")
         if is_request(wanted):
             target, wanted = -1, None
     _check_call(shape, target)

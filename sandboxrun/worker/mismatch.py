@@ -60,7 +60,8 @@ def _refusal(error: Exception) -> Mismatch:
         refusal.path = list(reversed(first["loc"]))
         return refusal
     named = "" if isinstance(error, TypeError | ValueError) and str(error) else f"{type(error).__name__}: "
-    return Mismatch(f": {named}{str(error)[:1000]}".rstrip(": "))
+    text = " ".join(str(error)[:1000].split())
+    return Mismatch(f": {named}{text}".rstrip(": "))
 
 
 def mismatch(expected: str, data: Any) -> Mismatch:

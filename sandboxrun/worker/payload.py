@@ -48,6 +48,8 @@ _DICTS: dict[Any, Any] = {
     collections.abc.Mapping: dict,
     collections.abc.MutableMapping: dict,
 }
+# Of alternatives that failed inside: where each has alternatives itself, they would be without end.
+TRIES_MAX = 200_000
 _TRANSPARENT = (typing.Annotated, typing.Required, typing.NotRequired, typing.Final)
 _EXPECTED = "expected a dataclass, TypedDict, NamedTuple, pydantic model, or a type that has a form in JSON"
 
@@ -58,7 +60,8 @@ def converter(wanted: Any, local: Mapping[str, Any] | None = None) -> Callable[[
     `local`: what annotations may name beside the globals of where they stand.
     """
     try:
-        convert = _Compiler(local or {}).compile(wanted, "")
+        compiler = _Compiler(local or {})
+        convert = compiler.compile(wanted, "")
     except Unusable as error:
         raise ConfigError(f"{shown(wanted)} cannot be a payload: {error}") from None
     except RecursionError:
@@ -67,6 +70,7 @@ def converter(wanted: Any, local: Mapping[str, Any] | None = None) -> Callable[[
         raise ConfigError(f"{shown(wanted)} cannot be a payload ({error}): {_EXPECTED}") from None
 
     def made(data: Any) -> Any:
+        compiler.tries = TRIES_MAX
         try:
             return convert(data, 0)
         except Exception as error:
@@ -85,6 +89,7 @@ class _Compiler:
         self._local = local
         self._known: dict[Any, list[Convert]] = {}  # classes, so that one may contain itself
         self._classes: list[type] = []  # those at work, for Self
+        self.tries = TRIES_MAX  # left to the unions of one payload
 
     def compile(self, wanted: Any, place: str) -> Convert:
         """`place`: the field that is to be of this type, for the message of Unusable."""
@@ -95,7 +100,7 @@ class _Compiler:
             return self.compile(wanted.type, place)
         if hasattr(wanted, "__supertype__"):  # NewType
             return self.compile(wanted.__supertype__, place)
-        if hasattr(wanted, "__value__"):  # type X = …
+        if hasattr(wanted, "__value__") and not arguments:  # type X = …
             return self._once(wanted, wanted.__value__, place)
         if hasattr(origin, "__value__"):
             variables = dict(zip(origin.__type_params__, arguments, strict=False))
@@ -119,7 +124,7 @@ class _Compiler:
         if kind in _DICTS:
             return self._dict(_DICTS[kind], arguments, place)
         if kind is tuple:
-            return self._tuple(arguments, place)
+            return self._tuple(None if wanted is tuple or wanted is typing.Tuple else arguments, place)  # noqa: UP006
         if isinstance(kind, type):
             if hasattr(kind, "model_validate") or hasattr(kind, "__pydantic_validator__"):
                 return _pydantic(wanted, kind)
@@ -132,7 +137,7 @@ class _Compiler:
             ):
                 if applies:
                     return self._once(wanted, functools.partial(make, wanted, kind, place), place)
-        raise Unusable(f"{f'its field {place} is ' if place else ''}{shown(wanted)}; {_EXPECTED}")
+        raise Unusable(f"its field {place} is {shown(wanted)}; {_EXPECTED}" if place else _EXPECTED)
 
     def _once(self, name: Any, made: Any, place: str) -> Convert:
         """Compile `made`, a type or what compiles one, once for each name: where it contains itself, it is found here."""
@@ -258,7 +263,12 @@ class _Compiler:
         if origin is typing.Literal:
             return key_choice([(value.value if isinstance(value, enum.Enum) else value, value) for value in arguments])
         if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
-            return key_choice([(member.value, member) for member in wanted.__members__.values()])
+            try:
+                return key_choice([(member.value, member) for member in wanted.__members__.values()])
+            except (TypeError, ValueError) as error:
+                raise Unusable(
+                    f"{f'its field {place} has' if place else 'it has'} keys of {wanted.__name__}: {error}"
+                ) from None
         form = scalars.text_form(wanted)
         if form is not None:
             expected, make = form
@@ -297,11 +307,10 @@ class _Compiler:
 
         return items
 
-    def _tuple(self, arguments: tuple[Any, ...], place: str) -> Convert:
-        if not arguments or arguments[-1] is Ellipsis:
-            return self._list(tuple, arguments[:1], place)
-        kinds = [] if arguments == ((),) else arguments
-        converts = [self.compile(kind, f"{place}[{index}]") for index, kind in enumerate(kinds)]
+    def _tuple(self, arguments: tuple[Any, ...] | None, place: str) -> Convert:
+        if arguments is None or (arguments and arguments[-1] is Ellipsis):
+            return self._list(tuple, (arguments or ())[:1], place)
+        converts = [self.compile(kind, f"{place}[{index}]") for index, kind in enumerate(arguments)]
 
         def items(data: Any, depth: int) -> tuple[Any, ...]:
             depth = deeper(data, list, depth)
@@ -323,6 +332,8 @@ class _Compiler:
         converts = [self.compile(kind, place) for kind in ordered]
 
         def union(data: Any, depth: int) -> Any:
+            if self.tries <= 0:
+                raise Mismatch(" may be too many things at once: it was given up")
             problems = []
             for convert in converts:
                 try:
@@ -332,6 +343,7 @@ class _Compiler:
                     if not isinstance(problem, Mismatch):
                         raise
                     problems.append(problem)
+                    self.tries -= bool(problem.path)
             raise furthest(problems)
 
         return union

@@ -49,7 +49,7 @@ def plain(value: Any, root: str) -> Any:
     Raises TypeError, or ValueError for a number that JSON has not, as `root.items[3].price: nan is not JSON`.
     """
     path: list[str | int] = [root]
-    holders: list[Any] = []
+    holders: list[tuple[Any, int]] = []
     try:
         if isinstance(value, Whole):
             return {"result": _walk(value["result"], path, holders)}
@@ -83,7 +83,7 @@ class _NoNumber(ValueError):
     pass
 
 
-def _walk(value: Any, path: list[str | int], holders: list[Any]) -> Any:
+def _walk(value: Any, path: list[str | int], holders: list[tuple[Any, int]]) -> Any:
     """On an error `path` is left where it happened."""
     if value is None or isinstance(value, str | bool):
         return value
@@ -95,7 +95,7 @@ def _walk(value: Any, path: list[str | int], holders: list[Any]) -> Any:
         if not math.isfinite(value):
             raise _NoNumber(f"{float.__repr__(value)} is not JSON")
         return value
-    holders.append(value)
+    holders.append((value, len(path)))
     made: Any
     if isinstance(value, dict):
         made = {}
@@ -137,7 +137,7 @@ def key_text(key: Any) -> str:
         if isinstance(made, dict | list | tuple):
             break
         made = simple(made)
-    raise _NoJson(f"the key {repr(key)[:80]} is a {type(key).__name__}: expected one that becomes text")
+    raise _NoJson(f"the key {repr(key)[:80]} is of type {type(key).__name__}: expected one that becomes text")
 
 
 def _digits(value: int) -> str:
@@ -147,12 +147,12 @@ def _digits(value: int) -> str:
         raise _NoNumber(f"an integer of {value.bit_length()} bits is more than Python writes as text") from None
 
 
-def _circle(path: list[str | int], holders: list[Any]) -> str:
+def _circle(path: list[str | int], holders: list[tuple[Any, int]]) -> str:
     """What is said where the walk did not end."""
     seen: set[int] = set()
-    for holder in holders:
+    for holder, length in holders:
         if id(holder) in seen:
-            return f"{_shown(path)}: it contains itself"
+            return f"{_shown(path[:length])}: it contains itself"
         seen.add(id(holder))
     return f"{_shown(path)}: it is nested too deeply"
 
@@ -203,18 +203,18 @@ def _rule(kind: type) -> Callable[[Any], Any]:
 def _unknown(value: Any) -> Any:
     name = type(value).__name__
     if hasattr(value, "__await__") or hasattr(value, "__anext__") or hasattr(value, "__next__"):
-        advice = "await it" if hasattr(value, "__await__") else "return a list of what it gives"
+        advice = "await it in an async handler" if hasattr(value, "__await__") else "return a list of what it gives"
         if hasattr(value, "close") and hasattr(value, "cr_frame"):
             value.close()  # else Python warns that it was never awaited
-        raise _NoJson(f"a {name} is not JSON: {advice}")
+        raise _NoJson(f"{name} is not JSON: {advice}")
     if handlers.custom is None:
-        raise _NoJson(f"a {name} is not JSON: return its values, or say with @worker.encoder what it is")
+        raise _NoJson(f"{name} is not JSON: return its values, or say with @worker.encoder what it is")
     try:
         made = handlers.custom(value)
     except TypeError as error:
-        raise _NoJson(f"a {name} is not JSON: {error}") from error
+        raise _NoJson(f"{name} is not JSON: {error}") from error
     if made is value:
-        raise _NoJson(f"a {name} is not JSON: the encoder returned it as it is")
+        raise _NoJson(f"{name} is not JSON: the encoder returned it as it is")
     return made
 
 
@@ -261,7 +261,7 @@ def _array(value: Any) -> Any:
         value = value.astype("datetime64[us]" if unit == "M" else "timedelta64[us]")
     made = value.tolist()
     if type(made) is type(value):
-        raise _NoJson(f"a {type(value).__name__} is not JSON: float(…) or str(…) makes it so")
+        raise _NoJson(f"{type(value).__name__} is not JSON: float(…) or str(…) makes it so")
     return made
 
 

@@ -168,6 +168,7 @@ class Tasks(Worker):
             else:
                 result = await self._asyncio.run_in_executor(self._pool, job.handler.call, request)
                 if hasattr(result, "__await__"):  # of a decorator around an async function, or of a plain one
+                    self._threads.discard(entry)
                     result = await result
         except Exception as error:
             self._fail(entry, job.received, request, error)

@@ -116,7 +116,10 @@ def enum_of(kind: type[enum.Enum], place: str) -> Convert:
     if issubclass(kind, enum.Flag):
 
         def missing(data: Any) -> Any:
-            return kind(data) if type(data) is int and data >= 0 else None
+            try:
+                return kind(data) if type(data) is int and data >= 0 else None
+            except ValueError:  # a bit that has no name
+                return None
 
     elif "_missing_" in {name for base in kind.__mro__ if base not in (enum.Enum, object) for name in vars(base)}:
 
