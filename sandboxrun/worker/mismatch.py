@@ -30,6 +30,11 @@ class Mismatch(Exception):
         self.text, self.expected, self.found = text, expected, found
         self.path: list[str | int] = []  # the innermost first
 
+    def copy(self) -> Mismatch:
+        copied = Mismatch(self.text, self.expected, self.found)
+        copied.path = self.path[:]
+        return copied
+
     def __str__(self) -> str:
         path = ""
         for step in reversed(self.path):

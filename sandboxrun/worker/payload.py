@@ -48,8 +48,6 @@ _DICTS: dict[Any, Any] = {
     collections.abc.Mapping: dict,
     collections.abc.MutableMapping: dict,
 }
-# Of alternatives that failed inside: where each has alternatives itself, they would be without end.
-TRIES_MAX = 200_000
 _TRANSPARENT = (typing.Annotated, typing.Required, typing.NotRequired, typing.Final)
 _EXPECTED = "expected a dataclass, TypedDict, NamedTuple, pydantic model, or a type that has a form in JSON"
 
@@ -70,11 +68,12 @@ def converter(wanted: Any, local: Mapping[str, Any] | None = None) -> Callable[[
         raise ConfigError(f"{shown(wanted)} cannot be a payload ({error}): {_EXPECTED}") from None
 
     def made(data: Any) -> Any:
-        compiler.tries = TRIES_MAX
         try:
             return convert(data, 0)
         except Exception as error:
             raise at(error, None) from None
+        finally:
+            compiler.failed = {}
 
     return made
 
@@ -89,7 +88,10 @@ class _Compiler:
         self._local = local
         self._known: dict[Any, list[Convert]] = {}  # classes, so that one may contain itself
         self._classes: list[type] = []  # those at work, for Self
-        self.tries = TRIES_MAX  # left to the unions of one payload
+        # What no alternative fits, by union and value: alternatives that have alternatives themselves would try it
+        # once for each way that leads to it. The value is kept, so that its id stays its own.
+        self.failed: dict[tuple[int, int], tuple[Any, Mismatch]] = {}
+        self._unions = 0
 
     def compile(self, wanted: Any, place: str) -> Convert:
         """`place`: the field that is to be of this type, for the message of Unusable."""
@@ -330,10 +332,13 @@ class _Compiler:
         # 1 is a whole number first, where both are allowed.
         ordered = sorted(kinds, key=lambda kind: kind is float)
         converts = [self.compile(kind, place) for kind in ordered]
+        self._unions += 1
+        number = self._unions
 
         def union(data: Any, depth: int) -> Any:
-            if self.tries <= 0:
-                raise Mismatch(" may be too many things at once: it was given up")
+            known = self.failed.get((number, id(data)))
+            if known is not None and known[0] is data:
+                raise known[1].copy()
             problems = []
             for convert in converts:
                 try:
@@ -343,8 +348,10 @@ class _Compiler:
                     if not isinstance(problem, Mismatch):
                         raise
                     problems.append(problem)
-                    self.tries -= bool(problem.path)
-            raise furthest(problems)
+            problem = furthest(problems)
+            if isinstance(data, dict | list):
+                self.failed[number, id(data)] = (data, problem.copy())
+            raise problem
 
         return union
 
