@@ -146,6 +146,9 @@ def annotations_of(function: Any) -> Mapping[str, Any]:
 
 
 def _name(function: Any) -> str:
+    inner = getattr(function, "func", None)
+    if callable(inner):
+        return f"{_name(inner)} (partial)"
     name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
     return name.rpartition("<locals>.")[2] if isinstance(name, str) else f"an object of {type(function).__qualname__}"
 
