@@ -200,7 +200,7 @@ class Exchange:
 
     def _look(self) -> None:
         """Find out what became of the requests whose connection was lost, and of their replies."""
-        lost = [request for request in self.waiting.values() if request.look]
+        lost = [request for request in self._in(State.SENT, State.UNSURE) if request.look]
         for first in range(0, len(lost), LOOK_REQUESTS):
             part = lost[first : first + LOOK_REQUESTS]
             data, count = look(part)

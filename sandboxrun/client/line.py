@@ -230,7 +230,7 @@ class Line:
                 except StoreError:  # the reply may come yet; a call without one has its timeout
                     self._waiter.close()
                     for call in self._calls.values():
-                        call.request.look = call.request.look or call.request.state is not State.UNSENT
+                        call.request.look = True
                     await asyncio.sleep(next(tries))
                 await asyncio.sleep(0)  # those that have their reply leave `_calls`
 

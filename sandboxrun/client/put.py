@@ -126,7 +126,7 @@ def looked(requests: Sequence[Request], replies: Sequence[Any]) -> tuple[list[Re
         elif exists:
             request.state, request.reason = State.SENT, ""
         elif broken and request.resendable:
-            request.state, request.look = State.UNSENT, False
+            request.state = State.UNSENT
     return answered, too_large
 
 

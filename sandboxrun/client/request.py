@@ -150,10 +150,10 @@ class Request:
     def lost(self, reason: str) -> CallError | None:
         """Note that a connection was lost. The error that ends the request, if it is not to be sent again."""
         self.reason = reason
-        if self.state is not State.UNSENT:
-            self.look = True
-            self.perhaps = self.perhaps or self.state is State.UNSURE
-        elif not self.retry:
+        self.look = True  # Redis may still wait for the reply on behalf of the lost connection, even to one sent later
+        if self.state is State.UNSURE:
+            self.perhaps = True
+        elif self.state is State.UNSENT and not self.retry:
             return NotSent(f"{reason}; the request was not sent")
         return None
 
