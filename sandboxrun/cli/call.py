@@ -7,7 +7,7 @@ import sys
 import time
 
 from sandboxrun.cli.parser import type_parser
-from sandboxrun.errors import CallError, UsageError
+from sandboxrun.errors import CallError, NotSent, UsageError
 from sandboxrun.log import escape
 
 COUNT_MOST = 10_000_000
@@ -93,10 +93,14 @@ def _show_trace(url: str | None, ref: str) -> None:
 def _many(client, options, data) -> int:  # type: ignore[no-untyped-def]  # of the function above
     times: list[float] = []
     problems: dict[str, int] = {}
+    unsent = 0
     began = time.perf_counter()
     for _, outcome, seconds in client.call_many(options.type, [data] * options.n, timeout=options.timeout):
         times.append(seconds)
         if isinstance(outcome, CallError):
+            unsent += isinstance(outcome, NotSent)
+            if unsent == options.n:
+                raise outcome
             text = escape(f"{type(outcome).__name__}: {outcome}")
             problems[text] = problems.get(text, 0) + 1
     whole = time.perf_counter() - began

@@ -76,7 +76,7 @@ class Request:
 
     __slots__ = (
         "_text", "_trace", "_type", "began", "fence", "key", "look", "perhaps", "process", "reason", "ref", "retry", "state",
-        "timeout", "trace_field", "trace_key", "until",
+        "timeout", "trace_key", "until",
     )  # fmt: skip
 
     def __init__(
@@ -86,7 +86,7 @@ class Request:
         self.timeout = seconds_of(timeout)
         self.ref = os.urandom(12).hex()
         self.key = keys.reply_key(self.ref).encode()
-        self.trace_key, self.trace_field = keys.trace_key(self.ref), keys.trace_field(type_)
+        self.trace_key = keys.trace_key(self.ref)
         self.began = time.time()
         self.until = math.inf if self.timeout is None else time.monotonic() + self.timeout
         self.retry = retry
@@ -96,7 +96,7 @@ class Request:
         self.look = False  # its reply may have been lost together with a connection: the trace has it as well
         self.reason = ""  # why it is not sent, or not answered
         self.process = forks.generation
-        self._type, self._text = type_, json.dumps(data, allow_nan=False)
+        self._type, self._text = type_, _encode(data)
         self._trace = {
             name: value if isinstance(value, str) else json.dumps(value) for name, value in (trace or {}).items()
         }
@@ -105,6 +105,11 @@ class Request:
     def size(self) -> int:
         """About how many bytes its commands have."""
         return 2 * len(self._text) + 500
+
+    @property
+    def trace_field(self) -> str:
+        """The field of the trace that has the reply."""
+        return keys.trace_field(self._type)
 
     @property
     def left(self) -> float:
@@ -225,6 +230,7 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is no JSON")
 
 
+_encode = json.JSONEncoder(allow_nan=False).encode  # made once: json.dumps makes another each time
 _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 
 

@@ -85,7 +85,20 @@ class Wire(Connection):
         return reply
 
     def read_many(self, count: int) -> list[Any]:
-        return [self.read() for _ in range(count)]
+        gets = self._reader.gets
+        replies: list[Any] = []
+        try:
+            while len(replies) < count:
+                reply = gets()
+                if reply is False:
+                    reply = self.read()
+                else:
+                    self.owed -= 1
+                    self._partial = 0
+                replies.append(reply)
+        except ProtocolError as error:
+            raise self._lost(error) from error
+        return replies
 
     def _receive(self) -> None:
         if self._socket is None:

@@ -113,6 +113,7 @@ def test_what_can_take_nothing_at_the_moment_is_tried_again(server: servers.Own,
     for begin, end in (
         (lambda: r.config_set("maxmemory", 1), lambda: r.config_set("maxmemory", 0)),
         (lambda: r.replicaof("127.0.0.1", 1), lambda: r.replicaof("NO", "ONE")),
+        (lambda: r.config_set("maxclients", 1), lambda: r.config_set("maxclients", 1000)),
     ):
         r.delete("t:req:x")
         begin()
@@ -259,6 +260,15 @@ def test_what_does_not_pass_is_said_at_once(server: servers.Own, r: redis.Redis,
         data_of(call(f"redis://no-lists:p@{where}", ["x"], timeout=300))
     assert unread.value.may_have_run
     assert time.monotonic() - began < 60
+
+
+def test_a_full_server_is_no_refused_login(server: servers.Own, r: redis.Redis) -> None:
+    """What it says comes in place of the answer to the password."""
+    r.acl_setuser("u", enabled=True, passwords=["+p"], keys=["*"], commands=["+@all"])
+    r.config_set("maxclients", 1)
+    (outcome,) = blocking(server.url.replace("://", "://u:p@"), ["x"], timeout=0.5)
+    assert isinstance(outcome, client.NotSent)
+    r.config_set("maxclients", 1000)
 
 
 def test_a_user_that_may_not_watch_waits_instead_of_sending_twice(

@@ -133,6 +133,7 @@ def test_the_command_takes_none_and_refuses_what_is_no_time(run: Runner, server:
         assert (done.code, len(done.err.splitlines())) == (64, 1)
         assert f"--timeout is {text!r}: expected seconds above 0, or none for no limit" in done.err
     server.kill()
-    done = run("call", "t", "1", "--timeout", "0.3")
-    assert (done.code, len(done.err.splitlines())) == (75, 1)
-    assert "the request was not sent within 0.3 s" in done.err
+    for more in ((), ("-n", "5")):
+        done = run("call", "t", "1", "--timeout", "0.3", *more)
+        assert (done.code, done.out, len(done.err.splitlines())) == (75, "", 1)
+        assert "the request was not sent within 0.3 s" in done.err
