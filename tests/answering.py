@@ -59,6 +59,7 @@ class Answering:
             pipe.lpush(f"res:{ref}", reply)
             pipe.expire(f"res:{ref}", 8)
             if self._traces:
-                text = reply if isinstance(reply, str) else reply.decode("utf-8", "replace")
-                pipe.hset(f"req:{ref}:h", f"{self._type}Trace", f'{{"received":"","completed":"","res":{text}}}')
+                text = reply.encode() if isinstance(reply, str) else reply
+                trace = b'{"received":"","completed":"","res":%b}' % text
+                pipe.hset(f"req:{ref}:h", f"{self._type}Trace", trace)
             pipe.execute()

@@ -78,8 +78,9 @@ def _check(items: list[Any], outcomes: list[Any]) -> None:
     assert len(outcomes) == len(items)
     for item, outcome in zip(items, outcomes, strict=True):
         if item in BAD:
-            with pytest.raises(client.CallError, match=BAD[item][1]):
-                raise outcome
+            # Another text than of a single call, if it was found in the trace.
+            assert isinstance(outcome, client.RemoteError)
+            assert str(outcome).startswith(("the reply of t to ", "t answers 299"))
         else:
             assert outcome["data"] == item
 
