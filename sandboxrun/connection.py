@@ -30,6 +30,7 @@ reader = hiredis.Reader  # of replies: fed with bytes, it gives one after anothe
 # What Redis says where the same command will work later, perhaps of another server: after a failover, while it loads
 # its data, while it cannot write. https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
 _LATER = frozenset("LOADING READONLY MASTERDOWN CLUSTERDOWN TRYAGAIN NOREPLICAS MISCONF OOM BUSY UNBLOCKED".split())
+_FULL = "ERR max number of clients"
 _LOGIN = ("NOAUTH", "WRONGPASS", "ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
 
 _NOT_A_URL = (
@@ -144,11 +145,12 @@ class Connection:
         self._reader = reader()
         address = self.address
         try:
-            self._socket = _connect_unix(address) if address.path else _connect_tcp(address)
+            limit = min(CONNECT_SECONDS, self._seconds)
+            self._socket = _connect_unix(address) if address.path else _connect_tcp(address, limit)
             if address.tls:
                 from sandboxrun import tls
 
-                self._socket = tls.wrap(self._socket, address, seconds=CONNECT_SECONDS)
+                self._socket = tls.wrap(self._socket, address, seconds=limit)
         except OSError as error:
             raise ConnectionLost(f"Redis at {address.shown} cannot be reached ({error.strerror or error})") from error
         self.set_wait(0)
@@ -299,7 +301,7 @@ class Connection:
 def translated(error: ReplyError, shown: str) -> Exception:
     """A reply that is an error, as the exception for it: the one place that tells passing errors from lasting ones."""
     text = str(error)
-    if text.partition(" ")[0] in _LATER:
+    if text.partition(" ")[0] in _LATER or text.startswith(_FULL):
         return ConnectionLost(f"Redis at {shown} cannot serve at the moment: {text[:200]}")
     if text.startswith(_LOGIN):
         return _login_refused(error, shown)
@@ -357,15 +359,15 @@ def _connect_unix(address: Address) -> Any:
     return sock
 
 
-def _connect_tcp(address: Address) -> Any:
-    """To the first of the host's addresses that answers."""
+def _connect_tcp(address: Address, seconds: float) -> Any:
+    """To the first of the host's addresses that answers within so many seconds."""
     last: OSError | None = None
     # As bytes, where it can be: for a text the codec for international names is imported.
     host = address.host.encode() if address.host.isascii() else address.host
     for family, kind, protocol, _, where in _socket.getaddrinfo(host, address.port, 0, _socket.SOCK_STREAM):
         sock = _socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(CONNECT_SECONDS)
+            sock.settimeout(seconds)
             sock.connect(where)
             sock.settimeout(None)
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)

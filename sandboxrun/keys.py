@@ -80,6 +80,12 @@ def trace_key(ref: str) -> str:
     return f"req:{ref}:h"
 
 
+def trace_field(type_: str) -> str:
+    """The field of `trace_key` that a worker of this type writes: `demo-worker` to `demoWorkerTrace`."""
+    first, *rest = re.split(r"[-_]", type_)
+    return first + "".join(part.capitalize() for part in rest) + "Trace"
+
+
 def _shown(text: str) -> str:
     """At most 80 characters of untrusted text, quoted, control characters escaped."""
     return ascii(text if len(text) <= 80 else text[:77] + "...")

@@ -7,7 +7,7 @@ import sys
 import time
 
 from sandboxrun.cli.parser import type_parser
-from sandboxrun.errors import CallError, UsageError
+from sandboxrun.errors import CallError, NotSent, UsageError
 from sandboxrun.log import escape
 
 COUNT_MOST = 10_000_000
@@ -24,12 +24,13 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "data", metavar="JSON|KEY=VALUE", nargs="*", help="one JSON text, or fields; a value is JSON or text"
     )
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=10.0, help="for the reply (10)")
+    parser.add_argument("--timeout", metavar="SECONDS", default="10", help="for the reply (10); none: no limit")
     parser.add_argument("--trace", action="store_true", help="print the request's hash req:REF:h, too")
     parser.add_argument("-n", metavar="N", type=int, default=1, help="send N, many at once, and print a summary")
     options = parser.parse_args(args)
-    if not 0 < options.timeout < 10**6 or not 1 <= options.n <= COUNT_MOST:
-        raise UsageError("--timeout must be above 0 s, and -n from 1 to 10000000; see sandboxrun call --help")
+    if not 1 <= options.n <= COUNT_MOST:
+        raise UsageError(f"-n is {options.n}: expected 1 to {COUNT_MOST}; see sandboxrun call --help")
+    options.timeout = _timeout(options.timeout)
     data = parse_data(options.data)
 
     from sandboxrun.client import Client
@@ -48,6 +49,18 @@ def main(args: list[str]) -> int:
         if options.trace:
             _show_trace(options.redis, str(reply.get("ref")))
         return code
+
+
+def _timeout(text: str) -> float | None:
+    try:
+        seconds = None if text == "none" else float(text)
+    except ValueError:
+        seconds = 0.0
+    if seconds is not None and not seconds > 0:  # NaN, too
+        raise UsageError(
+            f"--timeout is {text[:80]!r}: expected seconds above 0, or none for no limit; see sandboxrun call --help"
+        )
+    return seconds
 
 
 def parse_data(words: list[str]) -> object:
@@ -80,10 +93,14 @@ def _show_trace(url: str | None, ref: str) -> None:
 def _many(client, options, data) -> int:  # type: ignore[no-untyped-def]  # of the function above
     times: list[float] = []
     problems: dict[str, int] = {}
+    unsent = 0
     began = time.perf_counter()
     for _, outcome, seconds in client.call_many(options.type, [data] * options.n, timeout=options.timeout):
         times.append(seconds)
         if isinstance(outcome, CallError):
+            unsent += isinstance(outcome, NotSent)
+            if unsent == options.n:
+                raise outcome
             text = escape(f"{type(outcome).__name__}: {outcome}")
             problems[text] = problems.get(text, 0) + 1
     whole = time.perf_counter() - began

@@ -11,9 +11,10 @@
     async with client.AsyncClient(url) as c:
         await asyncio.gather(*(c.call("demo-worker", {"n": n}) for n in range(1000)))
 
-A call that brings no result raises a CallError, which says whether the request may have run: BadRequest, Expired and
-NotSent, it did not; RemoteError, it ran and failed; CallTimeout, unknown. Where Redis lets nobody in or refuses the
-request for good it is a StoreError, and nothing was sent either.
+A call tries again until its time-out if Redis is away or can take nothing at the moment; `retry=False` opts out. None or
+inf as `timeout` waits without limit. A call without a result raises a CallError, which says whether the request may have
+run: BadRequest, Expired and NotSent, it did not; RemoteError, it ran and failed, or its reply cannot be used; CallTimeout,
+unknown. If Redis lets nobody in or refuses the request for good, it is a StoreError, and nothing was sent either.
 """
 
 from __future__ import annotations

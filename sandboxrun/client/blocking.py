@@ -4,36 +4,53 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from sandboxrun import keys
-from sandboxrun.client.request import PUT, Request, refusal, seconds
-from sandboxrun.connection import Connection, delays, pack
-from sandboxrun.errors import CallError, CallTimeout, ConnectionLost, NotSent
+from sandboxrun.client.exchange import Exchange
+from sandboxrun.client.request import Request, seconds_of
+from sandboxrun.client.wire import Wire
+from sandboxrun.connection import parse_url
+from sandboxrun.errors import BadRequest, CallError, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from sandboxrun.client.request import Timeout
+
 DEFAULT_URL = "redis://127.0.0.1:6379"
 WINDOW = 200  # requests of call_many that are on their way at once
 
 
 def call(
-    type_: str, data: Any, *, timeout: float = 10.0, trace: dict[str, Any] | None = None, url: str | None = None
+    type_: str,
+    data: Any,
+    *,
+    timeout: Timeout = 10.0,
+    trace: dict[str, Any] | None = None,
+    retry: bool = True,
+    url: str | None = None,
 ) -> dict[str, Any]:
     """One call on a connection of its own. See Client.call."""
     with Client(url) as client:
-        return client.call(type_, data, timeout=timeout, trace=trace)
+        return client.call(type_, data, timeout=timeout, trace=trace, retry=retry)
 
 
 class Client:
-    """May be used by several threads: each call in progress has a connection of its own."""
+    """May be used by several threads, before and after a fork, and again after `close`.
+
+    Each call in progress has a connection of its own, and a connection belongs to one process.
+    """
 
     def __init__(self, url: str | None = None) -> None:
         self._url = url or os.environ.get("REDIS_URL") or DEFAULT_URL
-        self._idle: list[Connection] = []
+        parse_url(self._url)  # a mistake in it is said here
+        self._idle: list[Wire] = []  # append and pop are atomic: no lock that a fork could leave locked
+
+    def __reduce__(self) -> tuple[type[Client], tuple[str]]:
+        return Client, (self._url,)  # for a process that is spawned: connections cannot be passed on
 
     def __enter__(self) -> Client:
         return self
@@ -42,130 +59,103 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
+        """Close the connections. The next call opens one."""
+        idle, self._idle = self._idle, []
+        for wire in idle:
+            wire.close()
 
     def call(
-        self, type_: str, data: Any, *, timeout: float = 10.0, trace: dict[str, Any] | None = None
+        self,
+        type_: str,
+        data: Any,
+        *,
+        timeout: Timeout = 10.0,
+        trace: dict[str, Any] | None = None,
+        retry: bool = True,
     ) -> dict[str, Any]:
         """The reply to `data`, which must be JSON. `timeout`: seconds until CallTimeout; a worker does not begin later.
 
-        `trace`: further fields for the request's hash `req:REF:h`. Raises CallError, StoreError, ConfigError. Where the
-        connection is lost after the request was sent, the wait goes on with a new one: it may have been taken.
+        None or inf waits without limit. `trace`: further fields for the request's hash `req:REF:h`. If Redis is away, or
+        can take nothing at the moment, the call tries again until its time-out; with `retry=False` it is NotSent at once.
+        A request that Redis may have taken is never sent again. Raises CallError, StoreError, ConfigError.
         """
         keys.check_type(type_)
-        request = Request(type_, data, timeout, trace)
-        connection = self._take()
+        request = Request(type_, data, timeout, trace, retry=retry)
+        idle = self._idle
+        exchange = Exchange(self._take())
+        exchange.add(request)
         try:
-            connection.set_wait(timeout)
-            connection.send(request.put() + pack("BRPOP", request.key, seconds(timeout)))
-            refused = refusal(connection.read_many(PUT), connection.address.shown)
-            if refused is not None:
-                connection.close()  # it still waits for a reply that will not come
-                raise refused
-            found = connection.checked(connection.read())
-        except ConnectionLost as error:
-            if isinstance(error, NotSent):
-                raise
-            found = _await_anew(connection, request, error)
-        self._idle.append(connection)
-        return request.result(found)
+            while not (done := exchange.step()):
+                pass
+        finally:
+            _give_back(exchange.wire, idle if idle is self._idle else None)
+        outcome = done[0][1]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def call_many(
-        self, type_: str, items: Iterable[Any], *, timeout: float = 10.0
+        self, type_: str, items: Iterable[Any], *, timeout: Timeout = 10.0, retry: bool = True
     ) -> Iterator[tuple[int, dict[str, Any] | CallError, float]]:
-        """Many calls at once on one connection, WINDOW on their way; as they come: (index, reply or error, seconds)."""
+        """Many calls at once on one connection, WINDOW on their way; as they come: (index, reply or error, seconds).
+
+        An item that is not JSON is a BadRequest. What `items` raises, or Redis refuses for good, is raised once the
+        calls that are on their way are done.
+        """
         keys.check_type(type_)
-        connection = self._take()
-        connection.set_wait(1)
-        waiting: dict[bytes, tuple[int, Request]] = {}
-        numbered = enumerate(items)
+        seconds_of(timeout)  # a mistake is said now, not when the first reply is asked for
+        return self._many(type_, enumerate(items), timeout, retry)
+
+    def _many(
+        self, type_: str, numbered: Iterator[tuple[int, Any]], timeout: Timeout, retry: bool
+    ) -> Iterator[tuple[int, dict[str, Any] | CallError, float]]:
+        idle = self._idle
+        exchange = Exchange(self._take())
+        indices: dict[bytes, int] = {}
+        failure: Exception | None = None
         more = True
-        tries = delays()
-        while more or waiting:
-            fresh = []
-            while more and len(waiting) < WINDOW:
-                index, data = next(numbered, (-1, None))
-                more = index >= 0
-                if more:
-                    request = Request(type_, data, timeout, None)
-                    waiting[request.key.encode()] = (index, request)
-                    fresh.append(request)
-            found: list[tuple[bytes, bytes]] = []
-            try:
-                if not connection.is_open:
-                    connection.open()
-                    connection.set_wait(1)
-                for key, refused in _put_all(connection, fresh):
-                    index, request = waiting.pop(key)
-                    yield index, refused, time.time() - request.began
-                found = _collect(connection, list(waiting))
-                tries = delays()
-            except ConnectionLost:  # what was sent may have been taken: it is waited for
-                connection.close()
-                time.sleep(next(tries))
-            for key, value in found:
-                index, request = waiting.pop(key)
-                yield index, request.outcome([key, value]), time.time() - request.began
-            now = time.time()
-            for key in [key for key, (_, request) in waiting.items() if request.until <= now]:
-                index, request = waiting.pop(key)
-                yield index, request.outcome(None), now - request.began
-        self._idle.append(connection)
+        try:
+            while more or exchange.waiting:
+                while more and len(exchange.waiting) < WINDOW:
+                    try:
+                        index, data = next(numbered, (-1, None))
+                    except Exception as error:
+                        index, failure = -1, error
+                    more = index >= 0
+                    if not more:
+                        break
+                    try:
+                        request = Request(type_, data, timeout, None, retry=retry)
+                    except (TypeError, ValueError, RecursionError) as error:
+                        yield index, BadRequest(f"item {index} is not JSON: {error}"), 0.0
+                        continue
+                    indices[request.key] = index
+                    exchange.add(request)
+                for request, outcome in exchange.step() if exchange.waiting else ():
+                    if isinstance(outcome, dict | CallError):
+                        yield indices.pop(request.key), outcome, time.time() - request.began
+                    elif isinstance(outcome, StoreError):
+                        failure, more = outcome, False
+        finally:
+            _give_back(exchange.wire, idle if idle is self._idle else None)
+        if failure is not None:
+            raise failure
 
-    def _take(self) -> Connection:
+    def _take(self) -> Wire:
         while self._idle:
-            connection = self._idle.pop()
             try:
-                connection.check()  # before anything is sent: afterwards it is unknown whether it was taken
-                return connection
-            except ConnectionLost:
-                connection.close()
-        connection = Connection(self._url, name="sandboxrun-client")
-        try:
-            connection.open()
-        except ConnectionLost as error:
-            raise NotSent(f"{error}; the request was not sent") from error
-        return connection
+                wire = self._idle.pop()
+            except IndexError:  # another thread has taken it
+                break
+            if wire.usable:
+                return wire
+            wire.close()
+        return Wire(self._url)
 
 
-def _await_anew(connection: Connection, request: Request, error: ConnectionLost) -> Any:
-    """What BRPOP brings on a new connection, and on further ones where that is lost. Raises CallTimeout."""
-    tries = delays()
-    while True:
-        left = request.until - time.time()
-        if left <= 0:
-            raise CallTimeout(f"{error}; no reply within {request.timeout:g} s, and whether it was taken is unknown")
-        try:
-            connection.open()
-            connection.set_wait(left)
-            return connection.call("BRPOP", request.key, seconds(left))
-        except ConnectionLost as lost:
-            error = lost
-            time.sleep(min(next(tries), max(request.until - time.time(), 0)))
-
-
-def _put_all(connection: Connection, fresh: Sequence[Request]) -> list[tuple[bytes, CallError]]:
-    """Send the requests; those that were not taken. Raises StoreError where Redis refuses them for good."""
-    connection.send(b"".join([request.put() for request in fresh]))
-    found = []
-    for request in fresh:
-        refused = refusal(connection.read_many(PUT), connection.address.shown)
-        if isinstance(refused, CallError):
-            found.append((request.key.encode(), refused))
-        elif refused is not None:
-            raise refused
-    return found
-
-
-def _collect(connection: Connection, names: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    """Wait, for a second at most, until one of the lists has a reply; the replies that are there."""
-    if not names:
-        return []
-    first = connection.call("BRPOP", *names, 1)
-    if not first:
-        return []
-    others = [name for name in names if name != first[0]]
-    rest = connection.pipeline([("RPOP", name) for name in others]) if others else []
-    found = [(name, value) for name, value in zip(others, rest, strict=True) if isinstance(value, bytes)]
-    return [(first[0], first[1]), *found]
+def _give_back(wire: Wire, idle: list[Wire] | None) -> None:
+    """Keep the connection if it owes no reply: whatever interrupted a call, the next one gets no reply of it."""
+    if idle is None or wire.owed or not wire.is_open:
+        wire.close()
+    else:
+        idle.append(wire)

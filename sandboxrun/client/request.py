@@ -1,13 +1,16 @@
-"""One request on its way, whoever waits for it: what is sent, and what its reply means. Pure."""
+"""One request on its way: its commands, its state, and the meaning of its reply. Pure."""
 
 from __future__ import annotations
 
+import enum
 import json
+import math
 import os
 import time
 
 from sandboxrun import keys
-from sandboxrun.connection import ReplyError, pack, refused
+from sandboxrun.client import forks
+from sandboxrun.connection import pack
 from sandboxrun.errors import (
     BadRequest,
     CallError,
@@ -16,87 +19,221 @@ from sandboxrun.errors import (
     Expired,
     NotSent,
     RemoteError,
-    SandboxrunError,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from datetime import timedelta
+    from decimal import Decimal
     from typing import Any
 
+    Timeout = float | Decimal | timedelta | None
+    Outcome = dict[str, Any] | Exception
+
 TRACE_EXPIRE_SECONDS = 120
-PUT = 5  # commands of `put`
+UNLIMITED_EXPIRE_SECONDS = 24 * 3600  # of the trace of a request without a time-out
+UNLIMITED_SECONDS = 1e9  # a time-out of 31 years or more is none
+REPLY_MAX_BYTES = 8 * 1024 * 1024 + 64 * 1024  # a worker sends at most 8 MiB, and its trace has the times as well
+PUT_COMMANDS = 3  # of one request
+_MESSAGE_MAX_CHARS = 500
+
+
+class State(enum.Enum):
+    """What is known of a request."""
+
+    UNSENT = "not in the stream"
+    UNSURE = "sent, but the connection was lost before the answer came"
+    SENT = "in the stream"
+
+
+class ReplyTooLarge(ConnectionLost):
+    """A reply has more than REPLY_MAX_BYTES, and the connection was given up. `head`: the first bytes of the reply."""
+
+    def __init__(self, message: str, head: bytes) -> None:
+        super().__init__(message)
+        self.head = head
+
+
+def seconds_of(timeout: Timeout) -> float | None:
+    """A time-out in seconds, or None for no limit. Raises TypeError, ValueError."""
+    if timeout is None:
+        return None
+    if hasattr(timeout, "total_seconds"):
+        timeout = timeout.total_seconds()
+    if isinstance(timeout, bool | str | bytes) or not (hasattr(timeout, "__float__") or hasattr(timeout, "__index__")):
+        raise TypeError(f"timeout is {timeout!r:.80}: expected seconds as a number, a timedelta, or None for no limit")
+    try:
+        seconds = float(timeout)
+    except OverflowError:  # an int that no float can hold
+        seconds = math.inf if timeout > 0 else -math.inf
+    if not seconds > 0:  # NaN, too
+        raise ValueError(f"timeout is {seconds:g} s: expected more than 0, or None for no limit")
+    return None if seconds >= UNLIMITED_SECONDS else seconds
 
 
 class Request:
     """One request on its way."""
 
-    def __init__(self, type_: str, data: Any, timeout: float, trace: dict[str, Any] | None) -> None:
+    __slots__ = (
+        "_text", "_trace", "_type", "began", "fence", "key", "look", "perhaps", "process", "reason", "ref", "retry", "state",
+        "timeout", "trace_key", "until",
+    )  # fmt: skip
+
+    def __init__(
+        self, type_: str, data: Any, timeout: Timeout, trace: dict[str, Any] | None, *, retry: bool = True
+    ) -> None:
+        """Raises TypeError or ValueError for a `data` or `trace` that is not JSON."""
+        self.timeout = seconds_of(timeout)
         self.ref = os.urandom(12).hex()
-        self.key = keys.reply_key(self.ref)
-        self.began, self.timeout = time.time(), timeout
-        self.until = self.began + timeout
-        self._type, self._text, self._trace = type_, json.dumps(data), trace or {}
+        self.key = keys.reply_key(self.ref).encode()
+        self.trace_key = keys.trace_key(self.ref)
+        self.began = time.time()
+        self.until = math.inf if self.timeout is None else time.monotonic() + self.timeout
+        self.retry = retry
+        self.state = State.UNSENT
+        self.perhaps = False  # Redis may have taken it, and may have forgotten it since
+        self.fence = ""  # of the connection that it was sent on
+        self.look = False  # its reply may have been lost together with a connection: the trace has it as well
+        self.reason = ""  # why it is not sent, or not answered
+        self.process = forks.generation
+        self._type, self._text = type_, _encode(data)
+        self._trace = {
+            name: value if isinstance(value, str) else json.dumps(value) for name, value in (trace or {}).items()
+        }
 
     @property
     def size(self) -> int:
-        """About how many bytes `put` has."""
+        """About how many bytes its commands have."""
         return 2 * len(self._text) + 500
 
-    def put(self) -> bytes:
-        """The trace and the entry, as one transaction; PUT replies."""
-        trace = keys.trace_key(self.ref)
+    @property
+    def trace_field(self) -> str:
+        """The field of the trace that has the reply."""
+        return keys.trace_field(self._type)
+
+    @property
+    def left(self) -> float:
+        """Seconds until it times out."""
+        return self.until - time.monotonic()
+
+    @property
+    def resendable(self) -> bool:
+        """Whether it is sent again if Redis turns out not to have taken it."""
+        return self.state is State.UNSENT or (self.state is State.UNSURE and self.retry and bool(self.fence))
+
+    def check_process(self) -> None:
+        """Raise CallError in the child of a fork that happened during the call: the reply is the parent's."""
+        if self.process != forks.generation:
+            raise CallError(f"the process was forked during the call of {self._type}: the reply goes to the parent")
+
+    def commands(self) -> bytes:
+        """The trace and the entry; PUT_COMMANDS replies."""
         seconds, millis = divmod(int(self.began * 1000), 1000)
         created = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(seconds)) + f"{millis:03d}Z"
         fields = {"ref": self.ref, "type": self._type, "requestData": self._text, "created": created}
-        for name, value in self._trace.items():
-            fields.setdefault(name, value if isinstance(value, str) else json.dumps(value))
-        words = [word for pair in fields.items() for word in pair]
-        entry = ("ref", self.ref, "type", self._type, "data", self._text, "time", created)
-        deadline = ("deadline", int(self.until * 1000))
+        words = [word for pair in {**self._trace, **fields}.items() for word in pair]
+        entry = ["ref", self.ref, "type", self._type, "data", self._text, "time", created]
+        if self.timeout is None:
+            expire = UNLIMITED_EXPIRE_SECONDS
+        else:
+            expire = max(TRACE_EXPIRE_SECONDS, int(self.timeout) + 1)
+            entry += ["deadline", str(int((self.began + self.timeout) * 1000))]
         return (
-            pack("MULTI")
-            + pack("HSET", trace, *words)
-            + pack("EXPIRE", trace, max(TRACE_EXPIRE_SECONDS, int(self.timeout) + 1))
-            + pack("XADD", keys.request_stream(self._type), "*", *entry, *deadline)
-            + pack("EXEC")
+            pack("HSET", self.trace_key, *words)
+            + pack("EXPIRE", self.trace_key, expire)
+            + pack("XADD", keys.request_stream(self._type), "*", *entry)
         )
 
-    def result(self, found: Any) -> dict[str, Any]:
-        """Of what BRPOP brought. Raises CallError."""
-        outcome = self.outcome(found)
-        if isinstance(outcome, CallError):
-            raise outcome
-        return outcome
+    def sending(self, fence: str) -> None:
+        """Note that its commands are about to be written on the connection with this fence."""
+        self.state, self.fence = State.UNSURE, fence
 
-    def outcome(self, found: Any) -> dict[str, Any] | CallError:
-        if not found:
-            return CallTimeout(
-                f"no reply of {self._type} to {self.ref} within {self.timeout:g} s: does a worker run? Try sandboxrun info {self._type}"
-            )
+    def not_taken(self) -> None:
+        """Note that Redis has answered that it did not take it."""
+        self.state = State.UNSENT
+
+    def lost(self, reason: str) -> CallError | None:
+        """Note that a connection was lost. The error that ends the request, if it is not to be sent again."""
+        self.reason = reason
+        self.look = True  # Redis may still wait for the reply on behalf of the lost connection, even to one sent later
+        if self.state is State.UNSURE:
+            self.perhaps = True
+        elif self.state is State.UNSENT and not self.retry:
+            return NotSent(f"{reason}; the request was not sent")
+        return None
+
+    def timed_out(self) -> CallError:
+        within = "" if self.timeout is None else f" within {self.timeout:g} s"
+        if self.state is State.UNSENT and not self.perhaps:
+            return NotSent(f"{self.reason or 'Redis takes no more at the moment'}; the request was not sent{within}")
+        if self.state is not State.SENT:
+            reason = self.reason or "Redis did not answer in time"
+            return CallTimeout(f"{reason}; no reply{within}, and whether it was taken is unknown")
+        hint = self.reason or f"does a worker run? Try sandboxrun info {self._type}"
+        return CallTimeout(f"no reply of {self._type} to {self.ref}{within}: {hint}")
+
+    def unusable(self, problem: str) -> RemoteError:
+        """The error of a reply that cannot be used."""
+        return RemoteError(f"the reply of {self._type} to {self.ref} {problem}")
+
+    def too_large(self) -> RemoteError:
+        return self.unusable(f"has more than {REPLY_MAX_BYTES} bytes: a worker may send 8 MiB")
+
+    def outcome(self, value: bytes) -> dict[str, Any] | CallError:
+        """Of the text that was in the reply's list."""
+        if len(value) > REPLY_MAX_BYTES:
+            return self.too_large()
         try:
-            reply = json.loads(found[1])
-        except ValueError:
-            reply = None
+            return self._judged(decoded(value))
+        except ValueError as error:
+            return self.unusable(f"is not JSON: {error}")
+
+    def traced(self, value: bytes) -> dict[str, Any] | CallError | None:
+        """Of the trace that the worker writes together with the reply. None if it has no reply."""
+        try:
+            trace = decoded(value)
+        except ValueError as error:
+            return self.unusable(f"is not JSON: {error}")
+        reply = trace.get("res") if isinstance(trace, dict) else None
+        return None if reply is None else self._judged(reply)
+
+    def _judged(self, reply: object) -> dict[str, Any] | CallError:
         if not isinstance(reply, dict):
-            return RemoteError(f"the reply of {self._type} to {self.ref} is not a JSON object")
-        code = reply.get("code")
+            return self.unusable(f"is not a JSON object but {_kind(reply)}")
+        ref, code = reply.get("ref"), reply.get("code")
+        if ref is not None and ref != self.ref:
+            return self.unusable(f"is for another request: its ref is {ref!r:.80}")
+        if not isinstance(code, int) or isinstance(code, bool):
+            problem = f"has the code {code!r:.80}: expected a whole number" if "code" in reply else "has no code"
+            return self.unusable(problem)
         if code == 200:
             return reply
-        kind = {400: BadRequest, 504: Expired}.get(code if isinstance(code, int) else 0, RemoteError)
-        problem = reply.get("err")
-        message = problem.get("message") if isinstance(problem, dict) else None
-        return kind(f"{self._type} answers {code}: {str(message)[:500]}", reply)
+        kind = {400: BadRequest, 504: Expired}.get(code, RemoteError)
+        err = reply.get("err")
+        message = err.get("message") if isinstance(err, dict) else None
+        return kind(f"{self._type} answers {code}: {str(message)[:_MESSAGE_MAX_CHARS]}", reply)
 
 
-def refusal(replies: list[Any], shown: str) -> SandboxrunError | None:
-    """Of what Redis said to a `put`: None where it took the request, else why not. `shown`: Redis's address."""
-    for reply in [*replies, *(replies[-1] if isinstance(replies[-1], list) else ())]:
-        if isinstance(reply, ReplyError):
-            error = refused(reply, shown)
-            return NotSent(f"{error}; the request was not sent") if isinstance(error, ConnectionLost) else error
-    return None
+def decoded(value: bytes | str) -> object:
+    """JSON as RFC 8259 has it, without NaN. Raises ValueError."""
+    try:
+        return _decoder.decode(value.decode() if isinstance(value, bytes) else value)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 (byte {error.start})") from None
+    except ValueError as error:
+        raise ValueError(str(error)[:_MESSAGE_MAX_CHARS]) from None
 
 
-def seconds(timeout: float) -> str:
-    """As BRPOP takes it, where 0 is for ever."""
-    return f"{max(timeout, 0.001):.3f}"
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON")
+
+
+_encode = json.JSONEncoder(allow_nan=False).encode  # made once: json.dumps makes another each time
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _kind(value: object) -> str:
+    names = {list: "a list", str: "text", type(None): "null"}
+    return names.get(type(value), "a number" if not isinstance(value, bool) else "true or false")

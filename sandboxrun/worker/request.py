@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import time
+
+from sandboxrun.keys import trace_field as trace_field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -234,9 +235,3 @@ def noted(fields: Mapping[str, Any]) -> list[str]:
     for name, value in fields.items():
         words += (name, value if isinstance(value, str) else json.dumps(value, default=str))
     return words
-
-
-def trace_field(type_: str) -> str:
-    """`demo-worker` to `demoWorkerTrace`."""
-    first, *rest = re.split(r"[-_]", type_)
-    return first + "".join(part.capitalize() for part in rest) + "Trace"

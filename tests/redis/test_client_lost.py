@@ -225,23 +225,24 @@ def test_a_full_server_says_that_nothing_ran(server: servers.Own, r: redis.Redis
     """And each call hears of itself: those that are on their way get their replies."""
 
     async def use(c: client.AsyncClient) -> None:
+        await c.call("t", {"n": 0}, timeout=20)  # the worker is there
         early = asyncio.create_task(c.call("t", {"n": 0, "sleep": 1}, timeout=20))
-        await until(lambda: r.xlen("t:req:x") == 1)
+        await until(lambda: r.xlen("t:req:x") == 2)
         r.config_set("maxmemory", 1)
-        late = [c.call("t", {"n": n}, timeout=20) for n in range(3)]
+        late = [c.call("t", {"n": n}, timeout=20, retry=False) for n in range(3)]
         for outcome in await asyncio.gather(*late, return_exceptions=True):
             assert isinstance(outcome, client.NotSent) and "OOM command not allowed" in str(outcome)
         with client.Client(server.url) as plain:
             with pytest.raises(client.NotSent, match="OOM command not allowed"):
-                plain.call("t", {"n": 1}, timeout=20)
-            outcomes = [outcome for _, outcome, _ in plain.call_many("t", [{"n": 1}] * 5, timeout=20)]
+                plain.call("t", {"n": 1}, timeout=0.5)
+            outcomes = [outcome for _, outcome, _ in plain.call_many("t", [{"n": 1}] * 5, timeout=20, retry=False)]
             assert [type(outcome) for outcome in outcomes] == [client.NotSent] * 5
         r.config_set("maxmemory", 0)
         assert (await early)["n"] == 0
         assert (await c.call("t", {"n": 9}, timeout=20))["n"] == 9
 
     using(server, use)
-    assert r.xlen("t:req:x") == 2
+    assert r.xlen("t:req:x") == 3
 
 
 def test_what_redis_refuses_for_good_is_no_call_error(server: servers.Own, r: redis.Redis) -> None:

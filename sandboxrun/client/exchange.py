@@ -1,0 +1,225 @@
+"""The requests that are on their way over one blocking connection."""
+
+from __future__ import annotations
+
+import time
+
+from sandboxrun.client.put import LOOK_REQUESTS, batch_of, look, looked, pop_key, put, taken
+from sandboxrun.client.request import ReplyTooLarge, Request, State
+from sandboxrun.connection import ReplyError, delays, pack, refused
+from sandboxrun.errors import CallError, ConnectionLost, NotSent, StoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from sandboxrun.client.request import Outcome
+    from sandboxrun.client.wire import Wire
+
+WAIT_SECONDS = 5.0  # of one BRPOP: a dead connection is noticed soon after
+UNSETTLED_WAIT_SECONDS = 1.0  # of one, while something else has to be tried again
+POP_REQUESTS = 50  # in one exchange
+
+
+class Exchange:
+    """Whoever has put requests into it calls `step` until `waiting` is empty."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.waiting: dict[bytes, Request] = {}
+        self._done: list[tuple[Request, Outcome]] = []
+        self._delays = delays()
+        self._trouble: ConnectionLost | None = None  # what Redis cannot do at the moment
+
+    def add(self, request: Request) -> None:
+        self.waiting[request.key] = request
+
+    def step(self) -> list[tuple[Request, Outcome]]:
+        """Send, wait a while, and return what is done: nothing, or requests with their replies or errors.
+
+        A StoreError among them that is no CallError is what Redis refuses for good.
+        """
+        for request in self.waiting.values():
+            request.check_process()
+        try:
+            self._advance()
+        except ConnectionLost as error:
+            self._pause(error)
+        except StoreError as error:  # the login, the certificate, or a command that this user may not use
+            if not self._end_unsent(error):
+                self._pause(error)
+        for request in list(self.waiting.values()):
+            if request.left <= 0:
+                self._end(request, request.timed_out())
+        done, self._done = self._done, []
+        return done
+
+    def _end(self, request: Request, outcome: Outcome) -> None:
+        if self.waiting.pop(request.key, None) is not None:
+            self._done.append((request, outcome))
+
+    def _end_unsent(self, error: StoreError) -> bool:
+        unsent = self._in(State.UNSENT)
+        for request in unsent:
+            self._end(request, error)
+        return bool(unsent)
+
+    def _pause(self, error: StoreError) -> None:
+        """Close the connection, and wait before the next try, unless something is done already."""
+        self.wire.close()
+        for request in list(self.waiting.values()):
+            request.check_process()
+            ended = request.lost(str(error))
+            if ended is not None:
+                self._end(request, ended)
+        if not self._done and self.waiting:
+            time.sleep(max(0.0, min(next(self._delays), self._left())))
+
+    def _left(self) -> float:
+        """Seconds until the next call times out."""
+        return min([request.left for request in self.waiting.values()])
+
+    def _last(self) -> float:
+        """Seconds until the last call times out."""
+        return max([request.left for request in self.waiting.values()])
+
+    def _in(self, *states: State) -> list[Request]:
+        return [request for request in self.waiting.values() if request.state in states]
+
+    def _advance(self) -> None:
+        if not self.wire.is_open:
+            self.wire.open_within(self._last())
+        self._look()
+        self._trouble = None
+        asked = False
+        while self.wire.is_open and not self._trouble and (batch := batch_of(self._in(State.UNSENT))):
+            asked = len(self.waiting) == 1  # the usual call: sent and waited for with one write
+            self._put(batch, and_wait=asked)
+        if self.wire.is_open and not self._done and self._in(State.SENT, State.UNSURE):
+            self._wait(asked=asked)
+        if self._trouble is not None:
+            raise self._trouble
+
+    def _seconds(self) -> float:
+        """How long the next BRPOP asks Redis to wait."""
+        retries = self._trouble or any(request.look for request in self.waiting.values())
+        return max(0.001, min(UNSETTLED_WAIT_SECONDS if retries else WAIT_SECONDS, self._left()))
+
+    # --- sending
+
+    def _put(self, batch: list[Request], *, and_wait: bool) -> None:
+        data, count = put(batch, self.wire.fence)
+        seconds = self._seconds()
+        if and_wait:
+            data += pack("BRPOP", batch[0].key, f"{seconds:.3f}")
+        for request in batch:
+            request.sending(self.wire.fence)
+        self.wire.ask(data, count + and_wait, left=self._last(), wait=seconds if and_wait else 0)
+        refusals = taken(batch, self.wire.read_many(count), self.wire.address.shown)
+        for request, error in refusals:
+            if isinstance(error, NotSent) and request.retry:
+                request.reason = str(error).removesuffix("; the request was not sent")
+                self._trouble = error
+            else:
+                self._end(request, error)
+        if not refusals:
+            self._delays = delays()
+        if and_wait and batch[0].state is not State.SENT:
+            self.wire.close()  # it waits for a reply that will not come
+
+    # --- waiting
+
+    def _wait(self, *, asked: bool) -> None:
+        """Until a reply is there, for some seconds at most; then all replies that are there."""
+        names = list(self.waiting)
+        if not asked:
+            seconds = self._seconds()
+            self.wire.ask(pack("BRPOP", *names, f"{seconds:.3f}"), 1, left=self._last(), wait=seconds)
+        try:
+            reply = self.wire.read()
+        except ReplyTooLarge as error:
+            self._end_too_large(names[0] if len(names) == 1 else pop_key(error.head))
+            raise
+        if isinstance(reply, ReplyError):
+            if not str(reply).startswith("WRONGTYPE"):
+                self._refused(refused(reply, self.wire.address.shown))
+            else:
+                self._find_wrong_types()
+            return
+        self._delays = delays()
+        if not reply:
+            return
+        key, value = reply
+        if key not in self.waiting:
+            self.wire.close()
+            raise ConnectionLost(f"Redis at {self.wire.address.shown} answered with a key that was not asked for")
+        self._take(key, value)
+        others = [name for name in names if name != key]
+        for first in range(0, len(others), POP_REQUESTS):
+            self._pop(others[first : first + POP_REQUESTS])
+
+    def _refused(self, error: StoreError) -> None:
+        """Redis does not let this user wait for replies. Raises ConnectionLost if that may pass."""
+        if isinstance(error, ConnectionLost):
+            raise error
+        for request in self._in(State.SENT, State.UNSURE):
+            self._end(request, CallError(f"{error}; the request was sent, but its reply cannot be read"))
+
+    def _pop(self, names: list[bytes]) -> None:
+        """The replies that are there, without waiting."""
+        self.wire.ask(b"".join([pack("RPOP", name) for name in names]), len(names), left=self._last())
+        for name in names:
+            try:
+                self._take(name, self.wire.read())
+            except ReplyTooLarge:
+                self._end_too_large(name)
+                raise
+
+    def _take(self, key: bytes, value: Any) -> None:
+        request = self.waiting[key]
+        if isinstance(value, bytes):
+            self._end(request, request.outcome(value))
+        elif isinstance(value, ReplyError) and str(value).startswith("WRONGTYPE"):
+            self._end(request, request.unusable(f"is not in a list: {str(value)[:80]}"))
+
+    def _end_too_large(self, key: bytes) -> None:
+        request = self.waiting.get(key)
+        if request is not None:
+            self._end(request, request.too_large())
+
+    def _find_wrong_types(self) -> None:
+        names = list(self.waiting)
+        self.wire.ask(b"".join([pack("TYPE", name) for name in names]), len(names), left=self._last())
+        for name, kind in zip(names, self.wire.read_many(len(names)), strict=True):
+            if kind not in (b"list", b"none"):
+                request = self.waiting[name]
+                self._end(request, request.unusable(f"is not in a list: {name.decode()} is of type {_text(kind)}"))
+
+    # --- after a connection was lost
+
+    def _look(self) -> None:
+        """Find out what became of the requests whose connection was lost, and of their replies."""
+        lost = [request for request in self._in(State.SENT, State.UNSURE) if request.look]
+        for first in range(0, len(lost), LOOK_REQUESTS):
+            part = lost[first : first + LOOK_REQUESTS]
+            data, count = look(part)
+            self.wire.ask(data, count, left=self._last())
+            answered, too_large = looked(part, self.wire.read_many(count))
+            for request in too_large:
+                self._end(request, request.too_large())
+            self._fetch(answered)
+
+    def _fetch(self, answered: Iterable[Request]) -> None:
+        for request in answered:
+            self.wire.ask(pack("HGET", request.trace_key, request.trace_field), 1, left=self._last())
+            value = self.wire.read()
+            outcome = request.traced(value) if isinstance(value, bytes) else None
+            if outcome is None:
+                request.look = False  # there is no reply in it: the list may have one
+            else:
+                self._end(request, outcome)
+
+
+def _text(kind: object) -> str:
+    return kind.decode("utf-8", "replace") if isinstance(kind, bytes) else str(kind)

@@ -1,0 +1,42 @@
+"""Which process a connection belongs to: after fork(2) the child must not use what its parent has open."""
+
+from __future__ import annotations
+
+import os
+import weakref
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    class Inherited(Protocol):
+        def abandon(self) -> None: ...
+
+
+generation = 0  # changes in the child of each fork: comparing it is cheaper than a getpid(2) for each call
+_connections: weakref.WeakSet[Inherited] = weakref.WeakSet()
+_kept: list[Any] = []
+
+
+def register(connection: Inherited) -> None:
+    """Let `connection.abandon()` be called in each child that this process forks from now on."""
+    _connections.add(connection)
+
+
+def keep(*inherited: object) -> None:
+    """Hold objects of the parent for ever: their finalizers would act on what both processes share."""
+    _kept.append(inherited)
+
+
+def _in_child() -> None:
+    global generation
+    generation += 1
+    for connection in list(_connections):
+        try:
+            connection.abandon()
+        except OSError:
+            pass  # it is not used any more in any case
+    _connections.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)

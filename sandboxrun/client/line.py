@@ -1,0 +1,331 @@
+"""The calls of one event loop: two connections, and a task for each."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+
+from sandboxrun.client import forks
+from sandboxrun.client.link import Link
+from sandboxrun.client.put import LOOK_REQUESTS, batch_of, look, looked, pop_key, put, taken
+from sandboxrun.client.request import ReplyTooLarge, Request, State
+from sandboxrun.connection import ReplyError, delays, pack, refused
+from sandboxrun.errors import CallError, CallTimeout, ConnectionLost, LoginRefused, NotSent, StoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from typing import Any
+
+    from sandboxrun.client.request import Outcome
+
+WAIT_SECONDS = 1
+LOOK_SECONDS = 1.0  # between two looks for replies that may have been lost
+POP_REQUESTS = 50  # in one exchange
+WAKE_EXPIRE_SECONDS = 5
+
+
+class Call:
+    """A request, and who waits for its reply."""
+
+    __slots__ = ("future", "request")
+
+    def __init__(self, request: Request, future: asyncio.Future[Outcome]) -> None:
+        self.request, self.future = request, future
+
+    def end(self, outcome: Outcome) -> None:
+        if not self.future.done():
+            self.future.set_result(outcome)
+
+
+class Line:
+    """Made in the event loop that it belongs to. It ends with `close` or `stop`, or when its tasks are cancelled."""
+
+    def __init__(self, url: str) -> None:
+        self._sender, self._waiter = (Link(url, f"sandboxrun-client-{name}") for name in ("sends", "waits"))
+        self._wake = f"res:wake-{os.urandom(12).hex()}"  # a push to it ends the wait, so that it can begin anew
+        self._calls: dict[bytes, Call] = {}  # by reply key
+        self._unsent: deque[Call] = deque()
+        self._unsure: list[Call] = []  # a connection was lost while they were sent
+        self._watched: frozenset[bytes] = frozenset()  # the reply keys that the other connection waits for now
+        self._to_send, self._to_wait = asyncio.Event(), asyncio.Event()
+        self.over = False
+        forks.register(self)
+        self._tasks = [asyncio.create_task(self._run(work)) for work in (self._send, self._wait)]
+
+    async def call(self, request: Request) -> Outcome:
+        call = Call(request, asyncio.get_running_loop().create_future())
+        self._calls[request.key] = call
+        self._unsent.append(call)
+        self._to_send.set()
+        self._to_wait.set()
+        try:
+            async with asyncio.timeout(None if request.timeout is None else max(request.left, 0)):
+                return await call.future
+        except TimeoutError:
+            return request.timed_out()
+        finally:
+            self._calls.pop(request.key, None)
+            call.future.cancel()  # nobody waits for it: it is not sent
+
+    async def open(self) -> None:
+        """Connect now. Raises StoreError if Redis lets nobody in; if it cannot be reached, the calls try again."""
+        for link in (self._sender, self._waiter):
+            try:
+                await link.ensure_open()
+            except ConnectionLost:
+                pass
+
+    async def close(self) -> None:
+        self.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def stop(self) -> None:
+        """End the calls, and close the connections."""
+        self._end_all(lambda call: _closed(call.request))
+
+    def silence(self) -> None:
+        """Its event loop is gone: that its tasks have not ended needs no warning."""
+        for task in self._tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # of asyncio; asyncio.gather sets it, too
+
+    def abandon(self) -> None:
+        """In a forked child: keep what belongs to the parent's event loop from being finalized here."""
+        self.silence()
+        forks.keep(self)
+
+    def _end_all(self, outcome: Callable[[Call], Outcome]) -> None:
+        self.over = True
+        for link in (self._sender, self._waiter):
+            link.close()
+        for call in list(self._calls.values()):
+            call.end(outcome(call))
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """One of the two tasks. If it ends, for whatever reason, no call goes on waiting."""
+        try:
+            await work()
+        except asyncio.CancelledError:  # by `stop`, or with its event loop
+            self._end_all(lambda call: _closed(call.request))
+            raise
+        except Exception as error:  # a defect of ours
+            defect = error
+            self._end_all(lambda call: defect)
+
+    # --- sending: a task
+
+    async def _send(self) -> None:
+        tries = delays()
+        while True:
+            await self._to_send.wait()
+            self._to_send.clear()
+            while self._unsent or self._unsure:
+                try:
+                    for _ in range(2):  # turns of the loop, in which it hears that the connection was closed
+                        await asyncio.sleep(0)
+                    await self._sender.ensure_open()
+                    await self._settle()
+                    if batch := self._batch():
+                        await self._put(batch)
+                    tries = delays()
+                except ConnectionLost as error:
+                    self._sender.close()
+                    self._lost(str(error))
+                    await asyncio.sleep(next(tries))
+                except StoreError as error:  # the login, or the certificate
+                    self._sender.close()
+                    while self._unsent:
+                        self._unsent.popleft().end(error)
+                    self._lost(str(error))
+                    await asyncio.sleep(next(tries))
+
+    def _lost(self, reason: str) -> None:
+        for call in self._calls.values():
+            if call.request.state is State.SENT:
+                continue  # the other connection waits for it
+            ended = call.request.lost(reason)
+            if ended is not None:
+                call.end(ended)
+
+    def _batch(self) -> list[Call]:
+        """The next to send, without those that nobody waits for any more."""
+        while self._unsent and self._unsent[0].future.done():
+            self._unsent.popleft()
+        requests = batch_of(call.request for call in self._unsent if not call.future.done())
+        batch: list[Call] = []
+        while len(batch) < len(requests):
+            call = self._unsent.popleft()
+            if not call.future.done():
+                batch.append(call)
+        return batch
+
+    async def _put(self, batch: Sequence[Call]) -> None:
+        requests = [call.request for call in batch]
+        wake = b""
+        if self._watched and not {request.key for request in requests} <= self._watched:
+            wake = pack("LPUSH", self._wake, 1) + pack("EXPIRE", self._wake, WAKE_EXPIRE_SECONDS)
+        data, count = put(requests, self._sender.fence)
+        for request in requests:
+            request.sending(self._sender.fence)
+        try:
+            replies = await self._sender.exchange(data + wake, count + (2 if wake else 0))
+        except ConnectionLost:
+            self._unsure += batch
+            raise
+        calls = {call.request.key: call for call in batch}
+        trouble: NotSent | None = None
+        for request, error in taken(requests, replies[:count], self._sender.address.shown):
+            if isinstance(error, NotSent) and request.retry:
+                trouble, request.reason = error, str(error).removesuffix("; the request was not sent")
+            else:
+                calls[request.key].end(error)
+        again = [call for call in batch if call.request.state is State.UNSENT and not call.future.done()]
+        self._unsent.extendleft(reversed(again))
+        if trouble is not None:
+            raise ConnectionLost(str(trouble).removesuffix("; the request was not sent"))
+
+    async def _settle(self) -> None:
+        """Find out whether the requests were taken whose connection was lost. Those that were not are sent again."""
+        calls, self._unsure = [call for call in self._unsure if not call.future.done()], []
+        for first in range(0, len(calls), LOOK_REQUESTS):
+            part, rest = calls[first : first + LOOK_REQUESTS], calls[first + LOOK_REQUESTS :]
+            requests = [call.request for call in part]
+            try:
+                data, count = look(requests)
+                replies = await self._sender.exchange(data, count)
+            except ConnectionLost:
+                self._unsure = [*part, *rest]
+                raise
+            looked(requests, replies)
+            self._unsent.extendleft([call for call in reversed(part) if call.request.state is State.UNSENT])
+            errors = [refused(reply, self._sender.address.shown) for reply in replies if isinstance(reply, ReplyError)]
+            passing = next((error for error in errors if isinstance(error, ConnectionLost)), None)
+            if passing is not None:
+                self._unsure = [call for call in part if call.request.state is State.UNSURE] + rest
+                raise passing
+
+    # --- waiting: a task
+
+    async def _wait(self) -> None:
+        """Wait for all that are on their way at once, as long as there are any."""
+        tries = delays()
+        next_look = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._to_wait.wait()
+            self._to_wait.clear()
+            while self._calls:
+                try:
+                    if await self._waiter.ensure_open():
+                        next_look = 0.0
+                    if loop.time() >= next_look:
+                        await self._look()
+                        next_look = loop.time() + LOOK_SECONDS
+                    await self._collect(list(self._calls))
+                    tries = delays()
+                except StoreError:  # the reply may come yet; a call without one has its timeout
+                    self._waiter.close()
+                    for call in self._calls.values():
+                        call.request.look = True
+                    await asyncio.sleep(next(tries))
+                await asyncio.sleep(0)  # those that have their reply leave `_calls`
+
+    async def _collect(self, names: Sequence[bytes]) -> None:
+        """Wait, for a second at most, until one of the lists has a reply; then take all replies that are there."""
+        self._watched = frozenset(names)
+        try:
+            command = pack("BRPOP", *names, self._wake, WAIT_SECONDS)
+            (reply,) = await self._waiter.exchange(command, 1, wait=WAIT_SECONDS)
+        except ReplyTooLarge as error:
+            self._end_too_large(pop_key(error.head))
+            raise
+        finally:
+            self._watched = frozenset()
+        if isinstance(reply, ReplyError):
+            if not str(reply).startswith("WRONGTYPE"):
+                self._refused(refused(reply, self._waiter.address.shown))
+            else:
+                await self._find_wrong_types(names)
+            return
+        if not reply:
+            return
+        key, value = reply
+        if key != self._wake.encode():
+            if key not in names:
+                raise ConnectionLost(
+                    f"Redis at {self._waiter.address.shown} answered with a key that was not asked for"
+                )
+            self._take(key, value)
+        others = [name for name in names if name != key]
+        for first in range(0, len(others), POP_REQUESTS):
+            await self._pop(others[first : first + POP_REQUESTS])
+
+    def _refused(self, error: StoreError) -> None:
+        """Redis does not let this user wait for replies. Raises StoreError if that may pass."""
+        if isinstance(error, ConnectionLost | LoginRefused):
+            raise error
+        for call in self._calls.values():
+            if call.request.state is State.UNSENT:
+                call.end(error)
+            else:
+                call.end(CallError(f"{error}; the request was sent, but its reply cannot be read"))
+
+    async def _pop(self, names: Sequence[bytes]) -> None:
+        replies: list[Any] = []
+        try:
+            await self._waiter.exchange(b"".join([pack("RPOP", name) for name in names]), len(names), into=replies)
+        except ReplyTooLarge:
+            self._end_too_large(names[len(replies)])
+            raise
+        finally:
+            for name, value in zip(names, replies, strict=False):  # also those before a loss
+                self._take(name, value)
+
+    def _take(self, key: bytes, value: Any) -> None:
+        call = self._calls.get(key)
+        if call is None:  # it was cancelled, or has timed out
+            return
+        if isinstance(value, bytes):
+            call.end(call.request.outcome(value))
+        elif isinstance(value, ReplyError) and str(value).startswith("WRONGTYPE"):
+            call.end(call.request.unusable(f"is not in a list: {str(value)[:80]}"))
+
+    def _end_too_large(self, key: bytes) -> None:
+        call = self._calls.get(key)
+        if call is not None:
+            call.end(call.request.too_large())
+
+    async def _find_wrong_types(self, names: Sequence[bytes]) -> None:
+        kinds = await self._waiter.exchange(b"".join([pack("TYPE", name) for name in names]), len(names))
+        for name, kind in zip(names, kinds, strict=True):
+            call = self._calls.get(name)
+            if call is not None and kind not in (b"list", b"none"):
+                call.end(call.request.unusable(f"is not in a list: {name.decode()} is of another type"))
+
+    async def _look(self) -> None:
+        """Fetch the replies from the traces, if a connection was lost that may have taken them."""
+        lost = [call for call in self._calls.values() if call.request.look and not call.request.resendable]
+        for first in range(0, len(lost), LOOK_REQUESTS):
+            part = {call.request.key: call for call in lost[first : first + LOOK_REQUESTS]}
+            requests = [call.request for call in part.values()]
+            data, count = look(requests)
+            answered, too_large = looked(requests, await self._waiter.exchange(data, count))
+            for request in too_large:
+                part[request.key].end(request.too_large())
+            for request in answered:
+                command = pack("HGET", request.trace_key, request.trace_field)
+                (value,) = await self._waiter.exchange(command, 1)
+                outcome = request.traced(value) if isinstance(value, bytes) else None
+                if outcome is None:
+                    request.look = False  # there is no reply in it: the list may have one
+                else:
+                    part[request.key].end(outcome)
+
+
+def _closed(request: Request) -> CallTimeout | NotSent:
+    sure = request.state is State.UNSENT and not request.perhaps
+    return NotSent("the client was closed") if sure else CallTimeout("the client was closed")

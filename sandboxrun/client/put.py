@@ -1,0 +1,144 @@
+"""Putting requests on their streams at most once, and finding their replies after a connection was lost. Pure.
+
+Requests are sent as one transaction, behind a fence:
+
+    WATCH F                                        at the start of each connection, which has a name F of its own
+    MULTI · HSET req:REF:h … · EXPIRE · XADD … · EXEC · WATCH F
+
+A connection may be lost before the answer to EXEC has come, and what was written may still arrive at Redis later: out of
+the buffer of a proxy, or of a server that was suspended. So a new connection first writes F. That changes a watched key,
+and from then on the old transaction does nothing whenever it arrives. Then `req:REF:h` tells: it exists if and only if the
+transaction was carried out. If it does not exist, the request is sent again. A server that has lost its memory has neither
+trace nor entry; so the request is in the stream of the server that goes on at most once, but a worker may have begun it
+before the loss.
+
+A reply may be lost as well: Redis has taken it out of `res:REF` for a connection that is gone. The worker writes the same
+reply into `req:REF:h` in the same transaction, where it is found.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sandboxrun.client.request import PUT_COMMANDS, REPLY_MAX_BYTES, Request, State
+from sandboxrun.connection import ReplyError, pack, refused
+from sandboxrun.errors import ConnectionLost, NotSent, SandboxrunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+SEND_BYTES = 256 * 1024  # of requests in one transaction
+FENCE_EXPIRE_SECONDS = 5
+LOOK_COMMANDS = 2  # of one request
+LOOK_REQUESTS = 200  # in one exchange
+_BREAK_COMMANDS = 2  # of one fence, between MULTI and EXEC
+
+
+def new_fence() -> str:
+    """It needs no other permission than a trace does."""
+    return f"req:fence-{os.urandom(12).hex()}:h"
+
+
+def batch_of(requests: Iterable[Request]) -> list[Request]:
+    """The first of these, as many as one transaction takes."""
+    batch: list[Request] = []
+    size = 0
+    for request in requests:
+        batch.append(request)
+        size += request.size
+        if size >= SEND_BYTES:
+            break
+    return batch
+
+
+def put(batch: Sequence[Request], fence: str) -> tuple[bytes, int]:
+    """The commands that put these requests on their streams, and the number of replies."""
+    data = [pack("MULTI"), *[request.commands() for request in batch], pack("EXEC")]
+    if fence:
+        data.append(pack("WATCH", fence))
+    return b"".join(data), PUT_COMMANDS * len(batch) + 2 + bool(fence)
+
+
+def taken(batch: Sequence[Request], replies: Sequence[Any], shown: str) -> list[tuple[Request, SandboxrunError]]:
+    """Set the requests' states by the replies to `put`. Those that Redis refused: a NotSent is worth another try.
+
+    `shown`: the address of Redis.
+    """
+    begun = not isinstance(replies[0], ReplyError)  # if not, Redis has carried out each command by itself
+    results = replies[1 + PUT_COMMANDS * len(batch)]
+    refusals: list[tuple[Request, SandboxrunError]] = []
+    for number, request in enumerate(batch):
+        first = PUT_COMMANDS * number
+        queued = replies[1 + first : 1 + first + PUT_COMMANDS]
+        added = results[first + PUT_COMMANDS - 1] if isinstance(results, list) else None if begun else queued[-1]
+        if isinstance(added, bytes) and added != b"QUEUED":
+            request.state, request.reason = State.SENT, ""
+            continue
+        request.not_taken()
+        reasons = (queued[-1], added, *queued, replies[0])
+        reason = next((reply for reply in reasons if isinstance(reply, ReplyError)), None)
+        if reason is not None:  # if none: the fence was broken, or another request of the transaction was refused
+            refusals.append((request, _not_sent(reason, shown)))
+    if isinstance(results, ReplyError) and not refusals:  # EXEC itself was refused
+        unsent = [request for request in batch if request.state is State.UNSENT]
+        refusals = [(request, _not_sent(results, shown)) for request in unsent]
+    return refusals
+
+
+def _not_sent(reason: ReplyError, shown: str) -> SandboxrunError:
+    error = refused(reason, shown)
+    return NotSent(f"{error}; the request was not sent") if isinstance(error, ConnectionLost) else error
+
+
+def look(requests: Sequence[Request]) -> tuple[bytes, int]:
+    """The commands that find out what became of requests whose connection was lost, and the number of replies."""
+    fences = _fences(requests)
+    data = []
+    if fences:
+        data.append(pack("MULTI"))
+        for fence in fences:
+            data += (pack("HSET", fence, "broken", 1), pack("EXPIRE", fence, FENCE_EXPIRE_SECONDS))
+        data.append(pack("EXEC"))
+    for request in requests:
+        data += (pack("HSTRLEN", request.trace_key, request.trace_field), pack("EXISTS", request.trace_key))
+    return b"".join(data), _before(fences) + LOOK_COMMANDS * len(requests)
+
+
+def looked(requests: Sequence[Request], replies: Sequence[Any]) -> tuple[list[Request], list[Request]]:
+    """Set the requests' states by the replies to `look`: those whose trace has the reply, and those with too large a one.
+
+    A request stays UNSURE if Redis refuses to answer, or to break the fence, or if there was no fence.
+    """
+    fences = _fences(requests)
+    count = _before(fences)
+    broken = bool(fences) and isinstance(replies[count - 1], list)
+    answered: list[Request] = []
+    too_large: list[Request] = []
+    for number, request in enumerate(requests):
+        length, exists = replies[count + LOOK_COMMANDS * number :][:LOOK_COMMANDS]
+        if isinstance(length, int) and length > 0:
+            request.state = State.SENT
+            (answered if length <= REPLY_MAX_BYTES else too_large).append(request)
+        elif isinstance(exists, ReplyError) or request.state is State.SENT:
+            continue
+        elif exists:
+            request.state, request.reason = State.SENT, ""
+        elif broken and request.resendable:
+            request.state = State.UNSENT
+    return answered, too_large
+
+
+def _fences(requests: Sequence[Request]) -> list[str]:
+    return sorted({request.fence for request in requests if request.state is State.UNSURE and request.fence})
+
+
+def _before(fences: Sequence[str]) -> int:
+    return 2 + _BREAK_COMMANDS * len(fences) if fences else 0
+
+
+def pop_key(head: bytes) -> bytes:
+    """The key in the first bytes of a reply to BRPOP, or nothing."""
+    words = head.split(b"\r\n", 3)
+    return words[2] if len(words) == 4 and words[0] == b"*2" else b""
