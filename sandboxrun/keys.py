@@ -8,6 +8,7 @@ from sandboxrun.errors import ConfigError
 
 TYPE_MAX_CHARS = 64
 ID_MAX_CHARS = 128
+REF_MAX_CHARS = 256
 _TYPE = re.compile(r"[a-z][-a-z0-9_]*")
 _ID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*")
 # Every worker may write res:REF and req:REF:h, and those must not be the hash of a worker, which says what it may touch.
@@ -78,6 +79,14 @@ def reply_key(ref: str) -> str:
 
 def trace_key(ref: str) -> str:
     return f"req:{ref}:h"
+
+
+def is_ref(ref: str) -> bool:
+    """Whether a request can be answered under this ref: any text without control characters that is not too long."""
+    if not 0 < len(ref) <= REF_MAX_CHARS:
+        return False
+    # Unicode's category Cc: C0, DEL and C1.
+    return ref.isprintable() or not any(c < " " or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" for c in ref)
 
 
 def _shown(text: str) -> str:

@@ -6,14 +6,16 @@ import json
 import re
 import time
 
+from sandboxrun import keys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-REF_MAX_CHARS = 256
 PAYLOAD_MAX_BYTES = 1024 * 1024  # of one entry's fields together
 RESULT_MAX_BYTES = 8 * 1024 * 1024  # of one reply
+MESSAGE_MAX_CHARS = 2000
 _ENVELOPE = ("ref", "type", "time", "deadline")
 
 
@@ -64,8 +66,11 @@ class Request:
 
 def ref_of(raw: Mapping[bytes, bytes]) -> str | None:
     """The reference to answer under, or None where there is none that could be part of a key."""
-    ref = raw.get(b"ref", b"").decode("utf-8", "replace")
-    return ref if ref and len(ref) <= REF_MAX_CHARS and ref.isprintable() and " " not in ref else None
+    try:
+        ref = raw.get(b"ref", b"").decode()
+    except UnicodeDecodeError:
+        return None
+    return ref if keys.is_ref(ref) else None
 
 
 def parse(xid: str, raw: Mapping[bytes, bytes], accepted: Mapping[str, object], *, default: str) -> Request:
@@ -80,7 +85,7 @@ def parse(xid: str, raw: Mapping[bytes, bytes], accepted: Mapping[str, object], 
         raise BadRequest("the request is not UTF-8 text") from None
     ref = ref_of(raw)
     if ref is None:
-        raise BadRequest("the request has no ref, or not a printable one")
+        raise BadRequest("the request has no ref, or none that can be answered")
     if type_ not in accepted:
         raise BadRequest(f"the request's type is {type_[:80]!r}, expected {' or '.join(sorted(accepted))}")
     deadline = _deadline(raw[b"deadline"].decode("utf-8", "replace")) if b"deadline" in raw else None
@@ -147,17 +152,48 @@ def reply(ref: str | None, source: str, code: int, result: Mapping[str, Any], ti
 
 def failure(error: BaseException, raw: Mapping[bytes, bytes], *, with_payload: bool) -> dict[str, Any]:
     """The result fields of an error: `err.message`, and for a 500 the payload."""
-    result: dict[str, Any] = {"err": {"message": str(error)[:2000] or type(error).__name__}}
+    result: dict[str, Any] = {"err": {"message": message_of(error)}}
     if with_payload:
         result["payload"] = {k.decode("utf-8", "replace"): v.decode("utf-8", "replace")[:2000] for k, v in raw.items()}
     return result
 
 
-def noted(fields: Mapping[str, Any]) -> list[str]:
-    """What `trace` and `progress` were given, as field, value, field, value …"""
-    words: list[str] = []
+def message_of(error: BaseException) -> str:
+    """The error's text, at most 2000 characters that UTF-8 can write. Never raises, whatever the error's class does."""
+    kind = "an error"
+    try:
+        kind = type(error).__name__
+        text = str.__str__(str(error))[:MESSAGE_MAX_CHARS]
+        if not issubclass(type(error), Exception):  # SystemExit: 1 says more than 1
+            text = f"the handler raised {kind}" + (f": {text}" if text else "")
+        return text.encode("utf-8", "backslashreplace").decode() or kind
+    except BaseException:
+        return f"{kind}, whose text cannot be made"
+
+
+_quote = json.encoder.encode_basestring_ascii
+
+
+def last_resort(ref: str | None, source: str, time: str) -> str:
+    """The reply of a request for which no other one can be made."""
+    return (
+        f'{{"err":{{"message":"the reply could not be made"}},"ref":{"null" if ref is None else _quote(ref)},'
+        f'"source":{_quote(source)},"code":500,"time":{_quote(time)}}}'
+    )
+
+
+def noted(fields: Mapping[str, Any]) -> list[bytes]:
+    """What `trace` and `progress` were given, as field, value, field, value … Raises ValueError naming the field."""
+    words: list[bytes] = []
     for name, value in fields.items():
-        words += (name, value if isinstance(value, str) else json.dumps(value, default=str))
+        try:
+            text = value if isinstance(value, str) else json.dumps(value, default=str, allow_nan=False)
+            words += (name.encode(), text.encode())
+        except Exception as error:
+            shown = name.encode("utf-8", "backslashreplace").decode()[:80]
+            raise ValueError(
+                f"the field {shown!r} of the request's trace cannot be written: {message_of(error)}"
+            ) from error
     return words
 
 

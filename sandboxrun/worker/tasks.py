@@ -19,24 +19,52 @@ from typing import Any
 from sandboxrun.connection import Connection, ReplyError
 from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, StoreError
 from sandboxrun.settings import Loop
+from sandboxrun.worker import process
+from sandboxrun.worker.answer import check_deadline
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler, HandlerTimeout
 from sandboxrun.worker.loop import LOOK_SECONDS, RENEW_PART, GaveUp, Worker
+from sandboxrun.worker.output import say
 from sandboxrun.worker.reader import Reader, Room
-from sandboxrun.worker.request import Expired, Request, now
+from sandboxrun.worker.request import Request, message_of, now
 
 CONFIRMED_SECONDS = 0.002  # until replies are tried again that wait for the confirmation of others
+ESCAPES_MOST = 50  # within a second: more is an event loop that has lost its descriptors
 ALONE_FROM = 2  # begun so often without a reply: begun alone from now on
 
 
 class Job:
     """A request on its way through a handler."""
 
-    __slots__ = ("entry", "handler", "key", "received", "request")
+    __slots__ = ("_free", "entry", "handler", "key", "received", "request")
 
     def __init__(self, entry: Entry, handler: Handler, request: Request, received: str, key: Any) -> None:
         self.entry, self.handler, self.request, self.received, self.key = entry, handler, request, received, key
+        self._free = [None]
+
+    def take(self) -> bool:
+        """True for the first who asks; from any thread."""
+        try:
+            self._free.pop()
+        except IndexError:
+            return False
+        return True
+
+
+class _Key:
+    """What `key` returned. Hashed once, because a later change of it must not lose the line that waits under it."""
+
+    __slots__ = ("_hash", "_value")
+
+    def __init__(self, value: Any) -> None:
+        self._value, self._hash = value, hash(value)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and bool(self._value == other._value)
 
 
 class Tasks(Worker):
@@ -55,7 +83,7 @@ class Tasks(Worker):
         self._key, self._concurrency = key, concurrency
         self._space = Room(concurrency, loop.request_limit)
         self._lines: dict[Any, deque[Job]] = {}  # what waits behind a request with an equal key
-        self._running: dict[Entry, asyncio.Task[None]] = {}
+        self._running: dict[Entry, asyncio.Task[None] | None] = {}  # None: in a thread
         self._threads: set[Entry] = set()  # what runs in one: it cannot be cancelled
         self._ready: list[Entry] = []
         self._flushing = False
@@ -65,14 +93,37 @@ class Tasks(Worker):
         self._pool = ThreadPoolExecutor(concurrency, "handler")
 
     def run(self) -> None:
-        asyncio.run(self._main())
+        with asyncio.Runner() as runner:
+            loop = runner.get_loop()
+            main = loop.create_task(self._main())
+            escaped: deque[float] = deque(maxlen=ESCAPES_MOST)
+            while not main.done():
+                try:
+                    loop.run_until_complete(main)
+                except BaseException as error:
+                    if not main.done():
+                        escaped.append(time.monotonic())
+                        self._escaped(error, escaped)
+            main.result()
         if self._error is not None:
             raise self._error
+
+    def _escaped(self, error: BaseException, times: deque[float]) -> None:
+        """What a task or a signal handler of the script's raised has stopped the event loop, which goes on."""
+        if self._answers.is_child:
+            process.leave_child(error)
+        text = message_of(error)
+        if len(times) == ESCAPES_MOST and times[-1] - times[0] < 1:
+            say(f"the event loop cannot go on: {text}", "error")
+            process.leave(SandboxrunError.exit_code)  # closing the loop would need it
+        self._warn(f"the event loop was stopped by {type(error).__name__} ({text}) and goes on")
 
     async def _main(self) -> None:
         loop = self._asyncio = asyncio.get_running_loop()
         self._over = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, self._end)
+        self._signals.on_interrupt(lambda: loop.call_soon_threadsafe(self._end))
+        self._signals.guard_forks()
         try:
             await self._mend()
         except GaveUp:
@@ -80,7 +131,11 @@ class Tasks(Worker):
         self._reader().start()
         threading.Thread(target=self._keep, daemon=True).start()
         self._tick()
-        await self._over.wait()
+        while not self._over.is_set():
+            try:
+                await self._over.wait()
+            except asyncio.CancelledError:
+                pass  # a handler has cancelled all tasks
         if self._mending is not None:
             await self._mending
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -137,45 +192,60 @@ class Tasks(Worker):
         """Start the handler, or let the request wait behind one with an equal key."""
         received, request = now(), None
         try:
-            handler, request = self._parse(entry)
-            key = self._key(request) if self._key is not None else None
+            handler, request = self._answers.parse(entry)
+            key = _Key(self._key(request)) if self._key is not None else None
             job = Job(entry, handler, request, received, key)
-            if self._key is not None:
+            if key is not None:
                 if key in self._lines:
                     self._lines[key].append(job)
                     return
                 self._lines[key] = deque()
-        except Exception as error:
-            self._fail(entry, received, request, error)
+        except BaseException as error:
+            self._answers.fail(entry, received, request, error)
             self._done(entry)
             return
         self._start(job)
 
     def _start(self, job: Job) -> None:
-        job.entry.begun = True
-        if not job.handler.is_async:
-            self._threads.add(job.entry)
-        self._running[job.entry] = self._asyncio.create_task(self._handle(job))
+        entry = job.entry
+        entry.begun = True
+        if job.handler.is_async:
+            self._running[entry] = self._asyncio.create_task(self._handle(job))
+            return
+        self._threads.add(entry)
+        self._running[entry] = None
+        try:
+            self._pool.submit(self._call, job)
+        except RuntimeError as error:  # no thread can be started; but another may have taken the job already
+            if job.take():
+                self._answers.fail(entry, job.received, job.request, error)
+                self._asyncio.call_soon(self._answered, job)
+
+    def _call(self, job: Job) -> None:
+        """In a thread of the pool."""
+        if job.take():
+            self._answers.call(job.entry, job.received, job.handler, job.request)
+            self._asyncio.call_soon_threadsafe(self._answered, job)
 
     async def _handle(self, job: Job) -> None:
-        entry, request = job.entry, job.request
+        entry, answers = job.entry, self._answers
         try:
-            left = request.remaining()
-            if left is not None and left <= 0:
-                raise Expired("the request's deadline had passed before it was begun")
-            if job.handler.is_async:
-                result = await self._awaited(job)
-            else:
-                result = await self._asyncio.run_in_executor(self._pool, job.handler.call, request)
-        except Exception as error:
-            self._fail(entry, job.received, request, error)
-        else:
-            self._finish(entry, job.received, request, result)
+            check_deadline(job.request)
+            answers.finish(entry, job.received, job.request, await self._awaited(job))
+        except BaseException as error:
+            if self._over.is_set() or entry not in self._running:  # it is late: we have cancelled it and handed it back
+                raise
+            answers.fail(entry, job.received, job.request, error)
         finally:
-            self._running.pop(entry, None)
-            self._threads.discard(entry)
-            self._next(job)
-        self._done(entry)
+            if entry in self._running and not self._over.is_set():
+                self._answered(job)
+
+    def _answered(self, job: Job) -> None:
+        """Give the place back, and send the reply with others."""
+        self._running.pop(job.entry, None)
+        self._threads.discard(job.entry)
+        self._done(job.entry)
+        self._next(job)
 
     async def _awaited(self, job: Job) -> Any:
         timeout = job.handler.timeout
@@ -206,6 +276,14 @@ class Tasks(Worker):
     @property
     def _late(self) -> bool:
         return self._until is not None and time.monotonic() > self._until
+
+    def _forked(self) -> None:
+        """The child of a handler: whatever it leaves to the event loop, it ends there."""
+        super()._forked()
+        ready = getattr(self._asyncio, "_ready", None)  # a private name of CPython's loop
+        if ready is not None:
+            ready.clear()
+        self._asyncio.call_soon(process.leave_child, None)
 
     def _done(self, entry: Entry) -> None:
         self._ready.append(entry)
@@ -327,7 +405,7 @@ class Tasks(Worker):
                 continue
             self._space.take(1)
             if entry.spent:
-                self._bury(entry)
+                self._answers.give_up(entry)
                 self._done(entry)
             else:
                 self._begin(entry)
@@ -342,7 +420,7 @@ class Tasks(Worker):
             return
         if self._late:
             for entry, task in [*self._running.items()]:
-                if entry not in self._threads and task.cancel():
+                if task is not None and task.cancel():
                     self._running.pop(entry, None)
         waiting = [job.entry for line in self._lines.values() for job in line]
         if self._late or not (self._running or waiting):
