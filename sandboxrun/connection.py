@@ -363,8 +363,10 @@ def _off_standard(sock: Any) -> Any:
         return sock
     import fcntl
 
-    with sock:
+    try:
         number = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        sock.close()
     return type(sock)(fileno=number)
 
 

@@ -82,23 +82,28 @@ class Signals:
         self._installed: list[tuple[int, Any]] = []
         self.forked: list[Callable[[], None]] = []  # called in a child, right after fork
 
-    def on_interrupt(self, end: Callable[[], object]) -> None:
-        """Let SIGINT (Ctrl-C, where the worker was started by hand) do what SIGTERM does, unless the script handles it."""
+    def install(self, end: Callable[[], object]) -> None:
+        """Call `end` at SIGTERM, and at SIGINT (Ctrl-C) unless the script handles it. `end` may only set a flag.
+
+        Not by asyncio's add_signal_handler: its wake-up descriptor is one that a handler can break or a child inherit.
+        """
+
+        def terminate(*_: object) -> None:
+            end()
 
         def interrupt(*_: object) -> None:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             end()
 
+        signal.signal(signal.SIGTERM, terminate)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, interrupt)
-
-    def guard_forks(self) -> None:
-        """Call when the handlers of both signals are installed."""
         self._installed = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
-        # asyncio's wake-up descriptor is shared with the parent: a signal to the child would arrive in the parent's loop.
+        # The script may have called add_signal_handler: asyncio's wake-up descriptor is shared with the parent then, and a
+        # signal to the child would arrive in the parent's loop.
         try:
             signal.set_wakeup_fd(-1)
             for number, ours in self._installed:

@@ -122,13 +122,15 @@ def _deadline(text: str) -> float:
 def now() -> str:
     """ISO 8601 in UTC with milliseconds, as JavaScript's toISOString."""
     global _last
-    millis = time.time_ns() // 1_000_000
+    millis = _time_ns() // 1_000_000
     if millis != _last[0]:
         whole, rest = divmod(millis, 1000)
-        _last = (millis, time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(whole)) + f"{rest:03d}Z")
+        _last = (millis, _strftime("%Y-%m-%dT%H:%M:%S.", _gmtime(whole)) + f"{rest:03d}Z")
     return _last[1]
 
 
+# As they are now: a script may put others in their places, to freeze the time for instance.
+_time_ns, _strftime, _gmtime = time.time_ns, time.strftime, time.gmtime
 _last = (0, "")  # formatting it takes longer than all else of a small request
 
 

@@ -48,9 +48,7 @@ class Serial(Worker):
         self._recoveries: deque[float] = deque(maxlen=RECOVERIES_MOST)
 
     def run(self) -> None:
-        signal.signal(signal.SIGTERM, self._end)
-        self._signals.on_interrupt(self._end)
-        self._signals.guard_forks()
+        self._signals.install(self._end)
         self._answers.limited = lambda handler, request: _limited(handler, request, lambda: self._telling)
         _thread.start_new_thread(self._keep, ())
         with self._lock:

@@ -8,7 +8,6 @@ as all of a simple worker's start.
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
 import time
 from collections import deque
@@ -121,9 +120,7 @@ class Tasks(Worker):
     async def _main(self) -> None:
         loop = self._asyncio = asyncio.get_running_loop()
         self._over = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, self._end)
-        self._signals.on_interrupt(lambda: loop.call_soon_threadsafe(self._end))
-        self._signals.guard_forks()
+        self._signals.install(self._end)
         try:
             await self._mend()
         except GaveUp:
