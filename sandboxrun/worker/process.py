@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
@@ -80,6 +81,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._installed: list[tuple[int, Any]] = []
+        self._masks: dict[int, Any] = {}  # of threads that fork at this moment
         self.forked: list[Callable[[], None]] = []  # called in a child, right after fork
 
     def install(self, end: Callable[[], object]) -> None:
@@ -99,7 +101,16 @@ class Signals:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, interrupt)
         self._installed = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-        os.register_at_fork(after_in_child=self._after_fork)
+        os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._after_fork)
+
+    def _block(self) -> None:
+        """A signal that reaches a child before its handlers are reset would be lost: it waits until they are."""
+        self._masks[_thread.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+
+    def _unblock(self) -> None:
+        mask = self._masks.pop(_thread.get_ident(), None)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _after_fork(self) -> None:
         # The script may have called add_signal_handler: asyncio's wake-up descriptor is shared with the parent then, and a
@@ -113,3 +124,4 @@ class Signals:
             pass  # not in the child's main thread: a subinterpreter
         for act in self.forked:
             act()
+        self._unblock()

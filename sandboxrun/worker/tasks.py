@@ -8,6 +8,7 @@ as all of a simple worker's start.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import threading
 import time
 from collections import deque
@@ -281,6 +282,10 @@ class Tasks(Worker):
         if ready is not None:
             ready.clear()
         self._asyncio.call_soon(process.leave_child, None)
+        # Else a process of multiprocessing that a handler's thread has made would wait for that very thread at its end.
+        queues = getattr(concurrent.futures.thread, "_threads_queues", None)
+        if queues is not None:
+            queues.clear()
 
     def _done(self, entry: Entry) -> None:
         self._ready.append(entry)

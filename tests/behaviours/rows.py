@@ -62,8 +62,8 @@ def raising(error: BaseException | type[BaseException]) -> Any:
 
 
 def load() -> dict[str, Row]:
-    import rows_ends  # noqa: F401
     import rows_asyncio  # noqa: F401
+    import rows_ends  # noqa: F401
     import rows_processes  # noqa: F401
     import rows_raise  # noqa: F401
     import rows_results  # noqa: F401

@@ -332,20 +332,6 @@ def a_pool_whose_work_is_cancelled(request):
 
 
 @row(FAILED)
-def more_threads_than_the_limit(request):
-    event, started = threading.Event(), []
-    try:
-        for _ in range(400):
-            thread = threading.Thread(target=event.wait, daemon=True)
-            thread.start()
-            started.append(thread)
-    finally:
-        event.set()
-        for thread in started:
-            thread.join()
-
-
-@row(FAILED)
 def an_error_that_a_thread_throws_into_the_handler(request):
     import ctypes
 
@@ -368,3 +354,17 @@ def a_lock_waited_for_too_long(request):
     lock.acquire()
     if not lock.acquire(timeout=0.01):
         raise TimeoutError("deadlock")
+
+
+@row(FAILED)
+def more_threads_than_the_limit(request):
+    event, started = threading.Event(), []
+    try:
+        for _ in range(400):
+            thread = threading.Thread(target=event.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    finally:
+        event.set()
+        for thread in started:
+            thread.join()

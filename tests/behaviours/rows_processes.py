@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import multiprocessing
 import os
 import signal
@@ -13,7 +12,10 @@ import time
 
 from rows import ANSWERED, ASYNC, FAILED, OK, PLAIN, row
 
-NO_LOOP = {"modes": (PLAIN,), "reason": "an event loop whose descriptors are gone cannot go on: see the rows that end it"}
+NO_LOOP = {
+    "modes": (PLAIN,),
+    "reason": "an event loop whose descriptors are gone cannot go on: see the rows that end it",
+}
 FORKS = multiprocessing.get_context("fork")
 
 
@@ -195,18 +197,32 @@ stream("print 100 KB to a non-blocking output", lambda request: printing(sys.std
 stream("print 100 KB to a non-blocking error", lambda request: printing(sys.stderr))
 stream("an excepthook that raises", lambda request: (setattr(sys, "excepthook", lambda *a: 1 / 0), 1 / 0), FAILED)
 stream("an excepthook that exits", lambda request: (setattr(sys, "excepthook", lambda *a: exit(3)), 1 / 0), FAILED)
-stream("an excepthook that is cancelled", lambda request: (setattr(sys, "excepthook", Raises(KeyboardInterrupt).write), 1 / 0), FAILED)
+stream(
+    "an excepthook that is cancelled",
+    lambda request: (setattr(sys, "excepthook", Raises(KeyboardInterrupt).write), 1 / 0),
+    FAILED,
+)
 stream("an excepthook that is None", lambda request: (setattr(sys, "excepthook", None), 1 / 0), FAILED)
 stream("no excepthook", lambda request: (delattr(sys, "excepthook"), 1 / 0), FAILED)
 stream("a standard error whose write raises", lambda request: (setattr(sys, "stderr", Raises()), 1 / 0), FAILED)
-stream("a standard error whose write exits", lambda request: (setattr(sys, "stderr", Raises(SystemExit)), 1 / 0), FAILED)
+stream(
+    "a standard error whose write exits", lambda request: (setattr(sys, "stderr", Raises(SystemExit)), 1 / 0), FAILED
+)
 stream("a standard error that is a number", lambda request: (setattr(sys, "stderr", 3), 1 / 0), FAILED)
 stream("no standard error", lambda request: (setattr(sys, "stderr", None), 1 / 0), FAILED)
 stream("delete standard error", lambda request: (delattr(sys, "stderr"), 1 / 0), FAILED)
-stream("the first standard error closed", lambda request: (sys.__stderr__.close(), setattr(sys, "stderr", sys.__stderr__), 1 / 0), FAILED)
+stream(
+    "the first standard error closed",
+    lambda request: (sys.__stderr__.close(), setattr(sys, "stderr", sys.__stderr__), 1 / 0),
+    FAILED,
+)
 stream("a result that is wrong without standard error", lambda request: {"o": object()}, FAILED)
 stream("a trace that is wrong without standard error", lambda request: request.trace(x={(1, 2): 3}), FAILED)
-stream("the usual excepthook with a closed error", lambda request: (setattr(sys, "excepthook", sys.__excepthook__), 1 / 0), FAILED)
+stream(
+    "the usual excepthook with a closed error",
+    lambda request: (setattr(sys, "excepthook", sys.__excepthook__), 1 / 0),
+    FAILED,
+)
 stream("close the descriptor of standard error", lambda request: (os.close(2), 1 / 0), FAILED)
 stream("an error without the descriptor", lambda request: 1 / 0, FAILED)
 stream("take the descriptor for a socket", lambda request: KEPT.append(socket.socket()))
@@ -214,7 +230,9 @@ stream("an error with a socket for standard error", lambda request: 1 / 0, FAILE
 stream("no standard output", lambda request: setattr(sys, "stdout", None))
 stream("print without standard output", lambda request: print("hello"))
 stream("a standard output whose write raises", lambda request: (setattr(sys, "stdout", Raises()), print("x")), FAILED)
-stream("close standard output", lambda request: (sys.__stdout__.close(), setattr(sys, "stdout", sys.__stdout__)) and None)
+stream(
+    "close standard output", lambda request: (sys.__stdout__.close(), setattr(sys, "stdout", sys.__stdout__)) and None
+)
 stream("print to a closed output", lambda request: print("hello"), FAILED)
 stream("close the descriptor of standard output", lambda request: os.close(1))
 stream("close standard input", lambda request: sys.stdin.close())

@@ -21,7 +21,9 @@ ARGS = {
     "BaseExceptionGroup": ("several", [KeyboardInterrupt(), SystemExit(3)]),
 }
 NAMES = {k for k, v in vars(builtins).items() if isinstance(v, type) and issubclass(v, BaseException)}
-for name in sorted(NAMES - {"EnvironmentError", "IOError", "EncodingWarning", "PythonFinalizationError", "_IncompleteInputError"}):
+for name in sorted(
+    NAMES - {"EnvironmentError", "IOError", "EncodingWarning", "PythonFinalizationError", "_IncompleteInputError"}
+):
     kind = getattr(builtins, name)
     add(f"raise {name}", lambda request, k=kind, a=ARGS.get(name, ("why",)): raising(k(*a)))
 
@@ -63,9 +65,22 @@ def fails(*_, **__):
     raise ValueError("in a method of the error's")
 
 
-for inner in (ValueError, asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit, RecursionError, MemoryError, StopIteration):
+for inner in (
+    ValueError,
+    asyncio.CancelledError,
+    SystemExit,
+    KeyboardInterrupt,
+    GeneratorExit,
+    RecursionError,
+    MemoryError,
+    StopIteration,
+):
     for base in (Exception, BaseException):
-        odd(f"a __str__ that raises {inner.__name__}, a {base.__name__}", base, __str__=lambda self, i=inner: raising(i("x")))
+        odd(
+            f"a __str__ that raises {inner.__name__}, a {base.__name__}",
+            base,
+            __str__=lambda self, i=inner: raising(i("x")),
+        )
 
 
 class Text(str):
@@ -213,7 +228,7 @@ def sys_exit(request):
 
 @row()
 def exit_of_the_builtins(request):
-    exit(3)  # noqa: PLR1722
+    exit(3)
 
 
 @row()
@@ -256,7 +271,7 @@ def an_error_in_finally(request):
 
 @row()
 def raise_nothing(request):
-    raise  # noqa: PLE0704
+    raise
 
 
 @row()

@@ -162,7 +162,16 @@ for label, value in WRONG.items():
 add("return a dict without a truth", lambda request: NoTruth(a=1), ANSWERED)
 add("return a dict whose items raise", lambda request: Items(a=1), ANSWERED)
 
-for error in (ValueError, KeyError, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, MemoryError, RecursionError):
+for error in (
+    ValueError,
+    KeyError,
+    SystemExit,
+    KeyboardInterrupt,
+    GeneratorExit,
+    StopIteration,
+    MemoryError,
+    RecursionError,
+):
     add(f"return a Mapping that raises {error.__name__}", lambda request, e=error: Keys(e))
     add(f"return a Mapping that raises {error.__name__} half way", lambda request, e=error: HalfWay(e))
     add(f"return a model that raises {error.__name__}", lambda request, e=error: Model(e))

@@ -78,6 +78,8 @@ STAYS = {
 }
 for label, act in STAYS.items():
     add(f"{label}, and an error", lambda request, act=act: (act(), 1 / 0), group="stays")
+    if label == "no modules at all":
+        break  # what follows it cannot be counted: the worker script itself imports
     add(f"{label}, and a result", lambda request: {"done": True}, ANSWERED, group="stays")
     add(f"{label}, and a wrong result", lambda request: {"o": object()}, group="stays")
 

@@ -113,9 +113,7 @@ def wrong(row: rows.Row, reply: dict[str, Any] | None) -> str:
 
 @pytest.mark.parametrize("mode", rows.MODES)
 @pytest.mark.parametrize("group", GROUPS)
-def test_each_is_answered_once_and_the_same_worker_goes_on(
-    r: redis.Redis, run: Runner, group: str, mode: str
-) -> None:
+def test_each_is_answered_once_and_the_same_worker_goes_on(r: redis.Redis, run: Runner, group: str, mode: str) -> None:
     programs = {"allowRun": PROGRAMS} if group == "processes" else {}
     world = World(r, run, mode, limitMemory="700M", responseStreamLimit="0", **programs)
     faults: list[str] = []
