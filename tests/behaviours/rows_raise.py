@@ -258,7 +258,7 @@ def return_in_finally(request):
     try:
         raise ValueError("lost")
     finally:
-        return {"ok": True}  # noqa: B012
+        return {"ok": True}
 
 
 @row()
@@ -276,7 +276,7 @@ def raise_nothing(request):
 
 @row()
 def raise_no_exception(request):
-    raise 3  # noqa: B016
+    raise 3
 
 
 @row()
