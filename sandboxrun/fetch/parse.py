@@ -49,7 +49,7 @@ def _does_nothing(node: ast.stmt) -> bool:
     JSON; a line of YAML is an annotation."""
     kind = type(node).__name__
     if kind not in ("Expr", "AnnAssign"):
-        return kind == "Pass"
+        return False
     if kind == "Expr" and type(node.value).__name__ == "Constant":  # type: ignore[attr-defined]  # a docstring
         return True
     import ast  # which is slow to import

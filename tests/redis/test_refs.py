@@ -65,6 +65,7 @@ def test_any_text_without_control_characters_is_a_ref(r: redis.Redis, run: Runne
         assert "tTrace" in r.hgetall(f"req:{ref}:h")  # type: ignore[operator]
         shown = run("trace", ref, "--type", "t")
         assert shown.code == 0, shown.err
+        assert all(c.isprintable() or c == "\n" for c in shown.out + shown.err)
     assert r.xlen("t:dead:x") == 0
     assert len({fields["ref"] for _, fields in r.xrange("t:res:x")} & {*REFS.values()}) == len(REFS)  # type: ignore[union-attr]
 

@@ -97,7 +97,6 @@ NO_SCRIPTS = {
     "white space": (b"\n \n\t\n", "does nothing when run: it is empty"),
     "a comment": (b"# worker\n", "does nothing when run: it is empty"),
     "a docstring": (b'"""A worker to come."""\n', "does nothing when run"),
-    "pass": (b"pass\n", "does nothing when run"),
     "JSON": (b'{"name": "worker", "version": [1, 2]}', "does nothing when run"),
     "a JSON text": (b'"not found"', "does nothing when run"),
     "a JSON list": (b"[]", "does nothing when run"),
@@ -130,7 +129,17 @@ def test_a_local_file_that_is_no_script_is_refused(run: Runner, local: Local, la
 
 @pytest.mark.parametrize(
     "code",
-    ["print(1)", "import os", "x = 1", "def f(): pass", "f'{print(2)}'", "x: int = 3", "if 1: pass", "[print(3)]"],
+    [
+        "print(1)",
+        "pass",
+        "import os",
+        "x = 1",
+        "def f(): pass",
+        "f'{print(2)}'",
+        "x: int = 3",
+        "if 1: pass",
+        "[print(3)]",
+    ],
 )
 def test_what_does_something_runs(run: Runner, local: Local, code: str) -> None:
     local('"""Documented."""\n' + code + "\n")
