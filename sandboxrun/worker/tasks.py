@@ -8,7 +8,6 @@ as all of a simple worker's start.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread
 import threading
 import time
 from collections import deque
@@ -19,52 +18,18 @@ from typing import Any
 from sandboxrun.connection import Connection, ReplyError
 from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, StoreError
 from sandboxrun.settings import Loop
-from sandboxrun.worker import process
+from sandboxrun.worker import eventloop
 from sandboxrun.worker.answer import check_deadline
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
-from sandboxrun.worker.handlers import Handler, HandlerTimeout
+from sandboxrun.worker.handlers import HandlerTimeout
+from sandboxrun.worker.job import Job, Key
 from sandboxrun.worker.loop import LOOK_SECONDS, RENEW_PART, GaveUp, Worker
-from sandboxrun.worker.output import say
 from sandboxrun.worker.reader import Reader, Room
-from sandboxrun.worker.request import Request, message_of, now
+from sandboxrun.worker.request import Request, now
 
 CONFIRMED_SECONDS = 0.002  # until replies are tried again that wait for the confirmation of others
-ESCAPES_MOST = 50  # within a second: more is an event loop that has lost its descriptors
 ALONE_FROM = 2  # begun so often without a reply: begun alone from now on
-
-
-class Job:
-    """A request on its way through a handler."""
-
-    __slots__ = ("_free", "entry", "handler", "key", "received", "request")
-
-    def __init__(self, entry: Entry, handler: Handler, request: Request, received: str, key: Any) -> None:
-        self.entry, self.handler, self.request, self.received, self.key = entry, handler, request, received, key
-        self._free = [None]
-
-    def take(self) -> bool:
-        """True for the first who asks; from any thread."""
-        try:
-            self._free.pop()
-        except IndexError:
-            return False
-        return True
-
-
-class _Key:
-    """What `key` returned. Hashed once, because a later change of it must not lose the line that waits under it."""
-
-    __slots__ = ("_hash", "_value")
-
-    def __init__(self, value: Any) -> None:
-        self._value, self._hash = value, hash(value)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and bool(self._value == other._value)
 
 
 class Tasks(Worker):
@@ -84,7 +49,6 @@ class Tasks(Worker):
         self._space = Room(concurrency, loop.request_limit)
         self._lines: dict[Any, deque[Job]] = {}  # what waits behind a request with an equal key
         self._running: dict[Entry, asyncio.Task[None] | None] = {}  # None: in a thread
-        self._threads: set[Entry] = set()  # what runs in one: it cannot be cancelled
         self._ready: list[Entry] = []
         self._flushing = False
         self._mending: asyncio.Task[None] | None = None
@@ -93,30 +57,9 @@ class Tasks(Worker):
         self._pool = ThreadPoolExecutor(concurrency, "handler")
 
     def run(self) -> None:
-        with asyncio.Runner() as runner:
-            loop = runner.get_loop()
-            main = loop.create_task(self._main())
-            escaped: deque[float] = deque(maxlen=ESCAPES_MOST)
-            while not main.done():
-                try:
-                    loop.run_until_complete(main)
-                except BaseException as error:
-                    if not main.done():
-                        escaped.append(time.monotonic())
-                        self._escaped(error, escaped)
-            main.result()
+        eventloop.run(self._main, lambda: self._answers.is_child, self._warn)
         if self._error is not None:
             raise self._error
-
-    def _escaped(self, error: BaseException, times: deque[float]) -> None:
-        """What a task or a signal handler of the script's raised has stopped the event loop, which goes on."""
-        if self._answers.is_child:
-            process.leave_child(error)
-        text = message_of(error)
-        if len(times) == ESCAPES_MOST and times[-1] - times[0] < 1:
-            say(f"the event loop cannot go on: {text}", "error")
-            process.leave(SandboxrunError.exit_code)  # closing the loop would need it
-        self._warn(f"the event loop was stopped by {type(error).__name__} ({text}) and goes on")
 
     async def _main(self) -> None:
         loop = self._asyncio = asyncio.get_running_loop()
@@ -191,7 +134,7 @@ class Tasks(Worker):
         received, request = now(), None
         try:
             handler, request = self._answers.parse(entry)
-            key = _Key(self._key(request)) if self._key is not None else None
+            key = Key(self._key(request)) if self._key is not None else None
             job = Job(entry, handler, request, received, key)
             if key is not None:
                 if key in self._lines:
@@ -205,18 +148,16 @@ class Tasks(Worker):
         self._start(job)
 
     def _start(self, job: Job) -> None:
-        entry = job.entry
-        entry.begun = True
+        job.entry.begun = True
         if job.handler.is_async:
-            self._running[entry] = self._asyncio.create_task(self._handle(job))
+            self._running[job.entry] = self._asyncio.create_task(self._handle(job))
             return
-        self._threads.add(entry)
-        self._running[entry] = None
+        self._running[job.entry] = None
         try:
             self._pool.submit(self._call, job)
         except RuntimeError as error:  # no thread can be started; but another may have taken the job already
             if job.take():
-                self._answers.fail(entry, job.received, job.request, error)
+                self._answers.fail(job.entry, job.received, job.request, error)
                 self._asyncio.call_soon(self._answered, job)
 
     def _call(self, job: Job) -> None:
@@ -241,7 +182,6 @@ class Tasks(Worker):
     def _answered(self, job: Job) -> None:
         """Give the place back, and send the reply with others."""
         self._running.pop(job.entry, None)
-        self._threads.discard(job.entry)
         self._done(job.entry)
         self._next(job)
 
@@ -276,16 +216,8 @@ class Tasks(Worker):
         return self._until is not None and time.monotonic() > self._until
 
     def _forked(self) -> None:
-        """The child of a handler: whatever it leaves to the event loop, it ends there."""
         super()._forked()
-        ready = getattr(self._asyncio, "_ready", None)  # a private name of CPython's loop
-        if ready is not None:
-            ready.clear()
-        self._asyncio.call_soon(process.leave_child, None)
-        # Else a process of multiprocessing that a handler's thread has made would wait for that very thread at its end.
-        queues = getattr(concurrent.futures.thread, "_threads_queues", None)
-        if queues is not None:
-            queues.clear()
+        eventloop.end_in_child(self._asyncio)
 
     def _done(self, entry: Entry) -> None:
         self._ready.append(entry)
