@@ -350,7 +350,7 @@ def check_greeting(address: Address, commands: Commands, replies: list[Any]) -> 
 
 
 def _connect_unix(address: Address) -> Any:
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    sock = _off_standard(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM))
     try:
         sock.connect(address.path)
     except OSError:
@@ -359,13 +359,26 @@ def _connect_unix(address: Address) -> Any:
     return sock
 
 
+def _off_standard(sock: Any) -> Any:
+    """The socket under a number above 2: a script may have closed its standard streams, and what is printed goes there."""
+    if sock.fileno() > 2:
+        return sock
+    import fcntl
+
+    try:
+        number = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        sock.close()
+    return type(sock)(fileno=number)
+
+
 def _connect_tcp(address: Address, seconds: float) -> Any:
     """To the first of the host's addresses that answers within so many seconds."""
     last: OSError | None = None
     # As bytes, where it can be: for a text the codec for international names is imported.
     host = address.host.encode() if address.host.isascii() else address.host
     for family, kind, protocol, _, where in _socket.getaddrinfo(host, address.port, 0, _socket.SOCK_STREAM):
-        sock = _socket.socket(family, kind, protocol)
+        sock = _off_standard(_socket.socket(family, kind, protocol))
         try:
             sock.settimeout(seconds)
             sock.connect(where)

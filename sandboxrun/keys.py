@@ -8,6 +8,7 @@ from sandboxrun.errors import ConfigError
 
 TYPE_MAX_CHARS = 64
 ID_MAX_CHARS = 128
+REF_MAX_CHARS = 256
 _TYPE = re.compile(r"[a-z][-a-z0-9_]*")
 _ID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*")
 # Every worker may write res:REF and req:REF:h, and those must not be the hash of a worker, which says what it may touch.
@@ -84,6 +85,14 @@ def trace_field(type_: str) -> str:
     """The field of `trace_key` that a worker of this type writes: `demo-worker` to `demoWorkerTrace`."""
     first, *rest = re.split(r"[-_]", type_)
     return first + "".join(part.capitalize() for part in rest) + "Trace"
+
+
+def is_ref(ref: str) -> bool:
+    """Whether a request can be answered under this ref: any text without control characters that is not too long."""
+    if not 0 < len(ref) <= REF_MAX_CHARS:
+        return False
+    # Unicode's category Cc: C0, DEL and C1.
+    return ref.isprintable() or not any(c < " " or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" for c in ref)
 
 
 def _shown(text: str) -> str:

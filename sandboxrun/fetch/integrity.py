@@ -19,11 +19,11 @@ def check_digest(data: bytes, expected: str | None, origin: str) -> str:
 
 
 def check_python(data: bytes, origin: str) -> None:
-    """Raise FetchError unless `data` is UTF-8 Python."""
+    """Raise FetchError unless `data` is UTF-8 Python that does something."""
     text = _text(data, origin)
     from sandboxrun.fetch import parse  # not before: what comes from the cache is not parsed again
 
-    complaint = parse.complaint(text, must_act=False)
+    complaint = parse.complaint(text, must_act=True)
     if complaint:
         raise FetchError(f"{origin} {complaint}")
 

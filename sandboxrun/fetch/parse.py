@@ -39,15 +39,24 @@ def examined(text: str, *, must_act: bool, name: str | None = None) -> tuple[str
     except (ValueError, MemoryError, RecursionError) as error:
         return f"is not valid Python: {type(error).__name__} while parsing", None
     if must_act and all(map(_does_nothing, tree.body)):
-        return "does nothing when run: an error message instead of a script?", None
+        what = "it is empty" if not tree.body else "data or an error message instead of a script?"
+        return f"does nothing when run: {what}", None
     return "", code
 
 
 def _does_nothing(node: ast.stmt) -> bool:
-    """The text of many error answers ("error", {"message": …}) is an expression that Python silently evaluates."""
-    import ast
+    """The text of many error answers ("error", {"message": …}) is an expression that Python silently evaluates, and so is
+    JSON; a line of YAML is an annotation."""
+    kind = type(node).__name__
+    if kind not in ("Expr", "AnnAssign"):
+        return False
+    if kind == "Expr" and type(node.value).__name__ == "Constant":  # type: ignore[attr-defined]  # a docstring
+        return True
+    import ast  # which is slow to import
 
-    return isinstance(node, ast.Expr) and not any(isinstance(part, ast.Call | ast.Await) for part in ast.walk(node))
+    if isinstance(node, ast.AnnAssign) and node.value is not None:
+        return False
+    return not any(isinstance(part, ast.Call | ast.Await) for part in ast.walk(node))
 
 
 if __name__ == "__main__":

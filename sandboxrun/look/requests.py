@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 GROUP = "worker"
-REF_MAX_CHARS = 256
 ENTRIES_MAX = 20_000  # looked at, in each search of a stream
 SEARCH_MAX_BYTES = 32 * 1024 * 1024
 READ_MAX_BYTES = 512 * 1024 * 1024  # in all
@@ -62,9 +61,9 @@ class Facts:
 
 def check_ref(ref: str) -> str:
     """Raises UsageError."""
-    if not ref or len(ref) > REF_MAX_CHARS or not ref.isprintable() or " " in ref:
+    if not keys.is_ref(ref):
         raise UsageError(
-            f"{ref[:80]!r} is not a ref: expected up to {REF_MAX_CHARS} printable characters without a space"
+            f"{ref[:80]!r} is not a ref: expected 1 to {keys.REF_MAX_CHARS} characters, none of them a control character"
         )
     return ref
 

@@ -40,7 +40,8 @@ _LOCK_SECONDS = 1.0  # a disk that hangs keeps one thread, not all
 
 
 class Relay:
-    """One stream, in a thread of its own. `slowed` is called once from it, when the limit is first reached.
+    """One stream, in a thread of its own. `slowed` is called once from it, when the limit is first reached, and `lost` when
+    something cannot be written: a full disk. That is dropped, and what comes later is tried again.
 
     `source` is closed where nobody reads the target any more, so that the worker gets EPIPE, as it would without us.
     """
@@ -52,11 +53,13 @@ class Relay:
         *,
         limit: int,
         slowed: Callable[[], None],
+        lost: Callable[[OSError], None] = lambda error: None,
         log: OutputLog | None = None,
         kind: bytes = b"out",
     ) -> None:
         """`limit`: bytes a second; 0 is none. `log`: where what was passed on is kept, as of this `kind`."""
         self._source, self._target, self._limit, self._slowed = source, target, limit, slowed
+        self._lost: Callable[[OSError], None] | None = lost
         self._log, self._kind = log, kind
         self._terminal = os.isatty(target)
         self._written = 0
@@ -120,8 +123,13 @@ class Relay:
             except BlockingIOError:  # somebody made our output non-blocking
                 time.sleep(0.01)
                 continue
-            except OSError:
-                return False
+            except OSError as error:
+                if error.errno == errno.EPIPE:
+                    return False
+                tell, self._lost = self._lost, None
+                if tell is not None:
+                    tell(error)
+                return True
             self._written += count
             view = view[count:]
         return True

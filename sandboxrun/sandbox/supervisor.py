@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import select
 import signal
@@ -79,10 +80,13 @@ class Supervisor:
                 target,
                 limit=limit_for(target, policy.limits.output, LIMITS["output"].default),
                 slowed=lambda: self._reached("output"),
+                lost=functools.partial(self._output_lost, name),
                 log=output_log,
                 kind=kind,
             )
-            for source, target, kind in zip(child.output, (1, 2), (b"out", b"err"), strict=True)
+            for source, target, kind, name in zip(
+                child.output, (1, 2), (b"out", b"err"), ("standard output", "standard error"), strict=True
+            )
         ]
         self._cgroup = Cgroup.make(child.pid, policy.limits)  # before there is a guard, which would be one too many
         self._guard = None
@@ -201,6 +205,9 @@ class Supervisor:
         if name not in self._warned:
             self._warned.add(name)
             self.warn("limit", self._policy.limits.reached(name, self._key))
+
+    def _output_lost(self, name: str, error: OSError) -> None:
+        self.warn("output", f"{name} cannot be written ({error.strerror}): what the worker prints there is lost")
 
     def _end_worker(self, *, again: bool, now: float) -> None:
         self._child.signal(signal.SIGKILL if again else signal.SIGTERM)

@@ -3,8 +3,9 @@ but five words of a reply are the same for all replies of a worker."""
 
 from __future__ import annotations
 
+from sandboxrun import keys
 from sandboxrun.connection import pack
-from sandboxrun.worker.request import noted, trace_field
+from sandboxrun.worker.request import noted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Renderer:
             b"*4\r\n"
             + _words("HSET")
             + b"$%d\r\nreq:%b:h\r\n"
-            + _words(trace_field(type_))
+            + _words(keys.trace_field(type_))
             + b'$%d\r\n{"received":"%b","completed":"%b","res":%b}\r\n'
         )
         self._lasting = b"*4\r\n" + _words("EXPIRE") + b"$%d\r\nreq:%b:h\r\n" + _words(TRACE_EXPIRE_SECONDS, "NX")

@@ -6,6 +6,7 @@ What both ways of working share: one request after another (serial.py), and many
 from __future__ import annotations
 
 import _thread
+import atexit
 import os
 import sys
 import time
@@ -13,21 +14,14 @@ import time
 from sandboxrun import keys
 from sandboxrun.connection import RETRY_MOST_SECONDS, ReplyError, delays
 from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError, StoreError
+from sandboxrun.worker import process
+from sandboxrun.worker.answer import Answers
 from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.context import Context, current
 from sandboxrun.worker.handlers import Handler, registered
-from sandboxrun.worker.request import (
-    RESULT_MAX_BYTES,
-    BadRequest,
-    Expired,
-    Request,
-    failure,
-    now,
-    parse,
-    ref_of,
-    reply,
-)
+from sandboxrun.worker.output import keep_writable, say
+from sandboxrun.worker.request import Request, noted
 from sandboxrun.worker.sweep import look_around, remove_gone
 
 TYPE_CHECKING = False
@@ -50,17 +44,49 @@ def run(*, concurrency: int | None = None, key: Callable[[Request], Any] | None 
     `concurrency`: how many requests are handled at once; by default 1, and 100 where a handler is async. Handlers that
     are not async run in threads then. `key`: a function of the request; those with equal keys are handled in order, one
     after another. An error in the hash or the secrets ends the process with one line and the exit code of the error.
+
+    Call it in the main thread and outside of an event loop; anything else is such an error. In a child of multiprocessing,
+    which imports the script again, it does nothing. Raises RuntimeError while it runs already.
     """
+    global _state
+    if process.is_multiprocessing_child():
+        return
+    if _state == "running":
+        raise RuntimeError("worker.run() runs already: one call serves all handlers")
+    _state = "running"
     try:
-        try:
-            context = current()
-            context.secrets()  # now, not at the first request
-            make(context, context.loop(), concurrency, key).run()
-        except ReplyError as error:
-            raise StoreError(f"Redis refuses what the worker asks of it: {error}") from error
+        _run(concurrency, key)
     except SandboxrunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(str(error), "error")
+        if not process.in_main_thread():
+            process.leave(error.exit_code)  # sys.exit would end the thread alone
         sys.exit(error.exit_code)
+    finally:
+        _state = "ended"
+
+
+def _run(concurrency: int | None, key: Callable[[Request], Any] | None) -> None:
+    process.check_place()
+    keep_writable()
+    try:
+        context = current()
+        context.secrets()  # now, not at the first request
+        make(context, context.loop(), concurrency, key).run()
+    except ReplyError as error:
+        raise StoreError(f"Redis refuses what the worker asks of it: {error}") from error
+
+
+_state = "new"
+_pid = os.getpid()
+
+
+@atexit.register
+def _say_never_run() -> None:
+    """Of a worker that ends without an error and without ever having asked for a request."""
+    started = len(sys.argv) == 2 and "REDIS_URL" in os.environ and os.getpid() == _pid
+    idle = registered and _state == "new" and not hasattr(sys, "last_type")
+    if started and idle and not process.is_multiprocessing_child():
+        say("the script has ended without worker.run(): none of its handlers was ever called")
 
 
 def make(context: Context, loop: Loop, concurrency: int | None, key: Callable[[Request], Any] | None) -> Worker:
@@ -89,6 +115,10 @@ class Worker:
             context.connection, loop, context.key, str(os.getpid()), sees_pid=context.hash_url is None
         )
         self._claims.warn = self._warn
+        self._answers = Answers(self._handlers, context.type, loop.consumer_id, self._render, self._tell)
+        self._signals = process.Signals()
+        self._signals.forked.append(self._forked)
+        self._pid = os.getpid()
         self._lock = _thread.allocate_lock()  # around all that uses the claims; not held while a handler runs
         self._until: float | None = None  # when to hand back what is left, once the end has begun
         self._telling = False  # `request.progress` is at work in the handler's thread
@@ -129,7 +159,10 @@ class Worker:
         return self._claims.opened > 0 and time.monotonic() - since < LOGIN_SECONDS
 
     def _warn(self, message: str) -> None:
-        print(f"worker: {message}", file=sys.stderr, flush=True)
+        say(message)
+
+    def _forked(self) -> None:
+        self._answers.is_child = True
 
     def _end(self, *_: object) -> None:
         """The end has begun: read no more, finish what is in hand, hand back what is not done in time."""
@@ -149,6 +182,8 @@ class Worker:
 
     def _send(self, entries: list[Entry]) -> None:
         """Queue the replies."""
+        if os.getpid() != self._pid:  # forked behind Python's back, by a C library
+            process.leave_child(None)
         if not self._render.expire_nx:
             # An old Redis has no EXPIRE … NX; the question before the transaction does as well.
             found = [entry for entry in entries if entry.ref is not None and not entry.sent]
@@ -166,11 +201,13 @@ class Worker:
         if at >= self._look:
             self._more = look_around(self._claims)
             self._look = at + LOOK_SECONDS
+            self._answers.say_no_ref()
         if at >= self._tidy:
             self._tidy = at + 60
             remove_gone(self._claims)
 
     def _leave(self) -> None:
+        self._answers.say_no_ref(last=True)
         try:
             self._claims.leave()
         except ConnectionLost:
@@ -179,56 +216,10 @@ class Worker:
 
     # --- one request
 
-    def _parse(self, entry: Entry) -> tuple[Handler, Request]:
-        """Raises BadRequest and Expired."""
-        request = parse(entry.xid.decode(), entry.raw, self._handlers, default=self._context.type)
-        entry.ref = request.ref
-        request.deliveries = entry.deliveries
-        request._tell = self._tell
-        if request.deadline is not None and request.deadline <= time.time():
-            raise Expired("the request's deadline had passed before it was begun")
-        return self._handlers[request.type], request
-
-    def _finish(self, entry: Entry, received: str, request: Request | None, result: Any) -> None:
-        """Make the reply of what the handler returned."""
-        try:
-            if result is not None and not isinstance(result, dict):
-                from sandboxrun.worker.results import fields
-
-                result = fields(result)
-            done = now()
-            body = reply(entry.ref, self._context.type, 200, result or {}, done)
-            if len(body) > RESULT_MAX_BYTES:
-                raise ValueError(f"the reply has {len(body)} bytes: at most {RESULT_MAX_BYTES} are sent")
-        except (TypeError, ValueError, RecursionError) as error:
-            self._fail(entry, received, request, TypeError(f"the handler's result is not JSON: {error}"))
-            return
-        self._render.reply(entry, 200, body, received, done, request._noted if request is not None else None)
-
-    def _fail(self, entry: Entry, received: str, request: Request | None, error: BaseException) -> None:
-        """Make the reply of an error."""
-        code = 400 if isinstance(error, BadRequest) else 504 if isinstance(error, Expired) else 500
-        if request is None and code != 504:
-            entry.ref = ref_of(entry.raw)
-        if code == 500 and error.__traceback__ is not None:
-            # The hook prints the traceback and, inside the sandbox, the grant that was missing.
-            sys.excepthook(type(error), error, error.__traceback__)
-        done = now()
-        body = reply(entry.ref, self._context.type, code, failure(error, entry.raw, with_payload=code == 500), done)
-        self._render.reply(entry, code, body, received, done, request._noted if request is not None else None)
-
-    def _bury(self, entry: Entry) -> None:
-        """Make the reply of a request that was begun too often, and its dead letter."""
-        reason = f"given up after {entry.deliveries} deliveries without a reply: its handler ended the worker, or its worker was lost"
-        at = now()
-        self._fail(entry, at, None, RuntimeError(reason))
-        self._render.bury(entry, reason, self._loop.consumer_id, at)
-        self._warn(f"request {entry.xid.decode()} is {reason}; it is in {keys.dead_stream(self._context.type)}")
-
     def _tell(self, request: Request, fields: Mapping[str, Any]) -> None:
         """`request.progress`, from the handler's thread: at once, and without a promise."""
-        from sandboxrun.worker.request import noted
-
+        if self._answers.is_child:
+            return  # the connection is its parent's
         trace = keys.trace_key(request.ref)
         self._telling = True
         try:
@@ -236,7 +227,7 @@ class Worker:
         finally:
             self._telling = False
 
-    def _tell_now(self, trace: str, words: list[str]) -> None:
+    def _tell_now(self, trace: str, words: list[bytes]) -> None:
         with self._lock:
             try:
                 self._claims.exchange(

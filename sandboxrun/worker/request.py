@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import time
 
-from sandboxrun.keys import trace_field as trace_field
+from sandboxrun import keys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-REF_MAX_CHARS = 256
 PAYLOAD_MAX_BYTES = 1024 * 1024  # of one entry's fields together
 RESULT_MAX_BYTES = 8 * 1024 * 1024  # of one reply
+MESSAGE_MAX_CHARS = 2000
 _ENVELOPE = ("ref", "type", "time", "deadline")
 
 
@@ -70,8 +70,11 @@ class Request:
 
 def ref_of(raw: Mapping[bytes, bytes]) -> str | None:
     """The reference to answer under, or None where there is none that could be part of a key."""
-    ref = raw.get(b"ref", b"").decode("utf-8", "replace")
-    return ref if ref and len(ref) <= REF_MAX_CHARS and ref.isprintable() and " " not in ref else None
+    try:
+        ref = raw.get(b"ref", b"").decode()
+    except UnicodeDecodeError:
+        return None
+    return ref if keys.is_ref(ref) else None
 
 
 def parse(xid: str, raw: Mapping[bytes, bytes], accepted: Mapping[str, object], *, default: str) -> Request:
@@ -86,7 +89,7 @@ def parse(xid: str, raw: Mapping[bytes, bytes], accepted: Mapping[str, object], 
         raise BadRequest("the request is not UTF-8 text") from None
     ref = ref_of(raw)
     if ref is None:
-        raise BadRequest("the request has no ref, or not a printable one")
+        raise BadRequest("the request has no ref, or none that can be answered")
     if type_ not in accepted:
         raise BadRequest(f"the request's type is {type_[:80]!r}, expected {' or '.join(sorted(accepted))}")
     deadline = _deadline(raw[b"deadline"].decode("utf-8", "replace")) if b"deadline" in raw else None
@@ -156,13 +159,15 @@ def _deadline(text: str) -> float:
 def now() -> str:
     """ISO 8601 in UTC with milliseconds, as JavaScript's toISOString."""
     global _last
-    millis = time.time_ns() // 1_000_000
+    millis = _time_ns() // 1_000_000
     if millis != _last[0]:
         whole, rest = divmod(millis, 1000)
-        _last = (millis, time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(whole)) + f"{rest:03d}Z")
+        _last = (millis, _strftime("%Y-%m-%dT%H:%M:%S.", _gmtime(whole)) + f"{rest:03d}Z")
     return _last[1]
 
 
+# As they are now: a script may put others in their places, to freeze the time for instance.
+_time_ns, _strftime, _gmtime = time.time_ns, time.strftime, time.gmtime
 _last = (0, "")  # formatting it takes longer than all else of a small request
 
 
@@ -223,15 +228,36 @@ def _unicode(text: str) -> str:
 
 def failure(error: BaseException, raw: Mapping[bytes, bytes], *, with_payload: bool) -> dict[str, Any]:
     """The result fields of an error: `err.message`, and for a 500 the payload."""
-    result: dict[str, Any] = {"err": {"message": str(error)[:2000] or type(error).__name__}}
+    result: dict[str, Any] = {"err": {"message": message_of(error)}}
     if with_payload:
         result["payload"] = {k.decode("utf-8", "replace"): v.decode("utf-8", "replace")[:2000] for k, v in raw.items()}
     return result
 
 
-def noted(fields: Mapping[str, Any]) -> list[str]:
+def message_of(error: BaseException) -> str:
+    """The error's text, at most 2000 characters that UTF-8 can write. Never raises, whatever the error's class does."""
+    kind = "an error"
+    try:
+        kind = type(error).__name__
+        text = str.__str__(str(error))[:MESSAGE_MAX_CHARS]
+        if not issubclass(type(error), Exception):  # SystemExit: 1 says more than 1
+            text = f"the handler raised {kind}" + (f": {text}" if text else "")
+        return text.encode("utf-8", "backslashreplace").decode() or kind
+    except BaseException:
+        return f"{kind}, whose text cannot be made"
+
+
+_quote = json.encoder.encode_basestring_ascii
+
+
+def last_resort(ref: str | None, source: str, time: str) -> str:
+    """The reply of a request for which no other one can be made."""
+    return (
+        f'{{"err":{{"message":"the reply could not be made"}},"ref":{"null" if ref is None else _quote(ref)},'
+        f'"source":{_quote(source)},"code":500,"time":{_quote(time)}}}'
+    )
+
+
+def noted(fields: Mapping[str, str]) -> list[bytes]:
     """What `trace` and `progress` were given, as field, value, field, value …"""
-    words: list[str] = []
-    for name, value in fields.items():
-        words += (name, value if isinstance(value, str) else json.dumps(value, default=str))
-    return words
+    return [word.encode() for pair in fields.items() for word in pair]

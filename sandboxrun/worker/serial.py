@@ -12,12 +12,12 @@ import time
 from collections import deque
 
 from sandboxrun.connection import ReplyError
-from sandboxrun.errors import ConnectionLost, StoreError
+from sandboxrun.errors import ConnectionLost, SandboxrunError, StoreError
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler, HandlerTimeout
 from sandboxrun.worker.loop import BATCH_MOST, RENEW_PART, GaveUp, Worker
-from sandboxrun.worker.request import Request, now
+from sandboxrun.worker.request import Request, message_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ BATCH_SECONDS = 0.05  # what is in hand must not wait for long, nor be kept from
 BATCH_BYTES = 8 * 1024 * 1024
 FLUSH_SECONDS = 0.02  # a reply does not wait for the batch's others longer than this
 TELLING_SECONDS = 0.001  # after which a time-out comes back that came while `request.progress` was at work
+RECOVERIES_MOST = 10  # within a minute
 STUCK_SECONDS = 0.2  # a handler that takes longer: what waits behind it is handed back
 
 
@@ -44,18 +45,43 @@ class Serial(Worker):
         self._deep = False  # a backlog: a second read is on its way while a batch is handled
         self._cost = 0.0  # seconds that a request takes, on average
         self._busy = 0.0  # since when a handler runs, or 0
+        self._recoveries: deque[float] = deque(maxlen=RECOVERIES_MOST)
 
     def run(self) -> None:
-        signal.signal(signal.SIGTERM, self._end)
+        self._signals.install(self._end)
+        self._answers.limited = lambda handler, request: _limited(handler, request, lambda: self._telling)
         _thread.start_new_thread(self._keep, ())
         with self._lock:
             try:
                 self._connect()
-                while not self._step_and_mend():
+                while not self._step_and_recover():
                     pass
             except GaveUp:
                 return
             self._leave()
+
+    def _step_and_recover(self) -> bool:
+        """One step; True at the end. What a signal handler of the script's raises may come between any two lines of it."""
+        try:
+            return self._step_and_mend()
+        except (GaveUp, SandboxrunError, ReplyError):
+            raise
+        except Exception as error:
+            self._recoveries.append(time.monotonic())
+            if len(self._recoveries) == RECOVERIES_MOST and self._recoveries[-1] - self._recoveries[0] < 60:
+                raise
+            self._warn(f"interrupted by {type(error).__name__}: {message_of(error)}; connecting again")
+            self._recover()
+            return False
+
+    def _recover(self) -> None:
+        """Begin again with what is in hand, as after a lost connection."""
+        claims = self._claims
+        claims.connection.close()
+        claims.arrived.clear()
+        self._todo = deque(entry for entry in claims.hand.values() if not entry.answered)
+        self._ready = [entry for entry in claims.hand.values() if entry.answered and not entry.sent]
+        self._connect()
 
     def _step_and_mend(self) -> bool:
         """One step; True at the end."""
@@ -167,25 +193,14 @@ class Serial(Worker):
                 started = at
 
     def _answer(self, entry: Entry) -> None:
-        received, request = now(), None
+        """Handle one request. The lock is free meanwhile, because a result's own code may call `request.progress` too."""
+        self._busy = time.monotonic()
+        self._lock.release()
         try:
-            handler, request = self._parse(entry)
-            self._busy = time.monotonic()
-            entry.begun = True
-            self._lock.release()
-            try:
-                result = (
-                    handler.call(request)
-                    if handler.timeout is None
-                    else _limited(handler, request, lambda: self._telling)
-                )
-            finally:
-                self._lock.acquire()
-                self._busy = 0.0
-        except Exception as error:
-            self._fail(entry, received, request, error)
-            return
-        self._finish(entry, received, request, result)
+            self._answers.serve(entry)
+        finally:
+            self._lock.acquire()
+            self._busy = 0.0
 
     def _take_suspect(self) -> None:
         """Begin one that may have been begun before, alone: it may be what ended the worker."""
@@ -194,7 +209,7 @@ class Serial(Worker):
             return
         self._begun += 1
         if entry.spent:
-            self._bury(entry)
+            self._answers.give_up(entry)
         else:
             self._answer(entry)
         self._ready.append(entry)
@@ -257,4 +272,4 @@ def _limited(handler: Handler, request: Request, telling: Callable[[], bool]) ->
         return handler.call(request)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)

@@ -8,7 +8,6 @@ as all of a simple worker's start.
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
 import time
 from collections import deque
@@ -19,24 +18,18 @@ from typing import Any
 from sandboxrun.connection import Connection, ReplyError
 from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, StoreError
 from sandboxrun.settings import Loop
+from sandboxrun.worker import eventloop
+from sandboxrun.worker.answer import check_deadline
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
-from sandboxrun.worker.handlers import Handler, HandlerTimeout
+from sandboxrun.worker.handlers import HandlerTimeout
+from sandboxrun.worker.job import Job, Key
 from sandboxrun.worker.loop import LOOK_SECONDS, RENEW_PART, GaveUp, Worker
 from sandboxrun.worker.reader import Reader, Room
-from sandboxrun.worker.request import Expired, Request, now
+from sandboxrun.worker.request import Request, now
 
 CONFIRMED_SECONDS = 0.002  # until replies are tried again that wait for the confirmation of others
 ALONE_FROM = 2  # begun so often without a reply: begun alone from now on
-
-
-class Job:
-    """A request on its way through a handler."""
-
-    __slots__ = ("entry", "handler", "key", "received", "request")
-
-    def __init__(self, entry: Entry, handler: Handler, request: Request, received: str, key: Any) -> None:
-        self.entry, self.handler, self.request, self.received, self.key = entry, handler, request, received, key
 
 
 class Tasks(Worker):
@@ -55,8 +48,7 @@ class Tasks(Worker):
         self._key, self._concurrency = key, concurrency
         self._space = Room(concurrency, loop.request_limit)
         self._lines: dict[Any, deque[Job]] = {}  # what waits behind a request with an equal key
-        self._running: dict[Entry, asyncio.Task[None]] = {}
-        self._threads: set[Entry] = set()  # what runs in one: it cannot be cancelled
+        self._running: dict[Entry, asyncio.Task[None] | None] = {}  # None: in a thread
         self._ready: list[Entry] = []
         self._flushing = False
         self._mending: asyncio.Task[None] | None = None
@@ -65,14 +57,14 @@ class Tasks(Worker):
         self._pool = ThreadPoolExecutor(concurrency, "handler")
 
     def run(self) -> None:
-        asyncio.run(self._main())
+        eventloop.run(self._main, lambda: self._answers.is_child, self._warn)
         if self._error is not None:
             raise self._error
 
     async def _main(self) -> None:
         loop = self._asyncio = asyncio.get_running_loop()
         self._over = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, self._end)
+        self._signals.install(self._end)
         try:
             await self._mend()
         except GaveUp:
@@ -80,7 +72,11 @@ class Tasks(Worker):
         self._reader().start()
         threading.Thread(target=self._keep, daemon=True).start()
         self._tick()
-        await self._over.wait()
+        while not self._over.is_set():
+            try:
+                await self._over.wait()
+            except asyncio.CancelledError:
+                pass  # a handler has cancelled all tasks
         if self._mending is not None:
             await self._mending
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -137,48 +133,65 @@ class Tasks(Worker):
         """Start the handler, or let the request wait behind one with an equal key."""
         received, request = now(), None
         try:
-            handler, request = self._parse(entry)
-            key = self._key(request) if self._key is not None else None
+            handler, request = self._answers.parse(entry)
+            key = Key(self._key(request)) if self._key is not None else None
             job = Job(entry, handler, request, received, key)
-            if self._key is not None:
+            if key is not None:
                 if key in self._lines:
                     self._lines[key].append(job)
                     return
                 self._lines[key] = deque()
-        except Exception as error:
-            self._fail(entry, received, request, error)
+        except BaseException as error:
+            self._answers.fail(entry, received, request, error)
             self._done(entry)
             return
         self._start(job)
 
     def _start(self, job: Job) -> None:
         job.entry.begun = True
-        if not job.handler.is_async:
-            self._threads.add(job.entry)
-        self._running[job.entry] = self._asyncio.create_task(self._handle(job))
-
-    async def _handle(self, job: Job) -> None:
-        entry, request = job.entry, job.request
+        if job.handler.is_async:
+            self._running[job.entry] = self._asyncio.create_task(self._handle(job))
+            return
+        self._running[job.entry] = None
         try:
-            left = request.remaining()
-            if left is not None and left <= 0:
-                raise Expired("the request's deadline had passed before it was begun")
-            if job.handler.is_async:
-                result = await self._awaited(job)
+            self._pool.submit(self._call, job)
+        except RuntimeError as error:  # no thread can be started; but another may have taken the job already
+            if job.take():
+                self._answers.fail(job.entry, job.received, job.request, error)
+                self._asyncio.call_soon(self._answered, job)
+
+    def _call(self, job: Job) -> None:
+        """In a thread of the pool."""
+        if job.take():
+            awaited = self._answers.call(job.entry, job.received, job.handler, job.request)
+            if awaited is None:
+                self._asyncio.call_soon_threadsafe(self._answered, job)
             else:
-                result = await self._asyncio.run_in_executor(self._pool, job.handler.call, request)
-                if hasattr(result, "__await__"):  # of a decorator around an async function, or of a plain one
-                    self._threads.discard(entry)
-                    result = await result
-        except Exception as error:
-            self._fail(entry, job.received, request, error)
-        else:
-            self._finish(entry, job.received, request, result)
+                self._asyncio.call_soon_threadsafe(self._await, job, awaited)
+
+    def _await(self, job: Job, awaited: Any) -> None:
+        """Go on with what a handler has returned in its thread."""
+        self._running[job.entry] = self._asyncio.create_task(self._handle(job, awaited))
+
+    async def _handle(self, job: Job, awaited: Any = None) -> None:
+        entry, answers = job.entry, self._answers
+        try:
+            check_deadline(job.request)
+            result = await (self._awaited(job) if awaited is None else awaited)
+            answers.finish(entry, job.received, job.request, result)
+        except BaseException as error:
+            if self._over.is_set() or entry not in self._running:  # it is late: we have cancelled it and handed it back
+                raise
+            answers.fail(entry, job.received, job.request, error)
         finally:
-            self._running.pop(entry, None)
-            self._threads.discard(entry)
-            self._next(job)
-        self._done(entry)
+            if entry in self._running and not self._over.is_set():
+                self._answered(job)
+
+    def _answered(self, job: Job) -> None:
+        """Give the place back, and send the reply with others."""
+        self._running.pop(job.entry, None)
+        self._done(job.entry)
+        self._next(job)
 
     async def _awaited(self, job: Job) -> Any:
         timeout = job.handler.timeout
@@ -209,6 +222,10 @@ class Tasks(Worker):
     @property
     def _late(self) -> bool:
         return self._until is not None and time.monotonic() > self._until
+
+    def _forked(self) -> None:
+        super()._forked()
+        eventloop.end_in_child(self._asyncio)
 
     def _done(self, entry: Entry) -> None:
         self._ready.append(entry)
@@ -330,7 +347,7 @@ class Tasks(Worker):
                 continue
             self._space.take(1)
             if entry.spent:
-                self._bury(entry)
+                self._answers.give_up(entry)
                 self._done(entry)
             else:
                 self._begin(entry)
@@ -345,7 +362,7 @@ class Tasks(Worker):
             return
         if self._late:
             for entry, task in [*self._running.items()]:
-                if entry not in self._threads and task.cancel():
+                if task is not None and task.cancel():
                     self._running.pop(entry, None)
         waiting = [job.entry for line in self._lines.values() for job in line]
         if self._late or not (self._running or waiting):

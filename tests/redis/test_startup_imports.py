@@ -41,13 +41,15 @@ SUPERVISOR = frozenset(
 )
 WORKER = frozenset(
     """
-    collections collections.abc copyreg encodings.idna encodings.utf_8_sig enum functools gc genericpath
+    atexit collections collections.abc copyreg encodings.idna encodings.utf_8_sig enum functools gc genericpath
     hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder json.scanner
     keyword operator os os.path posixpath re reprlib resource signal stat stringprep struct types unicodedata
     urllib urllib.parse warnings
     sandboxrun sandboxrun.connection sandboxrun.errors sandboxrun.keys sandboxrun.settings sandboxrun.worker
+    sandboxrun.worker.answer
     sandboxrun.worker.batch sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers
-    sandboxrun.worker.loop sandboxrun.worker.request sandboxrun.worker.serial sandboxrun.worker.streams
+    sandboxrun.worker.loop sandboxrun.worker.output sandboxrun.worker.process sandboxrun.worker.request
+    sandboxrun.worker.serial sandboxrun.worker.streams
     sandboxrun.worker.sweep
     """.split()
 )

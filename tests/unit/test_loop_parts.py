@@ -168,7 +168,7 @@ def test_a_reply_is_the_commands_that_the_protocol_names(expire_nx: bool, limit:
     entry = Entry(b"1-0", {b"type": b"demo-worker", b"data": b"\xff"})
     entry.ref = ref
     body = json.dumps({"text": "100 %", "code": 200})
-    render.reply(entry, 200, body, "A", "B", {"model": "m", "n": 1} if ref else None)
+    render.reply(entry, 200, body, "A", "B", {"model": "m", "n": "1"} if ref else None)
     found = commands(entry.commands)
     assert len(found) == entry.count
     name, text = (ref or "").encode(), body.encode()

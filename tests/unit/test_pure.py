@@ -10,6 +10,7 @@ import struct
 
 import pytest
 
+from sandboxrun import keys
 from sandboxrun.connection import parse_url
 from sandboxrun.errors import UsageError
 from sandboxrun.lease import is_alive, this_host
@@ -19,7 +20,7 @@ from sandboxrun.sandbox.connect import InetAddress, parse_sockaddr
 from sandboxrun.sandbox.filters import for_pid
 from sandboxrun.sandbox.resolver import Resolver
 from sandboxrun.settings import parse_loop
-from sandboxrun.worker.request import BadRequest, parse, ref_of, trace_field
+from sandboxrun.worker.request import BadRequest, parse, ref_of
 
 
 def test_nothing_printed_can_drive_a_terminal() -> None:
@@ -124,14 +125,14 @@ def test_requests() -> None:
     request = parse("1-1", {b"ref": b"r", b"type": b"t", b"a": b"b", b"time": b"x"}, frozenset({"t"}), default="t")
     assert (request.data, request.ref, request.xid) == ({"a": "b"}, "r", "1-1")
     assert parse("1-1", {b"ref": b"r", b"data": b"[1]"}, frozenset({"t"}), default="t").data == [1]
-    for raw in ({}, {b"ref": b""}, {b"ref": b"a b"}, {b"ref": b"x" * 257}, {b"ref": b"a\n"}):
+    for raw in ({}, {b"ref": b""}, {b"ref": b"a\x7f"}, {b"ref": b"x" * 257}, {b"ref": b"a\n"}):
         assert ref_of(raw) is None
         with pytest.raises(BadRequest, match="ref"):
             parse("1-1", raw, frozenset({"t"}), default="t")
     with pytest.raises(BadRequest, match="bytes"):
         parse("1-1", {b"ref": b"r", b"data": b" " * 2_000_000}, frozenset({"t"}), default="t")
-    assert trace_field("demo-worker") == "demoWorkerTrace"
-    assert trace_field("t") == "tTrace"
+    assert keys.trace_field("demo-worker") == "demoWorkerTrace"
+    assert keys.trace_field("t") == "tTrace"
 
 
 def resolver(allow: str, answers: list[str]) -> Resolver:

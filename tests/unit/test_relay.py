@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
 import pty
 import re
 import threading
+import time
 import tty
 import unicodedata
 from collections.abc import Iterator
@@ -179,6 +181,28 @@ def test_a_worker_whose_reader_is_gone_gets_epipe() -> None:
     with relayed(target) as write, pytest.raises(BrokenPipeError):
         send(write, bytes(1 << 20))
     os.close(target)
+
+
+def test_a_full_disk_is_said_once_and_what_comes_later_is_tried_again(tmp_path: Path) -> None:
+    target = os.open("/dev/full", os.O_WRONLY)
+    read, write = os.pipe()
+    errors: list[OSError] = []
+    with open(read, "rb", buffering=0) as source:
+        relay = Relay(source, target, limit=0, slowed=lambda: None, lost=errors.append)
+        relay.start()
+        for _ in range(50):
+            send(write, bytes(10_000))
+        while not errors:
+            time.sleep(0.01)
+        found = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+        os.dup2(found, target)
+        send(write, b"later")
+        os.close(write)
+        relay.close()
+    os.close(target)
+    os.close(found)
+    assert [error.errno for error in errors] == [errno.ENOSPC]
+    assert (tmp_path / "out").read_bytes().endswith(b"later")
 
 
 @pytest.mark.parametrize("blocking", [True, False])
