@@ -1,13 +1,17 @@
 """Many requests at once: coroutines on one asyncio loop, and threads for handlers that are not async.
 
 A thread of its own reads (reader.py), on a connection of its own, as many requests as there is room for; replies leave together, with
-whatever else is ready in the same turn of the loop. Imported only where it is asked for: asyncio takes as long to import
+whatever else is ready in the same turn of the loop. A second thread, the keeper, does on the claims' connection all that waits
+for Redis: it connects, renews, takes over, verifies, hands back. The loop itself never waits for Redis, nor for the lock: a
+server that says nothing does not hold up a handler. Imported only where it is asked for: asyncio takes as long to import
 as all of a simple worker's start.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import threading
 import time
@@ -16,13 +20,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sandboxrun.connection import Connection, ReplyError
-from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, StoreError
+from sandboxrun.connection import RETRY_MOST_SECONDS, Connection, ReplyError
+from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError
 from sandboxrun.settings import Loop
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler, HandlerTimeout
-from sandboxrun.worker.loop import LOOK_SECONDS, RENEW_PART, GaveUp, Worker
+from sandboxrun.worker.loop import CUT_SECONDS, GRACE_SECONDS, LOOK_SECONDS, RENEW_PART, GaveUp, Worker
+from sandboxrun.worker.outage import Backoff
 from sandboxrun.worker.reader import Reader, Room
 from sandboxrun.worker.request import Expired, Request, now
 
@@ -59,8 +64,11 @@ class Tasks(Worker):
         self._threads: set[Entry] = set()  # what runs in one: it cannot be cancelled
         self._ready: list[Entry] = []
         self._flushing = False
-        self._mending: asyncio.Task[None] | None = None
+        self._watched = -1  # a duplicate of the connection's descriptor, which the event loop watches
         self._stopped = False  # the reader
+        self._winding = False  # nothing runs any more, or the time is up: the keeper hands back what is left
+        self._wake = threading.Event()  # the keeper
+        self._turn = -1  # the reader's, when an old claim was last begun alone
         self._error: BaseException | None = None
         self._pool = ThreadPoolExecutor(concurrency, "handler")
 
@@ -73,39 +81,50 @@ class Tasks(Worker):
         loop = self._asyncio = asyncio.get_running_loop()
         self._over = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, self._end)
-        try:
-            await self._mend()
-        except GaveUp:
-            return
-        self._reader().start()
-        threading.Thread(target=self._keep, daemon=True).start()
+        self._reader = self._make_reader()
+        keeper = threading.Thread(target=self._keep, daemon=True)
+        keeper.start()
         self._tick()
         await self._over.wait()
-        if self._mending is not None:
-            await self._mending
+        self._unwatch()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._error is None and self._claims.connection.is_open:
-            with self._lock:
-                loop.remove_reader(self._fd)
-                self._leave()
+
+    def _call(self, function: Callable[..., object], *arguments: Any) -> None:
+        """In the event loop, from another thread; nothing once the loop is over."""
+        with contextlib.suppress(RuntimeError):
+            self._asyncio.call_soon_threadsafe(function, *arguments)
 
     def _stop(self, error: BaseException | None) -> None:
         self._error = self._error or error
         self._over.set()
 
+    def _end(self, *_: object) -> None:
+        """May be called from any thread."""
+        if self._until is None:
+            super()._end()
+            self._call(self._asyncio.call_later, GRACE_SECONDS + CUT_SECONDS, self._cut)
+            self._call(self._check_end)
+
+    def _cut(self) -> None:
+        """A Redis that says nothing must not keep us until sandboxrun kills: nothing can be handed back to it."""
+        self._claims.connection.cancel()
+        self._reader.cancel()
+        self._over.set()
+
     # --- reading
 
-    def _reader(self) -> Reader:
-        call = self._asyncio.call_soon_threadsafe
+    def _make_reader(self) -> Reader:
         return Reader(
             Connection(self._context.redis_url, name=f"worker-reader:{self._context.key}"),
             self._claims,
             self._space,
+            Backoff(self._outages, RETRY_MOST_SECONDS),
             ending=lambda: self._ending,
             may_return=self._may_return,
-            arrived=lambda entries, generation: call(self._arrived, entries, generation),
+            arrived=self._arrived,
+            turned=self._wake.set,
             end=self._end,
-            over=lambda error: call(self._read_all, error),
+            over=lambda error: self._call(self._read_all, error),
         )
 
     def _read_all(self, error: Exception | None) -> None:
@@ -115,20 +134,26 @@ class Tasks(Worker):
         self._check_end()
 
     def _arrived(self, entries: list[Entry], generation: int) -> None:
-        """Take in hand what was read; where it was long on its way, only what is still ours."""
+        """In the reader's thread: take in hand what was read; where it was long on its way, only what is still ours."""
         claims, ours = self._claims, entries
         with self._lock:
             if generation != claims.generation:
                 try:
                     ours = claims.still_ours(entries)
-                except ConnectionLost as error:
+                except (ConnectionLost, LoginRefused) as error:
                     ours = []  # still pending, and found when we look around
-                    self._lost(error, [])
+                    self._lost(error)
+                    self._wake.set()
             claims.hand.update({entry.xid: entry for entry in ours})
             for entry in ours:
                 claims.suspects.pop(entry.xid, None)
-        self._space.give(len(entries) - len(ours), begun=False)
-        for entry in ours:
+        if len(ours) < len(entries):
+            self._space.give(len(entries) - len(ours), begun=False)
+        if ours:
+            self._call(self._begin_all, ours)
+
+    def _begin_all(self, entries: list[Entry]) -> None:
+        for entry in entries:
             self._begin(entry)
 
     # --- handling
@@ -203,142 +228,130 @@ class Tasks(Worker):
         elif not line:
             del self._lines[job.key]
 
-    @property
-    def _late(self) -> bool:
-        return self._until is not None and time.monotonic() > self._until
-
     def _done(self, entry: Entry) -> None:
         self._ready.append(entry)
         if not self._flushing:
             self._flushing = True
             self._asyncio.call_soon(self._flush)
 
-    # --- writing
+    # --- writing: in the event loop, which never waits
+
+    def _later(self, function: Callable[[], object]) -> None:
+        self._asyncio.call_later(CONFIRMED_SECONDS, function)
 
     def _flush(self) -> None:
         """Send what is ready; what Redis says to it is read when it has come."""
         self._flushing = False
-        if self._mending is not None:
+        claims = self._claims
+        if not self._ready or self._winding or self._over.is_set():
             return
-        if self._claims.busy and self._ready:  # the last one's confirmation brings us back; or whoever else took it
-            self._flushing = True
-            self._asyncio.call_later(CONFIRMED_SECONDS, self._flush)
+        if not self._lock.acquire(blocking=False):
+            self._flush_later()
             return
-        ready, self._ready = self._ready, []
-        with self._lock:
-            try:
-                self._send(ready)
-                self._claims.flush()
-            except ConnectionLost as error:
-                self._lost(error, [entry for entry in ready if not entry.sent])
-            except (SandboxrunError, ReplyError) as error:
-                self._stop(error)
+        try:
+            if not claims.is_open or claims.broken:
+                self._wake.set()  # the keeper comes back to it
+                return
+            if claims.busy:  # the last one's confirmation brings us back; or whoever else took it
+                self._flush_later()
+                return
+            ready = [*self._ready]
+            self._send(ready)
+            if self._responses.due:
+                self._responses.look()
+            claims.flush()
+        except (ConnectionLost, LoginRefused) as error:
+            self._lost_here(error)
+            return
+        except (SandboxrunError, ReplyError) as error:
+            self._stop(error)
+            return
+        finally:
+            self._lock.release()
+        del self._ready[: len(ready)]
         self._space.give(len(ready))
-        if self._space.hold or self._claims.suspects:
-            self._begin_suspects()
+        if claims.suspects:
+            self._wake.set()
         self._check_end()
 
+    def _flush_later(self) -> None:
+        self._flushing = True
+        self._later(self._flush)
+
+    def _lost_here(self, error: ConnectionLost | LoginRefused) -> None:
+        """Under the lock. The keeper connects again."""
+        try:
+            self._lost(error)
+        except LoginRefused as lasting:
+            self._stop(lasting)
+        self._unwatch()
+        self._wake.set()
+
+    def _watch(self) -> None:
+        """Be told when Redis has answered.
+
+        By a duplicate: another thread may close the connection, and its number would be another file's by the time we hear.
+        """
+        self._unwatch()
+        if self._over.is_set():
+            return
+        if not self._lock.acquire(blocking=False):
+            self._later(self._watch)
+            return
+        try:
+            if self._claims.is_open:
+                self._watched = os.dup(self._claims.connection.fileno())
+                self._asyncio.add_reader(self._watched, self._readable)
+        finally:
+            self._lock.release()
+        self._flush()
+        self._check_end()
+
+    def _unwatch(self) -> None:
+        if self._watched >= 0:
+            self._asyncio.remove_reader(self._watched)
+            os.close(self._watched)
+            self._watched = -1
+
     def _readable(self) -> None:
-        with self._lock:
-            try:
-                self._claims.connection.check()
-                while self._claims.waiting:
-                    self._claims.receive()
-                self._mend_fence()
-            except ConnectionLost as error:
-                self._lost(error, [])
-            except (SandboxrunError, ReplyError) as error:
-                self._stop(error)
-        if self._ready:
+        if not self._lock.acquire(blocking=False):  # the keeper reads
+            self._unwatch()
+            self._later(self._watch)
+            return
+        try:
+            if not self._claims.is_open:  # the keeper has closed it, and knows what for
+                self._unwatch()
+                self._wake.set()
+                return
+            self._claims.receive_ready()
+            self._claims.flush()
+            if self._claims.broken:
+                self._wake.set()
+        except (ConnectionLost, LoginRefused) as error:
+            self._lost_here(error)
+        except (SandboxrunError, ReplyError) as error:
+            self._stop(error)
+        finally:
+            self._lock.release()
+        if self._ready and not self._flushing:
             self._flush()
         else:
             self._check_end()
 
-    def _mend_fence(self) -> None:
-        if self._claims.broken:
-            self._claims.verify()
-            self._claims.flush()
-
-    def _lost(self, error: ConnectionLost, unsent: list[Entry]) -> None:
-        self._ready = unsent + self._ready
-        if self._mending is None:
-            self._warn(f"{error}; connecting again")
-            self._asyncio.remove_reader(self._fd)
-            self._mending = self._asyncio.create_task(self._mend())
-
-    async def _mend(self) -> None:
-        """Connect in a thread: handlers go on meanwhile."""
-
-        def connect() -> None:
-            with self._lock:
-                self._connect()
-                self._claims.flush()
-
-        try:
-            await self._asyncio.run_in_executor(None, connect)
-            self._fd = self._claims.connection.fileno()
-            self._asyncio.add_reader(self._fd, self._readable)
-        except ConnectionLost as error:  # once more
-            self._warn(str(error))
-            self._claims.connection.close()
-            await asyncio.sleep(0.1)
-            await self._mend()
-        except (GaveUp, SandboxrunError, ReplyError) as error:
-            self._stop(None if isinstance(error, GaveUp) else error)
-        finally:
-            self._mending = None
-        if self._ready and not self._over.is_set():
-            self._flush()
-
-    # --- once a second
+    # --- the end
 
     def _tick(self) -> None:
-        if self._over.is_set():
-            return
-        self._asyncio.call_later(LOOK_SECONDS, self._tick)
-        if self._mending is None and not self._ending:
-            with self._lock:
-                try:
-                    self._look_around(time.monotonic())
-                    self._mend_fence()
-                    self._claims.flush()
-                except ConnectionLost as error:
-                    self._lost(error, [])
-                except (SandboxrunError, ReplyError) as error:
-                    self._stop(error)
-            self._begin_suspects()
-        self._check_end()
+        if not self._over.is_set():
+            self._asyncio.call_later(LOOK_SECONDS, self._tick)
+            self._check_end()
 
-    def _begin_suspects(self) -> None:
-        """Begin what may have been begun before; from the second time on alone: it may be what ends the worker."""
-        claims = self._claims
-        while claims.suspects and not self._ending and self._mending is None and not claims.broken:
-            xid, count = next(iter(claims.suspects.items()))
-            self._space.hold = count >= ALONE_FROM
-            if (self._space.hold and self._running) or len(self._running) >= self._concurrency:
-                return
-            with self._lock:
-                try:
-                    entry = claims.begin(xid)
-                except ConnectionLost as error:
-                    self._lost(error, [])
-                    return
-            if entry is None:
-                continue
-            self._space.take(1)
-            if entry.spent:
-                self._bury(entry)
-                self._done(entry)
-            else:
-                self._begin(entry)
-                if self._space.hold:
-                    return
-        if not self._running:
-            self._space.hold = False
+    @property
+    def _late(self) -> bool:
+        return self._until is not None and time.monotonic() > self._until
 
     def _check_end(self) -> None:
         """Once the reader has stopped: over when all is confirmed, or what is left is handed back."""
-        if not (self._ending and self._stopped) or self._mending is not None or self._over.is_set():
+        if not (self._ending and (self._stopped or self._late)) or self._over.is_set():
             return
         if self._late:
             for entry, task in [*self._running.items()]:
@@ -346,43 +359,133 @@ class Tasks(Worker):
                     self._running.pop(entry, None)
         waiting = [job.entry for line in self._lines.values() for job in line]
         if self._late or not (self._running or waiting):
-            self._wind_up()
-        elif not self._late and self._until is not None:
+            self._winding = True
+            self._wake.set()
+        elif self._until is not None:
             self._asyncio.call_later(max(0.01, self._until - time.monotonic() + 0.01), self._check_end)
 
-    def _wind_up(self) -> None:
-        with self._lock:
-            try:
-                self._send(self._ready)
-                self._ready = []
-                self._claims.hand_back(
-                    [e for e in self._claims.hand.values() if not e.answered and e not in self._running]
-                )
-                self._claims.flush()
-                while self._claims.waiting:
-                    self._claims.receive()
-                self._mend_fence()
-            except ConnectionLost as error:
-                self._lost(error, [])
-                return
-        if not any(entry.sent for entry in self._claims.hand.values()):
-            self._over.set()
-        else:
-            self._asyncio.call_soon(self._check_end)
-
-    # --- the keeper: a thread, for the case that a handler keeps the loop
+    # --- the keeper: a thread that does what waits for Redis
 
     def _keep(self) -> None:
+        error: BaseException | None = None
         renew = self._loop.takeover_millis / 1000 / RENEW_PART
-        while not self._over.is_set():
-            time.sleep(renew)
-            with self._lock:
-                try:
-                    if self._claims.connection.is_open and self._claims.hand:
-                        self._claims.renew()
-                        self._claims.flush()
-                        while self._claims.waiting:
-                            self._claims.receive()
-                        self._mend_fence()
-                except (StoreError, ReplyError):
-                    self._claims.connection.close()  # the loop finds out with its next reply
+        started, renewed = False, time.monotonic()
+        try:
+            while not self._over.is_set():
+                with self._lock:
+                    if self._mend():
+                        if not started:
+                            self._reader.start()
+                            started = True
+                        if time.monotonic() - renewed >= renew:
+                            renewed = time.monotonic()
+                            self._try(self._claims.renew)
+                        if self._try(self._wind_up if self._winding else self._keep_up) and self._winding:
+                            return
+                left = self._backoff.left() or min(LOOK_SECONDS, renew)
+                self._wake.wait(left)
+                self._wake.clear()
+        except GaveUp:
+            pass
+        except BaseException as found:
+            error = found
+        finally:
+            self._call(self._stop, error)
+
+    def _try(self, function: Callable[[], object]) -> bool:
+        """Call it, send what it has queued, and take what is said to it; False if the connection was lost meanwhile."""
+        try:
+            result = function()
+            self._claims.flush()
+            while self._claims.waiting:
+                self._claims.receive()
+            if self._claims.broken:
+                self._claims.verify()
+        except (ConnectionLost, LoginRefused) as error:
+            self._lost(error)
+            return False
+        return result is not False
+
+    def _mend(self) -> bool:
+        """Connect, if a try is due, and see to it that the fence is whole."""
+        claims = self._claims
+        if not claims.is_open:
+            if self._late:
+                raise GaveUp
+            if not self._try_to_connect():
+                return False
+            if not self._try(claims.flush):
+                return False
+            self._call(self._watch)
+        elif claims.broken:
+            if not self._try(claims.verify):
+                return False
+            self._call(self._flush)
+        return True
+
+    def _keep_up(self) -> None:
+        claims, at = self._claims, time.monotonic()
+        if self._ending:
+            self._call(self._check_end)
+            return
+        if at >= self._look or (self._more and not claims.suspects):
+            self._look_around(at)
+        claims.write_alone(at)
+        self._begin_old()
+
+    def _begin_old(self) -> None:
+        """Begin what may have been begun before, as there is room, in turn with what is new.
+
+        From the second time on alone: it may be what ends the worker. And before the next of those the reader has its turn.
+        """
+        claims, space = self._claims, self._space
+        while claims.suspects and not self._ending and not claims.broken:
+            if space.hold and not space.empty:
+                return
+            xid, count = next(iter(claims.suspects.items()))
+            alone = count >= ALONE_FROM
+            if alone and (self._turn == self._reader.turns or not space.empty):
+                space.hold = self._turn != self._reader.turns
+                if not space.hold:
+                    space.release()
+                return
+            if not space.take_old():
+                return
+            entry = claims.begin(xid)
+            if entry is None:
+                space.give(1, begun=False)
+                continue
+            if alone:
+                self._turn = self._reader.turns
+            self._call(self._begin_one, entry)
+            if alone:
+                return
+        if space.hold and space.empty:
+            space.release()
+
+    def _begin_one(self, entry: Entry) -> None:
+        if entry.spent:
+            self._bury(entry)
+            self._done(entry)
+        else:
+            self._begin(entry)
+
+    def _wind_up(self) -> bool:
+        """Send what is ready, hand back what is not answered; whether all is confirmed."""
+        claims = self._claims
+        ready = [*self._ready]
+        self._send(ready)
+        left = [
+            entry for entry in claims.hand.values() if (self._late or not entry.answered) and entry not in self._running
+        ]
+        claims.hand_back([entry for entry in left if not entry.sent])
+        claims.write_alone(time.monotonic(), now=True)
+        claims.flush()
+        while claims.waiting:
+            claims.receive()
+        del self._ready[: len(ready)]
+        if claims.broken or self._ready or any(entry.answered for entry in claims.hand.values()):
+            self._wake.set()
+            return False
+        self._leave()
+        return True

@@ -47,8 +47,8 @@ WORKER = frozenset(
     urllib urllib.parse warnings
     sandboxrun sandboxrun.connection sandboxrun.errors sandboxrun.keys sandboxrun.settings sandboxrun.worker
     sandboxrun.worker.batch sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers
-    sandboxrun.worker.loop sandboxrun.worker.request sandboxrun.worker.serial sandboxrun.worker.streams
-    sandboxrun.worker.sweep
+    sandboxrun.worker.loop sandboxrun.worker.outage sandboxrun.worker.request sandboxrun.worker.responses
+    sandboxrun.worker.serial sandboxrun.worker.session sandboxrun.worker.streams sandboxrun.worker.sweep
     """.split()
 )
 
