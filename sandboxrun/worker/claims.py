@@ -335,7 +335,7 @@ class Claims(Session):
             for part in _parts(rest):
                 for answer in self.exchange(*[(*query, xid, xid, 1, self.loop.consumer_id) for xid in part]):
                     found |= set() if isinstance(answer, ReplyError) else {row[0] for row in answer}
-        return found
+        return found.intersection(wanted)
 
     def still_ours(self, entries: Sequence[Entry]) -> list[Entry]:
         """Of what was read on another connection some time ago, what nobody has taken and nobody has answered since."""
