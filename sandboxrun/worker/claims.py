@@ -38,11 +38,7 @@ if TYPE_CHECKING:
 
 CLAIM_MOST = 1000  # claims that one command renews or hands back: a longer one keeps the server from others
 TOGETHER_TRIES = 2  # connections that were lost over a reply, after which it is sent alone
-ALONE_TRIES = 5  # and then, after which it counts as one that cannot be sent
-UNSENDABLE_TRIES = (
-    TOGETHER_TRIES + ALONE_TRIES,
-    TOGETHER_TRIES + 2 * ALONE_TRIES,
-)  # when a smaller one takes its place
+UNSENDABLE_TRIES = (7, 12)  # of both kinds together, after which a smaller reply takes its place
 ALONE_SECONDS = 1.0  # between the tries to send a reply alone
 SETTLE_PART = 3  # takeoverMillis / 3, twice the time between renewals
 HANDED_BACK_MILLIS = 10**11  # an idle time that no claim has by itself: free to take at once
@@ -64,9 +60,8 @@ class Claims(Session):
         names = (loop.request_stream, loop.consumer_id)
         self._fence, self._old_fence = keys.fence_key(*names), keys.old_fence_key(*names)
         self._watch = b""  # WATCH F · HEXISTS F c
-        self.keep_fence: Sequence[
-            str | bytes | int
-        ] = ()  # which changes nothing, and is refused by a server that is full
+        # It changes nothing, and is refused by a server that is full.
+        self.keep_fence: Sequence[str | bytes | int] = ()
         self._armed = False  # the fence is known to be whole, and watched: a transaction may be sent
         self._reads: dict[tuple[int, bool], bytes] = {}
         self.opened = 0
@@ -307,7 +302,7 @@ class Claims(Session):
         """
         if not self._alone:
             return False
-        entry = min(self._alone, key=lambda entry: entry.losses)
+        entry = min(self._alone, key=lambda one: one.losses)
         if entry.losses > TOGETHER_TRIES:
             if at < self._alone_at and not now:
                 return False

@@ -26,13 +26,13 @@ from sandboxrun.settings import Loop
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler, HandlerTimeout
-from sandboxrun.worker.loop import CUT_SECONDS, GRACE_SECONDS, LOOK_SECONDS, RENEW_PART, GaveUp, Worker
+from sandboxrun.worker.kept import Kept
+from sandboxrun.worker.loop import CUT_SECONDS, GRACE_SECONDS, LOOK_SECONDS
 from sandboxrun.worker.outage import Backoff
 from sandboxrun.worker.reader import Reader, Room
 from sandboxrun.worker.request import Expired, Request, now
 
 CONFIRMED_SECONDS = 0.002  # until replies are tried again that wait for the confirmation of others
-ALONE_FROM = 2  # begun so often without a reply: begun alone from now on
 
 
 class Job:
@@ -44,7 +44,7 @@ class Job:
         self.entry, self.handler, self.request, self.received, self.key = entry, handler, request, received, key
 
 
-class Tasks(Worker):
+class Tasks(Kept):
     """`concurrency` requests at once; with `key`, those with equal keys one after another, in order."""
 
     def __init__(
@@ -59,16 +59,12 @@ class Tasks(Worker):
         self._claims.alone = False
         self._key, self._concurrency = key, concurrency
         self._space = Room(concurrency, loop.request_limit)
+        self._reader = self._make_reader()
         self._lines: dict[Any, deque[Job]] = {}  # what waits behind a request with an equal key
-        self._running: dict[Entry, asyncio.Task[None]] = {}
         self._threads: set[Entry] = set()  # what runs in one: it cannot be cancelled
-        self._ready: list[Entry] = []
         self._flushing = False
         self._watched = -1  # a duplicate of the connection's descriptor, which the event loop watches
         self._stopped = False  # the reader
-        self._winding = False  # nothing runs any more, or the time is up: the keeper hands back what is left
-        self._wake = threading.Event()  # the keeper
-        self._turn = -1  # the reader's, when an old claim was last begun alone
         self._error: BaseException | None = None
         self._pool = ThreadPoolExecutor(concurrency, "handler")
 
@@ -81,7 +77,6 @@ class Tasks(Worker):
         loop = self._asyncio = asyncio.get_running_loop()
         self._over = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, self._end)
-        self._reader = self._make_reader()
         keeper = threading.Thread(target=self._keep, daemon=True)
         keeper.start()
         self._tick()
@@ -154,7 +149,8 @@ class Tasks(Worker):
 
     def _begin_all(self, entries: list[Entry]) -> None:
         for entry in entries:
-            self._begin(entry)
+            if not self._winding:  # it is handed back
+                self._begin(entry)
 
     # --- handling
 
@@ -345,10 +341,6 @@ class Tasks(Worker):
             self._asyncio.call_later(LOOK_SECONDS, self._tick)
             self._check_end()
 
-    @property
-    def _late(self) -> bool:
-        return self._until is not None and time.monotonic() > self._until
-
     def _check_end(self) -> None:
         """Once the reader has stopped: over when all is confirmed, or what is left is handed back."""
         if not (self._ending and (self._stopped or self._late)) or self._over.is_set():
@@ -363,129 +355,3 @@ class Tasks(Worker):
             self._wake.set()
         elif self._until is not None:
             self._asyncio.call_later(max(0.01, self._until - time.monotonic() + 0.01), self._check_end)
-
-    # --- the keeper: a thread that does what waits for Redis
-
-    def _keep(self) -> None:
-        error: BaseException | None = None
-        renew = self._loop.takeover_millis / 1000 / RENEW_PART
-        started, renewed = False, time.monotonic()
-        try:
-            while not self._over.is_set():
-                with self._lock:
-                    if self._mend():
-                        if not started:
-                            self._reader.start()
-                            started = True
-                        if time.monotonic() - renewed >= renew:
-                            renewed = time.monotonic()
-                            self._try(self._claims.renew)
-                        if self._try(self._wind_up if self._winding else self._keep_up) and self._winding:
-                            return
-                left = self._backoff.left() or min(LOOK_SECONDS, renew)
-                self._wake.wait(left)
-                self._wake.clear()
-        except GaveUp:
-            pass
-        except BaseException as found:
-            error = found
-        finally:
-            self._call(self._stop, error)
-
-    def _try(self, function: Callable[[], object]) -> bool:
-        """Call it, send what it has queued, and take what is said to it; False if the connection was lost meanwhile."""
-        try:
-            result = function()
-            self._claims.flush()
-            while self._claims.waiting:
-                self._claims.receive()
-            if self._claims.broken:
-                self._claims.verify()
-        except (ConnectionLost, LoginRefused) as error:
-            self._lost(error)
-            return False
-        return result is not False
-
-    def _mend(self) -> bool:
-        """Connect, if a try is due, and see to it that the fence is whole."""
-        claims = self._claims
-        if not claims.is_open:
-            if self._late:
-                raise GaveUp
-            if not self._try_to_connect():
-                return False
-            if not self._try(claims.flush):
-                return False
-            self._call(self._watch)
-        elif claims.broken:
-            if not self._try(claims.verify):
-                return False
-            self._call(self._flush)
-        return True
-
-    def _keep_up(self) -> None:
-        claims, at = self._claims, time.monotonic()
-        if self._ending:
-            self._call(self._check_end)
-            return
-        if at >= self._look or (self._more and not claims.suspects):
-            self._look_around(at)
-        claims.write_alone(at)
-        self._begin_old()
-
-    def _begin_old(self) -> None:
-        """Begin what may have been begun before, as there is room, in turn with what is new.
-
-        From the second time on alone: it may be what ends the worker. And before the next of those the reader has its turn.
-        """
-        claims, space = self._claims, self._space
-        while claims.suspects and not self._ending and not claims.broken:
-            if space.hold and not space.empty:
-                return
-            xid, count = next(iter(claims.suspects.items()))
-            alone = count >= ALONE_FROM
-            if alone and (self._turn == self._reader.turns or not space.empty):
-                space.hold = self._turn != self._reader.turns
-                if not space.hold:
-                    space.release()
-                return
-            if not space.take_old():
-                return
-            entry = claims.begin(xid)
-            if entry is None:
-                space.give(1, begun=False)
-                continue
-            if alone:
-                self._turn = self._reader.turns
-            self._call(self._begin_one, entry)
-            if alone:
-                return
-        if space.hold and space.empty:
-            space.release()
-
-    def _begin_one(self, entry: Entry) -> None:
-        if entry.spent:
-            self._bury(entry)
-            self._done(entry)
-        else:
-            self._begin(entry)
-
-    def _wind_up(self) -> bool:
-        """Send what is ready, hand back what is not answered; whether all is confirmed."""
-        claims = self._claims
-        ready = [*self._ready]
-        self._send(ready)
-        left = [
-            entry for entry in claims.hand.values() if (self._late or not entry.answered) and entry not in self._running
-        ]
-        claims.hand_back([entry for entry in left if not entry.sent])
-        claims.write_alone(time.monotonic(), now=True)
-        claims.flush()
-        while claims.waiting:
-            claims.receive()
-        del self._ready[: len(ready)]
-        if claims.broken or self._ready or any(entry.answered for entry in claims.hand.values()):
-            self._wake.set()
-            return False
-        self._leave()
-        return True

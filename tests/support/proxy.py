@@ -247,9 +247,10 @@ class Proxy:
     def _paced(self, data: bytes) -> Iterator[bytes]:
         size = max(1, int(self._rate / 20)) if self._rate else CHUNK
         for at in range(0, len(data), size):
+            part = data[at : at + size]
             if self._rate:
-                time.sleep(1 / 20)
-            yield data[at : at + size]
+                time.sleep(len(part) / self._rate)
+            yield part
 
     def _end(self, link: Link) -> None:
         with self._lock:
