@@ -9,7 +9,7 @@ from __future__ import annotations
 import _socket
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import hiredis
 
@@ -135,6 +135,8 @@ class Connection:
         self._name, self._seconds = name, seconds
         self._protocol = protocol or self.address.protocol
         self._socket: Any = None
+        self._limit = 0.0  # seconds of silence after which the connection counts as dead
+        self._cancelled = False
         self._reader = reader()
         self.received = 0  # bytes
         self.receive_most = 0  # bytes in all, past which the connection is given up; 0 is any number
@@ -142,19 +144,38 @@ class Connection:
     def open(self) -> None:
         """Connect, log in, choose the database. Raises ConnectionLost, or StoreError for a login that is refused."""
         self.close()
-        self._reader = reader()
         address = self.address
         try:
             limit = min(CONNECT_SECONDS, self._seconds)
-            self._socket = _connect_unix(address) if address.path else _connect_tcp(address, limit)
+            if address.path:
+                _connect_unix(address, self._attach)
+            else:
+                _connect_tcp(address, self._attach, limit)
             if address.tls:
                 from sandboxrun import tls
 
                 self._socket = tls.wrap(self._socket, address, seconds=limit)
         except OSError as error:
+            self.close()
             raise ConnectionLost(f"Redis at {address.shown} cannot be reached ({error.strerror or error})") from error
         self.set_wait(0)
         self._greet()
+
+    def _attach(self, sock: Any) -> None:
+        """Take over a socket that is about to be connected: `cancel` reaches it from now on."""
+        self._socket = sock
+        if self._cancelled:
+            raise OSError("cancelled")
+
+    def cancel(self) -> None:
+        """From another thread or a signal handler: every wait on this connection ends at once, now and from now on."""
+        self._cancelled = True
+        sock = self._socket
+        if sock is not None:
+            try:
+                sock.shutdown(_socket.SHUT_RDWR)  # which wakes whoever waits, where close(2) does not
+            except OSError:
+                pass
 
     def _greet(self) -> None:
         commands = greeting(self.address, self._name, self._protocol)
@@ -169,7 +190,7 @@ class Connection:
 
     def set_wait(self, seconds: float) -> None:
         """How long the next commands ask Redis to wait for something: silence beyond it means a dead connection."""
-        limit = self._seconds + seconds
+        self._limit = limit = self._seconds + seconds
         if self.address.tls:
             self._socket.settimeout(limit)
             return
@@ -187,11 +208,26 @@ class Connection:
 
     def send(self, data: bytes) -> None:
         if self._socket is None:
-            raise ConnectionLost(f"the connection to Redis at {self.address.shown} is closed")
+            raise self._closed()
         try:
-            self._socket.sendall(data)
+            done = self._send(data)
+            if done < len(data):  # the socket does not block, or a signal came
+                from sandboxrun import nonblocking
+
+                nonblocking.send_all(self._socket, memoryview(data)[done:], self._limit)
         except OSError as error:
             raise self._lost(error) from error
+
+    def _send(self, data: bytes) -> int:
+        """How many bytes of it one call has taken."""
+        try:
+            done: int = self._socket.send(data)
+        except BlockingIOError:
+            from sandboxrun import nonblocking
+
+            nonblocking.wait(self._socket, self._limit, readable=False)
+            return 0
+        return done
 
     def read(self) -> Any:
         """The next reply; an error of Redis is returned, as a ReplyError."""
@@ -221,39 +257,62 @@ class Connection:
         if self._socket is None:
             return  # a later read finds out
         try:
-            if not (self._take_now() if self.address.tls else self._peek()):
+            if self.address.tls:
+                self._feed(self._take_now())  # it has no peeking: what is there is kept for the next reply
+            elif not self._socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT):
                 raise self._lost(None)
         except BlockingIOError:
             pass
         except OSError as error:
             raise self._lost(error) from error
 
-    def _peek(self) -> bytes:
-        found: bytes = self._socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
-        return found
+    def read_ready(self, replies: list[Any], count: int) -> bool:
+        """Add to `replies` those that have come, until it has `count`; True if it has. Does not wait."""
+        while True:
+            while len(replies) < count and (reply := self._reader.gets()) is not False:
+                replies.append(reply)
+            if len(replies) == count:
+                return True
+            if self._socket is None:
+                raise self._closed()
+            try:
+                data = self._take_now()
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                raise self._lost(error) from error
+            self._feed(data)
 
     def _take_now(self) -> bytes:
-        """TLS has no peeking: what is there is read, and kept for the next reply. Raises BlockingIOError for nothing."""
-        from ssl import SSLWantReadError
+        """What has come. Raises BlockingIOError for nothing."""
+        if self.address.tls:
+            from sandboxrun import tls
 
-        limit = self._socket.gettimeout()
-        self._socket.settimeout(0)
-        try:
-            data: bytes = self._socket.recv(RECEIVE_BYTES)
-        except SSLWantReadError:
-            raise BlockingIOError from None
-        finally:
-            self._socket.settimeout(limit)
-        self._reader.feed(data)
+            return tls.take_now(self._socket, RECEIVE_BYTES)
+        data: bytes = self._socket.recv(RECEIVE_BYTES, _socket.MSG_DONTWAIT)
         return data
+
+    def _closed(self) -> ConnectionLost:
+        return ConnectionLost(f"the connection to Redis at {self.address.shown} is closed")
 
     def _receive(self) -> None:
         if self._socket is None:
-            raise ConnectionLost(f"the connection to Redis at {self.address.shown} is closed")
+            raise self._closed()
         try:
             data = self._socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            from sandboxrun import nonblocking
+
+            try:
+                nonblocking.wait(self._socket, self._limit, readable=True)
+            except OSError as error:
+                raise self._lost(error) from error
+            return  # the caller tries again
         except OSError as error:
             raise self._lost(error) from error
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
         if not data:
             raise self._lost(None)
         self.received += len(data)
@@ -280,12 +339,24 @@ class Connection:
         return reply
 
     def close(self) -> None:
+        """Close the connection, also for duplicates of its descriptor: an event loop that watches one is told."""
         if self._socket is not None:
             try:
-                self._socket.close()
+                self._socket.shutdown(_socket.SHUT_RDWR)
             except OSError:
                 pass
-            self._socket = None
+            self.discard()
+
+    def discard(self) -> None:
+        """Close this process's descriptor alone. The connection of a parent that was forked stays as it is."""
+        sock, self._socket = self._socket, None
+        if sock is None:
+            return
+        self._reader = reader()  # what is left of the old one's bytes answers nothing that will be asked
+        try:
+            sock.close()
+        except OSError:
+            pass
 
     def _lost(self, error: Exception | None) -> ConnectionLost:
         self.close()
@@ -349,14 +420,10 @@ def check_greeting(address: Address, commands: Commands, replies: list[Any]) -> 
         raise _login_refused(reply, address.shown)
 
 
-def _connect_unix(address: Address) -> Any:
+def _connect_unix(address: Address, attach: Callable[[Any], None]) -> None:
     sock = _off_standard(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM))
-    try:
-        sock.connect(address.path)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+    attach(sock)
+    sock.connect(address.path)
 
 
 def _off_standard(sock: Any) -> Any:
@@ -372,7 +439,7 @@ def _off_standard(sock: Any) -> Any:
     return type(sock)(fileno=number)
 
 
-def _connect_tcp(address: Address, seconds: float) -> Any:
+def _connect_tcp(address: Address, attach: Callable[[Any], None], seconds: float) -> None:
     """To the first of the host's addresses that answers within so many seconds."""
     last: OSError | None = None
     # As bytes, where it can be: for a text the codec for international names is imported.
@@ -380,12 +447,13 @@ def _connect_tcp(address: Address, seconds: float) -> Any:
     for family, kind, protocol, _, where in _socket.getaddrinfo(host, address.port, 0, _socket.SOCK_STREAM):
         sock = _off_standard(_socket.socket(family, kind, protocol))
         try:
+            attach(sock)
             sock.settimeout(seconds)
             sock.connect(where)
             sock.settimeout(None)
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
-            return sock
+            return
         except OSError as error:
             sock.close()
             last = error

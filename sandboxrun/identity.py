@@ -4,7 +4,7 @@ A worker with the operator's login could rewrite the hash that says what it may 
 keeps, or make Redis write files. Its user can do what the request loop needs, and what `allowRedis` lists:
 
 - read its own hash and its type's, and write neither;
-- use its request and response streams, and the stream of dead letters;
+- use its request and response streams, and the stream of dead letters, and fence others off its request stream;
 - write replies (`res:*`) and traces (`req:*:h`), and read nobody's.
 
 Selectors (Redis 7, Valkey) say which commands hold for which keys. A server without them gets two users: one for the
@@ -43,6 +43,7 @@ _STREAM = (
 ).split()
 _REPLY = "+watch +lpush +rpush +expire +pexpire +del +unlink +exists".split()
 _TRACE = "+watch +hset +hsetnx +hexists +hdel +expire +pexpire +del +unlink +exists".split()
+_FENCE = "+watch +hset +hexists +del".split()
 # Whole categories, less what reaches more than its keys. The order counts: later rules win.
 _LESS = "-@admin -@dangerous -@scripting -scan -randomkey -dbsize -copy -move -object -select".split()
 _READS = ["+watch", "+@read", *_LESS]
@@ -153,11 +154,18 @@ def _granted(config: WorkerConfig) -> tuple[RedisTarget, ...]:
 
 
 def _check_streams(config: WorkerConfig, granted: Iterable[RedisTarget]) -> None:
-    """A stream outside the type's own names is another service's: the field alone does not open it."""
+    """A stream outside the type's own names is another service's: the field alone does not open it.
+
+    And one that is named as a reply or a trace could be removed by every worker.
+    """
     for name, stream in (
         ("requestStream", config.loop.request_stream),
         ("responseStream", config.loop.response_stream),
     ):
+        if stream.startswith(keys.reply_key("")) or (stream.startswith("req:") and stream.endswith(":h")):
+            raise ConfigError(
+                f"field {name} of {config.key} is {stream!r}: every worker may write keys of this form; take another name"
+            )
         own = stream.startswith(f"{config.type}:") and stream.endswith(":x")
         if not own and not any(t.access == "rw" and t.matches(stream) for t in granted):
             raise ConfigError(
@@ -167,6 +175,11 @@ def _check_streams(config: WorkerConfig, granted: Iterable[RedisTarget]) -> None
 
 def _streams(config: WorkerConfig) -> list[str]:
     return [config.loop.request_stream, config.loop.response_stream, keys.dead_stream(config.type)]
+
+
+def _fences(config: WorkerConfig) -> str:
+    """Whoever may answer on a stream may fence others off on it, and nobody else may."""
+    return keys.fence_pattern(literal(config.loop.request_stream))
 
 
 def _hashes(config: WorkerConfig) -> list[str]:
@@ -183,6 +196,7 @@ def _selectors(config: WorkerConfig, granted: tuple[RedisTarget, ...]) -> list[s
     found = [
         _selector([f"%R~{name}" for name in _hashes(config)], _HASH_READS),
         _selector([f"~{literal(name)}" for name in _streams(config)], _STREAM),
+        _selector([f"~{_fences(config)}"], _FENCE),
         _selector([f"%W~{keys.reply_key('*')}"], _REPLY),
         _selector([f"%W~{keys.trace_key('*')}"], _TRACE),
     ]
@@ -204,10 +218,10 @@ def _selector(patterns: list[str], commands: list[str]) -> str:
 
 def _flat(config: WorkerConfig, granted: tuple[RedisTarget, ...]) -> list[str]:
     """Every command for every key: so the hashes are not among the keys."""
-    patterns = [*map(literal, _streams(config)), keys.reply_key("*"), keys.trace_key("*")]
+    patterns = [*map(literal, _streams(config)), _fences(config), keys.reply_key("*"), keys.trace_key("*")]
     patterns += _by_access(granted, "rw", "w")
     # XGROUP and XINFO have no subcommands of their own there; those of CLIENT and SELECT are allowed by first argument.
-    commands = [*_STREAM, *_REPLY, *_TRACE, "+ttl", "+pttl"]  # it has no EXPIRE NX
+    commands = [*_STREAM, *_FENCE, *_REPLY, *_TRACE, "+ttl", "+pttl"]  # it has no EXPIRE NX
     if _by_access(granted, "rw"):
         commands += _BOTH
     if _by_access(granted, "w"):

@@ -69,7 +69,20 @@ def dead_stream(type_: str) -> str:
 
 
 def fence_key(stream: str, consumer: str) -> str:
-    """What a consumer's replies are guarded with (worker/claims.py). No `ref` has a space, so no trace has this key."""
+    """The hash that guards a consumer's replies (worker/claims.py). Whoever may use the stream may write it: fence_pattern.
+
+    It never ends in `:h`, whatever the names of stream and consumer, because such a key would be the hash of a worker.
+    """
+    return f"{stream}:fence:{consumer}:f"
+
+
+def fence_pattern(stream: str) -> str:
+    """The fences of a stream, for ACL rules. `stream`: escaped."""
+    return f"{stream}:fence:*:f"
+
+
+def old_fence_key(stream: str, consumer: str) -> str:
+    """Where workers of 0.1 have their fence, within reach of every worker. To be removed with 0.3."""
     return f"req:{stream} {consumer}:h"
 
 

@@ -19,6 +19,7 @@ SECRET_FIELDS = ("encryptedAlg", "encryptedIv", "encryptedJson")
 # name of the field: (default, least, most); a default of None comes from the key.
 LOOP_NUMBERS = {
     "responseStreamLimit": (1000, 0, 10_000_000),
+    "responseStreamMax": (100_000, 0, 10_000_000),
     "requestStreamLimit": (10_000, 0, 10_000_000),
     "requestLimit": (0, 0, 2**53),
     "xreadGroupBlockMillis": (2000, 1, 60_000),
@@ -45,6 +46,7 @@ class Loop:
         "request_stream_limit",  # answered entries that are kept, approximate; 0 is all
         "response_stream",
         "response_stream_limit",  # entries, approximate; 0 is no limit
+        "response_stream_max",  # entries that are kept for a group that has not read them; 0 is no limit
         "takeover_millis",  # a claim that was not renewed for so long is another's to take
     )
 
@@ -59,11 +61,13 @@ class Loop:
         block_millis: int,
         reply_expire_seconds: int,
         request_stream_limit: int = 10_000,
+        response_stream_max: int = 100_000,
         max_deliveries: int = 5,
         takeover_millis: int = 15_000,
     ) -> None:
         self.request_stream, self.response_stream = request_stream, response_stream
         self.request_stream_limit, self.response_stream_limit = request_stream_limit, response_stream_limit
+        self.response_stream_max = response_stream_max
         self.consumer_id, self.request_limit, self.block_millis = consumer_id, request_limit, block_millis
         self.reply_expire_seconds, self.max_deliveries = reply_expire_seconds, max_deliveries
         self.takeover_millis = takeover_millis
@@ -132,6 +136,7 @@ def parse_loop(fields: Mapping[str, str], type_: str, id_: str) -> Loop:
         request_stream=names["requestStream"] or keys.request_stream(type_),
         response_stream=names["responseStream"] or keys.response_stream(type_),
         response_stream_limit=numbers["responseStreamLimit"],
+        response_stream_max=numbers["responseStreamMax"],
         request_stream_limit=numbers["requestStreamLimit"],
         consumer_id=names["consumerId"] or id_,
         request_limit=numbers["requestLimit"],

@@ -39,6 +39,18 @@ def wrap(sock: socket.socket, address: Address, *, seconds: float) -> ssl.SSLSoc
         raise
 
 
+def take_now(sock: ssl.SSLSocket, most: int) -> bytes:
+    """At most so many bytes that have come; TLS has no MSG_DONTWAIT. Raises BlockingIOError if there are none."""
+    limit = sock.gettimeout()
+    sock.settimeout(0)
+    try:
+        return sock.recv(most)
+    except ssl.SSLWantReadError:
+        raise BlockingIOError from None
+    finally:
+        sock.settimeout(limit)
+
+
 def untrusted(error: ssl.SSLCertVerificationError, address: Address) -> StoreError:
     """Lasting, whatever else of a connection may pass: nothing was sent."""
     return StoreError(

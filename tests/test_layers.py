@@ -17,7 +17,8 @@ LAYERS: dict[str, set[str]] = {
     "files": {"digests", "records"},
     "log": set(),
     "trace": BASE,
-    "connection": BASE | {"tls"},
+    "connection": BASE | {"tls", "nonblocking"},
+    "nonblocking": set(),
     "tls": BASE | {"connection"},  # its types
     "lease": set(),
     "keys": BASE,

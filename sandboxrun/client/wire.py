@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from _socket import MSG_DONTWAIT, MSG_PEEK
 
 from sandboxrun.client import forks
 from sandboxrun.client.put import new_fence
@@ -128,7 +129,7 @@ class Wire(Connection):
             if self.address.tls:
                 self._take_now()
             else:
-                self._peek()
+                self._socket.recv(1, MSG_PEEK | MSG_DONTWAIT)
         except BlockingIOError:  # nothing is there, as it should be
             return not self._reader.has_data()
         except OSError:
@@ -137,5 +138,5 @@ class Wire(Connection):
 
     def abandon(self) -> None:
         """In a forked child: close its copy of the socket. The parent's stays open, and nothing is sent (not by TLS, either)."""
-        self.close()
+        self.discard()
         self.owed = 0

@@ -157,6 +157,19 @@ class Answers:
         self._render.bury(entry, reason, self._consumer, at)
         say(f"request {entry.xid.decode()} is {reason}; it is in {self._dead}")
 
+    def give_up_reply(self, entry: Entry) -> None:
+        """Put a small reply in the place of one over which the connection was lost again and again, and a dead letter."""
+        reason = f"its reply cannot be sent: the connection was lost {entry.losses} times over its {len(entry.commands)} bytes"
+        at = now()
+        entry.ref = ref_of(entry.raw)
+        if entry.spent:
+            entry.raw = {b"type": entry.raw.get(b"type", b"")}  # nor can its dead letter, as it seems
+        entry.spent = True
+        body = failure(RuntimeError(reason), entry.raw, with_payload=False)
+        self._render.reply(entry, 500, reply(entry.ref, self._type, 500, body, at), at, at)
+        self._render.bury(entry, reason, self._consumer, at)
+        say(f"request {entry.xid.decode()}: {reason}; it is in {self._dead}")
+
     def say_no_ref(self, *, last: bool = False) -> None:
         """Say how many requests could not be answered, at most once in a while. `last`: now, if there are any."""
         at = time.monotonic()

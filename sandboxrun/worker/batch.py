@@ -24,7 +24,7 @@ _STORY = len(b'{"received":"","completed":"","res":}')
 class Entry:
     """A request in hand: delivered to this consumer, and not yet confirmed as answered."""
 
-    __slots__ = ("answered", "begun", "commands", "count", "deliveries", "raw", "ref", "sent", "spent", "xid")
+    __slots__ = ("answered", "begun", "commands", "count", "deliveries", "losses", "raw", "ref", "sent", "spent", "xid")
 
     def __init__(self, xid: bytes, raw: Mapping[bytes, bytes], deliveries: int = 1) -> None:
         self.xid, self.raw, self.deliveries = xid, raw, deliveries
@@ -34,6 +34,7 @@ class Entry:
         self.spent = False  # it was begun as often as it may be
         self.begun = False  # its handler
         self.answered = False  # the reply is known
+        self.losses = 0  # of the connection, while the reply was on its way
         self.sent = False  # and was sent to Redis, which has not confirmed it yet
 
 
@@ -44,12 +45,9 @@ class Renderer:
         self._type, self._dead = type_, dead_stream
         self.expire_nx = True  # EXPIRE … NX: Redis 7
         self._loop = loop
-        limit = loop.response_stream_limit
-        trimmed = _words("MAXLEN", "~", limit) if limit else b""
         self._record = (
-            b"*%d\r\n" % (16 if limit else 13)
+            b"*13\r\n"
             + _words("XADD", loop.response_stream)
-            + trimmed
             + _words("*", "ref")
             + b"%b"
             + _words("type")

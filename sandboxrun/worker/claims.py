@@ -26,6 +26,7 @@ from collections import deque
 from sandboxrun import keys
 from sandboxrun.connection import Connection, ReplyError, pack, translated
 from sandboxrun.worker.batch import EXEC, GROUP, MULTI, Entry, acknowledge
+from sandboxrun.worker.session import Session
 from sandboxrun.worker.streams import order, pairs, read_command, read_entries
 
 TYPE_CHECKING = False
@@ -35,32 +36,34 @@ if TYPE_CHECKING:
 
     from sandboxrun.settings import Loop
 
+CLAIM_MOST = 1000  # claims that one command renews or hands back: a longer one keeps the server from others
+TOGETHER_TRIES = 2  # connections that were lost over a reply, after which it is sent alone
+UNSENDABLE_TRIES = (7, 12)  # of both kinds together, after which a smaller reply takes its place
+ALONE_SECONDS = 1.0  # between the tries to send a reply alone
 SETTLE_PART = 3  # takeoverMillis / 3, twice the time between renewals
 HANDED_BACK_MILLIS = 10**11  # an idle time that no claim has by itself: free to take at once
 
 
-class Claims:
+class Claims(Session):
     """The entries in hand, and the one connection on which they are read and answered.
 
-    Commands are collected, sent as one by `flush`, and what Redis says to them is taken by `receive` in the same order.
     Every method may raise ConnectionLost; then `open` makes a new connection and finds out what is still ours.
     """
 
     def __init__(self, connection: Connection, loop: Loop, key: str, pid: str, *, sees_pid: bool = True) -> None:
         """`sees_pid`: whether this login can read the hash. Where it cannot, sandboxrun alone looks at `pid`."""
-        self.connection, self.loop = connection, loop
+        super().__init__(connection)
+        self.loop = loop
         self.key, self.pid = key, pid.encode()
         self._sees_pid = sees_pid
         self.look_at_pid = ("HGET", key, "pid") if sees_pid else ("ECHO", pid)
-        self._fence = keys.fence_key(loop.request_stream, loop.consumer_id)
+        names = (loop.request_stream, loop.consumer_id)
+        self._fence, self._old_fence = keys.fence_key(*names), keys.old_fence_key(*names)
         self._watch = b""  # WATCH F · HEXISTS F c
-        self.keep_fence: Sequence[
-            str | bytes | int
-        ] = ()  # which changes nothing, and is refused by a server that is full
+        # It changes nothing, and is refused by a server that is full.
+        self.keep_fence: Sequence[str | bytes | int] = ()
         self._armed = False  # the fence is known to be whole, and watched: a transaction may be sent
         self._reads: dict[tuple[int, bool], bytes] = {}
-        self._out: list[bytes] = []
-        self._expected: deque[tuple[Callable[[list[Any], Any], None], int, Any]] = deque()
         self.opened = 0
         self._opened_at = 0.0
         self._own_pid = False
@@ -70,6 +73,11 @@ class Claims:
         self.reads = 0  # that are on their way
         self.broken = False  # the fence: somebody took a claim from us, or the hash was removed
         self.answered = 0  # confirmed by Redis
+        self._writing: list[Entry] = []  # whose transaction is on its way
+        self._alone: list[Entry] = []  # whose replies are sent one by one, as a connection was lost over them
+        self._alone_at = 0.0
+        self.recorded = 0  # replies that were added to the response stream
+        self.last_record = b""  # id of the last of them
         self.lost_pid = False
         self.alone = True  # nobody reads for this consumer on another connection
         # Changes whenever an entry may have become another's, or be in hand already. What was read on another
@@ -77,27 +85,47 @@ class Claims:
         self.generation = 0
         self.expire_nx = True
         self.warn: Callable[[str], None] = lambda message: None
+        self.unsendable: Callable[[Entry], None] = lambda entry: None  # makes another reply of it
 
     # --- the connection
 
     def open(self) -> None:
-        """Connect, make stream, group and fence, and keep of what is in hand only what Redis still says is ours."""
-        self._out.clear()
-        self._expected.clear()
+        """Connect, make stream, group and fence, and keep of what is in hand only what Redis still says is ours.
+
+        The connection is open afterwards, or all of it is closed: nobody finds it half made.
+        """
+        fresh = not self.opened and self.connection.is_open
+        try:
+            if not fresh:
+                self.close()
+                self.connection.open()
+            self.connection.set_wait(self.block_millis / 1000)
+            self.opened += 1
+            self._opened_at = time.monotonic()
+            _, expire = self.exchange(
+                ("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"),
+                ("EXPIRE", keys.trace_key("-"), 1, "NX"),
+            )
+            self.expire_nx = not isinstance(expire, ReplyError)
+            if self._sees_pid:
+                self._set_pid()
+            self.verify()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `open` has done all that it does, and the connection was not closed since."""
+        return self.opened > 0 and self.connection.is_open
+
+    def close(self) -> None:
+        super().close()
         self.reads = 0
-        if self.opened or not self.connection.is_open:
-            self.connection.open()
-        self.connection.set_wait(self.block_millis / 1000)
-        self.opened += 1
-        self._opened_at = time.monotonic()
-        _, expire = self.exchange(
-            ("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"),
-            ("EXPIRE", keys.trace_key("-"), 1, "NX"),
-        )
-        self.expire_nx = not isinstance(expire, ReplyError)
-        if self._sees_pid:
-            self._set_pid()
-        self.verify()
+        self._armed = False
+        for entry in self._writing:
+            entry.losses += 1
+        self._writing = []
 
     def _set_pid(self) -> None:
         """Started without sandboxrun, say under a debugger, the pid is ours to set, and to remove. With a pidHost it was
@@ -117,43 +145,6 @@ class Claims:
         """Whether others have had the time to renew their claims: where Redis was away or full, nobody could."""
         return self.opened == 1 or time.monotonic() - self._opened_at > self.loop.takeover_millis / 1000 / SETTLE_PART
 
-    def flush(self) -> None:
-        if self._out:
-            data = b"".join(self._out)
-            self._out.clear()
-            self.connection.send(data)
-
-    def receive(self) -> None:
-        """Take the replies to the oldest of what was sent."""
-        self.flush()
-        take, count, detail = self._expected.popleft()
-        take(self.connection.read_many(count), detail)
-
-    @property
-    def waiting(self) -> bool:
-        return bool(self._expected)
-
-    def exchange(self, *commands: Sequence[str | bytes | int]) -> list[Any]:
-        """The replies to these commands, behind all that was sent before. Errors of Redis among them are returned."""
-        return self._exchange(b"".join([pack(*command) for command in commands]), len(commands))
-
-    def _exchange(self, data: bytes, count: int) -> list[Any]:
-        box: list[Any] = []
-        self._out.append(data)
-        self._expected.append((lambda replies, _: box.extend(replies), count, None))
-        self.flush()
-        while not box:
-            self.receive()
-        for reply in box:
-            if isinstance(reply, ReplyError):
-                self._raise_passing(reply)
-        return box
-
-    def _raise_passing(self, error: ReplyError) -> None:
-        found = translated(error, self.connection.address.shown)
-        if found is not error:
-            raise found
-
     # --- reading and answering
 
     def ask(self, count: int, *, block: bool) -> None:
@@ -162,8 +153,7 @@ class Claims:
         if command is None:
             command = read_command(self.look_at_pid, self.loop, count, self.block_millis if block else 0)
             self._reads[count, block] = command
-        self._out.append(command)
-        self._expected.append((self._read, 2, count))
+        self.expect(command, 2, self._read, count)
         self.reads += 1
 
     def _read(self, replies: list[Any], count: int) -> None:
@@ -178,6 +168,8 @@ class Claims:
         for entry in entries:
             self.hand[entry.xid] = entry
         self.arrived.append((entries, count))
+        if self.away:
+            self._succeeded()
 
     def _read_failed(self, error: ReplyError) -> None:
         text = str(error)
@@ -193,6 +185,8 @@ class Claims:
 
     def write(self, entries: Iterable[Entry]) -> None:
         """Queue the replies of those that are still ours, with their acknowledgement, as one transaction."""
+        while self.busy:
+            self.receive()
         entries = [entry for entry in entries if self.has(entry) and not entry.sent]
         if not entries:
             return
@@ -200,6 +194,7 @@ class Claims:
         commands.append(acknowledge(self.loop.request_stream, [entry.xid for entry in entries]))
         for entry in entries:
             entry.sent = True
+        self._writing = entries
         self._transaction(b"".join(commands), sum([entry.count for entry in entries]) + 1, self._written, entries)
 
     @property
@@ -227,13 +222,13 @@ class Claims:
             take(None, detail)
             return
         self._armed = False
-        self._out += (MULTI, commands, EXEC, self._watch)
-        self._expected.append((self._executed, count + 4, (take, detail)))
+        self.expect(b"".join((MULTI, commands, EXEC, self._watch)), count + 4, self._executed, (take, detail))
 
     def _executed(self, replies: list[Any], then: tuple[Callable[[list[Any] | None, Any], None], Any]) -> None:
         take, detail = then
         results, watched, whole = replies[-3:]
         if isinstance(results, ReplyError):  # EXECABORT: the reason is with the command that was refused
+            self._writing = []  # they were refused, and have not ended the connection
             self.broken = True  # whoever hears of it: what was to be written is written again, and all else waits
             reason = next((reply for reply in replies if isinstance(reply, ReplyError)), results)
             raise translated(reason, self.connection.address.shown)
@@ -242,14 +237,25 @@ class Claims:
         take(results, detail)
 
     def _written(self, results: list[Any] | None, entries: list[Entry]) -> None:
+        self._writing = []
         if results is None:
             return
+        if self.away:
+            self._succeeded()
         for entry in entries:
             self.hand.pop(entry.xid, None)
         self.answered += len(entries)
+        self.recorded += len(entries)
+        self._note_record(results, entries[-1])
         for result in results:
             if result.__class__ is ReplyError:
                 self.warn(f"a part of a reply was refused by Redis: {str(result)[:200]}")
+
+    def _note_record(self, results: list[Any], last: Entry) -> None:
+        """Keep the id under which the last reply stands in the response stream: what trimming goes by."""
+        found = results[-1 - last.count + (2 if last.ref else 0)]
+        if found.__class__ is bytes:
+            self.last_record = found
 
     def verify(self) -> None:
         """Make a new fence, drop what is not ours any more, and send again the replies that were not written."""
@@ -265,37 +271,73 @@ class Claims:
             self.keep_fence,
             ("WATCH", self._fence),
             ("HEXISTS", self._fence, name),
+            ("DEL", self._old_fence),  # a process of the same name that runs an older version is not to answer either
         ]
-        if mine:
-            commands.append(self._which_of(mine))
-        pid, _, _, made, watched, whole, *pending = self.exchange(*commands)
+        pid, _, _, made, watched, whole, _ = self.exchange(*commands)
         if isinstance(made, ReplyError):
             raise made
         self._armed = watched == b"OK" and whole == 1
         self.broken = not self._armed
         self.lost_pid = self.lost_pid or pid != self.pid
         if mine:
-            lost = mine - _ids(pending[0])
+            lost = mine - self._pending_of(mine)
             self.hand = {xid: entry for xid, entry in self.hand.items() if xid not in lost}
             self.suspects = {xid: count for xid, count in self.suspects.items() if xid not in lost}
-        again = [entry for entry in self.hand.values() if entry.sent]
-        for entry in again:
-            entry.sent = False
-        self.write(again)
+        self._write_again([entry for entry in self.hand.values() if entry.sent])
         self.renew()  # at once: where Redis was full or away, nobody could
 
-    def _which_of(self, xids: Iterable[bytes]) -> Sequence[str | bytes | int]:
-        """The command that lists what is pending with us between the first and the last of these."""
-        found = sorted(xids, key=order)
-        name = self.loop.consumer_id
-        return ("XPENDING", self.loop.request_stream, GROUP, found[0], found[-1], len(found) + 1000, name)
+    def _write_again(self, entries: list[Entry]) -> None:
+        """Those over which the connection was lost repeatedly are kept apart, so that they do not hold up the others."""
+        self._alone = [entry for entry in self.hand.values() if entry.answered and entry.losses >= TOGETHER_TRIES]
+        for entry in entries:
+            entry.sent = False
+            if entry.losses in UNSENDABLE_TRIES:
+                self.unsendable(entry)
+        self.write([entry for entry in entries if entry.losses < TOGETHER_TRIES])
+
+    def write_alone(self, at: float, *, now: bool = False) -> bool:
+        """Queue the next of the replies that are kept apart, if one is due at this time; whether there was one.
+
+        One that was not sent alone yet is due at once, any other a second after the last try, or `now`.
+        """
+        if not self._alone:
+            return False
+        entry = min(self._alone, key=lambda one: one.losses)
+        if entry.losses > TOGETHER_TRIES:
+            if at < self._alone_at and not now:
+                return False
+            self._alone_at = at + ALONE_SECONDS
+        self._alone.remove(entry)
+        self.write([entry])
+        return True
+
+    def _pending_of(self, xids: Iterable[bytes]) -> set[bytes]:
+        """Those of the entries that Redis says are pending with us.
+
+        One question usually has the answer, the list of all from the first to the last. If others of ours lie in between, as
+        a predecessor's may by the hundred thousand, what the list has no room for is asked for one by one.
+        """
+        wanted = sorted(xids, key=order)
+        limit = len(wanted) + 1000
+        query = ("XPENDING", self.loop.request_stream, GROUP)
+        (rows,) = self.exchange((*query, wanted[0], wanted[-1], limit, self.loop.consumer_id))
+        if isinstance(rows, ReplyError):  # NOGROUP: nothing is anybody's
+            return set()
+        found = {row[0] for row in rows}
+        if len(rows) == limit:
+            last = order(rows[-1][0])
+            rest = [xid for xid in wanted if order(xid) > last]
+            for part in _parts(rest):
+                for answer in self.exchange(*[(*query, xid, xid, 1, self.loop.consumer_id) for xid in part]):
+                    found |= set() if isinstance(answer, ReplyError) else {row[0] for row in answer}
+        return found.intersection(wanted)
 
     def still_ours(self, entries: Sequence[Entry]) -> list[Entry]:
         """Of what was read on another connection some time ago, what nobody has taken and nobody has answered since."""
         fresh = [entry for entry in entries if entry.xid not in self.hand]
         if not fresh:
             return []
-        mine = _ids(self.exchange(self._which_of([entry.xid for entry in fresh]))[0])
+        mine = self._pending_of([entry.xid for entry in fresh])
         return [entry for entry in fresh if entry.xid in mine and entry.xid not in self.hand]
 
     # --- claims
@@ -321,8 +363,9 @@ class Claims:
             self._claim(again, "IDLE", HANDED_BACK_MILLIS, "JUSTID")
 
     def _claim(self, xids: Sequence[bytes], *options: str | int) -> None:
-        command = pack("XCLAIM", self.loop.request_stream, GROUP, self.loop.consumer_id, 0, *xids, *options)
-        self._transaction(command, 1, lambda results, _: None, None)
+        for part in _parts(xids):
+            command = pack("XCLAIM", self.loop.request_stream, GROUP, self.loop.consumer_id, 0, *part, *options)
+            self._transaction(command, 1, lambda results, _: None, None)
 
     def begin(self, xid: bytes) -> Entry | None:
         """Count one more delivery of a suspect, and take it in hand. None where it is gone.
@@ -356,6 +399,5 @@ class Claims:
         self.exchange(("DEL", self._fence))
 
 
-def _ids(rows: Any) -> set[bytes]:
-    """Of XPENDING's rows; with NOGROUP, nothing is anybody's."""
-    return set() if isinstance(rows, ReplyError) else {row[0] for row in rows}
+def _parts(xids: Sequence[bytes]) -> list[Sequence[bytes]]:
+    return [xids[at : at + CLAIM_MOST] for at in range(0, len(xids), CLAIM_MOST)]

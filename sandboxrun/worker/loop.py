@@ -12,7 +12,7 @@ import sys
 import time
 
 from sandboxrun import keys
-from sandboxrun.connection import RETRY_MOST_SECONDS, ReplyError, delays
+from sandboxrun.connection import RETRY_MOST_SECONDS, ReplyError
 from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError, StoreError
 from sandboxrun.worker import process
 from sandboxrun.worker.answer import Answers
@@ -20,8 +20,10 @@ from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.context import Context, current
 from sandboxrun.worker.handlers import Handler, registered
+from sandboxrun.worker.outage import Backoff, Outages
 from sandboxrun.worker.output import keep_writable, say
 from sandboxrun.worker.request import Request, noted
+from sandboxrun.worker.responses import Responses
 from sandboxrun.worker.sweep import look_around, remove_gone
 
 TYPE_CHECKING = False
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 BATCH_MOST = 100  # more brings nothing: the round trip is a hundredth of it
 LOOK_SECONDS = 1.0  # between looks at stale claims
 GRACE_SECONDS = 3.0  # from SIGTERM to handing back; sandboxrun kills after 5
+CUT_SECONDS = 1.0  # after which a Redis that keeps handing back waiting is given up
+TELL_SECONDS = 0.2  # that `request.progress` waits for the connection, which may be in use or away
 LOGIN_SECONDS = 30.0  # in which a server that was started anew, or took over, is told the worker's user
 RENEW_PART = 6  # takeoverMillis / 6: how often a claim is renewed
 
@@ -119,6 +123,12 @@ class Worker:
         self._signals = process.Signals()
         self._signals.forked.append(self._forked)
         self._pid = os.getpid()
+        self._claims.unsendable = self._answers.give_up_reply
+        self._outages = Outages(self._warn)
+        # Sooner than others, who were kept away as we were, may take what we hold.
+        self._backoff = Backoff(self._outages, min(RETRY_MOST_SECONDS, loop.takeover_millis / 1000 / RENEW_PART))
+        self._claims.back = self._backoff.succeeded
+        self._responses = Responses(self._claims)
         self._lock = _thread.allocate_lock()  # around all that uses the claims; not held while a handler runs
         self._until: float | None = None  # when to hand back what is left, once the end has begun
         self._telling = False  # `request.progress` is at work in the handler's thread
@@ -134,25 +144,32 @@ class Worker:
 
     def _connect(self) -> None:
         """Open the claims' connection, trying again for as long as Redis is away."""
-        # Sooner than others, who were kept away as we were, may take what we hold.
-        tries = delays(min(RETRY_MOST_SECONDS, self._loop.takeover_millis / 1000 / RENEW_PART))
-        said = False
-        began = time.monotonic()
-        while True:
-            try:
-                self._claims.open()
-                self._render.expire_nx = self._claims.expire_nx
-                self._look = 0.0
-                return
-            except (ConnectionLost, LoginRefused) as error:
-                if isinstance(error, LoginRefused) and not self._may_return(began):
-                    raise
-                if not said:
-                    self._warn(f"{error}; trying again")
-                    said = True
+        while not self._try_to_connect():
             if self._until is not None and time.monotonic() > self._until:
                 raise GaveUp
-            time.sleep(next(tries))
+            left = self._backoff.left()
+            time.sleep(left if self._until is None else min(left, max(0.0, self._until - time.monotonic())))
+
+    def _try_to_connect(self) -> bool:
+        """One try, if one is due."""
+        if self._backoff.left():
+            return False
+        try:
+            self._claims.open()
+        except (ConnectionLost, LoginRefused) as error:
+            self._lost(error)
+            return False
+        self._render.expire_nx = self._claims.expire_nx
+        self._look = 0.0
+        return True
+
+    def _lost(self, error: ConnectionLost | LoginRefused) -> None:
+        """Close the connection, and say when it is to be opened again. Raises the error if it is no use to try."""
+        self._claims.close()
+        self._claims.away = True
+        self._backoff.failed(error)
+        if isinstance(error, LoginRefused) and not self._may_return(self._backoff.since):
+            raise error
 
     def _may_return(self, since: float) -> bool:
         """Whether a login that is refused `since` then is worth another try. sandboxrun makes the worker's user again."""
@@ -200,6 +217,7 @@ class Worker:
             self._claims.verify()
         if at >= self._look:
             self._more = look_around(self._claims)
+            self._responses.look()
             self._look = at + LOOK_SECONDS
             self._answers.say_no_ref()
         if at >= self._tidy:
@@ -210,9 +228,9 @@ class Worker:
         self._answers.say_no_ref(last=True)
         try:
             self._claims.leave()
-        except ConnectionLost:
+        except (ConnectionLost, LoginRefused):
             pass  # a left-over pid of a dead process blocks nothing, and a left-over fence neither
-        self._claims.connection.close()
+        self._claims.close()
 
     # --- one request
 
@@ -228,13 +246,16 @@ class Worker:
             self._telling = False
 
     def _tell_now(self, trace: str, words: list[bytes]) -> None:
-        with self._lock:
-            try:
-                self._claims.exchange(
-                    ("HSET", trace, *words), *([("EXPIRE", trace, 120, "NX")] if self._render.expire_nx else [])
-                )
-            except ConnectionLost:
-                pass  # the reply finds out, and tries again
+        if not self._lock.acquire(timeout=TELL_SECONDS):
+            return
+        try:
+            self._claims.exchange(
+                ("HSET", trace, *words), *([("EXPIRE", trace, 120, "NX")] if self._render.expire_nx else [])
+            )
+        except (ConnectionLost, LoginRefused):
+            pass  # the reply finds out, and tries again
+        finally:
+            self._lock.release()
 
 
 class GaveUp(Exception):

@@ -6,12 +6,16 @@ import threading
 import time
 from collections.abc import Callable
 
-from sandboxrun.connection import Connection, ReplyError, delays
+from sandboxrun.connection import Connection, ReplyError
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError
 from sandboxrun.worker.batch import GROUP, Entry
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.loop import BATCH_MOST, LOOK_SECONDS
+from sandboxrun.worker.outage import Backoff
 from sandboxrun.worker.streams import read_command, read_entries
+
+PAUSE_SECONDS = 0.1
+SHORT_BLOCK_MILLIS = 10
 
 
 class Room:
@@ -22,14 +26,19 @@ class Room:
         self._changed = threading.Condition()
         self._free = free
         self._left = limit if limit else None
+        self._places = free
+        self._waiting = False  # the reader, for a place
+        self._old_last = False  # the last place went to an old claim
         self.hold = False  # nothing more is read: a suspect is begun alone
 
     def wait(self) -> int | None:
         """How many may be read; 0 after a while without room, None where no more may be begun at all."""
         with self._changed:
             if self._free <= 0 or self.hold:
+                self._waiting = not self.hold
                 self._changed.wait(LOOK_SECONDS)
                 return 0
+            self._waiting = self._old_last = False
             count = min(self._free, BATCH_MOST)
             if self._left is not None:
                 count = min(count, self._left)
@@ -40,6 +49,28 @@ class Room:
             self._free -= count
             if self._left is not None:
                 self._left -= count
+
+    def take_old(self) -> bool:
+        """Take a place for an old claim, if there is one, and if it is not the reader's turn."""
+        with self._changed:
+            if self._free <= 0 or (self._waiting and self._old_last) or (self._left is not None and self._left <= 0):
+                return False
+            self._old_last = True
+            self._free -= 1
+            if self._left is not None:
+                self._left -= 1
+            return True
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is in hand."""
+        return self._free >= self._places
+
+    def release(self) -> None:
+        """Read again."""
+        with self._changed:
+            self.hold = False
+            self._changed.notify()
 
     def give(self, count: int, *, begun: bool = True) -> None:
         """`begun`: they count for the limit, or were another's after all."""
@@ -53,8 +84,8 @@ class Room:
 class Reader:
     """Reads until `ending`, hands over what came with the claims' generation before the read, and then calls `over`.
 
-    `arrived`, `end` (no more may be begun) and `over` (with the error, if there is one) are called from its thread.
-    `may_return`: whether a login that is refused since some time is worth another try.
+    `arrived`, `turned` (a read is done, and old claims wait), `end` (no more may be begun) and `over` (with the error, if there is one) are called from its thread.
+    `may_return`: whether a login that is refused since some time is worth another try. `turns` counts its reads.
     """
 
     def __init__(
@@ -62,15 +93,19 @@ class Reader:
         connection: Connection,
         claims: Claims,
         room: Room,
+        backoff: Backoff,
         *,
         ending: Callable[[], bool],
         may_return: Callable[[float], bool],
         arrived: Callable[[list[Entry], int], object],
+        turned: Callable[[], object],
         end: Callable[[], None],
         over: Callable[[Exception | None], object],
     ) -> None:
-        self._connection, self._claims, self._room = connection, claims, room
+        self._connection, self._claims, self._room, self._backoff = connection, claims, room, backoff
+        self.turns = 0
         self._ending, self._may_return = ending, may_return
+        self._turned = turned
         self._arrived, self._end, self._over = arrived, end, over
 
     def start(self) -> None:
@@ -86,8 +121,12 @@ class Reader:
             self._connection.close()
             self._over(error)
 
+    def cancel(self) -> None:
+        """Wait for Redis no longer."""
+        self._connection.cancel()
+
     def _read_on(self) -> None:
-        connection, tries, last = self._connection, delays(), time.monotonic()
+        connection, backoff = self._connection, self._backoff
         while not self._ending():
             try:
                 if not connection.is_open:
@@ -98,17 +137,29 @@ class Reader:
                     self._end()
                 elif count:
                     self._read(count)
-                tries, last = delays(), time.monotonic()
+                    self.turns += 1
+                    if self._claims.suspects:
+                        self._turned()
+                    if backoff.since:
+                        backoff.succeeded()
             except (ConnectionLost, LoginRefused) as error:
-                if isinstance(error, LoginRefused) and not self._may_return(last):
-                    raise
                 connection.close()
-                time.sleep(next(tries))
+                backoff.failed(error)
+                if isinstance(error, LoginRefused) and not self._may_return(backoff.since):
+                    raise
+                self._pause(backoff.left())
+
+    def _pause(self, seconds: float) -> None:
+        """In small parts, so that the end does not wait for it."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._ending():
+            time.sleep(min(left, PAUSE_SECONDS))
 
     def _read(self, count: int) -> None:
         connection, claims, stream = self._connection, self._claims, self._claims.loop.request_stream
         generation = claims.generation
-        connection.send(read_command(claims.look_at_pid, claims.loop, count, claims.block_millis))
+        block = SHORT_BLOCK_MILLIS if claims.suspects else claims.block_millis  # so that old claims have their turn
+        connection.send(read_command(claims.look_at_pid, claims.loop, count, block))
         pid, found = connection.read_many(2)
         if connection.checked(pid) != claims.pid:  # LOADING is no lost pid
             claims.lost_pid = True

@@ -12,11 +12,11 @@ import time
 from collections import deque
 
 from sandboxrun.connection import ReplyError
-from sandboxrun.errors import ConnectionLost, SandboxrunError, StoreError
+from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError, StoreError
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler, HandlerTimeout
-from sandboxrun.worker.loop import BATCH_MOST, RENEW_PART, GaveUp, Worker
+from sandboxrun.worker.loop import BATCH_MOST, CUT_SECONDS, GRACE_SECONDS, RENEW_PART, GaveUp, Worker
 from sandboxrun.worker.request import Request, message_of
 
 TYPE_CHECKING = False
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BATCH_SECONDS = 0.05  # what is in hand must not wait for long, nor be kept from other workers
 BATCH_BYTES = 8 * 1024 * 1024
+FAIR_SECONDS = 0.005  # of new requests, between two that were taken over
 FLUSH_SECONDS = 0.02  # a reply does not wait for the batch's others longer than this
 TELLING_SECONDS = 0.001  # after which a time-out comes back that came while `request.progress` was at work
 RECOVERIES_MOST = 10  # within a minute
@@ -46,6 +47,8 @@ class Serial(Worker):
         self._cost = 0.0  # seconds that a request takes, on average
         self._busy = 0.0  # since when a handler runs, or 0
         self._recoveries: deque[float] = deque(maxlen=RECOVERIES_MOST)
+        self._left = False
+        self._new_first = False  # an old claim was begun last: it is the turn of new requests
 
     def run(self) -> None:
         self._signals.install(self._end)
@@ -56,9 +59,22 @@ class Serial(Worker):
                 self._connect()
                 while not self._step_and_recover():
                     pass
+                self._leave()
             except GaveUp:
-                return
-            self._leave()
+                pass
+            finally:
+                self._left = True
+
+    def _end(self, *_: object) -> None:
+        if self._until is None:
+            super()._end()
+            _thread.start_new_thread(self._cut, ())
+
+    def _cut(self) -> None:
+        """A Redis that says nothing must not keep us until sandboxrun kills: nothing can be handed back to it."""
+        time.sleep(GRACE_SECONDS + CUT_SECONDS)
+        if not self._left:
+            self._claims.connection.cancel()
 
     def _step_and_recover(self) -> bool:
         """One step; True at the end. What a signal handler of the script's raises may come between any two lines of it."""
@@ -77,7 +93,7 @@ class Serial(Worker):
     def _recover(self) -> None:
         """Begin again with what is in hand, as after a lost connection."""
         claims = self._claims
-        claims.connection.close()
+        claims.close()
         claims.arrived.clear()
         self._todo = deque(entry for entry in claims.hand.values() if not entry.answered)
         self._ready = [entry for entry in claims.hand.values() if entry.answered and not entry.sent]
@@ -87,8 +103,8 @@ class Serial(Worker):
         """One step; True at the end."""
         try:
             return self._step()
-        except ConnectionLost as error:
-            self._warn(f"{error}; connecting again")
+        except (ConnectionLost, LoginRefused) as error:
+            self._lost(error)
             self._connect()
             return False
 
@@ -107,28 +123,37 @@ class Serial(Worker):
             self._send(self._ready)
             self._ready = []
             claims.flush()
+        elif claims.write_alone(time.monotonic()):
+            claims.flush()
         elif self._ending:
             return self._wind_up()
         elif time.monotonic() >= self._look or (self._more and not claims.suspects):
             self._look = 0.0
             self._look_around(time.monotonic())
-        elif claims.suspects:
+        elif claims.suspects and not self._new_first:
+            self._new_first = True
             self._take_suspect()
         else:
-            self._ask(block=True)
+            self._new_first = False
+            self._ask(block=not claims.suspects)
             claims.flush()
         return False
 
     def _wind_up(self) -> bool:
         """Nothing is on its way any more: hand back what was not begun. True when all is confirmed."""
         claims = self._claims
-        claims.hand_back([entry for entry in claims.hand.values() if not entry.answered])
+        late = self._until is not None and time.monotonic() > self._until
+        claims.hand_back([entry for entry in claims.hand.values() if late or not entry.answered])
+        claims.write_alone(time.monotonic(), now=True)
         claims.flush()
         return not claims.waiting and not claims.hand
 
     def _ask(self, *, block: bool) -> None:
         """Queue the next read, unless the end has begun or something else is due."""
-        count = self._room(self._count)
+        count = self._count
+        if self._claims.suspects:
+            count = min(count, max(1, int(FAIR_SECONDS / self._cost)) if self._cost else 1)
+        count = self._room(count)
         if count <= 0:
             self._end()
         elif not self._ending:
@@ -158,6 +183,8 @@ class Serial(Worker):
             self._ready = []
         if not due and (self._deep or (claims.reads == 0 and not claims.suspects)):
             self._ask(block=not self._deep)
+        if self._responses.due:
+            self._responses.look()
         claims.flush()
 
     def _adapt(self, number: int, seconds: float, received: int, *, full: bool) -> None:
@@ -230,8 +257,8 @@ class Serial(Worker):
                 if self._busy != since:
                     continue
                 try:
-                    if not self._claims.connection.is_open:
-                        self._claims.open()
+                    if not self._claims.is_open and not self._try_to_connect():
+                        continue
                     self._relieve()
                     if time.monotonic() - max(renewed, since) >= renew:
                         self._claims.renew()
@@ -241,8 +268,16 @@ class Serial(Worker):
                         self._claims.receive()
                     if self._claims.broken:
                         self._claims.verify()
-                except (ConnectionLost, StoreError, ReplyError):
-                    self._claims.connection.close()  # and try again; the loop says what is wrong once it is back
+                        self._claims.flush()
+                except (ConnectionLost, StoreError, ReplyError) as error:
+                    self._keep_trying(error)
+
+    def _keep_trying(self, error: Exception) -> None:
+        """The loop says what is wrong, if it is not over once the handler has ended."""
+        if isinstance(error, ConnectionLost):
+            self._lost(error)
+        else:
+            self._claims.close()
 
     def _relieve(self) -> None:
         """Under the lock, while a handler runs."""

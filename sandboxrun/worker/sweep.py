@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 OWN_PART = 4  # takeoverMillis / 4: when what has our name, and is not in hand, is a predecessor's that is gone
 TAKE_MOST = 25  # claims of others' at once
-LIST_MOST = 100
+LIST_MOST = 100  # claims of our name that are looked at together, and those that wait to be begun
+PAGES_MOST = 10
 GONE_TIMES = 240  # takeoverMillis * 240, an hour by default: an idle consumer with nothing pending is removed
 TRIM_SLACK = 200
 
@@ -27,23 +28,47 @@ def look_around(claims: Claims) -> bool:
     stream = loop.request_stream
     pid, mine, stale, length = claims.exchange(
         claims.look_at_pid,
-        ("XPENDING", stream, GROUP, "IDLE", own, "-", "+", LIST_MOST, loop.consumer_id),
+        _own_pending(claims, own, "-"),
         ("XPENDING", stream, GROUP, "IDLE", loop.takeover_millis, "-", "+", TAKE_MOST),
         ("XLEN", stream),
     )
     claims.lost_pid = claims.lost_pid or pid != claims.pid
     if isinstance(mine, ReplyError) or isinstance(stale, ReplyError):  # NOGROUP: the next read makes it
         return False
-    taken = 0
+    more = False
     if not claims.lost_pid:
-        for xid, _, _, count in mine:
-            if xid not in claims.hand:
-                claims.suspects[xid] = count
-        if claims.settled:
+        more = _suspect(claims, own, mine)
+        if claims.settled and len(claims.suspects) < LIST_MOST:
             taken = _take(claims, [row for row in stale if row[1].decode("utf-8", "replace") != loop.consumer_id])
+            more = more or taken == TAKE_MOST
     if loop.request_stream_limit and length > loop.request_stream_limit + TRIM_SLACK:
         _trim(claims, length - loop.request_stream_limit)
-    return taken == TAKE_MOST
+    return more
+
+
+def _own_pending(claims: Claims, idle: int, begin: str) -> tuple[str | int, ...]:
+    loop = claims.loop
+    return ("XPENDING", loop.request_stream, GROUP, "IDLE", idle, begin, "+", LIST_MOST, loop.consumer_id)
+
+
+def _suspect(claims: Claims, idle: int, rows: Any) -> bool:
+    """Keep in mind what has our name and is not in hand, no more than LIST_MOST of it; whether there is more.
+
+    All that one list brings may be in hand, where a connection was lost with many in hand: so it goes on behind it.
+    """
+    pages = 0
+    while True:
+        for xid, _, _, count in rows:
+            if xid not in claims.hand and (xid in claims.suspects or len(claims.suspects) < LIST_MOST):
+                claims.suspects[xid] = count
+        if len(rows) < LIST_MOST:
+            return False
+        if len(claims.suspects) >= LIST_MOST or pages == PAGES_MOST:
+            return bool(claims.suspects)
+        pages += 1
+        (rows,) = claims.exchange(_own_pending(claims, idle, f"({rows[-1][0].decode()}"))
+        if isinstance(rows, ReplyError):
+            return False
 
 
 def _take(claims: Claims, rows: Sequence[tuple[bytes, bytes, int, int]]) -> int:
@@ -57,7 +82,7 @@ def _take(claims: Claims, rows: Sequence[tuple[bytes, bytes, int, int]]) -> int:
     # taken from anybody while it is full; once it is not, they have the time of `settled` to renew.
     results = claims.transact(
         claims.keep_fence,
-        *(("DEL", keys.fence_key(loop.request_stream, owner)) for owner in owners),
+        *(("DEL", key) for owner in owners for key in _fences(loop.request_stream, owner)),
         ("XCLAIM", loop.request_stream, GROUP, loop.consumer_id, loop.takeover_millis, *xids, "JUSTID"),
     )
     taken = results[-1] if results is not None else []
@@ -66,6 +91,10 @@ def _take(claims: Claims, rows: Sequence[tuple[bytes, bytes, int, int]]) -> int:
     counts = {row[0]: row[3] for row in rows}
     claims.suspects.update({xid: counts[xid] for xid in taken if xid in counts})
     return len(taken)
+
+
+def _fences(stream: str, consumer: str) -> tuple[str, str]:
+    return keys.fence_key(stream, consumer), keys.old_fence_key(stream, consumer)
 
 
 def remove_gone(claims: Claims, idle_millis: int | None = None) -> None:
@@ -90,7 +119,7 @@ def remove_gone(claims: Claims, idle_millis: int | None = None) -> None:
     if still:
         claims.transact(
             *(("XGROUP", "DELCONSUMER", stream, GROUP, name) for name in still),
-            *(("DEL", keys.fence_key(stream, name)) for name in still),
+            *(("DEL", key) for name in still for key in _fences(stream, name)),
         )
     claims.verify()  # the stream is watched no more: every request would end the watch of the fence
 
@@ -100,8 +129,8 @@ def _removable(replies: list[Any], names: Sequence[str]) -> list[str]:
     if any(isinstance(reply, ReplyError) for reply in replies):
         return []
     stream, groups, consumers = replies
-    ours = next(group for group in map(record, groups) if group["name"] == GROUP.encode())
-    if ours["pending"] or ours["last-delivered-id"] != record(stream)["last-generated-id"]:
+    ours = next((group for group in map(record, groups) if group["name"] == GROUP.encode()), None)
+    if ours is None or ours["pending"] or ours["last-delivered-id"] != record(stream)["last-generated-id"]:
         return []
     free = {
         consumer["name"].decode("utf-8", "replace") for consumer in map(record, consumers) if not consumer["pending"]

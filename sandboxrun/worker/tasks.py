@@ -1,13 +1,17 @@
 """Many requests at once: coroutines on one asyncio loop, and threads for handlers that are not async.
 
 A thread of its own reads (reader.py), on a connection of its own, as many requests as there is room for; replies leave together, with
-whatever else is ready in the same turn of the loop. Imported only where it is asked for: asyncio takes as long to import
+whatever else is ready in the same turn of the loop. A second thread, the keeper, does on the claims' connection all that waits
+for Redis: it connects, renews, takes over, verifies, hands back. The loop itself never waits for Redis, nor for the lock: a
+server that says nothing does not hold up a handler. Imported only where it is asked for: asyncio takes as long to import
 as all of a simple worker's start.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -15,8 +19,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sandboxrun.connection import Connection, ReplyError
-from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, StoreError
+from sandboxrun.connection import RETRY_MOST_SECONDS, Connection, ReplyError
+from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError
 from sandboxrun.settings import Loop
 from sandboxrun.worker import eventloop
 from sandboxrun.worker.answer import check_deadline
@@ -24,15 +28,16 @@ from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import HandlerTimeout
 from sandboxrun.worker.job import Job, Key
-from sandboxrun.worker.loop import LOOK_SECONDS, RENEW_PART, GaveUp, Worker
+from sandboxrun.worker.kept import Kept
+from sandboxrun.worker.loop import CUT_SECONDS, GRACE_SECONDS, LOOK_SECONDS
+from sandboxrun.worker.outage import Backoff
 from sandboxrun.worker.reader import Reader, Room
 from sandboxrun.worker.request import Request, now
 
 CONFIRMED_SECONDS = 0.002  # until replies are tried again that wait for the confirmation of others
-ALONE_FROM = 2  # begun so often without a reply: begun alone from now on
 
 
-class Tasks(Worker):
+class Tasks(Kept):
     """`concurrency` requests at once; with `key`, those with equal keys one after another, in order."""
 
     def __init__(
@@ -47,11 +52,10 @@ class Tasks(Worker):
         self._claims.alone = False
         self._key, self._concurrency = key, concurrency
         self._space = Room(concurrency, loop.request_limit)
+        self._reader = self._make_reader()
         self._lines: dict[Any, deque[Job]] = {}  # what waits behind a request with an equal key
-        self._running: dict[Entry, asyncio.Task[None] | None] = {}  # None: in a thread
-        self._ready: list[Entry] = []
         self._flushing = False
-        self._mending: asyncio.Task[None] | None = None
+        self._watched = -1  # a duplicate of the connection's descriptor, which the event loop watches
         self._stopped = False  # the reader
         self._error: BaseException | None = None
         self._pool = ThreadPoolExecutor(concurrency, "handler")
@@ -62,46 +66,56 @@ class Tasks(Worker):
             raise self._error
 
     async def _main(self) -> None:
-        loop = self._asyncio = asyncio.get_running_loop()
+        self._asyncio = asyncio.get_running_loop()
         self._over = asyncio.Event()
         self._signals.install(self._end)
-        try:
-            await self._mend()
-        except GaveUp:
-            return
-        self._reader().start()
-        threading.Thread(target=self._keep, daemon=True).start()
+        keeper = threading.Thread(target=self._keep, daemon=True)
+        keeper.start()
         self._tick()
         while not self._over.is_set():
             try:
                 await self._over.wait()
             except asyncio.CancelledError:
                 pass  # a handler has cancelled all tasks
-        if self._mending is not None:
-            await self._mending
+        self._unwatch()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._error is None and self._claims.connection.is_open:
-            with self._lock:
-                loop.remove_reader(self._fd)
-                self._leave()
+
+    def _call(self, function: Callable[..., object], *arguments: Any) -> None:
+        """In the event loop, from another thread; nothing once the loop is over."""
+        with contextlib.suppress(RuntimeError):
+            self._asyncio.call_soon_threadsafe(function, *arguments)
 
     def _stop(self, error: BaseException | None) -> None:
         self._error = self._error or error
         self._over.set()
 
+    def _end(self, *_: object) -> None:
+        """May be called from any thread."""
+        if self._until is None:
+            super()._end()
+            self._call(self._asyncio.call_later, GRACE_SECONDS + CUT_SECONDS, self._cut)
+            self._call(self._check_end)
+
+    def _cut(self) -> None:
+        """A Redis that says nothing must not keep us until sandboxrun kills: nothing can be handed back to it."""
+        self._claims.connection.cancel()
+        self._reader.cancel()
+        self._over.set()
+
     # --- reading
 
-    def _reader(self) -> Reader:
-        call = self._asyncio.call_soon_threadsafe
+    def _make_reader(self) -> Reader:
         return Reader(
             Connection(self._context.redis_url, name=f"worker-reader:{self._context.key}"),
             self._claims,
             self._space,
+            Backoff(self._outages, RETRY_MOST_SECONDS),
             ending=lambda: self._ending,
             may_return=self._may_return,
-            arrived=lambda entries, generation: call(self._arrived, entries, generation),
+            arrived=self._arrived,
+            turned=self._wake.set,
             end=self._end,
-            over=lambda error: call(self._read_all, error),
+            over=lambda error: self._call(self._read_all, error),
         )
 
     def _read_all(self, error: Exception | None) -> None:
@@ -111,21 +125,28 @@ class Tasks(Worker):
         self._check_end()
 
     def _arrived(self, entries: list[Entry], generation: int) -> None:
-        """Take in hand what was read; where it was long on its way, only what is still ours."""
+        """In the reader's thread: take in hand what was read; where it was long on its way, only what is still ours."""
         claims, ours = self._claims, entries
         with self._lock:
             if generation != claims.generation:
                 try:
                     ours = claims.still_ours(entries)
-                except ConnectionLost as error:
+                except (ConnectionLost, LoginRefused) as error:
                     ours = []  # still pending, and found when we look around
-                    self._lost(error, [])
+                    self._lost(error)
+                    self._wake.set()
             claims.hand.update({entry.xid: entry for entry in ours})
             for entry in ours:
                 claims.suspects.pop(entry.xid, None)
-        self._space.give(len(entries) - len(ours), begun=False)
-        for entry in ours:
-            self._begin(entry)
+        if len(ours) < len(entries):
+            self._space.give(len(entries) - len(ours), begun=False)
+        if ours:
+            self._call(self._begin_all, ours)
+
+    def _begin_all(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            if not self._winding:  # it is handed back
+                self._begin(entry)
 
     # --- handling
 
@@ -154,20 +175,20 @@ class Tasks(Worker):
             return
         self._running[job.entry] = None
         try:
-            self._pool.submit(self._call, job)
+            self._pool.submit(self._work, job)
         except RuntimeError as error:  # no thread can be started; but another may have taken the job already
             if job.take():
                 self._answers.fail(job.entry, job.received, job.request, error)
                 self._asyncio.call_soon(self._answered, job)
 
-    def _call(self, job: Job) -> None:
+    def _work(self, job: Job) -> None:
         """In a thread of the pool."""
         if job.take():
             awaited = self._answers.call(job.entry, job.received, job.handler, job.request)
             if awaited is None:
-                self._asyncio.call_soon_threadsafe(self._answered, job)
+                self._call(self._answered, job)
             else:
-                self._asyncio.call_soon_threadsafe(self._await, job, awaited)
+                self._call(self._await, job, awaited)
 
     def _await(self, job: Job, awaited: Any) -> None:
         """Go on with what a handler has returned in its thread."""
@@ -219,10 +240,6 @@ class Tasks(Worker):
         elif not line:
             del self._lines[job.key]
 
-    @property
-    def _late(self) -> bool:
-        return self._until is not None and time.monotonic() > self._until
-
     def _forked(self) -> None:
         super()._forked()
         eventloop.end_in_child(self._asyncio)
@@ -233,132 +250,120 @@ class Tasks(Worker):
             self._flushing = True
             self._asyncio.call_soon(self._flush)
 
-    # --- writing
+    # --- writing: in the event loop, which never waits
+
+    def _later(self, function: Callable[[], object]) -> None:
+        self._asyncio.call_later(CONFIRMED_SECONDS, function)
 
     def _flush(self) -> None:
         """Send what is ready; what Redis says to it is read when it has come."""
         self._flushing = False
-        if self._mending is not None:
+        claims = self._claims
+        if not self._ready or self._winding or self._over.is_set():
             return
-        if self._claims.busy and self._ready:  # the last one's confirmation brings us back; or whoever else took it
-            self._flushing = True
-            self._asyncio.call_later(CONFIRMED_SECONDS, self._flush)
+        if not self._lock.acquire(blocking=False):
+            self._flush_later()
             return
-        ready, self._ready = self._ready, []
-        with self._lock:
-            try:
-                self._send(ready)
-                self._claims.flush()
-            except ConnectionLost as error:
-                self._lost(error, [entry for entry in ready if not entry.sent])
-            except (SandboxrunError, ReplyError) as error:
-                self._stop(error)
+        try:
+            if not claims.is_open or claims.broken:
+                self._wake.set()  # the keeper comes back to it
+                return
+            if claims.busy:  # the last one's confirmation brings us back; or whoever else took it
+                self._flush_later()
+                return
+            ready = [*self._ready]
+            self._send(ready)
+            if self._responses.due:
+                self._responses.look()
+            claims.flush()
+        except (ConnectionLost, LoginRefused) as error:
+            self._lost_here(error)
+            return
+        except (SandboxrunError, ReplyError) as error:
+            self._stop(error)
+            return
+        finally:
+            self._lock.release()
+        del self._ready[: len(ready)]
         self._space.give(len(ready))
-        if self._space.hold or self._claims.suspects:
-            self._begin_suspects()
+        if claims.suspects:
+            self._wake.set()
         self._check_end()
 
+    def _flush_later(self) -> None:
+        self._flushing = True
+        self._later(self._flush)
+
+    def _lost_here(self, error: ConnectionLost | LoginRefused) -> None:
+        """Under the lock. The keeper connects again."""
+        try:
+            self._lost(error)
+        except LoginRefused as lasting:
+            self._stop(lasting)
+        self._unwatch()
+        self._wake.set()
+
+    def _watch(self) -> None:
+        """Be told when Redis has answered.
+
+        By a duplicate: another thread may close the connection, and its number would be another file's by the time we hear.
+        """
+        self._unwatch()
+        if self._over.is_set():
+            return
+        if not self._lock.acquire(blocking=False):
+            self._later(self._watch)
+            return
+        try:
+            if self._claims.is_open:
+                self._watched = os.dup(self._claims.connection.fileno())
+                self._asyncio.add_reader(self._watched, self._readable)
+        finally:
+            self._lock.release()
+        self._flush()
+        self._check_end()
+
+    def _unwatch(self) -> None:
+        if self._watched >= 0:
+            self._asyncio.remove_reader(self._watched)
+            os.close(self._watched)
+            self._watched = -1
+
     def _readable(self) -> None:
-        with self._lock:
-            try:
-                self._claims.connection.check()
-                while self._claims.waiting:
-                    self._claims.receive()
-                self._mend_fence()
-            except ConnectionLost as error:
-                self._lost(error, [])
-            except (SandboxrunError, ReplyError) as error:
-                self._stop(error)
-        if self._ready:
+        if not self._lock.acquire(blocking=False):  # the keeper reads
+            self._unwatch()
+            self._later(self._watch)
+            return
+        try:
+            if not self._claims.is_open:  # the keeper has closed it, and knows what for
+                self._unwatch()
+                self._wake.set()
+                return
+            self._claims.receive_ready()
+            self._claims.flush()
+            if self._claims.broken:
+                self._wake.set()
+        except (ConnectionLost, LoginRefused) as error:
+            self._lost_here(error)
+        except (SandboxrunError, ReplyError) as error:
+            self._stop(error)
+        finally:
+            self._lock.release()
+        if self._ready and not self._flushing:
             self._flush()
         else:
             self._check_end()
 
-    def _mend_fence(self) -> None:
-        if self._claims.broken:
-            self._claims.verify()
-            self._claims.flush()
-
-    def _lost(self, error: ConnectionLost, unsent: list[Entry]) -> None:
-        self._ready = unsent + self._ready
-        if self._mending is None:
-            self._warn(f"{error}; connecting again")
-            self._asyncio.remove_reader(self._fd)
-            self._mending = self._asyncio.create_task(self._mend())
-
-    async def _mend(self) -> None:
-        """Connect in a thread: handlers go on meanwhile."""
-
-        def connect() -> None:
-            with self._lock:
-                self._connect()
-                self._claims.flush()
-
-        try:
-            await self._asyncio.run_in_executor(None, connect)
-            self._fd = self._claims.connection.fileno()
-            self._asyncio.add_reader(self._fd, self._readable)
-        except ConnectionLost as error:  # once more
-            self._warn(str(error))
-            self._claims.connection.close()
-            await asyncio.sleep(0.1)
-            await self._mend()
-        except (GaveUp, SandboxrunError, ReplyError) as error:
-            self._stop(None if isinstance(error, GaveUp) else error)
-        finally:
-            self._mending = None
-        if self._ready and not self._over.is_set():
-            self._flush()
-
-    # --- once a second
+    # --- the end
 
     def _tick(self) -> None:
-        if self._over.is_set():
-            return
-        self._asyncio.call_later(LOOK_SECONDS, self._tick)
-        if self._mending is None and not self._ending:
-            with self._lock:
-                try:
-                    self._look_around(time.monotonic())
-                    self._mend_fence()
-                    self._claims.flush()
-                except ConnectionLost as error:
-                    self._lost(error, [])
-                except (SandboxrunError, ReplyError) as error:
-                    self._stop(error)
-            self._begin_suspects()
-        self._check_end()
-
-    def _begin_suspects(self) -> None:
-        """Begin what may have been begun before; from the second time on alone: it may be what ends the worker."""
-        claims = self._claims
-        while claims.suspects and not self._ending and self._mending is None and not claims.broken:
-            xid, count = next(iter(claims.suspects.items()))
-            self._space.hold = count >= ALONE_FROM
-            if (self._space.hold and self._running) or len(self._running) >= self._concurrency:
-                return
-            with self._lock:
-                try:
-                    entry = claims.begin(xid)
-                except ConnectionLost as error:
-                    self._lost(error, [])
-                    return
-            if entry is None:
-                continue
-            self._space.take(1)
-            if entry.spent:
-                self._answers.give_up(entry)
-                self._done(entry)
-            else:
-                self._begin(entry)
-                if self._space.hold:
-                    return
-        if not self._running:
-            self._space.hold = False
+        if not self._over.is_set():
+            self._asyncio.call_later(LOOK_SECONDS, self._tick)
+            self._check_end()
 
     def _check_end(self) -> None:
         """Once the reader has stopped: over when all is confirmed, or what is left is handed back."""
-        if not (self._ending and self._stopped) or self._mending is not None or self._over.is_set():
+        if not (self._ending and (self._stopped or self._late)) or self._over.is_set():
             return
         if self._late:
             for entry, task in [*self._running.items()]:
@@ -366,43 +371,7 @@ class Tasks(Worker):
                     self._running.pop(entry, None)
         waiting = [job.entry for line in self._lines.values() for job in line]
         if self._late or not (self._running or waiting):
-            self._wind_up()
-        elif not self._late and self._until is not None:
+            self._winding = True
+            self._wake.set()
+        elif self._until is not None:
             self._asyncio.call_later(max(0.01, self._until - time.monotonic() + 0.01), self._check_end)
-
-    def _wind_up(self) -> None:
-        with self._lock:
-            try:
-                self._send(self._ready)
-                self._ready = []
-                self._claims.hand_back(
-                    [e for e in self._claims.hand.values() if not e.answered and e not in self._running]
-                )
-                self._claims.flush()
-                while self._claims.waiting:
-                    self._claims.receive()
-                self._mend_fence()
-            except ConnectionLost as error:
-                self._lost(error, [])
-                return
-        if not any(entry.sent for entry in self._claims.hand.values()):
-            self._over.set()
-        else:
-            self._asyncio.call_soon(self._check_end)
-
-    # --- the keeper: a thread, for the case that a handler keeps the loop
-
-    def _keep(self) -> None:
-        renew = self._loop.takeover_millis / 1000 / RENEW_PART
-        while not self._over.is_set():
-            time.sleep(renew)
-            with self._lock:
-                try:
-                    if self._claims.connection.is_open and self._claims.hand:
-                        self._claims.renew()
-                        self._claims.flush()
-                        while self._claims.waiting:
-                            self._claims.receive()
-                        self._mend_fence()
-                except (StoreError, ReplyError):
-                    self._claims.connection.close()  # the loop finds out with its next reply

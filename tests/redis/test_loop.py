@@ -333,7 +333,7 @@ def test_sigterm_finishes_what_runs_and_hands_the_rest_back(
     begun = r.lrange("begun", 0, -1)
     assert len(begun) == len(set(begun)) == 24
     assert pending(r) == 0
-    assert r.keys("req:t:req:x *") == []  # the fences
+    assert r.keys("t:req:x:fence:*") == []  # the fences
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
@@ -373,9 +373,9 @@ def test_a_worker_needs_no_more_than_its_own_keys_and_may_not_read_replies(
     """The login that a worker can be given. It runs without sandboxrun, as only the worker has this login."""
     if int(r.info("server")["redis_version"].split(".")[0]) < 7:
         pytest.skip("key permissions by direction need Redis 7")
-    keys = "%R~t:h %R~t:1:h ~t:req:x ~t:res:x ~t:dead:x %W~res:* %W~req:*:h".split()
+    keys = "%R~t:h %R~t:1:h ~t:req:x ~t:res:x ~t:dead:x ~t:req:x:fence:*:f %W~res:* %W~req:*:h".split()
     commands = (
-        "xreadgroup xack xadd xclaim xpending xinfo|consumers xinfo|groups xlen xtrim xgroup|create xgroup|delconsumer "
+        "xreadgroup xack xadd xclaim xpending xinfo|consumers xinfo|groups xlen xrange xtrim xgroup|create xgroup|delconsumer "
         "lpush expire hset hexists del multi exec watch unwatch hget hmget hgetall exists client|setname ttl xinfo|stream"
     ).split()
     r.acl_setuser("w", enabled=True, passwords=["+p"], reset=True)

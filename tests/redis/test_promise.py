@@ -337,7 +337,7 @@ worker.run()
     for id_ in "12":
         r.hset(f"t:{id_}:h", mapping={"url": str(tmp_path), "version": "local", "takeoverMillis": "600"})
     with run.start("t", "1"), run.start("t", "2"):
-        wait_for(lambda: len(r.keys("req:t:req:x ?:h")) == 2)  # both have begun
+        wait_for(lambda: len(r.keys("t:req:x:fence:?:f")) == 2)  # both have begun
         r.xadd("t:req:x", {"ref": "slow", "type": "t", "data": "4"})
         wait_for(lambda: r.xpending("t:req:x", "worker")["pending"] == 1)
         r.config_set("maxmemory", 1)

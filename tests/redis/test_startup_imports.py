@@ -48,9 +48,9 @@ WORKER = frozenset(
     sandboxrun sandboxrun.connection sandboxrun.errors sandboxrun.keys sandboxrun.settings sandboxrun.worker
     sandboxrun.worker.answer
     sandboxrun.worker.batch sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers
-    sandboxrun.worker.loop sandboxrun.worker.output sandboxrun.worker.process sandboxrun.worker.request
-    sandboxrun.worker.serial sandboxrun.worker.streams
-    sandboxrun.worker.sweep
+    sandboxrun.worker.loop sandboxrun.worker.outage sandboxrun.worker.output sandboxrun.worker.process
+    sandboxrun.worker.request sandboxrun.worker.responses sandboxrun.worker.serial sandboxrun.worker.session
+    sandboxrun.worker.streams sandboxrun.worker.sweep
     """.split()
 )
 

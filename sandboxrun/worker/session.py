@@ -1,0 +1,114 @@
+"""One connection that several threads use in turn, and the replies that are expected on it.
+
+Commands are collected, sent as one by `flush`, and what Redis says to them is taken by `receive` in the same order. Whatever
+thread finds the connection lost: nothing is expected of it any more, and the next user gets a ConnectionLost, never the reply
+to something else. Callers hold a lock around all of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from sandboxrun.connection import Connection, ReplyError, pack, translated
+from sandboxrun.errors import ConnectionLost
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    Take = Callable[[list[Any], Any], None]
+
+
+class Session:
+    """What is on its way to Redis and back. Every method may raise ConnectionLost."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._out: list[bytes] = []
+        self._expected: deque[tuple[Take, int, Any]] = deque()
+        self._partial: list[Any] = []  # the first replies to the oldest of what was sent
+        self.away = False  # the connection was lost, and nothing has succeeded since
+        self.back: Callable[[], None] = lambda: None  # something has
+
+    def close(self) -> None:
+        """Close the connection, and expect nothing more of it."""
+        self.connection.close()
+        self._out.clear()
+        self._expected.clear()
+        self._partial = []
+
+    def flush(self) -> None:
+        if self._out:
+            data = b"".join(self._out)
+            self._out.clear()
+            self.connection.send(data)
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._expected)
+
+    def receive(self) -> None:
+        """Take the replies to the oldest of what was sent."""
+        self.flush()
+        take, count, detail = self._oldest()
+        replies, self._partial = self._partial, []
+        try:
+            found = self.connection.read_many(count - len(replies))
+        except BaseException:
+            self.close()  # what follows would be taken for the reply to something else
+            raise
+        self._expected.popleft()
+        take(replies + found if replies else found, detail)
+
+    def receive_ready(self) -> None:
+        """Take the replies that have come, and find out whether the connection was closed. Does not wait."""
+        while self._expected:
+            take, count, detail = self._oldest()
+            try:
+                if not self.connection.read_ready(self._partial, count):
+                    return
+            except BaseException:
+                self.close()
+                raise
+            replies, self._partial = self._partial, []
+            self._expected.popleft()
+            take(replies, detail)
+
+        before = self.connection.received
+        if self.connection.read_ready([], 1) or self.connection.received > before:
+            self.close()
+            raise ConnectionLost(f"Redis at {self.connection.address.shown} says what nobody has asked for")
+
+    def _oldest(self) -> tuple[Take, int, Any]:
+        if not (self._expected and self.connection.is_open):
+            self.close()
+            raise ConnectionLost(f"the connection to Redis at {self.connection.address.shown} was lost meanwhile")
+        return self._expected[0]
+
+    def expect(self, data: bytes, count: int, take: Take, detail: Any = None) -> None:
+        """Queue packed commands; `take` gets their `count` replies."""
+        self._out.append(data)
+        self._expected.append((take, count, detail))
+
+    def exchange(self, *commands: Sequence[str | bytes | int]) -> list[Any]:
+        """The replies to these commands, behind all that was sent before. Errors of Redis among them are returned."""
+        box: list[Any] = []
+        data = b"".join([pack(*command) for command in commands])
+        self.expect(data, len(commands), lambda replies, _: box.extend(replies))
+        self.flush()
+        while not box:
+            self.receive()
+        for reply in box:
+            if isinstance(reply, ReplyError):
+                self._raise_passing(reply)
+        return box
+
+    def _raise_passing(self, error: ReplyError) -> None:
+        found = translated(error, self.connection.address.shown)
+        if found is not error:
+            raise found
+
+    def _succeeded(self) -> None:
+        self.away = False
+        self.back()
