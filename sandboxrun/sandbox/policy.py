@@ -11,7 +11,7 @@ from sandboxrun.errors import ConfigError
 from sandboxrun.limits import Limits
 from sandboxrun.permissions import KINDS, PROGRAM_FOLDERS, NetTarget, Permissions
 from sandboxrun.records import record
-from sandboxrun.sandbox import landlock, places, program
+from sandboxrun.sandbox import group, landlock, places, program
 from sandboxrun.sandbox.features import Feature, Features
 from sandboxrun.sandbox.filters import Grants
 from sandboxrun.sandbox.landlock import Access
@@ -66,6 +66,7 @@ class SandboxPolicy:
     def rlimits(self) -> tuple[tuple[int, int, int], ...]:
         """(RLIMIT_*, soft, hard), setrlimit(2); all hold for each process."""
         limits = self.limits
+        most = group.backstop(limits.threads) if self.execute and limits.threads else 0
         file, memory, files, cpu = (
             value or _UNLIMITED for value in (limits.scratch, limits.memory, limits.files, limits.cpu)
         )
@@ -77,6 +78,7 @@ class SandboxPolicy:
             # SIGXCPU at the first, which can be handled; SIGKILL at the second.
             (resource.RLIMIT_CPU, cpu, cpu if cpu == _UNLIMITED else cpu + 1),
             (resource.RLIMIT_MSGQUEUE, 0, 0),
+            *(((resource.RLIMIT_NPROC, most, most),) if most else ()),
         )
 
     def grants(self, features: Features) -> Grants:
