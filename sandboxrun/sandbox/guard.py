@@ -21,10 +21,13 @@ _GONE_SECONDS = 5.0
 
 
 class Guard:
-    """The supervisor's handle on that process; `close` it when nothing of the worker is left."""
+    """The supervisor's handle on that process, and on the group that it guards; `close` it when nothing of it is left."""
+
+    ENDED = group.ENDED
 
     def __init__(self, leader: int, pidfd: int, *, limit: int) -> None:
         """`leader`: the worker, of which `pidfd` is. `limit`: threads and processes, 0 for none. Raises SandboxError."""
+        self._leader, self._pidfd = leader, pidfd
         read, self._write = os.pipe2(os.O_CLOEXEC)
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         code = f"import sys; sys.path.append({package!r}); from sandboxrun.sandbox import guard; guard.main()"
@@ -46,6 +49,18 @@ class Guard:
         """What it says: group.REACHED, group.ENDED. Readable when there is something."""
         if not self.words.read(1):
             raise SandboxError("the process that guards the worker's programs did not start")
+
+    def kill(self) -> None:
+        group.kill(self._leader, self._pidfd)
+
+    def living(self) -> list[int]:
+        return group.living(self._leader)
+
+    def wait_until_gone(self, seconds: float) -> list[int]:
+        return group.wait_until_gone(self._leader, seconds=seconds)
+
+    def reap_orphans(self) -> None:
+        group.reap_orphans(self._leader)
 
     def close(self) -> None:
         os.close(self._write)

@@ -11,7 +11,7 @@ from sandboxrun.errors import ConfigError
 from sandboxrun.limits import Limits
 from sandboxrun.permissions import KINDS, PROGRAM_FOLDERS, NetTarget, Permissions
 from sandboxrun.records import record
-from sandboxrun.sandbox import group, landlock, places, program
+from sandboxrun.sandbox import landlock, places, program
 from sandboxrun.sandbox.features import Feature, Features
 from sandboxrun.sandbox.filters import Grants
 from sandboxrun.sandbox.landlock import Access
@@ -66,7 +66,11 @@ class SandboxPolicy:
     def rlimits(self) -> tuple[tuple[int, int, int], ...]:
         """(RLIMIT_*, soft, hard), setrlimit(2); all hold for each process."""
         limits = self.limits
-        most = group.backstop(limits.threads) if self.execute and limits.threads else 0
+        most = 0
+        if self.execute and limits.threads:
+            from sandboxrun.sandbox import group
+
+            most = group.backstop(limits.threads)
         file, memory, files, cpu = (
             value or _UNLIMITED for value in (limits.scratch, limits.memory, limits.files, limits.cpu)
         )

@@ -6,7 +6,6 @@ import errno
 import os
 from collections.abc import Callable
 
-from sandboxrun.sandbox import group
 from sandboxrun.sandbox.calls import PROCEED, Answer
 from sandboxrun.sandbox.notify import Notification
 from sandboxrun.sandbox.target import Target
@@ -30,5 +29,7 @@ class Threads:
 
     def _count(self) -> int:
         if self._many:
+            from sandboxrun.sandbox import group
+
             return group.tasks(self._pid)
         return os.stat(f"/proc/{self._pid}/task").st_nlink - 2  # a folder for each thread

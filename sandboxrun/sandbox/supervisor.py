@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 from sandboxrun.limits import LIMITS
 from sandboxrun.log import Log
 from sandboxrun.permissions import denial
-from sandboxrun.sandbox import group
 from sandboxrun.sandbox.calls import Calls, Handler
 from sandboxrun.sandbox.cgroup import Cgroup
 from sandboxrun.sandbox.connect import Connector
@@ -151,8 +150,8 @@ class Supervisor:
                 self._child.signal(signal.SIGKILL)
                 self._kill_at = None
             if now >= housekeeping:
-                if self._policy.execute:
-                    group.reap_orphans(self._child.pid)
+                if self._guard is not None:
+                    self._guard.reap_orphans()
                 self._check_scratch()
                 housekeeping = now + HOUSEKEEPING_SECONDS
 
@@ -211,20 +210,19 @@ class Supervisor:
         Only what the kernel cannot end yet, a process in a call to a network file system that hangs for instance, keeps
         this waiting; stopped once more, it is left behind.
         """
-        if not self._policy.execute:
+        if self._guard is None:
             return
-        pid, stops = self._child.pid, self._stops
-        group.kill(pid, self._child.pidfd)
-        left, seconds = [pid], LEFT_SECONDS
-        while left := group.wait_until_gone(pid, seconds=seconds):
-            group.reap_orphans(pid)
+        seconds, stops = LEFT_SECONDS, self._stops
+        self._guard.kill()
+        while left := self._guard.wait_until_gone(seconds):
+            self._guard.reap_orphans()
             if seconds == LEFT_SECONDS:
                 seconds, stops = HOUSEKEEPING_SECONDS, self._stops
                 self.warn("left", f"{self._left(left)}; the run ends once they have, or if it is stopped again")
             elif self._stops > stops:
                 self.warn("left", f"{self._left(left)}, and are left behind")
                 return
-        group.reap_orphans(pid)
+        self._guard.reap_orphans()
 
     def _left(self, pids: list[int]) -> str:
         shown = ", ".join(map(str, pids[:_LEFT_SHOWN])) + (" …" if len(pids) > _LEFT_SHOWN else "")
@@ -237,7 +235,7 @@ class Supervisor:
         if not words:
             self._poll.unregister(self._guard.words)
             self.stop("the process that guards the worker's programs has ended: ending the worker")
-        elif group.ENDED in words:
+        elif self._guard.ENDED in words:
             self._warned.add("threads")
             self.warn("limit", self._policy.limits.reached("threads", self._key) + ": ending the worker")
         else:
@@ -301,7 +299,7 @@ class Supervisor:
         most = self._policy.limits.scratch
         if not most or self._kill_at is not None:
             return
-        pids = group.living(self._child.pid) if self._policy.execute else [self._child.pid]
+        pids = self._guard.living() if self._guard is not None else [self._child.pid]
         if folder_size(self._scratch, most) + deleted_size(pids) > most:
             self.stop(self._policy.limits.reached("scratch", self._key) + ": ending the worker")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from arena import Arena
+from arena import Arena, Listener
 
 from sandboxrun.limits import LIMITS
 
@@ -148,3 +148,34 @@ def attempt():
     return "all"
 """
     assert arena.confined(code, allow={"run": "true"}, storm=storm).value == "all"
+
+
+CALLS = {
+    "connect": "with socket.create_connection(('127.0.0.1', V['port'])) as s: s.recv(5)",
+    "bind and listen": "s = socket.socket()\n        s.bind(('127.0.0.1', 0))\n        s.listen()\n        s.close()",
+    "chmod": "os.chmod('file', 0o600)",
+    "fchmod": "os.fchmod(file.fileno(), 0o600)",
+    "utime": "os.utime('file')\n        os.utime(file.fileno(), (1, 2))\n        os.utime('file', follow_symlinks=False)",
+    "copystat": "shutil.copystat('file', 'other', follow_symlinks=False)",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_call_that_the_supervisor_answers_fails_because_a_signal_arrives(
+    arena: Arena, listener: Listener, call: str
+) -> None:
+    code = f"""
+import shutil, signal
+def attempt():
+    file = open("file", "w")
+    open("other", "w").close()
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    for _ in range(200):
+        {CALLS[call]}
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return os.chmod in os.supports_dir_fd
+"""
+    allow = {"net": f"127.0.0.1:{listener.port}", "listen": "127.0.0.1:0"}
+    assert arena.unconfined(code, port=listener.port).value is True
+    assert arena.confined(code, allow=allow, port=listener.port).value is True
