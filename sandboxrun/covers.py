@@ -38,7 +38,7 @@ def covers(kind: str, outer: Any, inner: Any) -> bool:
     if isinstance(outer, RedisTarget):
         return _covers_redis(outer, inner)
     if isinstance(outer, ListenTarget):
-        return bool(outer.address == inner.address and outer.port in (inner.port, ANY_PORT))
+        return bool(outer.has_address(inner.address) and outer.port in (inner.port, ANY_PORT))
     if outer in (ANY, inner):
         return True
     if kind == "run" and "/" not in outer:  # a name, which stands for any of these

@@ -161,8 +161,10 @@ def _network(text: str) -> IPNetwork:
 
 @record
 class ListenTarget:
-    """One entry of a listen list: an address of this machine, or 0.0.0.0 or [::] for all of them, and a port; port 0 is
-    one that the kernel chooses."""
+    """One entry of a listen list: an address of this machine and a port; port 0 is one that the kernel chooses.
+
+    0.0.0.0 is every IPv4 address of it, [::] every address, of IPv4 too, because a socket bound to [::] takes both.
+    """
 
     address: IPAddress
     port: int
@@ -181,6 +183,18 @@ class ListenTarget:
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
         return cls(address, port)
+
+    def has_address(self, address: IPAddress) -> bool:
+        """Whether all that reaches a socket bound to `address`, which is not an IPv4-mapped one, reaches this entry's."""
+        if self.address.is_unspecified and self.address.version >= address.version:
+            return True
+        return self.address == address
+
+    def shares_address(self, address: IPAddress) -> bool:
+        """Whether some of it does; a socket bound to [::] is taken to be for IPv6 alone here."""
+        if address.is_unspecified and address.version == self.address.version:
+            return True
+        return self.has_address(address)
 
     def __str__(self) -> str:
         return endpoint(str(self.address), self.port)
@@ -386,18 +400,25 @@ class Permissions:
         """Whether a deny entry refuses all ports of a name."""
         return any(t.port is None and t.matches_name(name) for t in self.deny.get("net", ()))
 
-    def allows_listen(self, address: IPAddress, port: int, *, bound: bool = False) -> bool:
-        """Whether this very address and port may be listened on; `bound`: a port that the kernel chose may be it."""
-        allow, deny = self.allow.get("listen", ()), self.deny.get("listen", ())
-        if self.denies_listen(address, port):
-            return False
-        if ListenTarget(address, port) in allow:
-            return True
-        chosen = ListenTarget(address, 0)
-        return bound and chosen in allow and chosen not in deny
+    def allows_listen(self, address: IPAddress, port: int, *, bound: bool = False, both: bool = False) -> bool:
+        """Whether a socket may listen on all that this address stands for, at this port.
 
-    def denies_listen(self, address: IPAddress, port: int) -> bool:
-        return ListenTarget(address, port) in self.deny.get("listen", ())
+        `bound`: a port that the kernel chose may be it. `both`: the socket takes IPv4 too, where `address` is [::].
+        """
+
+        def allowed(wanted: int) -> bool:
+            granted = any(t.port == wanted and t.has_address(address) for t in self.allow.get("listen", ()))
+            return granted and not self.denies_listen(address, wanted, both=both)
+
+        return allowed(port) or (bound and allowed(0) and not self.denies_listen(address, port, both=both))
+
+    def denies_listen(self, address: IPAddress, port: int, *, both: bool = False) -> bool:
+        """Whether a deny entry refuses some of it, so that no grant helps."""
+        addresses = [address]
+        if both and address == ipaddress.IPv6Address(0):
+            addresses.append(ipaddress.IPv4Address(0))
+        denied = [t for t in self.deny.get("listen", ()) if t.port == port]
+        return any(t.shares_address(found) for t in denied for found in addresses)
 
     def lists_answer(self, name: str, address: IPAddress) -> bool:
         """Whether an allow entry names this address itself (alone or in a block), for a port that the name is granted."""

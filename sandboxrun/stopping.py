@@ -14,6 +14,7 @@ from sandboxrun.connection import Connection, ReplyError
 from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.fleet import State, state_of
 from sandboxrun.lease import PID_FIELDS, holder, start_time, this_host
+from sandboxrun.sandbox import group
 
 TRIES = 100  # against others who change the hash at the same time
 LOOK_SECONDS = 0.1
@@ -107,7 +108,10 @@ def _there(held: Held) -> bool:
     pid, host, started = held["pid"], held["pidHost"], held["pidStarted"]
     if host not in (None, this_host()) or pid is None or not (pid.isascii() and pid.isdigit() and len(pid) < 11):
         return False
-    return start_time(int(pid)) is not None if host is None else str(start_time(int(pid))) == started
+    now = start_time(int(pid))
+    if now is None and host is not None:
+        return bool(group.living(int(pid)))  # programs that it has started; its number is kept for their group
+    return now is not None if host is None else str(now) == started
 
 
 def _check_there(connection: Connection, workers: Sequence[tuple[str, str]]) -> None:

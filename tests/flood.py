@@ -88,4 +88,4 @@ def flooding(body: str) -> str:
 def trapped(grants: dict[str, str]) -> list[str]:
     """The trapped calls that reach the supervisor under these grants."""
     without = {"bind", "listen"} if "listen" not in grants else set()
-    return sorted(CALLS.keys() - without - ({"fork", "vfork"} if "run" not in grants else set()))
+    return sorted(CALLS.keys() - without)

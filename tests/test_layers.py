@@ -56,7 +56,7 @@ LAYERS: dict[str, set[str]] = {
     "doctor": PURE | {"doctor", "connection", "lease", "fleet", "folders", "policyfile", "sandbox", "__version__"},
     "runlogs": {"sandbox"},  # whose format it reads
     "fleet": PURE | {"connection", "lease"},
-    "stopping": PURE | {"connection", "lease", "fleet"},
+    "stopping": PURE | {"connection", "lease", "fleet", "sandbox"},  # what a dead worker's programs are
     "cli": PURE
     | {
         "look",

@@ -19,6 +19,7 @@ from sandboxrun.folders import Folders
 from sandboxrun.identity import Owner
 from sandboxrun.lease import LEASE_SECONDS, start_time, this_host
 from sandboxrun.log import escape
+from sandboxrun.sandbox import group
 from sandboxrun.sandbox.supervisor import GRACE_SECONDS
 from sandboxrun.stopping import End, Stopped
 from sandboxrun.store import Store
@@ -149,6 +150,12 @@ def _how_to_end(done: Stopped, here: bool) -> str:
     if done.held["pidHost"] is None:
         return "it was started without sandboxrun, and does not look at its hash; end it where it was started"
     if here and pid.isdigit():
+        left = [str(member) for member in group.living(int(pid)) if member != int(pid)]
+        if left and int(pid) not in group.living(int(pid)):
+            return (
+                f"the worker itself has ended, and processes that it has started have not, though they were killed "
+                f"({', '.join(left[:10])}): look at what they wait for, cat /proc/{left[0]}/wchan"
+            )
         supervisor = usage.parent(int(pid))
         if supervisor is not None and supervisor > 1:
             return f"its supervisor does not answer; kill -KILL {supervisor} ends both"

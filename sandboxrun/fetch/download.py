@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -21,6 +24,7 @@ SILENCE_SECONDS = 10  # without a byte
 REDIRECTS_MAX = 5
 ETAG_MAX_CHARS = 256  # and printable ASCII, or it is not sent back
 PROGRESS_AFTER_SECONDS = 1
+ABORT_SECONDS = 2  # for its thread to end once its sockets are closed
 _NOT_SCRIPTS = ("text/html", "application/xhtml+xml", "application/json", "text/xml", "application/xml")
 
 
@@ -41,44 +45,91 @@ def download(url: str, *, allowed: ImportList, etag: str | None, progress: Calla
     httpx has: those are per read.
     """
     outcome: queue.SimpleQueue[Fetched | FetchError | None] = queue.SimpleQueue()
-    received = _Received()
+    received, connections = _Received(), _Connections()
 
     def work() -> None:
         try:
-            outcome.put(_get(url, allowed, etag, received))
+            outcome.put(_get(url, allowed, etag, received, connections))
         except FetchError as error:
             outcome.put(error)
         except Exception as error:  # whatever httpx lets through must not leave us waiting
             outcome.put(FetchError(f"{url} cannot be fetched: {type(error).__name__}: {error}"))
 
-    threading.Thread(target=work, daemon=True).start()
-    deadline = time.monotonic() + TOTAL_SECONDS
-    wait = PROGRESS_AFTER_SECONDS
-    while True:
-        try:
-            result = outcome.get(timeout=min(wait, max(0.0, deadline - time.monotonic())))
-            break
-        except queue.Empty:
-            if time.monotonic() >= deadline:
-                received.give_up = True
-                raise Unreachable(
-                    f"{url} did not arrive within {TOTAL_SECONDS} s ({received.count} bytes came)"
-                ) from None
-            progress(f"fetching {url} … {received.count / 1024:.0f} KiB")
+    thread = threading.Thread(target=work, name="download", daemon=True)
+    thread.start()
+    try:
+        result = _wait(url, outcome, received, progress)
+    finally:
+        connections.abort()  # nothing of it goes on beside the worker
+        thread.join(ABORT_SECONDS)
     if isinstance(result, FetchError):
         raise result
     return result
 
 
+def _wait(
+    url: str,
+    outcome: queue.SimpleQueue[Fetched | FetchError | None],
+    received: _Received,
+    progress: Callable[[str], None],
+) -> Fetched | FetchError | None:
+    """What the downloading thread has to say. Raises Unreachable after TOTAL_SECONDS."""
+    deadline = time.monotonic() + TOTAL_SECONDS
+    wait = PROGRESS_AFTER_SECONDS
+    while True:
+        try:
+            return outcome.get(timeout=min(wait, max(0.0, deadline - time.monotonic())))
+        except queue.Empty:
+            if time.monotonic() >= deadline:
+                raise Unreachable(
+                    f"{url} did not arrive within {TOTAL_SECONDS} s ({received.count} bytes came)"
+                ) from None
+            progress(f"fetching {url} … {received.count / 1024:.0f} KiB")
+
+
 class _Received:
-    """What the downloading thread tells the waiting one, and the other way."""
+    """What the downloading thread tells the waiting one."""
 
     def __init__(self) -> None:
         self.count = 0  # bytes
-        self.give_up = False
 
 
-def _get(url: str, allowed: ImportList, etag: str | None, received: _Received) -> Fetched | None:
+class _Aborted(Exception):
+    """The download was given up."""
+
+
+class _Connections:
+    """The sockets of a download, so that another thread can end it, whatever it waits for: httpx itself cannot be
+    interrupted between two events of the protocol, nor in a TLS handshake."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._aborted = False
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """An extension of httpcore: it is called at each step of a request. Raises _Aborted."""
+        with self._lock:
+            if self._aborted:
+                raise _Aborted
+            if event.endswith("connect_tcp.complete"):
+                # A duplicate: TLS takes the first one's descriptor away from it.
+                self._sockets.append(info["return_value"].get_extra_info("socket").dup())
+
+    def abort(self) -> None:
+        """Close them, and begin nothing more. A look-up or a connect that is under way ends by its own time-out."""
+        with self._lock:
+            self._aborted = True
+            for sock in self._sockets:
+                with contextlib.suppress(OSError):  # it is closed already
+                    sock.shutdown(socket.SHUT_RDWR)
+                sock.close()
+            self._sockets.clear()
+
+
+def _get(
+    url: str, allowed: ImportList, etag: str | None, received: _Received, connections: _Connections
+) -> Fetched | None:
     headers = {
         "User-Agent": f"sandboxrun/{__version__}",
         "Accept": "text/x-python, text/plain, */*;q=0.1",
@@ -94,7 +145,11 @@ def _get(url: str, allowed: ImportList, etag: str | None, received: _Received) -
             try:
                 # Redirects are followed by hand: each hop is checked, and credentials go to the first origin alone.
                 with client.stream(
-                    "GET", url, headers=headers, auth=auth if _origin(url) == origin else None
+                    "GET",
+                    url,
+                    headers=headers,
+                    auth=auth if _origin(url) == origin else None,
+                    extensions={"trace": connections.trace},
                 ) as response:
                     if not response.has_redirect_location:
                         return _read(url, response, received)
@@ -137,8 +192,6 @@ def _read(url: str, response: httpx.Response, received: _Received) -> Fetched | 
         received.count = len(body)
         if len(body) > SCRIPT_MAX_BYTES:
             raise FetchError(f"{url} has more than {SCRIPT_MAX_BYTES >> 20} MiB, the most that a script may have")
-        if received.give_up:
-            break
     etag = response.headers.get("etag", "")
     return Fetched(
         bytes(body), etag if 0 < len(etag) <= ETAG_MAX_CHARS and etag.isascii() and etag.isprintable() else None

@@ -89,11 +89,15 @@ def _only(entry: NetTarget, *, denied: bool = False) -> Permissions:
 
 
 def _listen(target: ListenTarget, config: WorkerConfig) -> Decision:
-    same = lambda entry: entry == target  # noqa: E731
-    denied, granted = _found(config, "deny", "listen", same), _found(config, "allow", "listen", same)
+    asked = target.address, target.port
+    refuses = lambda entry: Permissions(deny={"listen": (entry,)}).denies_listen(*asked, both=True)  # noqa: E731
+    covers = lambda entry: Permissions({"listen": (entry,)}).allows_listen(*asked)  # noqa: E731
+    denied, granted = _found(config, "deny", "listen", refuses), _found(config, "allow", "listen", covers)
     if config.inspect is not None and target == config.inspect.address and granted is None and denied is None:
         return Decision("allowed", str(config.inspect.address), config.inspect.where, "for the debugger")
-    return _first(denied, granted, otherwise="each address and port has to be listed, with no wildcards")
+    return _first(
+        denied, granted, otherwise="0.0.0.0 is every IPv4 address, [::] every address; each port has to be listed"
+    )
 
 
 def _env(name: str, config: WorkerConfig) -> Decision:

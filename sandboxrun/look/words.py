@@ -82,7 +82,10 @@ def _net(target: NetTarget) -> str:
 
 def _listen(target: ListenTarget) -> str:
     port = "a port that the kernel chooses" if target.port == 0 else f"port {target.port}"
-    reach = "on all addresses of this machine" if target.address.is_unspecified else f"on {target.address}"
+    every = (
+        "on all IPv4 addresses of this machine" if target.address.version == 4 else "on all addresses of this machine"
+    )
+    reach = every if target.address.is_unspecified else f"on {target.address}"
     who = "from this machine only" if target.address.is_loopback else "from wherever it can be reached"
     return f"listen {reach}, {port}, {who}"
 

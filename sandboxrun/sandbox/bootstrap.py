@@ -24,7 +24,7 @@ import sys
 import time
 
 _SIGKILL = 9
-_EINTR, _EBADF, _ENOMEM, _EACCES, _EMFILE, _EFBIG, _EPIPE, _EISCONN = 4, 9, 12, 13, 24, 27, 32, 106
+_EINTR, _EBADF, _ENOMEM, _EACCES, _EINVAL, _EMFILE, _EFBIG, _EPIPE, _EISCONN = 4, 9, 12, 13, 22, 24, 27, 32, 106
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _NR_PRCTL, _NR_CAPSET, _NR_SECCOMP = {"x86_64": (157, 126, 317), "aarch64": (167, 91, 277)}[os.uname().machine]
@@ -213,7 +213,23 @@ def _patch_names(ask):
         def bind(self, address):
             if self.family in inet and isinstance(address, tuple) and address[:1] in (("localhost",), (b"localhost",)):
                 address = ("::1" if self.family == _socket.AF_INET6 else "127.0.0.1", *address[1:])
-            super().bind(address)
+            again = False
+            while True:
+                try:
+                    return super().bind(address)
+                except InterruptedError:
+                    again = True
+                except OSError as error:
+                    if again and error.errno == _EINVAL and not self._never_began():
+                        return None  # the call that a signal cut off was carried out after all
+                    raise
+
+        def listen(self, *backlog):
+            while True:
+                try:
+                    return super().listen(*backlog)
+                except InterruptedError:
+                    pass
 
         def connect(self, address):
             address, again = numeric(self, address), False
@@ -227,6 +243,7 @@ def _patch_names(ask):
                     if not (again and error.errno == _EISCONN):
                         raise
                 if not self._never_began():
+                    self._wait_until_blocking()
                     return
                 again = True
 
@@ -237,6 +254,7 @@ def _patch_names(ask):
                 if again and result == _EISCONN:  # the call that a signal cut off was carried out after all
                     result = 0
                 if result not in (0, _EINTR) or not self._never_began():
+                    self._wait_until_blocking()
                     return result
                 again = True
 
@@ -245,10 +263,43 @@ def _patch_names(ask):
             waits, and finds no error on a socket that was never connected; one that was has a port."""
             return self.family in inet and self.getsockname()[1] == 0
 
+        def _wait_until_blocking(self):
+            """The supervisor makes the socket non-blocking while it connects it. A signal that ends the call before it is
+            done would let the script see that: its next recv(2) would fail with EAGAIN."""
+            tries = 100 if self.gettimeout() is None else 0
+            while tries and self.fileno() >= 0 and not os.get_blocking(self.fileno()):
+                tries -= 1
+                time.sleep(0.001)
+
     NamedSocket.__name__ = NamedSocket.__qualname__ = "socket"
     NamedSocket.__module__ = "_socket"
     _socket.socket = _socket.SocketType = NamedSocket
     _socket.getaddrinfo, _socket.gethostbyname, _socket.gethostbyname_ex = getaddrinfo, gethostbyname, gethostbyname_ex
+
+
+def _patch_metadata():
+    """What the supervisor does for the worker (metadata.py) fails with EINTR if a signal arrives before it has begun, as it
+    never does without a supervisor; so Python does not try again by itself."""
+
+    def retried(call):
+        def again(*args, **options):
+            while True:
+                try:
+                    return call(*args, **options)
+                except InterruptedError:
+                    pass
+
+        again.__name__ = again.__qualname__ = call.__name__
+        again.__module__, again.__doc__, again.__wrapped__ = call.__module__, call.__doc__, call
+        return again
+
+    for name in ("chmod", "fchmod", "utime"):
+        call = getattr(os, name)
+        changed = retried(call)
+        setattr(os, name, changed)
+        for able in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
+            if call in able:
+                able.add(changed)
 
 
 def _part(name):
@@ -437,6 +488,7 @@ def main():
     _await(answers, b"go")
     os.close(listener)
     _patch_names(_Names(questions, answers).ask)
+    _patch_metadata()
     sys.meta_path.insert(0, _OwnPid(plan["key"], os.getpid()))
     if plan["inspect"]:
         _part("debugger").listen(*plan["inspect"])

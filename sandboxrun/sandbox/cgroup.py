@@ -25,6 +25,7 @@ class Cgroup:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self.counts_tasks = False  # whether the kernel holds the number of threads and processes
 
     @classmethod
     def make(cls, pid: int, limits: Limits) -> Cgroup | None:
@@ -44,6 +45,7 @@ class Cgroup:
                     _write(f"{path}/memory.swap.max", "0")
             if limits.threads and os.path.exists(f"{path}/pids.max"):
                 _write(f"{path}/pids.max", str(limits.threads))
+                made.counts_tasks = True
             _write(f"{path}/cgroup.procs", str(pid))
         except OSError:  # another manager's rules; the limits of each process hold without it
             made.close()

@@ -35,25 +35,27 @@ DESCRIPTORS_KEPT = 96  # of ours, for all else than such connects: names, Redis,
 
 
 class InetAddress:
-    """A destination as connect(2) was given it; `sockaddr` is how Python's sockets take it."""
+    """An address as connect(2) or bind(2) was given it, and how Python's sockets take it for the one and for the other."""
 
-    __slots__ = ("address", "family", "port", "sockaddr")
+    __slots__ = ("address", "family", "local", "port", "sockaddr")
 
     def __init__(self, address: IPAddress, port: int, scope_id: int = 0) -> None:
         self.address, self.port = address, port
+        self.local = _for_python(address, port, scope_id)  # for bind(2): the unspecified address is every one
         # The unspecified address would be the one that the socket is bound to, which is not what is decided on.
         if address.is_unspecified:
             address = canonical_address(address)
         elif isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped == ipaddress.IPv4Address(0):
             address = ipaddress.IPv6Address("::ffff:127.0.0.1")
-        self.sockaddr: tuple[str, int] | tuple[str, int, int, int]
-        if address.version == 4:
-            self.family, self.sockaddr = _socket.AF_INET, (str(address), port)
-        else:
-            self.family, self.sockaddr = _socket.AF_INET6, (str(address), port, 0, scope_id)
+        self.family = _socket.AF_INET if address.version == 4 else _socket.AF_INET6
+        self.sockaddr = _for_python(address, port, scope_id)
 
     def __str__(self) -> str:
         return endpoint(str(canonical_address(self.address)), self.port)
+
+
+def _for_python(address: IPAddress, port: int, scope_id: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    return (str(address), port) if address.version == 4 else (str(address), port, 0, scope_id)
 
 
 def parse_sockaddr(data: bytes) -> InetAddress | str:

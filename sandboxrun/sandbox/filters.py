@@ -35,8 +35,8 @@ class Grants:
 
 # What the supervisor answers, by number: a notification carries nothing else.
 TRAPPED = {
-    "x86_64": {"connect": 42, "bind": 49, "listen": 50, "clone": 56, "fork": 57, "vfork": 58, "chmod": 90, "fchmod": 91,
-               "fchmodat": 268, "utimensat": 280, "fchmodat2": 452},
+    "x86_64": {"connect": 42, "bind": 49, "listen": 50, "clone": 56, "chmod": 90, "fchmod": 91, "fchmodat": 268,
+               "utimensat": 280, "fchmodat2": 452},
     "aarch64": {"connect": 203, "bind": 200, "listen": 201, "clone": 220, "fchmod": 52, "fchmodat": 53, "utimensat": 88,
                 "fchmodat2": 452},
 }  # fmt: skip

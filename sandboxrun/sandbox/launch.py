@@ -174,6 +174,10 @@ class Child:
             trace.mark("worker reaped")
         return 128 - self._code if self._code < 0 else self._code
 
+    @property
+    def is_reaped(self) -> bool:
+        return self._code is not None
+
     def cpu_seconds(self) -> float:
         """CPU time of the reaped child and of what it has reaped itself."""
         used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import ipaddress
 from collections.abc import Callable
@@ -31,12 +32,12 @@ class Listening:
         address = parse_sockaddr(target.read(pointer, length))
         if not isinstance(address, InetAddress):
             raise OSError(errno.EACCES, "Unix socket")
-        self._check(address.address, address.port)
         with closing(socket_of(target, fd)) as sock:
             if not self._calls.listener.is_valid(notification.id):
                 return None
             check_tcp(sock, address.family)
-            sock.bind(address.sockaddr)
+            self._check(sock, address.address, address.port)
+            sock.bind(address.local)
         return 0
 
     def listen(self, target: Target, notification: Notification) -> Answer:
@@ -46,20 +47,23 @@ class Listening:
                 return None
             check_tcp(sock, sock.family)
             host, port = sock.getsockname()[:2]
-            # One that is not bound yet would get an address and a port of the kernel's choice: it has port 0 here.
-            if port == 0:
-                self._refuse(host, port)
-            self._check(ipaddress.ip_address(host), port, bound=True)
+            # One that is not bound yet gets a port of the kernel's choice at every address: it has port 0 here.
+            self._check(sock, ipaddress.ip_address(host), port, bound=True)
             sock.listen(min(backlog & 0xFFFFFFFF, _BACKLOG_MAX))
         return 0
 
-    def _check(self, address: IPAddress, port: int, *, bound: bool = False) -> None:
-        """Raise OSError where it is not granted. 0.0.0.0 is not every address: it must be listed as itself."""
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        if not self._policy.net.allows_listen(address, port, bound=bound):
-            self._refuse(str(address), port, by_deny=self._policy.net.denies_listen(address, port))
+    def _check(self, sock: _socket.socket, address: IPAddress, port: int, *, bound: bool = False) -> None:
+        """Raise OSError if it is not granted. What `listen` finds counts: a thread may change IPV6_V6ONLY until bind(2) is
+        done, and not after it (ipv6(7))."""
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or ipaddress.IPv6Address(int(address))  # without a zone
+        unbound = bound and port == 0
+        both = sock.family == _socket.AF_INET6 and (unbound or not _is_v6_only(sock))
+        net = self._policy.net
+        if not net.allows_listen(address, port, bound=bound, both=both):
+            self._denied("listen", endpoint(str(address), port), net.denies_listen(address, port, both=both))
+            raise OSError(errno.EACCES, "not granted")
 
-    def _refuse(self, host: str, port: int, *, by_deny: bool = False) -> None:
-        self._denied("listen", endpoint(host, port), by_deny)
-        raise OSError(errno.EACCES, "not granted")
+
+def _is_v6_only(sock: _socket.socket) -> bool:
+    return bool(sock.getsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY))

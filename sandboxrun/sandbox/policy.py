@@ -66,6 +66,11 @@ class SandboxPolicy:
     def rlimits(self) -> tuple[tuple[int, int, int], ...]:
         """(RLIMIT_*, soft, hard), setrlimit(2); all hold for each process."""
         limits = self.limits
+        most = 0
+        if self.execute and limits.threads:
+            from sandboxrun.sandbox import group
+
+            most = group.backstop(limits.threads)
         file, memory, files, cpu = (
             value or _UNLIMITED for value in (limits.scratch, limits.memory, limits.files, limits.cpu)
         )
@@ -77,6 +82,7 @@ class SandboxPolicy:
             # SIGXCPU at the first, which can be handled; SIGKILL at the second.
             (resource.RLIMIT_CPU, cpu, cpu if cpu == _UNLIMITED else cpu + 1),
             (resource.RLIMIT_MSGQUEUE, 0, 0),
+            *(((resource.RLIMIT_NPROC, most, most),) if most else ()),
         )
 
     def grants(self, features: Features) -> Grants:

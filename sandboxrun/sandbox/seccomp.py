@@ -203,10 +203,12 @@ def _network_rules() -> Iterator[Rule]:
 def _process_rules() -> Iterator[Rule]:
     thread = Arg(0, _THREAD | _NOT_A_THREAD, _THREAD, "a thread")
     yield Rule("clone", "how many", (thread,), action=Action.ASK)
+    # Not asked about: a signal would end the call with EINTR while the supervisor decides, which shells take for a failure.
     forked = Arg(0, _NEVER_CLONED | 0x00010000, 0, "a process, in the same namespaces")
-    yield Rule("clone", "how many", (forked,), action=Action.ASK, when="run")
+    why = "in the worker's process group, which is counted"
+    yield Rule("clone", why, (forked,), when="run")
     for name in ("fork", "vfork"):
-        yield Rule(name, "how many", action=Action.ASK, when="run")
+        yield Rule(name, why, when="run")
     yield Rule("execve", "Landlock decides", when="run")
     yield Rule("arch_prctl", "a program's start", (_int(0, 0x1002, "ARCH_SET_FS"),), when="run")
     itself = _int(0, PID_PLACEHOLDER, "itself")

@@ -29,7 +29,7 @@ from sandboxrun.sandbox.launch import Child
 from sandboxrun.sandbox.listen import Listening
 from sandboxrun.sandbox.metadata import Metadata
 from sandboxrun.sandbox.policy import SandboxPolicy
-from sandboxrun.sandbox.processes import Processes, kill_session, session_pids
+from sandboxrun.sandbox.processes import Threads
 from sandboxrun.sandbox.relay import OutputLog, Relay, limit_for
 from sandboxrun.sandbox.resolver import Resolver
 
@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 HOUSEKEEPING_SECONDS = 1.0
 LAST_MESSAGES_SECONDS = 1.0
+LEFT_SECONDS = 5.0  # after SIGKILL, until processes that have not ended are named
 DENIALS_SHOWN_MAX = 100  # different targets; a hostile worker cannot flood the operator's terminal
 _SCRATCH_ENTRIES_MAX = 20_000
+_LEFT_SHOWN = 10  # pids
 _QUESTION_BYTES = 2048  # more is none of bootstrap.py's
 
 
@@ -93,7 +95,10 @@ class Supervisor:
         if policy.execute:
             from sandboxrun.sandbox.guard import Guard
 
-            self._guard = Guard(child.pid)
+            counted = self._cgroup is not None and self._cgroup.counts_tasks
+            self._guard = Guard(child.pid, child.pidfd, limit=0 if counted else policy.limits.threads)
+            self._poll.register(self._guard.words, select.POLLIN)
+            self._callbacks[self._guard.words.fileno()] = self._told_by_guard
         self._poll.register(child.pidfd, select.POLLIN)  # no callback: `serve` ends
         for fd, callback in ((child.questions.fileno(), self._asked), (self._wake_read, self._woken)):
             self._poll.register(fd, select.POLLIN)
@@ -134,6 +139,7 @@ class Supervisor:
             until = min(at for at in (housekeeping, end, self._kill_at) if at is not None)
             ready = [fd for fd, _ in self._poll.poll(max(0.0, until - time.monotonic()) * 1000)]
             if self._child.pidfd in ready:
+                self._end_programs()  # before the worker is reaped: until then its number is no other group's
                 return self._ended(self._child.wait())
             for fd in ready:
                 self._callbacks[fd]()
@@ -148,13 +154,15 @@ class Supervisor:
                 self._child.signal(signal.SIGKILL)
                 self._kill_at = None
             if now >= housekeeping:
+                if self._guard is not None:
+                    self._guard.reap_orphans()
                 self._check_scratch()
                 housekeeping = now + HOUSEKEEPING_SECONDS
 
     def close(self) -> None:
         """End what is left of the sandbox, and write what it has printed."""
-        if self._policy.execute:
-            kill_session(self._child.pid)
+        if not self._child.is_reaped:
+            self._end_programs()
         if self._guard is not None:
             self._guard.close()
         if self._cgroup is not None:
@@ -170,7 +178,7 @@ class Supervisor:
 
     def _handlers(self) -> dict[int, Handler]:
         listening = Listening(self._calls, self._policy, denied=self._denied)
-        processes = Processes(
+        threads = Threads(
             self._child.pid,
             limit=self._policy.limits.threads,
             many=bool(self._policy.execute),
@@ -180,9 +188,7 @@ class Supervisor:
             "connect": self._connector.connect,
             "bind": listening.bind,
             "listen": listening.listen,
-            "clone": processes.clone,
-            "fork": processes.clone,
-            "vfork": processes.clone,
+            "clone": threads.clone,
             "chmod": self._metadata.chmod,
             "fchmod": self._metadata.fchmod,
             "fchmodat": self._metadata.fchmodat,
@@ -194,11 +200,50 @@ class Supervisor:
     def _ended(self, code: int) -> int:
         for name in self._cgroup.reached() if self._cgroup is not None else ():
             self._reached(name)
+        if self._guard is not None and select.select([self._guard.words], [], [], 0)[0]:
+            self._told_by_guard()  # why it has killed the worker
         cpu = self._policy.limits.cpu
         killed = code == 128 + signal.SIGKILL and self._child.cpu_seconds() >= cpu  # it had handled SIGXCPU
         if cpu and (code == 128 + signal.SIGXCPU or killed):
             self._reached("cpu")
         return code
+
+    def _end_programs(self) -> None:
+        """Kill all that the worker has started, and wait until it has ended: the run is not over before.
+
+        Only what the kernel cannot end yet, a process in a call to a network file system that hangs for instance, keeps
+        this waiting; stopped once more, it is left behind.
+        """
+        if self._guard is None:
+            return
+        seconds, stops = LEFT_SECONDS, self._stops
+        self._guard.kill()
+        while left := self._guard.wait_until_gone(seconds):
+            self._guard.reap_orphans()
+            if seconds == LEFT_SECONDS:
+                seconds, stops = HOUSEKEEPING_SECONDS, self._stops
+                self.warn("left", f"{self._left(left)}; the run ends once they have, or if it is stopped again")
+            elif self._stops > stops:
+                self.warn("left", f"{self._left(left)}, and are left behind")
+                return
+        self._guard.reap_orphans()
+
+    def _left(self, pids: list[int]) -> str:
+        shown = ", ".join(map(str, pids[:_LEFT_SHOWN])) + (" …" if len(pids) > _LEFT_SHOWN else "")
+        return f"processes that {self._key} has started were killed and have not ended ({shown})"
+
+    def _told_by_guard(self) -> None:
+        if self._guard is None:
+            return
+        words = self._guard.words.read(256)
+        if not words:
+            self._poll.unregister(self._guard.words)
+            self.stop("the process that guards the worker's programs has ended: ending the worker")
+        elif self._guard.ENDED in words:
+            self._warned.add("threads")
+            self.warn("limit", self._policy.limits.reached("threads", self._key) + ": ending the worker")
+        else:
+            self._reached("threads")
 
     def _reached(self, name: str) -> None:
         """Say, once, that a limit has been reached."""
@@ -261,7 +306,7 @@ class Supervisor:
         most = self._policy.limits.scratch
         if not most or self._kill_at is not None:
             return
-        pids = session_pids(self._child.pid) if self._policy.execute else [self._child.pid]
+        pids = self._guard.living() if self._guard is not None else [self._child.pid]
         if folder_size(self._scratch, most) + deleted_size(pids) > most:
             self.stop(self._policy.limits.reached("scratch", self._key) + ": ending the worker")
 

@@ -88,6 +88,7 @@ def main(spec: dict) -> int:
         supervisor = Supervisor(child, listener, built, key=KEY, scratch=spec["scratch"], trusted=None, log=log)
         try:
             supervisor.resolver.pin_denied()
+            supervisor.handle_signals()
             return supervisor.serve()
         finally:
             supervisor.close()

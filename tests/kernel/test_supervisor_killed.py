@@ -14,7 +14,7 @@ import pytest
 from arena import CONFINE, Arena, Listener, full_backlog, wait_for
 from flood import CALLS, flooding, trapped
 
-from sandboxrun.sandbox import processes
+from sandboxrun.sandbox import group
 
 # Ways to be at work; each says "ready" when it is.
 BUSY = {
@@ -67,7 +67,7 @@ def all_end_with(supervisor: subprocess.Popen[str], pids: list[int]) -> Iterator
 def test_everything_of_the_sandbox_dies_with_a_killed_supervisor(arena: Arena, listener: Listener, work: str) -> None:
     body, grants = BUSY[work]
     code = flooding(f"{body}\nsay('ready')\ntime.sleep(600)")
-    names = [name for name in trapped(grants) if name not in ("clone", "fork", "vfork")]
+    names = [name for name in trapped(grants) if name != "clone"]
     with full_backlog() as hanging:
         variables = {"port": listener.port, "hanging": hanging, "calls": CALLS, "names": names}
         limits = {"threads": 100}
@@ -77,7 +77,7 @@ def test_everything_of_the_sandbox_dies_with_a_killed_supervisor(arena: Arena, l
             assert len(pids) >= 1 + bool(grants)  # the worker, and who guards its programs
             with all_end_with(running.process, pids):
                 running.process.kill()
-            wait_for(lambda: not processes.session_pids(pids[0]))
+            wait_for(lambda: not group.living(pids[0]))
 
 
 # Before there is a worker: what is patched says the child's pid, and waits to be killed.

@@ -234,7 +234,7 @@ def test_without_a_question_all_is_listed_in_words(run: Runner, local: Local, re
         "read /etc/hosts and what is below it",
         "write, make and remove /srv and what is below it",
         "run the program true, in the same sandbox",
-        "listen on all addresses of this machine, a port that the kernel chooses, from wherever it can be reached",
+        "listen on all IPv4 addresses of this machine, a port that the kernel chooses, from wherever it can be reached",
         "listen on ::1, port 1, from this machine only",
         "see the variable TZ of the operator's environment",
         "read and write the Redis keys a:*",

@@ -138,3 +138,40 @@ def test_nothing_in_a_hash_drives_the_terminal(r: redis.Redis, run: Runner) -> N
     done = run("stop", "t", "1")
     assert done.code == 0 and len(done.out.splitlines()) == 1
     assert not set(done.out) & {"\x1b", "\u202e"}
+
+
+# PTRACE_SEIZE with PTRACE_O_TRACEEXIT: a killed process stays where it ends, as one does that waits for a disk.
+HOLD = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+print(libc.ptrace(0x4206, int(sys.argv[1]), 0, 0x40), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_program_that_cannot_be_ended_is_said_and_the_run_is_not_over(
+    r: redis.Redis, run: Runner, local: Local
+) -> None:
+    local("import os, time\npid = os.fork()\nif pid: print(pid, flush=True)\ntime.sleep(600)\n", allowRun="/bin/true")
+    pipe = subprocess.PIPE
+    with run.start("t", "1") as process:
+        assert process.stdout is not None
+        program = process.stdout.readline().decode().strip()
+        with subprocess.Popen([sys.executable, "-c", HOLD, program], stdin=pipe, stdout=pipe, text=True) as tracer:
+            assert tracer.stdout is not None
+            assert tracer.stdin is not None
+            if tracer.stdout.readline() != "0\n":
+                pytest.skip("no process can be traced here")
+            done = run("stop", "t", "1", "--timeout", "7")
+            assert done.code == 75
+            assert (
+                f"the worker itself has ended, and processes that it has started have not, though they were killed ({program})"
+                in done.out
+            )
+            assert r.hexists("t:1:h", "pidHost")
+            tracer.stdin.close()
+        assert process.wait(20) == 128 + 15
+        assert process.stderr is not None
+        assert f"were killed and have not ended ({program})".encode() in process.stderr.read()
+        assert run("stop", "t", "1").out == "t 1 does not run\n"

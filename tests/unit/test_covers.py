@@ -84,6 +84,15 @@ def test_wildcards_that_only_a_ceiling_has() -> None:
     assert covers("listen", ports, ListenTarget.parse("127.0.0.1:0"))
     assert covers("listen", ports, ListenTarget.parse("127.0.0.1:8000"))
     assert not covers("listen", ports, ListenTarget.parse("0.0.0.0:8000"))
+    outers = {
+        "0.0.0.0:8000": {"0.0.0.0:8000", "127.0.0.1:8000", "[::ffff:10.0.0.1]:8000"},
+        "[::]:8000": {"0.0.0.0:8000", "127.0.0.1:8000", "[::ffff:10.0.0.1]:8000", "[::]:8000", "[::1]:8000"},
+        "[::1]:8000": {"[::1]:8000"},
+    }
+    inners = {*outers["[::]:8000"], "0.0.0.0:8001", "127.0.0.1:0", "[::]:0"}
+    for outer, within in outers.items():
+        for inner in inners:
+            assert covers("listen", ListenTarget.parse(outer), ListenTarget.parse(inner)) == (inner in within)
     commands = RedisTarget("command", ANY)
     assert covers("redis", commands, RedisTarget.parse("+eval"))
     assert covers("redis", commands, RedisTarget.parse("+xgroup|destroy"))
