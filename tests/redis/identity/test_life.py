@@ -102,7 +102,7 @@ def test_users_of_supervisors_killed_a_hundred_times_do_not_survive_the_next_sta
                 process.wait()
         left += len({name.removesuffix(":reader") for name in users(server)})  # the others were swept by these starts
     assert left == kills
-    write_worker(server, tmp_path, "")
+    write_worker(server, tmp_path, "x = 1")
     assert run("t", "1").code == 0
     assert users(server) == []
 
