@@ -9,7 +9,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import machine
+
+machine.leave_behind()
+
 from arena import Arena, Listener, listening
+from limit import (  # noqa: F401  # hooks
+    pytest_configure,
+    pytest_runtest_setup,
+    pytest_timeout_cancel_timer,
+    pytest_timeout_set_timer,
+    pytest_unconfigure,
+)
 
 from sandboxrun.errors import SandboxError
 from sandboxrun.sandbox import features
