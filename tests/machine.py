@@ -11,22 +11,28 @@ import locale
 import os
 import re
 import signal
+import tempfile
 import time
 
-KEPT = re.compile(r"TMPDIR|CI|LD_LIBRARY_PATH|CHAOS_\w+|SANDBOXRUN_TESTS_\w+|PYTEST_\w+|COV_\w+|COVERAGE_\w+")
-SET = {"LANG": "C.UTF-8", "HOME": "/nonexistent"}
+KEPT = re.compile(r"CI|LD_LIBRARY_PATH|CHAOS_\w+|SANDBOXRUN_TESTS_\w+|PYTEST_\w+|COV_\w+|COVERAGE_\w+")
+SET = {"LANG": "C.UTF-8", "TZ": "UTC", "HOME": "/nonexistent"}
 USUAL = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 UMASK = 0o022
+# Workers of the tests lie in it: their paths are URLs, and entries of lists, and have sockets below them.
+PLAIN = re.compile(r"/[\w./+-]{1,60}", re.ASCII)
 
 
 def leave_behind() -> None:
     """Once a process, before anything else is imported that reads the environment."""
     path = [entry for entry in os.environ.get("PATH", "").split(os.pathsep) if os.path.isabs(entry)]
     kept = {name: value for name, value in os.environ.items() if KEPT.fullmatch(name)}
+    if PLAIN.fullmatch(os.environ.get("TMPDIR", "")):
+        kept["TMPDIR"] = os.environ["TMPDIR"]
     os.environ.clear()
     for name in ("LINES", "COLUMNS"):
         os.unsetenv(name)  # readline, which pytest imports, sets these two behind the back of os.environ
     os.environ.update(kept | SET | {"PATH": os.pathsep.join(dict.fromkeys((*path, *USUAL)))})
+    tempfile.tempdir = None  # where it looked before
     time.tzset()
     with contextlib.suppress(locale.Error):
         locale.setlocale(locale.LC_ALL, "C.UTF-8")

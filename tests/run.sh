@@ -5,13 +5,13 @@ cd "$(dirname "$0")/.."
 bin=${VENV:-.venv}/bin
 if [ -z "${SANDBOXRUN_TESTS_FOLDER:-}" ]; then
     demo/setup.sh test
-    "$bin/ruff" check --quiet --no-cache .
-    "$bin/ruff" format --check --quiet --no-cache .
+    "$bin/ruff" check --quiet .
+    "$bin/ruff" format --check --quiet .
     "$bin/mypy" --no-error-summary
     # In a temporary folder of this run's own: pytest would tidy up after earlier ones, and stumble over what a killed run
     # left. Whatever the caller's environment says stays outside, but for what pip needs.
-    exec "$bin/python" tests/tools/contained.py --keep VENV --keep CHAOS_REQUESTS --keep http_proxy --keep https_proxy \
-        --keep PIP_INDEX_URL --keep PIP_CONFIG_FILE "$0" "$@"
+    exec "$bin/python" -I tests/tools/contained.py --keep VENV --keep CHAOS_REQUESTS --keep http_proxy --keep https_proxy \
+        --keep PIP_INDEX_URL --keep PIP_CONFIG_FILE tests/run.sh "$@"
 fi
 
 home=$SANDBOXRUN_TESTS_FOLDER

@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pexpect
 import pytest
-from machine import KEPT, SET
+from machine import KEPT, PLAIN, SET
 
 ROOT = Path(__file__).parents[2]
 SHOWN = """\
@@ -57,7 +58,7 @@ def test_what_a_test_starts_has_nothing_of_the_machine() -> None:
     found = shown()
     env = found["env"]
     assert isinstance(env, dict)
-    assert {name for name in env if not KEPT.fullmatch(name)} - {"PATH"} == set(SET)
+    assert {name for name in env if not KEPT.fullmatch(name)} - {"PATH", "TMPDIR"} == set(SET)
     assert all(os.path.isabs(entry) for entry in env["PATH"].split(os.pathsep))
     assert (found["umask"], found["zone"], found["locale"]) == (0o022, 0, ["en_US", "UTF-8"])
     assert (found["ignored"], found["blocked"]) == (PYTHONS_OWN, 0)
@@ -68,14 +69,20 @@ def test_what_a_test_starts_at_a_terminal_has_nothing_of_the_machine() -> None:
     found = json.loads(spawned.read())
     spawned.close()
     assert (found["ignored"], found["blocked"], found["umask"]) == (PYTHONS_OWN, 0, 0o022)
-    assert "TZ" not in found["env"]
+    assert (found["zone"], found["env"]["TZ"]) == (0, "UTC")
+
+
+def test_the_temporary_folder_has_a_plain_name() -> None:
+    assert PLAIN.fullmatch(tempfile.gettempdir())
 
 
 @pytest.mark.parametrize("workers", ["-n0", "-n1"])
 def test_it_does_not_matter_how_the_suite_is_started(workers: str, tmp_path: Path) -> None:
     named = [f"{__file__}::{name}" for name in INNER]
     command = [sys.executable, "-c", START, "-m", "pytest", "-q", workers, *named]
-    env = STRANGE | {"TMPDIR": str(tmp_path)}
+    strange = tmp_path / "a temporary folder, ünlike others"
+    strange.mkdir()
+    env = STRANGE | {"TMPDIR": str(strange)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(INNER)} passed" in done.stdout
@@ -93,4 +100,5 @@ def test_the_shells_background_job_is_interrupted_as_any_other(tmp_path: Path) -
 INNER = (
     test_what_a_test_starts_has_nothing_of_the_machine.__name__,
     test_what_a_test_starts_at_a_terminal_has_nothing_of_the_machine.__name__,
+    test_the_temporary_folder_has_a_plain_name.__name__,
 )

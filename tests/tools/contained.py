@@ -91,7 +91,8 @@ def main() -> int:
     machine.reset_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, signal.SIGCHLD})  # they wait for sigtimedwait(2)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0)
-    folder = tempfile.mkdtemp(prefix="sandboxrun-tests-")
+    above = os.environ.get("TMPDIR", "")
+    folder = tempfile.mkdtemp(prefix="sandboxrun-tests-", dir=above if machine.PLAIN.fullmatch(above) else "/tmp")
     env = {name: os.environ[name] for name in options.keep if name in os.environ}
     env |= {"LANG": "C.UTF-8", "TMPDIR": folder, "SANDBOXRUN_TESTS_FOLDER": folder}
     try:
