@@ -1,7 +1,7 @@
 #!/bin/sh
 # All tests: style, types, then the suite; as root, the suite runs once more as an ordinary user.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH= cd "$(dirname "$0")/.."
 bin=${VENV:-.venv}/bin
 if [ -z "${SANDBOXRUN_TESTS_FOLDER:-}" ]; then
     demo/setup.sh test
