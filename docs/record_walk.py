@@ -25,7 +25,7 @@ import dap
 
 from sandboxrun import client, embedded
 
-SECONDS = 30
+SECONDS = 60
 QUIET_SECONDS = 0.3
 PROMPT = "greeter> "
 HELLO = "Hello, "

@@ -16,7 +16,8 @@ import pytest
 from sandboxrun.sandbox import check
 from sandboxrun.sandbox.features import Feature, Need
 
-SECONDS = 100  # some twenty when all processors are busy
+pytestmark = pytest.mark.timeout(240)  # two checks at most
+SECONDS = 100  # for one: some twenty when all processors are busy
 NAMES = [p.name for group in check.PROTECTIONS.values() for p in group]
 MAIN = "import sys\nfrom sandboxrun.cli import main\nmain(sys.argv[1:])"
 # The machine's own, to be changed before the command starts.
