@@ -15,7 +15,7 @@ import tempfile
 import time
 
 KEPT = re.compile(r"CI|LD_LIBRARY_PATH|CHAOS_\w+|SANDBOXRUN_TESTS_\w+|PYTEST_\w+|COV_\w+|COVERAGE_\w+")
-SET = {"LANG": "C.UTF-8", "TZ": "UTC", "HOME": "/nonexistent"}
+SET = {"LANG": "C.UTF-8", "TZ": "UTC0", "HOME": "/nonexistent"}
 USUAL = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 UMASK = 0o022
 # Workers of the tests lie in it: their paths are URLs, and entries of lists, and have sockets below them.

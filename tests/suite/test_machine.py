@@ -69,7 +69,7 @@ def test_what_a_test_starts_at_a_terminal_has_nothing_of_the_machine() -> None:
     found = json.loads(spawned.read())
     spawned.close()
     assert (found["ignored"], found["blocked"], found["umask"]) == (PYTHONS_OWN, 0, 0o022)
-    assert (found["zone"], found["env"]["TZ"]) == (0, "UTC")
+    assert (found["zone"], found["env"]["TZ"]) == (0, "UTC0")
 
 
 def test_the_temporary_folder_has_a_plain_name() -> None:

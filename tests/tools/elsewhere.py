@@ -120,27 +120,35 @@ def as_user(uid: int) -> list[str]:
     return ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"] if uid else []
 
 
-def bind(path: str, source: str) -> None:
+def bind(source: Path, path: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if os.path.exists(path) and libc.mount(source.encode(), path.encode(), None, MS_BIND, None) < 0:
+    if libc.mount(os.fsencode(source), os.fsencode(path), None, MS_BIND, None) < 0:
         raise OSError(ctypes.get_errno(), f"mount over {path}")
 
 
 def another_machine(folder: Path, *, ipv6: bool) -> None:
     """In the namespaces: its names, its ids, its zone and its network of loopback alone."""
     socket.sethostname(HOST)
-    for path, text in (
-        ("/proc/sys/kernel/random/boot_id", BOOT_ID),
-        ("/etc/machine-id", MACHINE_ID),
-        ("/etc/hostname", HOST),
-        ("/etc/timezone", "Pacific/Chatham"),
-        ("/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {HOST}\n" + "::1 localhost ip6-localhost\n" * ipv6),
-    ):
-        source = folder / Path(path).name
-        source.write_text(text + "\n")
-        source.chmod(0o644)
-        bind(path, str(source))
-    bind("/etc/localtime", ZONE)
+    boot_id = folder / "boot_id"
+    boot_id.write_text(f"{BOOT_ID}\n")
+    boot_id.chmod(0o444)
+    bind(boot_id, "/proc/sys/kernel/random/boot_id")
+    # A copy of the whole folder: /etc/localtime is a link, and what is mounted over it would lie over the zone UTC.
+    etc = folder / "etc"
+    shutil.rmtree(etc, ignore_errors=True)
+    subprocess.run(["cp", "-a", "/etc", etc], check=True)
+    for name, text in {
+        "machine-id": MACHINE_ID,
+        "hostname": HOST,
+        "timezone": ZONE.partition("zoneinfo/")[2],
+        "hosts": f"127.0.0.1 localhost\n127.0.1.1 {HOST}\n" + "::1 localhost ip6-localhost\n" * ipv6,
+    }.items():
+        (etc / name).unlink(missing_ok=True)
+        (etc / name).write_text(f"{text}\n")
+        (etc / name).chmod(0o644)
+    (etc / "localtime").unlink(missing_ok=True)
+    (etc / "localtime").symlink_to(ZONE)
+    bind(etc, "/etc")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP_RUNNING))
     if not ipv6:
