@@ -19,7 +19,7 @@ SET = {"LANG": "C.UTF-8", "TZ": "UTC0", "HOME": "/nonexistent"}
 USUAL = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 UMASK = 0o022
 # Workers of the tests lie in it: their paths are URLs, and entries of lists, and have sockets below them.
-PLAIN = re.compile(r"/[\w./+-]{1,60}", re.ASCII)
+PLAIN = re.compile(r"/[\w./+-]{1,47}", re.ASCII)
 
 
 def leave_behind() -> None:

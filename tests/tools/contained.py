@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ PR_SET_CHILD_SUBREAPER = 36
 ENDING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))
 END_SECONDS = 10
 INTERRUPTED_SECONDS = 10  # the terminal interrupts pytest, too, which then says how far it came
+SHORT = re.compile(r"/[\w./+-]{1,12}", re.ASCII)  # what tests make below it has a plain name for them, too: machine.py
 KEPT = ("PATH", "HOME", "CI")
 
 
@@ -92,7 +94,7 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, signal.SIGCHLD})  # they wait for sigtimedwait(2)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0)
     above = os.environ.get("TMPDIR", "")
-    folder = tempfile.mkdtemp(prefix="sandboxrun-tests-", dir=above if machine.PLAIN.fullmatch(above) else "/tmp")
+    folder = tempfile.mkdtemp(prefix="sandboxrun-tests-", dir=above if SHORT.fullmatch(above) else "/tmp")
     env = {name: os.environ[name] for name in options.keep if name in os.environ}
     env |= {"LANG": "C.UTF-8", "TMPDIR": folder, "SANDBOXRUN_TESTS_FOLDER": folder}
     try:
