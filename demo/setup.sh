@@ -2,7 +2,7 @@
 # Make .venv and install the project with an extra (embedded, test), unless that was done since pyproject.toml changed.
 # VENV names another folder.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH= cd "$(dirname "$0")/.."
 extra=$1
 venv=${VENV:-.venv}
 stamp=$venv/.installed-$extra

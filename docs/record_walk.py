@@ -25,32 +25,42 @@ import dap
 
 from sandboxrun import client, embedded
 
-SECONDS = 30
+SECONDS = 60
 QUIET_SECONDS = 0.3
 PROMPT = "greeter> "
 HELLO = "Hello, "
 
 
-def stable(text: str) -> str:
-    """Without what differs from run to run."""
+# What belongs to one run, moment, machine or user, and what stands for it. The order counts: whole values before their parts.
+UNSTABLE = tuple(
+    (re.compile(pattern), word)
     for pattern, word in (
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z( +\+[\d.]+ m?s\b)?", "TIME"),
-        (r"(pidName) +\S+", r"\1 HOST"),
+        (r"^( *pid(?!Version)\w*) +\S.*$", r"\1 VALUE"),  # fields about the run: process, host, times
+        (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "UUID"),
+        (r"\b\d+-\d+\b", "ENTRY"),
         (r"\b[0-9a-f]{12,64}\b", "HEX"),
-        (r"\d+\.\d+\.\d+\.\d+:\d+", "ENDPOINT"),
-        (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/\d+", "HOST"),
-        (r"\d+-0\b", "ENTRY"),
-        (r"(pid\w*) +\d+", r"\1 NUMBER"),
-        (r"(process|pid) \d+", r"\1 PID"),
-        (r" *\+?[\d.]+ (ms|s|µs)\b", " DURATION"),
-        (r"seen \d+ s ago", "seen AGO"),
-    ):
-        text = re.sub(pattern, word, text)
+        (r"\b\d+\.\d+\.\d+\.\d+:\d+", "ENDPOINT"),
+        (r"\b(process|pid) \d+", r"\1 PID"),
+        (r" *\+?\b\d[\d.]* (µs|ms|s|min|h)\b", " DURATION"),
+    )
+)
+
+
+def stable(text: str) -> str:
+    """Without what differs from run to run and from machine to machine."""
+    text = "\n".join(reduced(line) for line in text.splitlines())
     lines = [re.sub(r" +", " ", line).removeprefix(PROMPT).strip() for line in text.splitlines()]
     blocks = "\n".join(line for line in lines if line).split("```")
     # What comes from the worker and from Redis at the same time has no order.
     blocks[1::2] = ["\n".join(sorted(block.splitlines())) for block in blocks[1::2]]
     return "```\n".join(blocks)
+
+
+def reduced(line: str) -> str:
+    for pattern, word in UNSTABLE:
+        line = pattern.sub(word, line)
+    return line
 
 
 class Walk:
@@ -232,7 +242,7 @@ def run_for_good(walk: Walk, url: str) -> None:
 def main() -> None:
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("walk.md")
     with tempfile.TemporaryDirectory() as name, embedded.server() as url:
-        walk = Walk(Path(name))
+        walk = Walk(Path(name).resolve())  # as programs print it
         developed(walk)
         debugged(walk)
         run_for_good(walk, url)

@@ -54,13 +54,19 @@ def server(*, unix_socket: bool = False, program: str | None = None) -> Iterator
     password = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="sandboxrun-redis-", ignore_cleanup_errors=True) as folder:
         if unix_socket:
+            from urllib.parse import quote
+
             path = os.path.join(folder, "redis.sock")
-            url, listen = f"unix://:{password}@{path}", f"port 0\nunixsocket {path}\nunixsocketperm 700\n"
+            url, listen = (
+                f"unix://:{password}@{quote(path)}",
+                f"port 0\nunixsocket {quoted(path)}\nunixsocketperm 700\n",
+            )
         else:
             port = _free_port()
             url, listen = f"redis://:{password}@127.0.0.1:{port}", f"bind 127.0.0.1\nport {port}\n"
         log = os.path.join(folder, "log")
-        settings = f'{listen}requirepass {password}\nsave ""\nappendonly no\ndir {folder}\nlogfile {log}\n'
+        files = f"dir {quoted(folder)}\nlogfile {quoted(log)}\n"
+        settings = f'{listen}requirepass {password}\nsave ""\nappendonly no\n{files}'
         process = subprocess.Popen(
             [program, "-"],  # settings on standard input: a password in argv could be read by everyone
             stdin=subprocess.PIPE,
@@ -78,6 +84,12 @@ def server(*, unix_socket: bool = False, program: str | None = None) -> Iterator
         finally:
             process.terminate()
             process.wait()
+
+
+def quoted(text: str) -> str:
+    """As one word of redis.conf: TMPDIR may have spaces, quotes or other alphabets in it."""
+    plain = frozenset(range(32, 127)) - frozenset(b'\\"')
+    return '"' + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(text)) + '"'
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: str) -> None:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import pytest
+
 CONFINE = Path(__file__).parent / "kernel" / "confine.py"
 FILTERS = tempfile.mkdtemp(prefix="sandboxrun-filters-")  # each process of the tests compiles a filter once
 atexit.register(shutil.rmtree, FILTERS, ignore_errors=True)
@@ -284,8 +286,19 @@ def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
+def needs_ipv6() -> None:
+    """Skips the test on a machine that has none, as in a container by default."""
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError as error:
+        pytest.skip(f"no IPv6 on this machine: {error.strerror}")
+
+
 @contextlib.contextmanager
 def listening(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> Iterator[Listener]:
+    if family == socket.AF_INET6:
+        needs_ipv6()
     listener = Listener(family, address)
     try:
         yield listener

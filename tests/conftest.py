@@ -9,7 +9,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import machine
+
+machine.leave_behind()
+
 from arena import Arena, Listener, listening
+from limit import (  # noqa: F401  # hooks
+    pytest_configure,
+    pytest_runtest_setup,
+    pytest_timeout_cancel_timer,
+    pytest_timeout_set_timer,
+    pytest_unconfigure,
+)
 
 from sandboxrun.errors import SandboxError
 from sandboxrun.sandbox import features
@@ -24,6 +35,15 @@ def _kernel() -> None:
         if os.environ.get("CI"):
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _policy() -> None:
+    """Unlike the user's, the administrator's policy has a fixed place."""
+    if os.path.exists("/etc/xdg/sandboxrun/policy.toml"):
+        pytest.fail(
+            "/etc/xdg/sandboxrun/policy.toml bounds the workers of the tests, too: move it for as long as they run"
+        )
 
 
 @pytest.fixture

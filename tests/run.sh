@@ -1,16 +1,20 @@
 #!/bin/sh
 # All tests: style, types, then the suite; as root, the suite runs once more as an ordinary user.
 set -eu
-cd "$(dirname "$0")/.."
-demo/setup.sh test
+CDPATH= cd "$(dirname "$0")/.."
 bin=${VENV:-.venv}/bin
-"$bin/ruff" check --quiet .
-"$bin/ruff" format --check --quiet .
-"$bin/mypy" --no-error-summary
+if [ -z "${SANDBOXRUN_TESTS_FOLDER:-}" ]; then
+    demo/setup.sh test
+    "$bin/ruff" check --quiet .
+    "$bin/ruff" format --check --quiet .
+    "$bin/mypy" --no-error-summary
+    # In a temporary folder of this run's own: pytest would tidy up after earlier ones, and stumble over what a killed run
+    # left. Whatever the caller's environment says stays outside, but for what pip needs.
+    exec "$bin/python" -I tests/tools/contained.py --keep VENV --keep CHAOS_REQUESTS --keep http_proxy --keep https_proxy \
+        --keep PIP_INDEX_URL --keep PIP_CONFIG_FILE tests/run.sh "$@"
+fi
 
-# A temporary folder of this run's own: pytest would tidy up after earlier ones, and stumble over what a killed run left.
-home=$(mktemp -d)
-trap 'chmod -R u+rwx "$home"; rm -rf "$home"' EXIT
+home=$SANDBOXRUN_TESTS_FOLDER
 mkdir "$home/tmp"
 TMPDIR="$home/tmp" "$bin/python" -m pytest -q -n 2 "$@"
 
@@ -23,7 +27,8 @@ if [ "$(id -u)" = 0 ]; then
     tar -c --exclude=./.venv --exclude=./.git --exclude=./demo/.state --exclude=__pycache__ . | tar -x -C "$home/user"
     chown -R "$user:$user" "$home/user"
     echo "once more as user $user"
-    env -i PATH=/usr/local/bin:/usr/bin:/bin HOME="$home/user" LANG=C.UTF-8 TMPDIR="$home/user/tmp" ${CI:+CI="$CI"} \
+    unset VENV
+    PATH=/usr/local/bin:/usr/bin:/bin HOME="$home/user" TMPDIR="$home/user/tmp" \
         setpriv --reuid "$user" --regid "$user" --clear-groups sh -c '
             cd "$HOME" && demo/setup.sh test && .venv/bin/python -m pytest -q -n 2 "$@"' sh "$@"
 fi

@@ -66,7 +66,7 @@ class Own:
 
     def __enter__(self) -> Own:
         self.folder = tempfile.TemporaryDirectory(prefix="own-redis-")
-        self._settings.insert(0, f"dir {self.folder.name}")
+        self._settings.insert(0, f"dir {embedded.quoted(self.folder.name)}")
         self.start()
         return self
 

@@ -34,7 +34,7 @@ _MSG_FASTOPEN = 0x20000000
 _PTRACE_SEIZE = 0x4206
 _CLONE_NEWUSER = 0x10000000
 _SYSTEM_V_PRIVATE, _IPC_RMID = 0, 0
-_RACES = 300
+_RACES, _RACE_SECONDS, _RACES_AT_LEAST = 300, 2, 30  # without the sandbox one in three is won
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -73,7 +73,10 @@ def tcp_race() -> None:
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        for _ in range(_RACES):
+        over_at = time.monotonic() + _RACE_SECONDS  # each takes some turns of the scheduler: long on a busy machine
+        for race in range(_RACES):
+            if race >= _RACES_AT_LEAST and time.monotonic() > over_at:
+                break
             time.sleep(0.00005)  # let the other thread run, and stop it anywhere
             with socket.socket() as sock:
                 try:

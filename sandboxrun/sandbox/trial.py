@@ -30,7 +30,7 @@ from sandboxrun.sandbox.supervisor import Supervisor
 
 _ATTEMPTS = os.path.join(os.path.dirname(__file__), "attempts.py")
 _KEY = "sandboxrun-check:1:h"
-_SECONDS = 30  # for a row of attempts; they take a tenth of one
+_SECONDS = 60  # for a row of attempts; they take a tenth of one, or twenty on a machine with much else to do
 _LIMITS = Limits(memory=1 << 30, threads=16, files=64, scratch=1 << 20, time=_SECONDS)
 _DEATH_SECONDS = 10.0
 _DESCRIPTOR = 250  # high, so that it is nobody else's

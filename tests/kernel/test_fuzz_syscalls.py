@@ -7,10 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from arena import needs_ipv6
+
 FUZZ = Path(__file__).parent / "fuzz_syscalls.py"
 
 
+@pytest.mark.timeout(330)
 def test_random_system_calls_reach_nobody_outside() -> None:
+    needs_ipv6()
     done = subprocess.run(
         [sys.executable, str(FUZZ), "7", "12", "2500"], capture_output=True, text=True, timeout=300, check=False
     )

@@ -11,7 +11,7 @@ import socket
 import textwrap
 
 import pytest
-from arena import Arena, Listener
+from arena import Arena, Listener, needs_ipv6
 from attack import RAW, X86_64, arrived, attempt, receiving
 
 # fmt: off
@@ -67,6 +67,7 @@ def test_udp_is_refused(arena: Arena, way: str) -> None:
 
 
 def test_udp_over_ipv6_is_refused(arena: Arena) -> None:
+    needs_ipv6()
     code = attempt("return socket.socket(10, 2).sendto(b'leak', ('::1', V['port']))")
     with receiving(socket.AF_INET6, ("::1", 0)) as receiver:
         arena.refused(code, "EPERM", works=4, allow={"net": "[::1]"}, port=receiver.port)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
-from arena import Arena, Listener, listening
+from arena import Arena, Listener, listening, needs_ipv6
 from attack import RAW, arrived, attempt
 
 FAST_OPEN = {
@@ -153,6 +153,8 @@ LISTEN = {
 
 @pytest.mark.parametrize("way", LISTEN)
 def test_listening_is_refused(arena: Arena, way: str) -> None:
+    if "IPv6" in way:
+        needs_ipv6()
     code = attempt(f"s = socket.socket()\n{textwrap.dedent(LISTEN[way])}\nreturn s.getsockname()[1] > 0")
     arena.refused(code, "EPERM", works=True, allow={"net": "127.0.0.0/8,[::1]"})
 

@@ -7,7 +7,7 @@ import errno
 import socket
 
 import pytest
-from arena import Arena, Listener, full_backlog, listening
+from arena import Arena, Listener, full_backlog, listening, needs_ipv6
 from attack import arrived, attempt
 
 CONNECT = """
@@ -205,6 +205,7 @@ def test_the_unspecified_ipv6_address_is_not_the_ipv4_loopback_of_a_bound_socket
     arena: Arena, listener: Listener
 ) -> None:
     """The kernel takes it for 127.0.0.1 where the socket is bound to a mapped address; [::1] is what is decided on."""
+    needs_ipv6()
     way: dict[str, object] = {"family": "AF_INET6", "host": "::", "bound": "::ffff:127.0.0.2", "port": listener.port}
     assert arena.unconfined(BOUND, **way).value == "hello"
     assert arrived(listener) == 1
@@ -373,6 +374,7 @@ def test_a_socket_that_gave_up_connecting_cannot_go_elsewhere(arena: Arena, list
 @pytest.mark.parametrize("address", ["64:ff9b::7f00:1", "2002:7f00:1::1"])
 @pytest.mark.parametrize("deny", ["127.0.0.1", "127.0.0.0/8", "localhost"])
 def test_a_denied_address_is_denied_behind_a_gateway(arena: Arena, address: str, deny: str) -> None:
+    needs_ipv6()
     code = "def attempt():\n    s = socket.socket(socket.AF_INET6)\n    s.setblocking(False)\n    return s.connect_ex((V['address'], 9))"
     free = arena.unconfined(code, address=address).value
     assert free in (errno.EINPROGRESS, errno.ENETUNREACH, errno.EHOSTUNREACH)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import redis
 from raw_host import RawHost
 
@@ -21,6 +22,7 @@ def demo(script: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.timeout(500)  # four demos
 def test_the_demo_shows_what_it_says_and_leaves_nothing(r: redis.Redis, redis_url: str, host: RawHost) -> None:
     for env in ({}, {"REDIS_URL": redis_url}, {"REDIS_URL": redis_url}):
         assert demo("clean.sh", **env).returncode == 0
@@ -51,6 +53,7 @@ def test_the_demo_shows_what_it_says_and_leaves_nothing(r: redis.Redis, redis_ur
     assert r.hgetall("demo-worker:1:h") == {"url": "somebody's own"}
 
 
+@pytest.mark.timeout(180)
 def test_clean_ends_a_running_worker(r: redis.Redis, redis_url: str, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "worker.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
     r.hset("demo-worker:1:h", mapping={"url": str(tmp_path), "version": "local", "madeBy": "sandboxrun demo"})

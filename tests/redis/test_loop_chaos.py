@@ -20,6 +20,7 @@ from runner import Runner
 
 from sandboxrun import embedded
 
+pytestmark = pytest.mark.timeout(60 + max(240, int(os.environ.get("CHAOS_REQUESTS", "0")) // 2))
 REQUESTS = int(os.environ.get("CHAOS_REQUESTS", "2000"))
 WORKERS = ("1", "2", "3", "4")
 POISON = (REQUESTS // 7, REQUESTS // 2)

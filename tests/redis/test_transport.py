@@ -76,9 +76,9 @@ def tls_server(folder: Path, names: str = "IP:127.0.0.1") -> Iterator[tuple[str,
     made = certificates.make(folder, names)
     settings = (
         "tls-auth-clients no",
-        f"tls-cert-file {made.certificate}",
-        f"tls-key-file {made.key}",
-        f"tls-ca-cert-file {made.authority}",
+        f"tls-cert-file {embedded.quoted(str(made.certificate))}",
+        f"tls-key-file {embedded.quoted(str(made.key))}",
+        f"tls-ca-cert-file {embedded.quoted(str(made.authority))}",
     )
     # Debian's has TLS, the one that comes with the extra has not.
     with servers.Own(*settings, program=servers.program("redis-7"), tls=True) as server:

@@ -382,7 +382,7 @@ def test_a_hash_is_a_config_or_one_line(shared: dict[bytes, bytes], own: dict[by
     assert worker.sha256 is None or bytes.fromhex(worker.sha256)
     loop = worker.loop
     numbers = (
-        loop.response_stream_limit, loop.request_stream_limit, loop.request_limit, loop.block_millis, loop.reply_expire_seconds,
+        loop.response_stream_limit, loop.response_stream_max, loop.request_stream_limit, loop.request_limit, loop.block_millis, loop.reply_expire_seconds,
         loop.max_deliveries, loop.takeover_millis,
     )  # fmt: skip
     assert all(least <= n <= most for n, (_, least, most) in zip(numbers, config.LOOP_NUMBERS.values(), strict=True))

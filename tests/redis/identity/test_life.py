@@ -77,6 +77,7 @@ def test_a_removed_pid_and_a_refused_start_leave_no_user(server: Server, run: Ru
     assert users(server) == []
 
 
+@pytest.mark.timeout(300)
 def test_users_of_supervisors_killed_a_hundred_times_do_not_survive_the_next_start(
     server: Server, run: Runner, tmp_path: Path
 ) -> None:
