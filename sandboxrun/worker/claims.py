@@ -25,6 +25,7 @@ from collections import deque
 
 from sandboxrun import keys
 from sandboxrun.connection import Connection, ReplyError, pack, translated
+from sandboxrun.errors import TakenOver
 from sandboxrun.worker.batch import EXEC, GROUP, MULTI, Entry, acknowledge
 from sandboxrun.worker.streams import order, pairs, read_command, read_entries
 
@@ -46,12 +47,18 @@ class Claims:
     Every method may raise ConnectionLost; then `open` makes a new connection and finds out what is still ours.
     """
 
-    def __init__(self, connection: Connection, loop: Loop, key: str, pid: str, *, sees_pid: bool = True) -> None:
-        """`sees_pid`: whether this login can read the hash. Where it cannot, sandboxrun alone looks at `pid`."""
+    def __init__(
+        self, connection: Connection, loop: Loop, key: str, pid: str, *, sees_pid: bool = True, token: str = ""
+    ) -> None:
+        """`sees_pid`: whether this login can read the hash. If it cannot, sandboxrun alone looks at `pid`. `token`: of this
+        run, compared with `pid`; a worker without sandboxrun has none."""
         self.connection, self.loop = connection, loop
         self.key, self.pid = key, pid.encode()
         self._sees_pid = sees_pid
-        self.look_at_pid = ("HGET", key, "pid") if sees_pid else ("ECHO", pid)
+        self.look_at_pid: Sequence[str] = ("HGET", key, "pid") if sees_pid else ("ECHO", pid)
+        self._held: bytes | list[bytes] = self.pid  # the reply to `look_at_pid` while `pid` is ours
+        if sees_pid and token:
+            self.look_at_pid, self._held = ("HMGET", key, "pid", "pidToken"), [self.pid, token.encode()]
         self._fence = keys.fence_key(loop.request_stream, loop.consumer_id)
         self._watch = b""  # WATCH F · HEXISTS F c
         self.keep_fence: Sequence[
@@ -71,6 +78,7 @@ class Claims:
         self.broken = False  # the fence: somebody took a claim from us, or the hash was removed
         self.answered = 0  # confirmed by Redis
         self.lost_pid = False
+        self.taken = False  # `pid` is another run's, which may read for the same consumer
         self.alone = True  # nobody reads for this consumer on another connection
         # Changes whenever an entry may have become another's, or be in hand already. What was read on another
         # connection since before such a change is ours only if Redis says so now: `still_ours`.
@@ -98,6 +106,22 @@ class Claims:
         if self._sees_pid:
             self._set_pid()
         self.verify()
+
+    def looked(self, found: Any) -> None:
+        """Take the reply to `look_at_pid`."""
+        if found != self._held:
+            self.lost_pid = True
+            values, own = (found, self._held) if isinstance(found, list) else ([found], [self.pid])
+            self.taken = any(
+                value.__class__ is bytes and value != mine for value, mine in zip(values, own, strict=True)
+            )
+
+    def _stop_if_taken(self) -> None:
+        """Raise TakenOver if another run has `pid`: what is in hand is the other's, for it may have our name, and a
+        fence of ours would break the other's."""
+        self.looked(self.exchange(self.look_at_pid)[0])
+        if self.taken:
+            raise TakenOver(f"{self.key} was taken over by another run: this one ends")
 
     def _set_pid(self) -> None:
         """Started without sandboxrun, say under a debugger, the pid is ours to set, and to remove. With a pidHost it was
@@ -172,12 +196,13 @@ class Claims:
         if isinstance(found, ReplyError):
             self._read_failed(found)
             found = None
-        if pid != self.pid:
-            self.lost_pid = True
+        if pid != self._held:
+            self.looked(pid)
         entries = read_entries(found)
         for entry in entries:
             self.hand[entry.xid] = entry
-        self.arrived.append((entries, count))
+        # Without `pid` nothing more is begun: what came is handed back at the end.
+        self.arrived.append(([] if self.lost_pid else entries, count))
 
     def _read_failed(self, error: ReplyError) -> None:
         text = str(error)
@@ -253,6 +278,7 @@ class Claims:
 
     def verify(self) -> None:
         """Make a new fence, drop what is not ours any more, and send again the replies that were not written."""
+        self._stop_if_taken()
         self.generation += 1
         mine = {*self.hand, *self.suspects}
         name = os.urandom(8).hex()
@@ -273,7 +299,7 @@ class Claims:
             raise made
         self._armed = watched == b"OK" and whole == 1
         self.broken = not self._armed
-        self.lost_pid = self.lost_pid or pid != self.pid
+        self.looked(pid)
         if mine:
             lost = mine - _ids(pending[0])
             self.hand = {xid: entry for xid, entry in self.hand.items() if xid not in lost}
@@ -351,6 +377,8 @@ class Claims:
 
     def leave(self) -> None:
         """Remove the fence, and `pid` where we set it."""
+        if self.taken:
+            return
         if self._own_pid and self.exchange(("HGET", self.key, "pid"))[0] == self.pid:
             self.exchange(("HDEL", self.key, "pid"))
         self.exchange(("DEL", self._fence))

@@ -86,7 +86,12 @@ class Worker:
         self._handlers: dict[str, Handler] = {type_ or context.type: found for type_, found in registered.items()}
         self._render = Renderer(loop, context.type, keys.dead_stream(context.type))
         self._claims = Claims(
-            context.connection, loop, context.key, str(os.getpid()), sees_pid=context.hash_url is None
+            context.connection,
+            loop,
+            context.key,
+            str(os.getpid()),
+            sees_pid=context.hash_url is None,
+            token=context.token,
         )
         self._claims.warn = self._warn
         self._lock = _thread.allocate_lock()  # around all that uses the claims; not held while a handler runs

@@ -365,6 +365,9 @@ class Tasks(Worker):
             except ConnectionLost as error:
                 self._lost(error, [])
                 return
+            except (SandboxrunError, ReplyError) as error:
+                self._stop(error)
+                return
         if not any(entry.sent for entry in self._claims.hand.values()):
             self._over.set()
         else:
