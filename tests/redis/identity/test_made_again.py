@@ -45,6 +45,10 @@ def ask(r: Any, seconds: float = 25) -> None:
     assert reply is not None and reply["code"] == 200
 
 
+def described(server: Server) -> dict[str, Any]:
+    return {name: server.r.execute_command("ACL", "GETUSER", name) for name in users(server)}
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("code", [ECHO, ECHO.replace("def handle", "async def handle")], ids=["plain", "async"])
 def test_a_user_that_was_removed_or_changed_comes_back_as_it_was(
@@ -53,11 +57,12 @@ def test_a_user_that_was_removed_or_changed_comes_back_as_it_was(
     write_worker(server, tmp_path, code)
     with run.start("t", "1") as process:
         ask(server.r)
-        before = {name: server.r.execute_command("ACL", "GETUSER", name) for name in users(server)}
-        for name in before:
-            WAYS[way](server.r, name)
-        wait_for(lambda: {name: server.r.execute_command("ACL", "GETUSER", name) for name in users(server)} == before)
-        ask(server.r)
+        before = described(server)
+        for _ in range(2):  # the first look of a watch makes it again in any case
+            for name in before:
+                WAYS[way](server.r, name)
+            wait_for(lambda: described(server) == before)
+            ask(server.r)
         assert process.poll() is None
         server.r.hdel("t:1:h", "pid")
         assert process.wait(20) == 0
