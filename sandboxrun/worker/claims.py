@@ -25,7 +25,7 @@ from collections import deque
 
 from sandboxrun import keys
 from sandboxrun.connection import Connection, ReplyError, pack, translated
-from sandboxrun.errors import TakenOver
+from sandboxrun.errors import ConnectionLost, LoginRefused, TakenOver
 from sandboxrun.worker.batch import EXEC, GROUP, MULTI, Entry, acknowledge
 from sandboxrun.worker.streams import order, pairs, read_command, read_entries
 
@@ -78,6 +78,7 @@ class Claims:
         self.broken = False  # the fence: somebody took a claim from us, or the hash was removed
         self.answered = 0  # confirmed by Redis
         self.lost_pid = False
+        self._admitted = self._opening = False  # whether this login could do all of it before
         self.taken = False  # `pid` is another run's, which may read for the same consumer
         self.alone = True  # nobody reads for this consumer on another connection
         # Changes whenever an entry may have become another's, or be in hand already. What was read on another
@@ -98,6 +99,14 @@ class Claims:
         self.connection.set_wait(self.block_millis / 1000)
         self.opened += 1
         self._opened_at = time.monotonic()
+        self._opening = True
+        try:
+            self._prepare()
+        finally:
+            self._opening = False
+        self._admitted = True
+
+    def _prepare(self) -> None:
         _, expire = self.exchange(
             ("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"),
             ("EXPIRE", keys.trace_key("-"), 1, "NX"),
@@ -109,6 +118,8 @@ class Claims:
 
     def looked(self, found: Any) -> None:
         """Take the reply to `look_at_pid`."""
+        if isinstance(found, ReplyError):
+            self._raise_passing(found)
         if found != self._held:
             self.lost_pid = True
             values, own = (found, self._held) if isinstance(found, list) else ([found], [self.pid])
@@ -177,6 +188,10 @@ class Claims:
         found = translated(error, self.connection.address.shown)
         if found is not error:
             raise found
+        if self._admitted and str(error).startswith("NOPERM"):
+            # Somebody has changed this worker's user; sandboxrun makes it again. While opening, the patience is bounded.
+            kind = LoginRefused if self._opening else ConnectionLost
+            raise kind(f"Redis at {self.connection.address.shown} refuses what it allowed before ({str(error)[:160]})")
 
     # --- reading and answering
 
@@ -209,6 +224,7 @@ class Claims:
         if text.startswith("UNBLOCKED"):  # what Redis before 7.2 says where the stream was removed under a read
             return
         if not text.startswith("NOGROUP"):
+            self._raise_passing(error)
             raise translated(error, self.connection.address.shown)
         self.exchange(("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"))
 
@@ -261,6 +277,7 @@ class Claims:
         if isinstance(results, ReplyError):  # EXECABORT: the reason is with the command that was refused
             self.broken = True  # whoever hears of it: what was to be written is written again, and all else waits
             reason = next((reply for reply in replies if isinstance(reply, ReplyError)), results)
+            self._raise_passing(reason)
             raise translated(reason, self.connection.address.shown)
         self._armed = watched == b"OK" and whole == 1
         self.broken = not self._armed or results is None

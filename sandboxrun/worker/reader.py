@@ -110,6 +110,9 @@ class Reader:
         generation = claims.generation
         connection.send(read_command(claims.look_at_pid, claims.loop, count, claims.block_millis))
         pid, found = connection.read_many(2)
+        for reply in (pid, found):
+            if isinstance(reply, ReplyError) and str(reply).startswith("NOPERM"):  # sandboxrun makes the user again
+                raise LoginRefused(f"Redis refuses what it allowed before ({str(reply)[:160]})")
         claims.looked(connection.checked(pid))  # LOADING is no lost pid
         if isinstance(found, ReplyError) and str(found).startswith("NOGROUP"):
             connection.pipeline([("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")])
