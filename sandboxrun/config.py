@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from sandboxrun import keys, settings
-from sandboxrun.errors import ConfigError
+from sandboxrun.errors import ConfigError, NotConfigured
 from sandboxrun.limits import LIMITS, Limits
 from sandboxrun.permissions import KINDS, VERDICTS, Permissions, parse_list
 from sandboxrun.records import field, record
@@ -161,14 +161,14 @@ def parse_worker(
     own_fields = read_fields(own, key)
     fields = {**read_fields(shared, keys.type_key(type_)), **own_fields}
     if not own_fields:
-        raise ConfigError(f"{key} does not exist: make it with HSET {key} url URL version VERSION")
+        raise NotConfigured(f"{key} does not exist: make it with HSET {key} url URL version VERSION")
     if fields.get("type", type_) != type_:
         raise ConfigError(
             f"field type of {key} is {fields['type'][:80]!r}, but the key says {type_!r}: make them the same"
         )
     for name in ("url", "version"):
         if not fields.get(name):
-            raise ConfigError(f"{key} has no {name}: set it with HSET {key} {name} VALUE")
+            raise NotConfigured(f"{key} has no {name}: set it with HSET {key} {name} VALUE")
     asked, warnings = _permissions(fields, key)
     permissions = asked.permissions.union(extra) if extra is not None else asked.permissions
     inspect = inspect or asked.inspect

@@ -323,6 +323,17 @@ class Connection:
         except ProtocolError as error:
             raise self._lost(error) from error
 
+    def first_bytes(self, count: int) -> bytes:
+        """The next `count` bytes, of a reply that is too large to be read; then the connection is closed."""
+        data = b""
+        try:
+            while self._socket is not None and len(data) < count and (part := self._socket.recv(count - len(data))):
+                data += part
+        except OSError as error:
+            raise self._lost(error) from error
+        self.close()
+        return data
+
     def pipeline(self, commands: Sequence[Sequence[str | bytes | int | float]]) -> list[Any]:
         """The replies to several commands that are sent as one; errors of Redis among them are ReplyErrors."""
         self.send(b"".join([pack(*command) for command in commands]))

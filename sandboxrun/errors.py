@@ -29,6 +29,12 @@ class FetchError(SandboxrunError):
     exit_code = 69  # EX_UNAVAILABLE
 
 
+class ConfigGone(SandboxrunError):
+    """The hash that the worker was started from was removed while it ran, or Redis has lost it."""
+
+    exit_code = 66  # EX_NOINPUT
+
+
 class SandboxError(SandboxrunError):
     """The kernel, or this host's configuration, cannot give the boundary. Nothing was run."""
 
@@ -36,7 +42,7 @@ class SandboxError(SandboxrunError):
 
 
 class AlreadyRunningError(SandboxrunError):
-    """The worker's `pid` belongs to a living process."""
+    """The worker's `pid` belongs to another living process, or another run took it over."""
 
     exit_code = 73  # EX_CANTCREAT
 
@@ -57,6 +63,10 @@ class ConfigError(SandboxrunError):
     """A hash field, an option, the policy file or the key on standard input is wrong."""
 
     exit_code = 78  # EX_CONFIG
+
+
+class NotConfigured(ConfigError):
+    """There is no hash for the worker, or it has no url or version yet."""
 
 
 class SecretError(ConfigError):
@@ -110,6 +120,12 @@ class ConnectionLost(StoreError):
 
 class LoginRefused(StoreError):
     """Redis does not let us in. It may again: a server that was started anew, or took over, learns its users later."""
+
+
+class TakenOver(StoreError):
+    """Another run has this worker's `pid` now."""
+
+    exit_code = 73  # EX_CANTCREAT
 
 
 class NotSent(CallError, ConnectionLost):

@@ -14,7 +14,7 @@ from typing import Any
 
 from sandboxrun import keys
 from sandboxrun.connection import Connection, ReplyError
-from sandboxrun.errors import ConfigError, ConnectionLost
+from sandboxrun.errors import ConfigError, ConnectionLost, StoreError
 from sandboxrun.identity import Owner
 from sandboxrun.lease import LEASE_SECONDS, PID_FIELDS, holder, is_alive, this_host
 
@@ -103,13 +103,12 @@ def find(
 ) -> Found:
     """The hashes of workers, of one type or of all. `known`: some that there may be, which are looked at in any case."""
     found = {worker for worker in known if type_ in (None, worker[0])}
-    connection.receive_most = connection.received + SCAN_MAX_BYTES
-    users = connection.pipeline([("ACL", "USERS")])[0]
-    for name in users if isinstance(users, list) else ():
+    users = _at_most(connection, SCAN_MAX_BYTES, [("ACL", "USERS")])
+    cut = f"ACL USERS has more than {SCAN_MAX_BYTES >> 20} MiB, so not read" if users is None else ""
+    for name in users[0] if users is not None and isinstance(users[0], list) else ():
         owner = Owner.of_user(name.decode("utf-8", "replace"))
         _add(found, owner.key if owner is not None else "", type_)
-    cut = _scan(connection, type_, found, seconds)
-    connection.receive_most = 0
+    cut = _scan(connection, type_, found, seconds) or cut
     if len(found) > WORKERS_MAX:
         cut = f"there are more than {WORKERS_MAX} hashes of workers, and no more are shown"
     return Found(sorted(found)[:WORKERS_MAX], cut)
@@ -121,10 +120,11 @@ def _scan(connection: Connection, type_: str | None, found: set[tuple[str, str]]
     until = time.monotonic() + seconds
     pattern = keys.worker_key(type_ or "*", "*")
     while True:
-        connection.receive_most = connection.received + SCAN_MAX_BYTES
-        reply = connection.pipeline([
-            ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT, "TYPE", "hash")
-        ])[0]  # fmt: skip
+        command = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT, "TYPE", "hash")
+        replies = _at_most(connection, SCAN_MAX_BYTES, [command])
+        if replies is None:
+            return f"names of keys have more than {SCAN_MAX_BYTES >> 20} MiB, so that not all were looked at: name TYPE and ID"
+        reply = replies[0]
         if isinstance(reply, ReplyError):
             return "this Redis login may not SCAN, so that only workers with a login of their own, and those of this host, are found"
         cursor, names = reply
@@ -190,32 +190,49 @@ def _values(connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]])
     return found
 
 
+def read_pids(connection: Connection, keys_: Sequence[str]) -> list[list[Any]]:
+    """PID_FIELDS of each hash. Raises StoreError for more than PAGE_MAX_BYTES, of which no supervisor writes any."""
+    found = _bounded(connection, [(key, PID_FIELDS) for key in keys_], PAGE_MAX_BYTES)
+    if found is None:
+        raise StoreError(
+            f"the pid fields of {keys_[0]} and {len(keys_) - 1} others have more than {PAGE_MAX_BYTES >> 20} MiB: look with "
+            "HSTRLEN, and remove what somebody put there with HDEL"
+        )
+    return [values if values is not None else [None] * len(PID_FIELDS) for values in found]
+
+
 def _bounded(
     connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]], most: int
 ) -> list[list[Any] | None] | None:
-    if not connection.is_open:
-        connection.open()
-    connection.receive_most = connection.received + most
-    try:
-        replies = connection.pipeline([("HMGET", key, *fields) for key, fields in wanted])
-    except ConnectionLost:
-        if connection.received <= connection.receive_most:
-            raise
+    replies = _at_most(connection, most, [("HMGET", key, *fields) for key, fields in wanted])
+    if replies is None:
         return None
-    finally:
-        connection.receive_most = 0
     for reply in replies:
         if isinstance(reply, ReplyError) and not str(reply).startswith("WRONGTYPE"):
             connection.checked(reply)
     return [None if isinstance(reply, ReplyError) else reply for reply in replies]
 
 
+def _at_most(connection: Connection, most: int, commands: Sequence[Sequence[Any]]) -> list[Any] | None:
+    """The replies, or None if they have more bytes together; then the connection is a new one."""
+    connection.receive_most = connection.received + most
+    try:
+        return connection.pipeline(commands)
+    except ConnectionLost:
+        if connection.received <= connection.receive_most:
+            raise
+    finally:
+        connection.receive_most = 0
+    connection.open()
+    return None
+
+
 def _with_pending(connection: Connection, workers: list[Worker]) -> list[Worker]:
     """Add how many requests each has begun: one summary a stream."""
     streams = sorted({worker.stream for worker in workers if worker.state in (State.RUNNING, State.STALE)})
     counts: dict[str, dict[str, int]] = {}
-    replies = connection.pipeline([("XPENDING", stream, GROUP) for stream in streams]) if streams else []
-    for stream, reply in zip(streams, replies, strict=True):
+    for stream in streams:
+        reply = (_at_most(connection, PAGE_MAX_BYTES, [("XPENDING", stream, GROUP)]) or [None])[0]
         if isinstance(reply, list) and len(reply) == 4:
             counts[stream] = {_text(name): int(count) for name, count in reply[3] or ()}
     return [

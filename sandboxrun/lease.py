@@ -5,11 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from sandboxrun.records import record
+
 # What stands beside `pid` while a worker runs, so that a left-over pid can be told from a living one, and what says to
 # people where and what it is: the host's name, since when (Redis's clock, in seconds), and the version that runs.
 _LEASE_FIELDS = ("pid", "pidHost", "pidStarted", "pidSeen")
-PID_FIELDS = (*_LEASE_FIELDS, "pidName", "pidSince", "pidVersion")
+# The token is random and new for each run: pid numbers are equal in containers.
+PID_FIELDS = (*_LEASE_FIELDS, "pidName", "pidSince", "pidVersion", "pidToken")
 LEASE_SECONDS = 20  # a worker on another host that was not seen for so long counts as dead
+
+
+def new_token() -> str:
+    """A token that no other run has: 128 random bits in hexadecimal."""
+    return os.urandom(16).hex()
+
+
+@record
+class Run:
+    """One run of a worker, as its `pid` fields name it. `stands_on`: the hashes that its configuration came from."""
+
+    key: str
+    pid: int
+    token: str
+    stands_on: tuple[str, ...] = ()
 
 
 def holder(values: Sequence[bytes | None]) -> dict[str, str | None]:

@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Mapping
 
-from sandboxrun import approval, keys, trace
+from sandboxrun import approval, configuration, ending, keys, trace
 from sandboxrun.audit import JOURNAL, Audit
 from sandboxrun.ceiling import Ceiling
-from sandboxrun.config import WorkerConfig, parse_worker
+from sandboxrun.config import WorkerConfig
 from sandboxrun.connection import Address, parse_url
 from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxrunError, StoreError
 from sandboxrun.fetch import Artifact, obtain
@@ -24,6 +24,7 @@ from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
 from sandboxrun.files import write_whole
 from sandboxrun.folders import Folders
+from sandboxrun.lease import Run, new_token
 from sandboxrun.log import Log
 from sandboxrun.login import Login, admitted
 from sandboxrun.permissions import NetTarget, Permissions
@@ -37,6 +38,7 @@ from sandboxrun.sandbox.scratch import scratch_folder
 from sandboxrun.sandbox.supervisor import Supervisor
 from sandboxrun.secrets import KEY_LINE_MAX_BYTES, parse_key_line
 from sandboxrun.store import REDIS_ACL, REDIS_PASSWORD, Store
+from sandboxrun.watch import Loss
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class RunOptions:
     audit: tuple[str, ...] = ()  # files, or "journal"
     inspect: Inspect | None = None
     output_log: bool = True  # what the worker prints is kept, for `sandboxrun logs`
+    wait: bool = False  # for Redis and for the hash, instead of ending
     standby: int | None = None  # a descriptor: start when a byte can be read from it, or not at all when it is closed
 
 
@@ -86,6 +89,9 @@ def run(options: RunOptions, log: Log, born: Birth | None = None) -> int:
         audit.record("run", "asked", redis=parse_url(options.redis_url).shown, reload=options.reload)
         try:
             code = _start(options, key, born, audit, log, kept)
+        except ending.Signalled as signalled:
+            log.debug("stop", f"ended by signal {signalled.number} before the worker began")
+            code = signalled.exit_code
         except AlreadyRunningError:  # the log is that of the one that runs
             raise
         except SandboxrunError as error:
@@ -136,10 +142,15 @@ def _raise_descriptor_limit() -> None:
 
 
 def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit, log: Log, kept: OutputLog) -> int:
-    shared, own = store.read(options.type, options.id)
-    trace.mark("hash read")
-    config = parse_worker(
-        options.type, options.id, shared, own, extra=options.extra, limits=options.limits, inspect=options.inspect
+    config, stands_on = configuration.read(
+        store,
+        options.type,
+        options.id,
+        extra=options.extra,
+        limits=options.limits,
+        inspect=options.inspect,
+        wait=options.wait,
+        log=log,
     )
     audit.about(version=config.version)
     folders = Folders.of_user()
@@ -166,7 +177,9 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
     _agree(options, config, ceiling, folders, artifact, audit)
     trace.mark("agreed")
     key_line = _read_key() if config.has_secrets else None
+    ending.defer()
     with scratch_folder(folders.scratch) as scratch, admitted(config, ceiling, store, options.degraded, log) as login:
+        ending.check()
         trace.mark("Redis identity made")
         interpreter = this_interpreter()
         with contextlib.suppress(OSError):  # it is there before anything that contains it is granted
@@ -174,6 +187,7 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
         policy = policy_for(config, source, store.address, folders, interpreter, scratch, ceiling, options)
         trace.mark("policy built")
         script = _script(source, artifact)
+        run_ = Run(config.key, child.pid, new_token(), stands_on)
         env = _environment(config, login, scratch)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
         child.check_supervision()
@@ -190,6 +204,7 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
             env=env,
             kept=folders.filters,
             inspect=config.inspect.plan if config.inspect is not None else None,
+            token=run_.token,
         )
         supervisor = Supervisor(
             child,
@@ -203,7 +218,7 @@ def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit
         )
         trace.mark("supervisor made")
         try:
-            return _live(supervisor, child, store, config, artifact, key_line, log)
+            return _live(supervisor, child, store, run_, config.version, artifact, key_line, log)
         finally:
             supervisor.close()
 
@@ -255,32 +270,47 @@ def _live(
     supervisor: Supervisor,
     child: Child,
     store: Store,
-    config: WorkerConfig,
+    run_: Run,
+    version: str,
     artifact: Artifact,
     key_line: bytes | None,
     log: Log,
 ) -> int:
     supervisor.resolver.pin_denied()
     supervisor.handle_signals()
-    store.claim(config.key, child.pid, version=config.version)
-    trace.mark("pid claimed")
+    ending.check()
+    losses: list[Loss] = []
+
+    def lost(loss: Loss) -> None:
+        losses.append(loss)
+        supervisor.stop(loss.reason)
+
+    code = None
     try:
-        store.watch(config.key, child.pid, lost=supervisor.stop, warn=lambda message: supervisor.warn("redis", message))
+        store.claim(run_, version=version)
+        trace.mark("pid claimed")
+        store.watch(run_, lost=lost, warn=lambda message: supervisor.warn("redis", message))
         threading.Thread(target=_give_key, args=(child, key_line), daemon=True).start()
         log.info(
             "start",
-            f"{config.key} runs {artifact.origin} as process {child.pid}",
+            f"{run_.key} runs {artifact.origin} as process {child.pid}",
             pid=child.pid,
             sha256=artifact.sha256,
         )
         gc.freeze()  # all that a run has made so far stays until its end
         gc.enable()
-        return supervisor.serve()
+        code = supervisor.serve()
     finally:
         try:
-            store.release(config.key, child.pid)
+            loss = store.release(run_)
+            if loss is not None and code is not None and not losses:  # the worker saw it first
+                log.warning("stop", loss.reason)
+                losses.append(loss)
         except StoreError as error:
-            log.warning("redis", f"{error}; field pid of {config.key} stays, and blocks nothing")
+            log.warning("redis", f"{error}; field pid of {run_.key} stays, and blocks nothing")
+    # Whoever ends the run by a signal gets the worker's own code, whatever became of the hash meanwhile.
+    lost_code = losses[0].exit_code if losses and not supervisor.signalled else None
+    return code if lost_code is None else lost_code
 
 
 def policy_for(

@@ -128,6 +128,11 @@ def parse_loop(fields: Mapping[str, str], type_: str, id_: str) -> Loop:
     numbers = {name: number(fields.get(name), name, key, *bounds) for name, bounds in LOOP_NUMBERS.items()}
     names = {name: fields.get(name) or None for name in LOOP_NAMES}
     for name, value in names.items():
+        quote = next((c for c in value or "" if c in "\"'"), "") if name != "consumerId" else ""
+        if quote:  # Redis splits its rules at them, and the worker would have no streams
+            raise ConfigError(
+                f"field {name} of {key} has {quote}, which Redis cannot have in a rule of its ACL: leave it out"
+            )
         if value is not None and (len(value) > 256 or not value.isprintable() or " " in value):
             raise ConfigError(
                 f"field {name} of {key} is not a key name: expected up to 256 printable characters without a space"

@@ -12,7 +12,7 @@ from typing import Any
 from sandboxrun import keys
 from sandboxrun.connection import Connection, ReplyError
 from sandboxrun.errors import ConfigError, StoreError
-from sandboxrun.fleet import State, state_of
+from sandboxrun.fleet import State, read_pids, state_of
 from sandboxrun.lease import PID_FIELDS, holder, start_time, this_host
 from sandboxrun.sandbox import group
 
@@ -71,10 +71,10 @@ def _wait(
     begun = time.monotonic()
     while waiting:
         passed = time.monotonic() - begun
-        replies = connection.pipeline([("HMGET", keys.worker_key(*w), *PID_FIELDS) for w in waiting])
+        replies = read_pids(connection, [keys.worker_key(*worker) for worker in waiting])
         for worker, reply in zip(list(waiting), replies, strict=True):
             held, before = waiting[worker]
-            now = holder(connection.checked(reply))
+            now = holder(reply)
             end = ended(held, now)
             if end is None and passed >= timeout:
                 end = _at_last(connection, keys.worker_key(*worker), held)
@@ -87,7 +87,7 @@ def _wait(
 
 def ended(held: Held, now: Held) -> End | None:
     """Whether the run of which `held` tells is over, from what the hash says `now`; None where it is not."""
-    if now["pid"] is not None:  # removed by us, so that it is another's
+    if now["pid"] is not None or now["pidToken"] not in (None, held["pidToken"]):  # it was removed, so it is another's
         return End.RESTARTED
     if held["pidHost"] is None:
         return None if _there(held) else End.ENDED
@@ -136,19 +136,18 @@ def _ask(connection: Connection, key: str, *, only_stale: bool) -> tuple[State, 
 
 def _remove(connection: Connection, key: str, held: Held) -> None:
     """What a dead run has left, unless another has begun."""
-    _change(connection, key, lambda state: PID_FIELDS if state != State.RUNNING else ())
+    _change(connection, key, lambda state: PID_FIELDS if state != State.RUNNING else (), only=held["pidToken"])
 
 
 def _change(
-    connection: Connection, key: str, wanted: Callable[[State], Sequence[str]]
-) -> tuple[State, Held]:  # fmt: skip
+    connection: Connection, key: str, wanted: Callable[[State], Sequence[str]], *, only: str | None = None
+) -> tuple[State, Held]:
+    """Remove the wanted fields, of the run with the token `only` if it is given; what was there before."""
     for _ in range(TRIES):
-        _, values, at = [connection.checked(reply) for reply in connection.pipeline([
-            ("WATCH", key), ("HMGET", key, *PID_FIELDS), ("TIME",)
-        ])]  # fmt: skip
-        held = holder(values)
-        state = state_of(held, key, int(at[0]))
-        fields = wanted(state)
+        connection.call("WATCH", key)
+        held = holder(read_pids(connection, [key])[0])
+        state = state_of(held, key, int(connection.call("TIME")[0]))
+        fields = wanted(state) if only in (None, held["pidToken"]) else ()
         if not fields:
             connection.call("UNWATCH")
             return state, held

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from sandboxrun import keys
 from sandboxrun.config import FIELDS_MAX, READ_FIELDS, not_a_hash, too_long, too_many, value_limit, wanted_fields
 from sandboxrun.connection import Address, Connection, ReplyError, refused
-from sandboxrun.errors import AlreadyRunningError, ConfigError, ConnectionLost, SandboxError, StoreError
+from sandboxrun.errors import AlreadyRunningError, ConfigError, ConfigGone, ConnectionLost, SandboxError, StoreError
 from sandboxrun.identity import Identity, Owner, User
-from sandboxrun.lease import PID_FIELDS, holder, is_alive, start_time, this_host
+from sandboxrun.lease import PID_FIELDS, Run, holder, is_alive, start_time, this_host
+from sandboxrun.watch import Loss, Watch, fields_left
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
 TIMEOUT_SECONDS = 5.0
-WATCH_SECONDS = 0.5  # how soon a removed pid is noticed
-LEASE_REFRESH_TICKS = 10  # of WATCH_SECONDS
 HASHES_MAX_BYTES = 16 * 1024 * 1024  # of both: all fields that are read at their longest, and their names
 CLAIM_TRIES = 100  # against others who change the hash at the same time
 SELECTORS_SINCE = 7  # the first Redis whose ACL has selectors; every Valkey says it is one
@@ -47,6 +46,7 @@ class Store:
         self._connection.ask_first = _ANYBODY
         self._selectors = False
         self._users: tuple[User, ...] = ()
+        self._rivals: list[str] = []  # users of other runs of the same worker
         self._users_lock = _thread.allocate_lock()
         self._closing = _thread.allocate_lock()  # held until it closes: to wait for it with a time-out
         self._closing.acquire()
@@ -72,14 +72,13 @@ class Store:
             commands += [("TYPE", name), ("HLEN", name), ("HKEYS", name), ("HMGET", name, *READ_FIELDS)]
         commands += [("HELLO",), ("HMGET", names[1], *PID_FIELDS), ("TIME",)]
         # Whoever can write to Redis must not fill our memory: what comes is bounded, and what was too much is named.
-        self._connection.receive_most = HASHES_MAX_BYTES
+        before = self._connection.received
         try:
             replies = self._pipeline(commands)
         except ConnectionLost:
-            if self._connection.received <= HASHES_MAX_BYTES:
+            if self._connection.received <= before + HASHES_MAX_BYTES:
                 raise
             replies = []
-        self._connection.receive_most = 0
         if not replies:
             raise ConfigError(self._too_much(names))
         shared, own = (
@@ -103,7 +102,9 @@ class Store:
                 self.dismiss()
             self._users = ()
             raise SandboxError(self._no_acl(error))
-        self._sweep(owner, [name.decode("utf-8", "replace") for name in names], {user.name for user in users})
+        others = [text for name in names if (text := name.decode("utf-8", "replace")) not in {u.name for u in users}]
+        self._sweep(owner, others)
+        self._rivals = [name for name in others if (of := Owner.of_user(name)) is not None and of.key == owner.key]
         return users
 
     def dismiss(self) -> None:
@@ -122,33 +123,49 @@ class Store:
             self._ask([("ACL", "DELUSER", *dead)])
         return dead
 
-    def claim(self, key: str, pid: int, *, version: str) -> None:
+    def claim(self, run: Run, *, version: str) -> None:
         """Set `pid` unless a living worker has it; of two that try at once, one succeeds. Raises AlreadyRunningError."""
-        mine = ("pid", pid, "pidHost", this_host(), "pidStarted", start_time(pid) or 0)
+        mine = ("pid", run.pid, "pidToken", run.token, "pidHost", this_host(), "pidStarted", start_time(run.pid) or 0)
         about = ("pidName", os.uname().nodename, "pidVersion", version)
         for _ in range(CLAIM_TRIES):
-            _, values, time = self._ask([("WATCH", key), ("HMGET", key, *PID_FIELDS), ("TIME",)])
-            now = self._check_free(key, values, time)
-            if self._transaction([("HSET", key, *mine, *about, "pidSeen", now, "pidSince", now)]):
+            _, kind, values, time = self._ask([
+                ("WATCH", run.key), ("TYPE", run.key), ("HMGET", run.key, *PID_FIELDS), ("TIME",)
+            ])  # fmt: skip
+            if kind == b"none" and run.key in run.stands_on:  # and must not come back with nothing but a pid
+                raise ConfigGone(f"{run.key} was removed while the worker was being started")
+            now = self._check_free(run.key, values, time)
+            if self._transaction([("HSET", run.key, *mine, *about, "pidSeen", now, "pidSince", now)]):
+                self._dismiss_rivals(run.key)
                 return  # else the hash changed meanwhile: look again
-        raise StoreError(f"{key} changes so often that field pid cannot be set: find out who writes to it")
+        raise StoreError(f"{run.key} changes so often that field pid cannot be set: find out who writes to it")
 
-    def release(self, key: str, pid: int) -> None:
-        """Remove `pid`, and what stands beside it, if it is still ours or gone already, and the run's users; ends the watch."""
+    def release(self, run: Run) -> Loss | None:
+        """Remove `pid`, and the fields beside it, if they are still this run's, and the run's users; ends the watch.
+
+        Returns why the run had lost its `pid`, if it had.
+        """
         self._close()
+        loss: Loss | None = None
         with self._users_lock:
             for _ in range(CLAIM_TRIES):
-                _, found = self._last([("WATCH", key), ("HGET", key, "pid")])
-                ours = found in (str(pid).encode(), None)
-                commands: Commands = [("HDEL", key, *PID_FIELDS)] if ours else []
+                self._last([("WATCH", run.key)])
+                with self._translated():
+                    try:
+                        loss, fields = fields_left(self._connection, run)
+                    except ReplyError as error:
+                        raise refused(error, self.address.shown) from error
+                commands: Commands = [("HDEL", run.key, *fields)] if fields else []
                 commands += [self._delete_users()] if self._users else []
                 if not commands or self._transaction(commands):
                     self._users = ()
-                    return
+                    break
+        return loss
 
-    def watch(self, key: str, pid: int, *, lost: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        """Start a thread that calls `lost` once when `pid` is removed or changed. Redis being away is no loss."""
-        _thread.start_new_thread(self._watch, (key, pid, lost, warn))
+    def watch(self, run: Run, *, lost: Callable[[Loss], None], warn: Callable[[str], None]) -> None:
+        """Start a thread that calls `lost` once when `pid` is removed or changed. An outage of Redis does not count."""
+        connection = self._new_connection()
+        ended = lambda seconds: self._closing.acquire(timeout=seconds)  # noqa: E731
+        Watch(connection, run, lost=lost, warn=warn, readmit=self._readmit, ended=ended).start()
 
     def close(self) -> None:
         self._close()
@@ -165,11 +182,16 @@ class Store:
     # --- asking
 
     def _pipeline(self, commands: Commands) -> list[Any]:
-        """The replies, errors among them. Raises StoreError."""
+        """The replies, errors among them, with HASHES_MAX_BYTES at most. Raises StoreError."""
+        connection = self._connection
         with self._translated():
-            if not self._connection.is_open:
-                self._connection.open()
-            return self._connection.pipeline(commands)
+            if not connection.is_open:
+                connection.open()
+            connection.receive_most = connection.received + HASHES_MAX_BYTES
+            try:
+                return connection.pipeline(commands)
+            finally:
+                connection.receive_most = 0
 
     def _ask(self, commands: Commands) -> list[Any]:
         """The replies, none of which is an error."""
@@ -232,9 +254,16 @@ class Store:
             f"--allow-degraded={REDIS_ACL} gives the worker this login itself"
         )
 
-    def _sweep(self, ours: Owner, names: list[str], made: set[str]) -> None:
+    def _dismiss_rivals(self, key: str) -> None:
+        """Remove the users of the runs that this one took `key` over from: what still reads with them stops at once."""
+        if self._rivals:
+            rivals, self._rivals = self._rivals, []
+            with contextlib.suppress(StoreError):  # a worker also ends by the token that it finds
+                self._ask([("ACL", "DELUSER", *rivals)])
+
+    def _sweep(self, ours: Owner, names: list[str]) -> None:
         """Remove the users whose supervisor is dead."""
-        dead = self._dead(ours, [name for name in names if name not in made])
+        dead = self._dead(ours, names)
         if dead:
             self._ask([("ACL", "DELUSER", *dead)])
 
@@ -264,48 +293,11 @@ class Store:
             )
         return now
 
-    def _watch(self, key: str, pid: int, lost: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        """On a connection of its own: one that waits must not keep the end of a run waiting."""
-        connection, mine = self._new_connection(), str(pid).encode()
-        away, ticks = False, 0
-        while not self._closing.acquire(timeout=WATCH_SECONDS):
-            ticks += 1
-            try:
-                if not connection.is_open:
-                    connection.open()
-                    self._readmit(connection)
-                found = connection.call("HGET", key, "pid")
-                if found == mine and ticks % LEASE_REFRESH_TICKS == 0:
-                    _refresh(connection, key, mine)
-            except (StoreError, ReplyError) as error:
-                connection.close()
-                if not away and not self._closed:
-                    warn(f"{error}; the worker goes on, and its pid is watched again once Redis is back")
-                away = True
-                continue
-            away = False
-            if self._closed:
-                break  # we removed it ourselves
-            if found != mine:
-                what = "removed" if found is None else f"changed to {found.decode('utf-8', 'replace')[:32]!r}"
-                lost(f"field pid of {key} was {what}: ending the worker")
-                break
-        connection.close()
-
     def _readmit(self, connection: Connection) -> None:
-        """Behind a new connection there may be a server that was started anew, or one that took over: it knows no users."""
+        """Make the run's users again, unless it has ended."""
         with self._users_lock:
             for user in self._users if not self._closed else ():
                 connection.call(*_set_user(user))
-
-
-def _refresh(connection: Connection, key: str, mine: bytes) -> None:
-    """Renew the lease, in a transaction: a hash deleted meanwhile must not come back."""
-    _, found, time = connection.pipeline([("WATCH", key), ("HGET", key, "pid"), ("TIME",)])
-    if found == mine:
-        connection.pipeline([("MULTI",), ("HSET", key, "pidSeen", time[0]), ("EXEC",)])
-    else:
-        connection.call("UNWATCH")
 
 
 def _set_user(user: User) -> tuple[str, ...]:

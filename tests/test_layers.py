@@ -20,7 +20,9 @@ LAYERS: dict[str, set[str]] = {
     "connection": BASE | {"tls", "nonblocking"},
     "nonblocking": set(),
     "tls": BASE | {"connection"},  # its types
-    "lease": set(),
+    "lease": BASE,
+    "watch": BASE | {"connection", "lease"},
+    "ending": set(),
     "keys": BASE,
     "limits": BASE,
     "permissions": BASE,
@@ -30,8 +32,9 @@ LAYERS: dict[str, set[str]] = {
     "config": BASE | {"keys", "limits", "permissions", "settings", "inspection"},
     "identity": BASE | {"keys", "permissions", "config"},
     "fetch": PURE | {"fetch", "__version__"},
-    "sandbox": PURE | {"sandbox", "log", "trace"},
-    "store": PURE | {"connection", "lease"},
+    "sandbox": PURE | {"sandbox", "log", "trace", "ending"},
+    "store": PURE | {"connection", "lease", "watch"},
+    "configuration": PURE | {"connection", "store", "log", "trace"},
     "secrets": PURE,
     "ceiling": PURE,
     "policyfile": PURE | {"ceiling"},
@@ -45,7 +48,7 @@ LAYERS: dict[str, set[str]] = {
     "folders": PURE | {"ceiling", "policyfile", "sandbox"},
     "login": PURE | {"lease", "store", "log", "ceiling"},
     "run": PURE
-    | {"login"}
+    | {"login", "configuration", "ending", "watch"}
     | {"connection", "lease", "fetch", "sandbox", "store", "secrets", "log", "folders", "ceiling", "approval", "audit"}
     | {"trace"},
     "dev": PURE | {"dev", "connection", "log"},
@@ -81,6 +84,7 @@ LAYERS: dict[str, set[str]] = {
         "runlogs",
         "completion",
         "doctor",
+        "ending",
     }
     | {"__version__", "trace"},
     "__main__": {"cli"},

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 
+from sandboxrun.ending import Signalled, catch
 from sandboxrun.trace import mark  # by name: the module of a command is called trace too
 
 TYPE_CHECKING = False
@@ -40,7 +41,7 @@ COMMANDS = (
 
 # Options of a run that take no value of their own word.
 SWITCHES = frozenset(
-    "--debug --reload --cached-only --yes --no-log --quiet --json-logs --inspect --inspect-wait".split()
+    "--debug --reload --cached-only --yes --no-log --quiet --json-logs --inspect --inspect-wait --wait".split()
 )
 
 
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
+    except Signalled as signalled:
+        code = signalled.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more while it shuts down
         code = 141
@@ -114,6 +117,7 @@ def _main(args: list[str]) -> int:
 def _run(args: list[str]) -> int:
     """The child is started before anything else, and gets ready while we import what a run needs. It ends by itself if we
     do."""
+    catch()
     worker = worker_named(args)
     born = None
     if worker is not None:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
+from collections.abc import Iterable, Iterator
 
 from sandboxrun import keys
 from sandboxrun.cli.parser import type_parser
-from sandboxrun.cli.redis import connected, pairs, show_entry, text
+from sandboxrun.cli.redis import connected, show_entry
+from sandboxrun.connection import Connection
 from sandboxrun.errors import ConfigError, UsageError
 from sandboxrun.log import escape
+from sandboxrun.look.pages import ENTRY_MAX_BYTES, Entry, entries, one
 
-PAGE = 500
+LIST_MOST = 1000  # letters, unless -n says otherwise
+LIST_MAX_BYTES = 1024 * 1024 * 1024  # read for one list, page by page
+_TOO_LARGE = f"more than {ENTRY_MAX_BYTES >> 20} MiB, so not read"
 
 
 def main(args: list[str]) -> int:
     parser = type_parser(
         "dead",
         description="Look at the requests that were given up: those that ended their worker maxDeliveries times.",
-        epilog="examples:\n  sandboxrun dead demo-worker                       list them\n"
+        epilog="examples:\n  sandboxrun dead demo-worker                       list them, the oldest first\n"
+        "  sandboxrun dead demo-worker -n 20 --after ID      the next 20\n"
         "  sandboxrun dead demo-worker show ID\n  sandboxrun dead demo-worker requeue ID …|all      send them once more, as new requests\n"
-        "  sandboxrun dead demo-worker drop ID …|all",
+        "  sandboxrun dead demo-worker drop ID …|all\n\n"
+        f"A letter of more than {ENTRY_MAX_BYTES >> 20} MiB is never read: list names it, and drop removes it.",
     )
     parser.add_argument("action", metavar="list|show|requeue|drop", nargs="?", default="list")
     parser.add_argument("ids", metavar="ID", nargs="*", help="as list shows it; all for every one")
+    parser.add_argument("-n", metavar="N", type=int, default=LIST_MOST, help=f"how many to list ({LIST_MOST})")
+    parser.add_argument("--after", metavar="ID", help="list those that are newer than this one")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)
     stream = keys.dead_stream(keys.check_type(options.type))
@@ -32,64 +43,110 @@ def main(args: list[str]) -> int:
         raise UsageError(
             f"{options.action} takes {'no' if options.action == 'list' else 'one or more'} ID; see sandboxrun dead --help"
         )
+    if options.n < 1:
+        raise UsageError(f"-n is {options.n}: expected 1 or more")
+    everything = options.action == "list" or options.ids == ["all"]
     with connected(options.redis) as connection:
-        found = _letters(
-            connection, stream, None if options.action == "list" or options.ids == ["all"] else options.ids
-        )
         if options.action in ("list", "show"):
-            _print(found, whole=options.action == "show", as_json=options.json)
+            whole = options.action == "show"
+            start = f"({options.after}" if options.after else "-"
+            letters = (
+                _page(connection, options.type, stream, start, options.n)
+                if everything
+                else _letters(connection, stream, options.ids)
+            )
+            _print(options.type, letters, whole=whole, as_json=options.json)
             return 0
-        for xid, fields in found:
-            if options.action == "requeue":
-                _requeue(connection, options.type, stream, xid, fields)
-            else:
-                connection.call("XDEL", stream, xid)
-        print(f"{'sent once more' if options.action == 'requeue' else 'removed'}: {len(found)}")
+        change = _requeue if options.action == "requeue" else _drop
+        print(change(connection, options.type, stream, None if everything else options.ids))
     return 0
 
 
-def _letters(connection, stream: str, ids: list[str] | None) -> list[tuple[str, dict[str, str]]]:  # type: ignore[no-untyped-def]
-    """Those of the ids, or all."""
-    found: list[tuple[str, dict[str, str]]] = []
-    for xid in ids or ():
-        rows = connection.call("XRANGE", stream, xid, xid)
-        if not rows:
+def _page(connection: Connection, type_: str, stream: str, start: str, most: int) -> Iterator[Entry]:
+    """At most so many letters and LIST_MAX_BYTES; says on standard error if there are more."""
+    last, count, size = "", 0, 0
+    for letter in entries(connection, stream, start=start):
+        if count >= most or size > LIST_MAX_BYTES:
+            print(
+                escape(
+                    f"note: there are more: sandboxrun dead {type_} --after {last}{f' -n {most}' if most != LIST_MOST else ''}"
+                ),
+                file=sys.stderr,
+            )
+            return
+        yield letter
+        last, count, size = letter.xid, count + 1, size + letter.size
+
+
+def _letters(connection: Connection, stream: str, ids: Iterable[str]) -> Iterator[Entry]:
+    """Those of the ids. Raises ConfigError for one that is not there."""
+    for xid in ids:
+        letter = one(connection, stream, xid)
+        if letter is None:
             raise ConfigError(f"{stream} has no entry {xid[:40]!r}: see sandboxrun dead TYPE")
-        found.append((text(rows[0][0]), pairs(rows[0][1])))
-    start = "-"
-    while ids is None:
-        rows = connection.call("XRANGE", stream, start, "+", "COUNT", PAGE)
-        found += [(text(xid), pairs(fields)) for xid, fields in rows]
-        if len(rows) < PAGE:
-            break
-        start = f"({text(rows[-1][0])}"
-    return found
+        yield letter
 
 
-def _requeue(connection, type_: str, stream: str, xid: str, fields: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
-    """As a new request, under the same ref; and out of the stream, in the same moment. The deadline is gone by now."""
-    prefix = "request."
-    words = [
-        word
-        for name, value in fields.items()
-        if name.startswith(prefix) and name != f"{prefix}deadline"
-        for word in (name.removeprefix(prefix), value)
-    ]
-    connection.pipeline([("MULTI",)])
-    connection.pipeline([("XADD", keys.request_stream(type_), "*", *words), ("XDEL", stream, xid)])
-    connection.call("EXEC")
+def _all(connection: Connection, stream: str) -> Iterator[Entry]:
+    """Those that are there now, and not what comes meanwhile."""
+    return itertools.islice(entries(connection, stream), int(connection.call("XLEN", stream)))
 
 
-def _print(found: list[tuple[str, dict[str, str]]], *, whole: bool, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([{"id": xid, **fields} for xid, fields in found]))
-        return
-    for xid, fields in found:
-        if whole:
-            show_entry(xid, fields)
+def _checked(connection: Connection, stream: str, ids: list[str]) -> list[str]:
+    """The whole ids, of entries that are all there."""
+    return [letter.xid for letter in _letters(connection, stream, ids)]
+
+
+def _drop(connection: Connection, type_: str, stream: str, ids: list[str] | None) -> str:
+    if ids is None:
+        return f"removed: {connection.call('XTRIM', stream, 'MAXLEN', 0)}"
+    return f"removed: {connection.call('XDEL', stream, *_checked(connection, stream, ids))}"
+
+
+def _requeue(connection: Connection, type_: str, stream: str, ids: list[str] | None) -> str:
+    """As new requests, under the same refs; and out of the stream, in the same moment. The deadline is gone by now."""
+    letters = (
+        _all(connection, stream) if ids is None else _letters(connection, stream, _checked(connection, stream, ids))
+    )
+    sent = 0
+    for letter in letters:
+        if letter.fields is None:
+            print(f"note: {letter.xid} has {_TOO_LARGE}: it stays where it is", file=sys.stderr)
+            continue
+        prefix = b"request."
+        pairs = zip(letter.fields[::2], letter.fields[1::2], strict=True)
+        words = [
+            word
+            for name, value in pairs
+            if name.startswith(prefix) and name != b"request.deadline"
+            for word in (name.removeprefix(prefix), value)
+        ]
+        connection.pipeline([("MULTI",)])
+        connection.pipeline([("XADD", keys.request_stream(type_), "*", *words), ("XDEL", stream, letter.xid)])
+        connection.call("EXEC")
+        sent += 1
+    return f"sent once more: {sent}"
+
+
+def _print(type_: str, letters: Iterable[Entry], *, whole: bool, as_json: bool) -> None:
+    """As they come, so that only one page is in memory."""
+    number = -1
+    for number, letter in enumerate(letters):
+        fields = letter.text()
+        if as_json:
+            shown = (
+                {"id": letter.xid, **fields} if letter.fields is not None else {"id": letter.xid, "note": _TOO_LARGE}
+            )
+            print(", " if number else "[", json.dumps(shown), sep="", end="")
+        elif letter.fields is None:
+            print(f"{letter.xid}  {_TOO_LARGE}: sandboxrun dead {type_} drop {letter.xid} removes it")
+        elif whole:
+            show_entry(letter.xid, fields)
         else:
             print(
                 escape(
-                    f"{xid}  {fields.get('time', '')}  {fields.get('deliveries', '')}×  {fields.get('ref', '')}  {fields.get('request.data', '')[:80]}"
+                    f"{letter.xid}  {fields.get('time', '')}  {fields.get('deliveries', '')}×  {fields.get('ref', '')}  {fields.get('request.data', '')[:80]}"
                 )
             )
+    if as_json:
+        print("]" if number >= 0 else "[]")

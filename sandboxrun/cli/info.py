@@ -13,9 +13,11 @@ from sandboxrun.cli.redis import GROUP, connected, record, text
 from sandboxrun.connection import ReplyError
 from sandboxrun.errors import ConfigError
 from sandboxrun.log import escape
+from sandboxrun.look.pages import ENTRY_MAX_BYTES, ask_all
 
 SAMPLE_SECONDS = 0.5
 PENDING_SHOWN = 10
+CONSUMERS_SHOWN = 100
 
 
 def main(args: list[str]) -> int:
@@ -52,24 +54,33 @@ def main(args: list[str]) -> int:
 def look(connection: Any, type_: str) -> dict[str, Any]:
     """All figures of this moment."""
     stream, responses, dead = keys.request_stream(type_), keys.response_stream(type_), keys.dead_stream(type_)
-    whole, groups, consumers, oldest, length, letters = connection.pipeline([
+    commands = [
         ("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, GROUP),
-        ("XPENDING", stream, GROUP, "-", "+", PENDING_SHOWN), ("XLEN", responses), ("XLEN", dead),
-    ])  # fmt: skip
+        ("XPENDING", stream, GROUP, "-", "+", PENDING_SHOWN), ("XLEN", responses), ("XLEN", dead), ("XLEN", stream),
+    ]  # fmt: skip
+    replies = ask_all(connection, commands)
+    whole, groups, consumers, oldest, length, letters, count = replies
+    notes = [
+        f"{' '.join(map(str, command))}: more than {ENTRY_MAX_BYTES >> 20} MiB, so not read"
+        for command, reply in zip(commands, replies, strict=True)
+        if reply is None
+    ]
     found: dict[str, Any] = {
         "type": type_, "at": time.time(), "requests": None, "added": None, "responses": _number(length),
-        "dead": _number(letters), "group": None, "consumers": [], "pending": [],
+        "dead": _number(letters), "group": None, "consumers": [], "pending": [], "notes": notes,
     }  # fmt: skip
-    if not isinstance(whole, ReplyError):
+    if whole is None:  # it has the first and the last entry in it, whatever their size
+        found["requests"] = _number(count)
+    elif not isinstance(whole, ReplyError):
         about = {text(name): value for name, value in zip(whole[::2], whole[1::2], strict=True)}
         found["requests"], found["added"] = about["length"], about.get("entries-added")
-    if not isinstance(groups, ReplyError):
+    if isinstance(groups, list):
         ours = next((group for group in map(record, groups) if group["name"] == GROUP), None)
         if ours is not None:
             found["group"] = {name.replace("-", "_"): value for name, value in ours.items()}
-    if not isinstance(consumers, ReplyError):
+    if isinstance(consumers, list):
         found["consumers"] = [record(consumer) for consumer in consumers]
-    if not isinstance(oldest, ReplyError):
+    if isinstance(oldest, list):
         names = ("id", "consumer", "idle", "deliveries")
         found["pending"] = [dict(zip(names, (text(x), text(c), idle, n), strict=True)) for x, c, idle, n in oldest]
     return found
@@ -99,14 +110,17 @@ def show(found: dict[str, Any]) -> list[str]:
         f"group {GROUP}: {group.get('pending', 'none')} pending, {_or(group.get('lag'), 'unknown')} not delivered yet",
         f"a second: {_or(rate['came'], 'unknown')} came, {_or(rate['answered'], 'unknown')} were answered",
     ]
-    for consumer in found["consumers"]:
+    for consumer in found["consumers"][:CONSUMERS_SHOWN]:
         lines.append(
             f"  consumer {consumer['name']:<20} pending {consumer['pending']:<6} seen {_age(consumer['idle'])} ago"
         )
+    if len(found["consumers"]) > CONSUMERS_SHOWN:
+        lines.append(f"  and {len(found['consumers']) - CONSUMERS_SHOWN} further consumers: see --json")
     for row in found["pending"]:
         lines.append(
             f"  pending {row['id']:<21} with {row['consumer']} for {_age(row['idle'])}, delivery {row['deliveries']}"
         )
+    lines += [f"note: {note}" for note in found["notes"]]
     return lines
 
 

@@ -51,9 +51,12 @@ other commands (sandboxrun COMMAND --help):
   sandboxrun run TYPE ID                              the same as sandboxrun TYPE ID, for a type named like a command
 
 exit codes: the worker's own, 128+n when signal n ended it, or
-  64 command line   65 integrity (pinned content changed)   69 fetch   70 a defect of sandboxrun
-  71 the kernel cannot give the sandbox   73 already running   75 Redis   77 the policy, or not agreed to
+  64 command line   65 integrity (pinned content changed)   66 the hash was removed while the worker ran
+  69 fetch   70 a defect of sandboxrun   71 the kernel cannot give the sandbox
+  73 already running, or taken over by another run   75 Redis   77 the policy, or not agreed to
   78 hash, option, policy file or key
+
+signals: each one that would end sandboxrun ends the worker with SIGTERM, and 5 s later, or by a second signal, with SIGKILL
 """
 
 
@@ -129,6 +132,9 @@ def _parser() -> Parser:
             help="let a debugger attach there (127.0.0.1:9229)" + " and wait for it" * flag.endswith("wait"),
         )
     parser.add_argument("--standby", type=int, help=argparse.SUPPRESS)  # of sandboxrun dev
+    parser.add_argument(
+        "--wait", action="store_true", help="wait for Redis and for the hash if they are not there, instead of ending"
+    )
     parser.add_argument("--quiet", action="store_true", help="only warnings, denials and errors")
     parser.add_argument("--json-logs", action="store_true", help="our messages as one JSON object a line")
     parser.add_argument("--version", action="version", version=f"sandboxrun {__version__}")
@@ -170,6 +176,7 @@ def main(args: list[str], born: Birth | None = None) -> int:
             audit=tuple(options.audit),
             inspect=_inspect(options),
             output_log=not options.no_log,
+            wait=options.wait,
             standby=options.standby,
         ),
         Log(quiet=options.quiet, json=options.json_logs, debug=options.debug),

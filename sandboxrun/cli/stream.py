@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import json
+import sys
 
 from sandboxrun import keys
 from sandboxrun.cli.parser import type_parser
 from sandboxrun.cli.redis import GROUP, connected, pairs, show_entry, text
 from sandboxrun.connection import ReplyError
 from sandboxrun.errors import ConfigError, UsageError
+from sandboxrun.look.pages import ENTRY_MAX_BYTES, entries
 
+COUNT_MOST = 10_000  # unanswered requests that are counted
+SHOW_MAX_BYTES = 64 * 1024 * 1024
 ACTIONS = {
     "create": "make the request stream and its group",
     "delete": "remove both streams, with all that is in them",
@@ -80,7 +86,7 @@ def unanswered(connection, stream: str) -> int:  # type: ignore[no-untyped-def]
     last = next(g for g in map(_group, connection.call("XINFO", "GROUPS", stream)) if g["name"] == GROUP)[
         "last-delivered-id"
     ]
-    return pending + len(connection.call("XRANGE", stream, f"({last}", "+", "COUNT", 10_000))
+    return pending + sum(1 for _ in itertools.islice(entries(connection, stream, start=f"({last}"), COUNT_MOST))
 
 
 def _group(flat) -> dict[str, str]:  # type: ignore[no-untyped-def]
@@ -92,10 +98,11 @@ def trim(connection, stream: str, keep: int) -> int:  # type: ignore[no-untyped-
     floor = _floor(connection, stream)
     if floor is None:
         return 0
-    newest = connection.call("XREVRANGE", stream, "+", "-", "COUNT", keep) if keep else []
     bound = floor
-    if newest:
-        bound = min(floor, newest[-1][0], key=lambda xid: [int(part) for part in text(xid).split("-")])
+    # Page by page: `keep` may be large.
+    last = collections.deque(itertools.islice(entries(connection, stream, newest_first=True), keep), maxlen=1)
+    if last:
+        bound = min(floor, last[0].xid.encode(), key=lambda xid: [int(part) for part in text(xid).split("-")])
     removed = int(connection.call("XTRIM", stream, "MINID", bound))
     if bound == floor and not connection.call("XPENDING", stream, GROUP)[0] and not keep:
         removed += int(connection.call("XDEL", stream, floor))  # the last one given is answered as well
@@ -103,8 +110,17 @@ def trim(connection, stream: str, keep: int) -> int:  # type: ignore[no-untyped-
 
 
 def _show(connection, stream: str, count: int, as_json: bool) -> None:  # type: ignore[no-untyped-def]
-    rows = connection.call("XREVRANGE", stream, "+", "-", "COUNT", count) if count else []
-    found = [(text(xid), pairs(fields)) for xid, fields in reversed(rows)]
+    newest: list[tuple[str, dict[str, str]]] = []
+    size = 0
+    for entry in itertools.islice(entries(connection, stream, newest_first=True), count):
+        size += entry.size if entry.fields is not None else 0
+        if size > SHOW_MAX_BYTES:
+            mib = SHOW_MAX_BYTES >> 20
+            print(f"note: only the newest {len(newest)}: the others have more than {mib} MiB together", file=sys.stderr)
+            break
+        large = {"note": f"more than {ENTRY_MAX_BYTES >> 20} MiB, so not read"}
+        newest.append((entry.xid, entry.text() if entry.fields is not None else large))
+    found = newest[::-1]
     if as_json:
         print(json.dumps([{"id": xid, **fields} for xid, fields in found]))
         return

@@ -9,6 +9,7 @@ from sandboxrun import keys
 from sandboxrun.connection import Connection, ReplyError
 from sandboxrun.errors import ConfigError, UsageError
 from sandboxrun.look.bounded import bounded
+from sandboxrun.look.pages import ENTRY_MAX_BYTES, ask_all, entries, one
 from sandboxrun.records import field, record, replace
 
 TYPE_CHECKING = False
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 GROUP = "worker"
 ENTRIES_MAX = 20_000  # looked at, in each search of a stream
 SEARCH_MAX_BYTES = 32 * 1024 * 1024
+LARGE_COUNTS_BYTES = 1024 * 1024  # a few entries that are too large must not end a search
 READ_MAX_BYTES = 512 * 1024 * 1024  # in all
 VALUE_MAX_BYTES = 9 * 1024 * 1024  # a reply has 8 MiB at most
 FIELDS_MAX = 512
 BEFORE_MILLIS = 5000  # clients' clocks may be ahead of Redis's
-PAGE_FIRST, PAGE_MOST, PAGE_BYTES = 20, 1000, 1024 * 1024
 KEYS_MAX = 100_000  # looked at for a request whose type is not known
 TYPES_MAX = 100
 
@@ -78,7 +79,7 @@ def gather(connection: Connection, ref: str, type_: str | None) -> Facts:
 def _gather(connection: Connection, ref: str, type_: str | None) -> Facts:
     notes: list[str] = []
     trace = _trace(connection, keys.trace_key(ref), notes)
-    reply, reply_millis = _reply(connection, keys.reply_key(ref))
+    reply, reply_millis = _reply(connection, keys.reply_key(ref), notes)
     kept = _expiry(connection, keys.trace_key(ref))
     now = _millis(connection.call("TIME"))
     known = type_ or trace.get("type") or _source(reply)
@@ -124,8 +125,10 @@ def _trace(connection: Connection, key: str, notes: list[str]) -> dict[str, str]
     return found
 
 
-def _reply(connection: Connection, key: str) -> tuple[str | None, int | None]:
-    found, millis = connection.pipeline([("LRANGE", key, 0, 0), ("PTTL", key)])
+def _reply(connection: Connection, key: str, notes: list[str]) -> tuple[str | None, int | None]:
+    found, millis = ask_all(connection, [("LRANGE", key, 0, 0), ("PTTL", key)])
+    if found is None:
+        notes.append(f"{key} has more than {ENTRY_MAX_BYTES >> 20} MiB, and was not read")
     if isinstance(found, ReplyError) or not found:
         return None, None
     return _text(found[0]), millis
@@ -221,34 +224,28 @@ def _search(
 
 def _walk(connection: Connection, stream: str, matches: Any, start: str | None, notes: list[str]) -> Letter | None:
     """Forward from `start`, or backward from the end."""
-    at, looked, count = start if start is not None else "+", 0, PAGE_FIRST
-    limit = connection.received + SEARCH_MAX_BYTES
-    while looked < ENTRIES_MAX and connection.received < limit:
-        before = connection.received
-        command = ("XRANGE", stream, at, "+") if start is not None else ("XREVRANGE", stream, at, "-")
-        rows = connection.pipeline([(*command, "COUNT", count)])[0]
-        if isinstance(rows, ReplyError):  # another type of key
-            notes.append(f"{stream} could not be read: {str(rows)[:100]}")
-            return None
-        for xid, fields in rows:
-            found = _pairs(fields)
-            if matches(found):
-                return Letter(_text(xid), found)
-        looked += len(rows)
-        if len(rows) < count:
-            return None
-        at = f"({_text(rows[-1][0])}"
-        mean = max(1, (connection.received - before) // len(rows))
-        count = max(1, min(PAGE_MOST, PAGE_BYTES // mean, count * 4))
-    notes.append(f"only {looked} entries of {stream} were looked at")
+    looked = size = 0
+    try:
+        for entry in entries(connection, stream, start=start or "-", newest_first=start is None):
+            if looked >= ENTRIES_MAX or size > SEARCH_MAX_BYTES:
+                notes.append(f"only {looked} entries of {stream} were looked at")
+                return None
+            looked, size = looked + 1, size + min(entry.size, LARGE_COUNTS_BYTES)
+            if entry.fields is None:
+                notes.append(f"{entry.xid} of {stream} has more than {ENTRY_MAX_BYTES >> 20} MiB, and was not read")
+            elif matches(found := entry.text()):
+                return Letter(entry.xid, found)
+    except ReplyError as error:  # another type of key
+        notes.append(f"{stream} could not be read: {str(error)[:100]}")
     return None
 
 
 def _at(connection: Connection, stream: str, xid: str) -> Letter | None:
-    rows = connection.pipeline([("XRANGE", stream, xid, xid)])[0]
-    if isinstance(rows, ReplyError) or not rows:
+    try:
+        entry = one(connection, stream, xid)
+    except ReplyError:
         return None
-    return Letter(_text(rows[0][0]), _pairs(rows[0][1]))
+    return Letter(entry.xid, entry.text()) if entry is not None else None
 
 
 def parse_millis(text: str) -> int | None:
@@ -268,10 +265,6 @@ def _millis(time: Any) -> int:
 def _order(xid: str) -> tuple[int, int]:
     first, _, second = xid.partition("-")
     return int(first), int(second or 0)
-
-
-def _pairs(flat: Any) -> dict[str, str]:
-    return {_text(name): _text(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def _text(value: Any) -> str:

@@ -431,6 +431,7 @@ def _load(plan):
         main.__loader__ = _Loader(source)
     sys.modules["__main__"] = main
     sys.argv[:] = [plan["name"], plan["key"]]
+    sys._sandboxrun_token = plan["token"]  # which sandboxrun.worker compares with `pidToken`
     if plan["code"] is not None:
         return main, marshal.loads(plan["code"])
     return main, compile(source, plan["name"], "exec", dont_inherit=True)

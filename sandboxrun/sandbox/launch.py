@@ -110,12 +110,12 @@ class Child:
         env: dict[str, str],
         kept: Kept | None = None,
         inspect: tuple[str, int, bool] | None = None,
+        token: str = "",
     ) -> int:
         """Write the plan and wait until the child has locked itself down; returns the seccomp listener descriptor.
 
         `kept`: where compiled filters are. `inspect`: where a debugger listens, host and port, and whether the script
-        waits for its client. Raises SandboxError where the kernel refuses a part of
-        the boundary.
+        waits for its client. `token`: of this run. Raises SandboxError where the kernel refuses a part of the boundary.
         """
         from sandboxrun.sandbox import filters
 
@@ -136,6 +136,7 @@ class Child:
             "packages": birth.packages(interpreter.package, interpreter.site_packages),
             "env": env,
             "inspect": inspect,
+            "token": token,
             "hints": {name: policy.limits.reached(name, key) for name in ("memory", "files", "scratch")},
         }
         try:

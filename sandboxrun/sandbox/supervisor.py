@@ -18,6 +18,7 @@ import time
 from _queue import SimpleQueue  # queue itself brings heapq along
 from collections.abc import Callable, Iterable
 
+from sandboxrun.ending import to_catch
 from sandboxrun.limits import LIMITS
 from sandboxrun.log import Log
 from sandboxrun.permissions import denial
@@ -70,6 +71,7 @@ class Supervisor:
         self._warned: set[str] = set()
         self._stop_reason: str | None = None
         self._stops = 0
+        self.signalled = False  # whether a signal has asked for the end
         self._kill_at: float | None = None
         self._messages = _Messages(log)
         self.resolver = Resolver(policy.net, trusted=trusted, denied=self._denied, wake=self._wake)
@@ -114,15 +116,16 @@ class Supervisor:
         """A warning to the operator, from any thread; never blocks."""
         self._messages.put(lambda log: log.warning(event, message))
 
-    def handle_signals(self, numbers: Iterable[int] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)) -> None:
-        """Let these signals end the worker instead of us. Call from the main thread."""
+    def handle_signals(self) -> None:
+        """Let signals that would end this process end the worker, a second one at once. Call from the main thread."""
 
         def received(number: int, _: FrameType | None) -> None:
             # SimpleQueue.put may be called from a signal handler.
-            self._messages.put(lambda log: log.debug("stop", f"{signal.Signals(number).name}: ending the worker"))
+            self._messages.put(lambda log: log.debug("stop", f"{_name(number)}: ending the worker"))
+            self.signalled = True
             self.stop()
 
-        for number in numbers:
+        for number in to_catch():
             signal.signal(number, received)
 
     def serve(self) -> int:
@@ -309,6 +312,13 @@ class Supervisor:
         pids = self._guard.living() if self._guard is not None else [self._child.pid]
         if folder_size(self._scratch, most) + deleted_size(pids) > most:
             self.stop(self._policy.limits.reached("scratch", self._key) + ": ending the worker")
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 class _Messages:

@@ -25,6 +25,7 @@ from collections import deque
 
 from sandboxrun import keys
 from sandboxrun.connection import Connection, ReplyError, pack, translated
+from sandboxrun.errors import ConnectionLost, LoginRefused, TakenOver
 from sandboxrun.worker.batch import EXEC, GROUP, MULTI, Entry, acknowledge
 from sandboxrun.worker.session import Session
 from sandboxrun.worker.streams import order, pairs, read_command, read_entries
@@ -50,13 +51,19 @@ class Claims(Session):
     Every method may raise ConnectionLost; then `open` makes a new connection and finds out what is still ours.
     """
 
-    def __init__(self, connection: Connection, loop: Loop, key: str, pid: str, *, sees_pid: bool = True) -> None:
-        """`sees_pid`: whether this login can read the hash. Where it cannot, sandboxrun alone looks at `pid`."""
+    def __init__(
+        self, connection: Connection, loop: Loop, key: str, pid: str, *, sees_pid: bool = True, token: str = ""
+    ) -> None:
+        """`sees_pid`: whether this login can read the hash. If it cannot, sandboxrun alone looks at `pid`. `token`: of this
+        run, compared with `pid`; a worker without sandboxrun has none."""
         super().__init__(connection)
         self.loop = loop
         self.key, self.pid = key, pid.encode()
         self._sees_pid = sees_pid
-        self.look_at_pid = ("HGET", key, "pid") if sees_pid else ("ECHO", pid)
+        self.look_at_pid: Sequence[str] = ("HGET", key, "pid") if sees_pid else ("ECHO", pid)
+        self._held: bytes | list[bytes] = self.pid  # the reply to `look_at_pid` while `pid` is ours
+        if sees_pid and token:
+            self.look_at_pid, self._held = ("HMGET", key, "pid", "pidToken"), [self.pid, token.encode()]
         names = (loop.request_stream, loop.consumer_id)
         self._fence, self._old_fence = keys.fence_key(*names), keys.old_fence_key(*names)
         self._watch = b""  # WATCH F · HEXISTS F c
@@ -79,6 +86,8 @@ class Claims(Session):
         self.recorded = 0  # replies that were added to the response stream
         self.last_record = b""  # id of the last of them
         self.lost_pid = False
+        self._admitted = self._opening = False  # whether this login could do all of it before
+        self.taken = False  # `pid` is another run's, which may read for the same consumer
         self.alone = True  # nobody reads for this consumer on another connection
         # Changes whenever an entry may have become another's, or be in hand already. What was read on another
         # connection since before such a change is ours only if Redis says so now: `still_ours`.
@@ -95,6 +104,7 @@ class Claims(Session):
         The connection is open afterwards, or all of it is closed: nobody finds it half made.
         """
         fresh = not self.opened and self.connection.is_open
+        self._opening = True
         try:
             if not fresh:
                 self.close()
@@ -113,6 +123,9 @@ class Claims(Session):
         except BaseException:
             self.close()
             raise
+        finally:
+            self._opening = False
+        self._admitted = True
 
     @property
     def is_open(self) -> bool:
@@ -126,6 +139,24 @@ class Claims(Session):
         for entry in self._writing:
             entry.losses += 1
         self._writing = []
+
+    def looked(self, found: Any) -> None:
+        """Take the reply to `look_at_pid`."""
+        if isinstance(found, ReplyError):
+            self._raise_passing(found)
+        if found != self._held:
+            self.lost_pid = True
+            values, own = (found, self._held) if isinstance(found, list) else ([found], [self.pid])
+            self.taken = any(
+                value.__class__ is bytes and value != mine for value, mine in zip(values, own, strict=True)
+            )
+
+    def _stop_if_taken(self) -> None:
+        """Raise TakenOver if another run has `pid`: what is in hand is the other's, for it may have our name, and a
+        fence of ours would break the other's."""
+        self.looked(self.exchange(self.look_at_pid)[0])
+        if self.taken:
+            raise TakenOver(f"{self.key} was taken over by another run: this one ends")
 
     def _set_pid(self) -> None:
         """Started without sandboxrun, say under a debugger, the pid is ours to set, and to remove. With a pidHost it was
@@ -145,6 +176,13 @@ class Claims(Session):
         """Whether others have had the time to renew their claims: where Redis was away or full, nobody could."""
         return self.opened == 1 or time.monotonic() - self._opened_at > self.loop.takeover_millis / 1000 / SETTLE_PART
 
+    def _raise_passing(self, error: ReplyError) -> None:
+        super()._raise_passing(error)
+        if self._admitted and str(error).startswith("NOPERM"):
+            # Somebody has changed this worker's user; sandboxrun makes it again. While opening, the patience is bounded.
+            kind = LoginRefused if self._opening else ConnectionLost
+            raise kind(f"Redis at {self.connection.address.shown} refuses what it allowed before ({str(error)[:160]})")
+
     # --- reading and answering
 
     def ask(self, count: int, *, block: bool) -> None:
@@ -162,12 +200,13 @@ class Claims(Session):
         if isinstance(found, ReplyError):
             self._read_failed(found)
             found = None
-        if pid != self.pid:
-            self.lost_pid = True
+        if pid != self._held:
+            self.looked(pid)
         entries = read_entries(found)
         for entry in entries:
             self.hand[entry.xid] = entry
-        self.arrived.append((entries, count))
+        # Without `pid` nothing more is begun: what came is handed back at the end.
+        self.arrived.append(([] if self.lost_pid else entries, count))
         if self.away:
             self._succeeded()
 
@@ -176,6 +215,7 @@ class Claims(Session):
         if text.startswith("UNBLOCKED"):  # what Redis before 7.2 says where the stream was removed under a read
             return
         if not text.startswith("NOGROUP"):
+            self._raise_passing(error)
             raise translated(error, self.connection.address.shown)
         self.exchange(("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"))
 
@@ -231,6 +271,7 @@ class Claims(Session):
             self._writing = []  # they were refused, and have not ended the connection
             self.broken = True  # whoever hears of it: what was to be written is written again, and all else waits
             reason = next((reply for reply in replies if isinstance(reply, ReplyError)), results)
+            self._raise_passing(reason)
             raise translated(reason, self.connection.address.shown)
         self._armed = watched == b"OK" and whole == 1
         self.broken = not self._armed or results is None
@@ -259,6 +300,7 @@ class Claims(Session):
 
     def verify(self) -> None:
         """Make a new fence, drop what is not ours any more, and send again the replies that were not written."""
+        self._stop_if_taken()
         self.generation += 1
         mine = {*self.hand, *self.suspects}
         name = os.urandom(8).hex()
@@ -278,7 +320,7 @@ class Claims(Session):
             raise made
         self._armed = watched == b"OK" and whole == 1
         self.broken = not self._armed
-        self.lost_pid = self.lost_pid or pid != self.pid
+        self.looked(pid)
         if mine:
             lost = mine - self._pending_of(mine)
             self.hand = {xid: entry for xid, entry in self.hand.items() if xid not in lost}
@@ -394,6 +436,8 @@ class Claims(Session):
 
     def leave(self) -> None:
         """Remove the fence, and `pid` where we set it."""
+        if self.taken:
+            return
         if self._own_pid and self.exchange(("HGET", self.key, "pid"))[0] == self.pid:
             self.exchange(("HDEL", self.key, "pid"))
         self.exchange(("DEL", self._fence))

@@ -19,11 +19,12 @@ SOCKET_MARGIN_SECONDS = 5  # on top of BLOCK: a half-open connection is noticed 
 class Context:
     """The worker's key from argv, REDIS_URL from the environment, the AES key from standard input."""
 
-    def __init__(self, worker_key: str, redis_url: str, hash_url: str | None) -> None:
-        """`hash_url`: where the hashes can be read, if not at `redis_url`: a Redis before 7 takes two logins for that."""
+    def __init__(self, worker_key: str, redis_url: str, hash_url: str | None, token: str = "") -> None:
+        """`hash_url`: where the hashes can be read, if not at `redis_url`: a Redis before 7 takes two logins for that.
+        `token`: of this run, from sandboxrun; "" if the worker was started without it."""
         self.key = worker_key
         self.type, self.id = keys.split_worker_key(worker_key)
-        self.redis_url, self.hash_url = redis_url, hash_url
+        self.redis_url, self.hash_url, self.token = redis_url, hash_url, token
         # The hash is read on the connection that the request loop goes on with.
         self.connection = Connection(redis_url, name=f"worker:{worker_key}", seconds=SOCKET_MARGIN_SECONDS)
         self._hash: tuple[dict[str, str], dict[str, str]] | None = None
@@ -102,7 +103,8 @@ def current() -> Context:
             raise ConfigError(
                 f"{sys.argv[0] or 'this script'} is a worker: start it with sandboxrun TYPE ID, which gives it its key and REDIS_URL"
             )
-        _current = Context(sys.argv[1], os.environ["REDIS_URL"], os.environ.get("SANDBOXRUN_HASH_URL"))
+        token = getattr(sys, "_sandboxrun_token", "")  # from bootstrap.py: the hash may be another run's by now
+        _current = Context(sys.argv[1], os.environ["REDIS_URL"], os.environ.get("SANDBOXRUN_HASH_URL"), token)
     return _current
 
 

@@ -116,7 +116,12 @@ class Worker:
         self._handlers: dict[str, Handler] = {type_ or context.type: found for type_, found in registered.items()}
         self._render = Renderer(loop, context.type, keys.dead_stream(context.type))
         self._claims = Claims(
-            context.connection, loop, context.key, str(os.getpid()), sees_pid=context.hash_url is None
+            context.connection,
+            loop,
+            context.key,
+            str(os.getpid()),
+            sees_pid=context.hash_url is None,
+            token=context.token,
         )
         self._claims.warn = self._warn
         self._answers = Answers(self._handlers, context.type, loop.consumer_id, self._render, self._tell)

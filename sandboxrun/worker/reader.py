@@ -9,7 +9,7 @@ from collections.abc import Callable
 from sandboxrun.connection import Connection, ReplyError
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError
 from sandboxrun.worker.batch import GROUP, Entry
-from sandboxrun.worker.claims import Claims
+from sandboxrun.worker.claims import HANDED_BACK_MILLIS, Claims
 from sandboxrun.worker.loop import BATCH_MOST, LOOK_SECONDS
 from sandboxrun.worker.outage import Backoff
 from sandboxrun.worker.streams import read_command, read_entries
@@ -161,12 +161,18 @@ class Reader:
         block = SHORT_BLOCK_MILLIS if claims.suspects else claims.block_millis  # so that old claims have their turn
         connection.send(read_command(claims.look_at_pid, claims.loop, count, block))
         pid, found = connection.read_many(2)
-        if connection.checked(pid) != claims.pid:  # LOADING is no lost pid
-            claims.lost_pid = True
+        for reply in (pid, found):
+            if isinstance(reply, ReplyError) and str(reply).startswith("NOPERM"):  # sandboxrun makes the user again
+                raise LoginRefused(f"Redis refuses what it allowed before ({str(reply)[:160]})")
+        claims.looked(connection.checked(pid))  # LOADING is no lost pid
         if isinstance(found, ReplyError) and str(found).startswith("NOGROUP"):
             connection.pipeline([("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")])
             return
         entries = read_entries(connection.checked(found))
-        if entries:
+        if entries and claims.lost_pid:  # nothing more is begun
+            xids = [entry.xid for entry in entries]
+            free = ("IDLE", HANDED_BACK_MILLIS, "RETRYCOUNT", 0, "JUSTID")
+            connection.pipeline([("XCLAIM", stream, GROUP, claims.loop.consumer_id, 0, *xids, *free)])
+        elif entries:
             self._room.take(len(entries))
             self._arrived(entries, generation)

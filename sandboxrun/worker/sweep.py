@@ -32,7 +32,7 @@ def look_around(claims: Claims) -> bool:
         ("XPENDING", stream, GROUP, "IDLE", loop.takeover_millis, "-", "+", TAKE_MOST),
         ("XLEN", stream),
     )
-    claims.lost_pid = claims.lost_pid or pid != claims.pid
+    claims.looked(pid)
     if isinstance(mine, ReplyError) or isinstance(stale, ReplyError):  # NOGROUP: the next read makes it
         return False
     more = False

@@ -26,7 +26,7 @@ SUPERVISOR = frozenset(
     functools gc hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder
     json.scanner keyword operator pwd re reprlib resource select signal struct threading types warnings
     sandboxrun sandboxrun.approval sandboxrun.audit sandboxrun.ceiling sandboxrun.cli sandboxrun.cli.run
-    sandboxrun.config sandboxrun.connection sandboxrun.covers sandboxrun.digests sandboxrun.errors
+    sandboxrun.config sandboxrun.configuration sandboxrun.connection sandboxrun.covers sandboxrun.digests sandboxrun.ending sandboxrun.errors
     sandboxrun.fetch sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse
     sandboxrun.fetch.resolve sandboxrun.files sandboxrun.folders sandboxrun.identity sandboxrun.keys
     sandboxrun.lease sandboxrun.limits sandboxrun.log sandboxrun.login sandboxrun.permissions sandboxrun.policyfile
@@ -37,6 +37,7 @@ SUPERVISOR = frozenset(
     sandboxrun.sandbox.processes sandboxrun.sandbox.program sandboxrun.sandbox.relay sandboxrun.sandbox.resolver
     sandboxrun.sandbox.scratch sandboxrun.sandbox.supervisor sandboxrun.sandbox.syscalls
     sandboxrun.sandbox.target sandboxrun.secrets sandboxrun.settings sandboxrun.store sandboxrun.trace
+    sandboxrun.watch
     """.split()
 )
 WORKER = frozenset(
