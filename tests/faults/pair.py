@@ -155,7 +155,8 @@ class Pair:
 
     def fill_disk(self) -> None:
         """No file of the master can grow any more; until it has noticed."""
-        size = max(path.stat().st_size for path in (self.master.folder / "appendonlydir").iterdir())
+        growing = max((self.master.folder / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
+        size = growing.stat().st_size
         resource.prlimit(self.master.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         with self.master.client() as r:
             wait_for(lambda: self._refuses(r, "MISCONF"), START_SECONDS)

@@ -326,8 +326,9 @@ class Play:
         deadline = time.monotonic() + MOMENT_SECONDS
         while not reached():
             assert time.monotonic() < deadline
-            self.sent += self.world.send(3, seconds, tell=tell)
-            until = time.monotonic() + 3 * seconds + 0.1
+            # More than one worker takes at once, and never in step with its reads: else the other one may take them all.
+            self.sent += self.world.send(6, seconds, tell=tell)
+            until = time.monotonic() + self.chance.uniform(1, 4) * seconds + 0.1
             while time.monotonic() < until and not reached():
                 time.sleep(0.002)
 

@@ -7,12 +7,12 @@ import redis
 from sandboxrun import worker
 
 VICTIMS = ("1", "2")
-KEYS = [key for id_ in VICTIMS for key in (f"req:t:req:x {id_}:h", f"t:req:x:fence:{id_}", f"t:req:x:fence {id_}")]
+KEYS = [key for id_ in VICTIMS for key in (f"req:t:req:x {id_}:h", f"t:req:x:fence:{id_}:f")]
 
 r = worker.connect()
 print("begun", flush=True)
 while True:
-    for key in [*KEYS, "t:req:x:fence"]:
+    for key in KEYS:
         for command in (("DEL", key), ("HSET", key, "x", "1")):
             try:
                 r.execute_command(*command)
