@@ -20,8 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from sandboxrun import client, embedded
-from sandboxrun.connection import Connection, pack
+from sandboxrun import client
+from sandboxrun.redis import embedded
+from sandboxrun.redis.connection import Connection, pack
 
 HERE = Path(__file__).parent
 STREAM, RESPONSES = "bench:req:x", "bench:res:x"
@@ -179,7 +180,7 @@ def measure(bench: Bench, name: str) -> dict[str, float]:
 
 def replay(bench: Bench) -> dict[str, float]:
     """What Redis itself can do with our commands: all bytes are made before, and no reply is looked at."""
-    from sandboxrun.settings import parse_loop
+    from sandboxrun.config.fields import parse_loop
     from sandboxrun.worker.batch import EXEC, MULTI, Entry, Renderer, acknowledge
     from sandboxrun.worker.streams import read_command
 

@@ -40,7 +40,7 @@ def bare() -> None:
 
     import hiredis
 
-    from sandboxrun.connection import Connection
+    from sandboxrun.redis.connection import Connection
 
     pack = hiredis.pack_command
     connection = Connection(URL)
@@ -99,7 +99,7 @@ def replay() -> None:
     """Bytes from standard input to Redis, and what it answers to nowhere; prints the seconds it took."""
     import threading
 
-    from sandboxrun.connection import Connection, pack
+    from sandboxrun.redis.connection import Connection, pack
 
     data = sys.stdin.buffer
     parts = []

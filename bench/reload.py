@@ -20,8 +20,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sandboxrun import client, embedded
+from sandboxrun import client
 from sandboxrun.errors import CallError
+from sandboxrun.redis import embedded
 
 PYTHON = """\
 from sandboxrun import worker

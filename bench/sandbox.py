@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "kernel"))
 import confine
 
-from sandboxrun.sandbox.features import Features
+from sandboxrun.sandbox.compile.features import Features
 
 # Every script leaves its figures in the file `result` of its scratch folder.
 TRIVIAL = """

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import redis
 from raw_host import raw_host
 
-from sandboxrun import embedded
+from sandboxrun.redis import embedded
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 60

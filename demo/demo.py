@@ -16,9 +16,11 @@ from pathlib import Path
 
 import redis
 
-from sandboxrun import client, embedded, keys
+from sandboxrun import client
+from sandboxrun.config import keys
+from sandboxrun.config.secrets import encrypt
 from sandboxrun.errors import SandboxrunError
-from sandboxrun.secrets import encrypt
+from sandboxrun.redis import embedded
 from sandboxrun.worker.request import now
 
 TYPE, ID = "demo-worker", "1"

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import dap
 
-from sandboxrun import client, embedded
+from sandboxrun import client
+from sandboxrun.redis import embedded
 
 SECONDS = 60
 QUIET_SECONDS = 0.3

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sandboxrun.permissions import KINDS
+from sandboxrun.config.permissions import KINDS
 
 CONFINE = Path(__file__).parent / "kernel" / "confine.py"
 MODULE_SECONDS, TEST_SECONDS, RESTARTS = 120, 8, 30

@@ -23,7 +23,7 @@ from limit import (  # noqa: F401  # hooks
 )
 
 from sandboxrun.errors import SandboxError
-from sandboxrun.sandbox import features
+from sandboxrun.sandbox.compile import features
 
 
 @pytest.fixture(scope="session", autouse=True)

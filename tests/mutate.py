@@ -17,7 +17,7 @@ import arena  # noqa: F401 - it removes its compiled filters at the end, which a
 import pyseccomp  # noqa: F401 - loaded once, for all
 import pytest
 
-from sandboxrun.sandbox import seccomp
+from sandboxrun.sandbox.compile import seccomp
 
 TESTS = ["tests/kernel/test_table.py"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxrun import embedded
+from sandboxrun.redis import embedded
 
 
 def _folder(package: str) -> Path | None:

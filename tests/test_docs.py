@@ -11,9 +11,9 @@ import pytest
 
 from sandboxrun import errors
 from sandboxrun.cli import COMMANDS
-from sandboxrun.limits import LIMITS
-from sandboxrun.permissions import KINDS
-from sandboxrun.sandbox import check
+from sandboxrun.config.limits import LIMITS
+from sandboxrun.config.permissions import KINDS
+from sandboxrun.sandbox.selftest import check
 
 ROOT = Path(__file__).parent.parent
 README, SECURITY = ((ROOT / name).read_text() for name in ("README.md", "SECURITY.md"))

@@ -6,8 +6,8 @@ import gc
 import os
 import sys
 
-from sandboxrun.ending import Signalled, catch
-from sandboxrun.trace import mark  # by name: the module of a command is called trace too
+from sandboxrun.host.ending import Signalled, catch
+from sandboxrun.timing import mark  # by name: the module of a command is called trace too
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _run(args: list[str]) -> int:
     worker = worker_named(args)
     born = None
     if worker is not None:
-        from sandboxrun.sandbox.birth import Birth
+        from sandboxrun.sandbox.supervisor.spawn import Birth
 
         try:
             born = Birth(":".join((*worker, "h")), warm=True)

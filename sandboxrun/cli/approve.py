@@ -16,8 +16,8 @@ def main(args: list[str]) -> int:
     parser.add_argument("--audit", metavar="FILE", action="append", default=[], help="as sandboxrun TYPE ID takes it")
     options = parser.parse_args(args)
 
-    from sandboxrun import approval
-    from sandboxrun.audit import Audit
+    from sandboxrun.policy import approval
+    from sandboxrun.policy.audit import Audit
 
     key = f"{options.type}:{options.id}:h"
     log = Log(debug=options.debug)

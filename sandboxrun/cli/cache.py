@@ -22,7 +22,7 @@ def main(args: list[str]) -> int:
     options = parser.parse_args(args)
 
     from sandboxrun.fetch.cache import Cache
-    from sandboxrun.folders import Folders
+    from sandboxrun.host.folders import Folders
 
     folders = Folders.of_user()
     cache = Cache(folders.cache, folders.state)

@@ -82,8 +82,8 @@ def parse_data(words: list[str]) -> object:
 
 
 def _show_trace(url: str | None, ref: str) -> None:
-    from sandboxrun import keys
     from sandboxrun.cli.redis import connected, pairs
+    from sandboxrun.config import keys
 
     with connected(url) as connection:
         for name, value in pairs(connection.call("HGETALL", keys.trace_key(ref))).items():

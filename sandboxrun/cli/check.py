@@ -31,7 +31,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--allow-degraded", metavar="FEATURE,…", default="", help="as sandboxrun TYPE ID takes it")
     options = parser.parse_args(args)
 
-    from sandboxrun.sandbox.check import check
+    from sandboxrun.sandbox.selftest.check import check
 
     report = check(degraded=names(options.allow_degraded))
     if options.json:

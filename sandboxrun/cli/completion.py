@@ -31,7 +31,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("shell", metavar="bash|zsh|fish")
     options = parser.parse_args(args)
 
-    from sandboxrun.completion import SCRIPTS
+    from sandboxrun.cli.candidates import SCRIPTS
 
     if options.shell not in SCRIPTS:
         raise UsageError(f"{options.shell[:80]!r} is not bash, zsh or fish; see sandboxrun completion --help")
@@ -42,7 +42,7 @@ def main(args: list[str]) -> int:
 def _answer(words: list[str]) -> int:
     """`words`: what is typed after sandboxrun; the last one is begun, or empty."""
     from sandboxrun.cli import COMMANDS
-    from sandboxrun.completion import candidates, lines, parse
+    from sandboxrun.cli.candidates import candidates, lines, parse
 
     command = words[0] if len(words) > 1 and words[0] in COMMANDS else "run"
     rest = words[1:] if command == words[0] and len(words) > 1 else words
@@ -68,8 +68,8 @@ def _workers(url: str | None) -> list[tuple[str, str]]:
 
 
 def _of_redis(url: str | None) -> list[tuple[str, str]]:
-    from sandboxrun import fleet
     from sandboxrun.cli.redis import connected
+    from sandboxrun.fleet import workers as fleet
 
     try:
         with connected(url or os.environ.get("REDIS_URL")) as connection:

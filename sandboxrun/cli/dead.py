@@ -7,13 +7,13 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 
-from sandboxrun import keys
 from sandboxrun.cli.parser import type_parser
 from sandboxrun.cli.redis import connected, show_entry
-from sandboxrun.connection import Connection
+from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, UsageError
 from sandboxrun.log import escape
-from sandboxrun.look.pages import ENTRY_MAX_BYTES, Entry, entries, one
+from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.pages import ENTRY_MAX_BYTES, Entry, entries, one
 
 LIST_MOST = 1000  # letters, unless -n says otherwise
 LIST_MAX_BYTES = 1024 * 1024 * 1024  # read for one list, page by page

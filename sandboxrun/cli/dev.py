@@ -21,10 +21,10 @@ from sandboxrun.log import escape
 
 if TYPE_CHECKING:
     from sandboxrun.client import Client
-    from sandboxrun.connection import Connection
     from sandboxrun.dev.learn import Learned
     from sandboxrun.dev.session import Session
     from sandboxrun.dev.target import Target
+    from sandboxrun.redis.connection import Connection
 
 _EPILOG = """\
 examples:
@@ -75,10 +75,10 @@ def _interrupt(*_: object) -> None:
 
 
 def _develop(options: argparse.Namespace, rest: list[str]) -> int:
-    from sandboxrun.connection import Connection
     from sandboxrun.dev.learn import Learned
     from sandboxrun.dev.session import Session, Setting
     from sandboxrun.dev.target import OwnKeys, Target
+    from sandboxrun.redis.connection import Connection
 
     words = options.target
     found = Target.of_path(words[0]) if len(words) == 1 else None
@@ -133,7 +133,7 @@ def _redis(url: str | None, terminal: _Terminal) -> Iterator[str]:
     if url:
         yield url
         return
-    from sandboxrun import embedded
+    from sandboxrun.redis import embedded
 
     with embedded.server() as made:
         terminal.print("dev", f"Redis for this session; in other terminals: export REDIS_URL={made}")

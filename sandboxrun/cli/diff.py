@@ -7,7 +7,7 @@ import json
 import os
 
 from sandboxrun.cli.parser import worker_parser
-from sandboxrun.config import Asked
+from sandboxrun.config.worker import Asked
 from sandboxrun.log import escape
 
 
@@ -21,7 +21,7 @@ def main(args: list[str]) -> int:
     options = parser.parse_args(args)
     asked, before, _ = look(options)
     if options.json:
-        from sandboxrun.approval import growth
+        from sandboxrun.policy.approval import growth
 
         grown = growth(before, asked) if before is not None else None
         print(json.dumps({"recorded": before is not None, "grown": grown}))
@@ -34,10 +34,11 @@ def look(options: argparse.Namespace) -> tuple[Asked, Asked | None, str]:
     """What the hash asks for now, within the ceiling; what was agreed to; and where that is recorded."""
     import contextlib
 
-    from sandboxrun import approval, keys
-    from sandboxrun.config import parse_worker
-    from sandboxrun.folders import Folders
-    from sandboxrun.store import DEFAULT_URL, Store
+    from sandboxrun.config import keys
+    from sandboxrun.config.worker import parse_worker
+    from sandboxrun.host.folders import Folders
+    from sandboxrun.policy import approval
+    from sandboxrun.redis.store import DEFAULT_URL, Store
 
     keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
     with contextlib.closing(Store(options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL)) as store:
@@ -49,7 +50,7 @@ def look(options: argparse.Namespace) -> tuple[Asked, Asked | None, str]:
 
 
 def show(before: Asked | None, asked: Asked, key: str) -> None:
-    from sandboxrun.approval import growth
+    from sandboxrun.policy.approval import growth
 
     if before is None:
         print(f"{key} was never run or approved; it asks for:")

@@ -11,10 +11,10 @@ from dataclasses import asdict
 from sandboxrun.cli.fleet import known_here
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import DEFAULT_URL
-from sandboxrun.connection import Connection
 from sandboxrun.errors import SandboxError
-from sandboxrun.identity import Owner
 from sandboxrun.log import escape
+from sandboxrun.redis.acl import Owner
+from sandboxrun.redis.connection import Connection
 
 _EPILOG = """\
 examples:
@@ -39,9 +39,9 @@ def main(args: list[str]) -> int:
     connect_option(parser)
     options = parser.parse_args(args)
 
-    from sandboxrun.doctor import all_findings
-    from sandboxrun.doctor.finding import Level
-    from sandboxrun.store import Store
+    from sandboxrun.describe.doctor import all_findings
+    from sandboxrun.describe.doctor.finding import Level
+    from sandboxrun.redis.store import Store
 
     url = options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL
 

@@ -34,7 +34,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the fields as a JSON object instead")
     options = parser.parse_args(args)
 
-    from sandboxrun import keys, secrets
+    from sandboxrun.config import keys, secrets
 
     worker_key = keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
     if options.alg not in secrets.ALGORITHMS:
@@ -57,7 +57,7 @@ def main(args: list[str]) -> int:
 
 
 def _key_from_file(path: str, algorithm: str) -> bytes:
-    from sandboxrun import secrets
+    from sandboxrun.config import secrets
 
     try:
         # O_EXCL: a key that is there is used, never overwritten.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from sandboxrun import keys
+from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
-from sandboxrun.folders import Folders
+from sandboxrun.host.folders import Folders
 
 
 def known_here() -> list[tuple[str, str]]:

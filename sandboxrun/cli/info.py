@@ -7,13 +7,13 @@ import sys
 import time
 from typing import Any
 
-from sandboxrun import keys
 from sandboxrun.cli.parser import type_parser
 from sandboxrun.cli.redis import GROUP, connected, record, text
-from sandboxrun.connection import ReplyError
+from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
 from sandboxrun.log import escape
-from sandboxrun.look.pages import ENTRY_MAX_BYTES, ask_all
+from sandboxrun.redis.connection import ReplyError
+from sandboxrun.redis.pages import ENTRY_MAX_BYTES, ask_all
 
 SAMPLE_SECONDS = 0.5
 PENDING_SHOWN = 10

@@ -9,16 +9,18 @@ import sys
 import time
 from collections.abc import Iterator
 
-from sandboxrun import fleet, keys, runlogs
 from sandboxrun.cli.fleet import age, size
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import connected
+from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, StoreError, UsageError
-from sandboxrun.fleet import State
-from sandboxrun.folders import Folders
+from sandboxrun.fleet import workers as fleet
+from sandboxrun.fleet.workers import State
+from sandboxrun.host import logs as runlogs
+from sandboxrun.host.folders import Folders
+from sandboxrun.host.logs import END, ERR, OUT, Follower, Line
 from sandboxrun.log import PLAIN, escape
-from sandboxrun.runlogs import END, ERR, OUT, Follower, Line
-from sandboxrun.sandbox.relay import Cleaner
+from sandboxrun.sandbox.supervisor.output import Cleaner
 
 POLL_SECONDS = 0.1
 FOLLOWED_LINES = 10

@@ -14,16 +14,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from sandboxrun.look.examine import Examination
-    from sandboxrun.look.hashes import Hashes
-    from sandboxrun.look.paint import Paint
-    from sandboxrun.run import RunOptions
+    from sandboxrun.describe.examine import Examination
+    from sandboxrun.describe.paint import Paint
+    from sandboxrun.host.run import RunOptions
+    from sandboxrun.redis.hashes import Hashes
 
 
 def run_options(options: argparse.Namespace) -> RunOptions:
     """As sandboxrun TYPE ID would have them."""
-    from sandboxrun import keys
-    from sandboxrun.run import RunOptions
+    from sandboxrun.config import keys
+    from sandboxrun.host.run import RunOptions
 
     keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
     url = options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL
@@ -32,9 +32,9 @@ def run_options(options: argparse.Namespace) -> RunOptions:
 
 def examined(options: argparse.Namespace) -> tuple[Hashes, Examination]:
     """Both hashes, and what a run would make of them. Raises ConfigError where there are none."""
-    from sandboxrun.folders import Folders
-    from sandboxrun.look.examine import examine
-    from sandboxrun.look.hashes import read
+    from sandboxrun.describe.examine import examine
+    from sandboxrun.host.folders import Folders
+    from sandboxrun.redis.hashes import read
 
     run = run_options(options)
     with connected(options.redis) as connection:
@@ -48,14 +48,14 @@ def examined(options: argparse.Namespace) -> tuple[Hashes, Examination]:
 
 def first_fault(found: Examination) -> SandboxrunError:
     """What sandboxrun TYPE ID would end with, to be raised where nothing can be said beside it."""
-    from sandboxrun.look.fields import mask
+    from sandboxrun.describe.fields import mask
 
     return type(found.faults[0])(mask(str(found.faults[0])))
 
 
 def redis_shown(options: argparse.Namespace) -> str:
     """Where Redis is, without a password."""
-    from sandboxrun.connection import parse_url
+    from sandboxrun.redis.connection import parse_url
 
     return parse_url(run_options(options).redis_url).shown
 
@@ -67,6 +67,6 @@ def to_json(value: Any) -> str:
 
 def painter() -> Paint:
     """In colours on a terminal only, and not where NO_COLOR is set (no-color.org)."""
-    from sandboxrun.look.paint import Paint
+    from sandboxrun.describe.paint import Paint
 
     return Paint(sys.stdout.isatty() and not os.environ.get("NO_COLOR"))

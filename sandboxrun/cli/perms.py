@@ -6,13 +6,13 @@ import argparse
 
 from sandboxrun.cli.looking import examined, first_fault, painter, redis_shown, run_options, to_json
 from sandboxrun.cli.parser import worker_parser
+from sandboxrun.describe.question import FLAGS, KINDS_ASKED, Question, parse
 from sandboxrun.errors import PolicyError, UsageError
 from sandboxrun.log import Log
-from sandboxrun.look.question import FLAGS, KINDS_ASKED, Question, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandboxrun.look.answer import Answer
+    from sandboxrun.describe.answer import Answer
 
 _EXAMPLE = """\
   sandboxrun perms demo-worker 1                                   all that it may do, in words
@@ -41,8 +41,8 @@ def main(args: list[str]) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from sandboxrun.look.report import permissions, policy
-    from sandboxrun.look.show import always, may
+    from sandboxrun.describe.report import permissions, policy
+    from sandboxrun.describe.show import always, may
 
     hashes, found = examined(options)
     if found.config is None:
@@ -60,11 +60,11 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _answer_all(options: argparse.Namespace, questions: list[Question]) -> int:
-    from sandboxrun.config import read_fields
-    from sandboxrun.connection import parse_url
-    from sandboxrun.look.answer import answer
-    from sandboxrun.look.decide import decide
-    from sandboxrun.run import redis_target
+    from sandboxrun.config.worker import read_fields
+    from sandboxrun.describe.answer import answer
+    from sandboxrun.describe.decide import decide
+    from sandboxrun.host.run import redis_target
+    from sandboxrun.redis.connection import parse_url
 
     hashes, found = examined(options)
     if found.config is None or found.ceiling is None:

@@ -7,13 +7,15 @@ import sys
 import time
 from typing import Any
 
-from sandboxrun import fleet, keys, usage
 from sandboxrun.cli.fleet import age, known_here, size
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import connected
-from sandboxrun.fleet import State, Worker
-from sandboxrun.lease import LEASE_SECONDS
+from sandboxrun.config import keys
+from sandboxrun.fleet import workers as fleet
+from sandboxrun.fleet.workers import State, Worker
+from sandboxrun.host import usage
 from sandboxrun.log import escape
+from sandboxrun.redis.lease import LEASE_SECONDS
 
 _EPILOG = f"""\
 examples:

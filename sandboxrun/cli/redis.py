@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from sandboxrun.connection import Connection, ReplyError, refused
 from sandboxrun.log import escape
+from sandboxrun.redis.connection import Connection, ReplyError, refused
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
 GROUP = "worker"

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 
-from sandboxrun import __version__, trace
+from sandboxrun import __version__
+from sandboxrun import timing as trace
+from sandboxrun.config.limits import LIMITS
+from sandboxrun.config.permissions import KINDS, VERDICTS, Permissions
 from sandboxrun.errors import UsageError
-from sandboxrun.limits import LIMITS
 from sandboxrun.log import Log
-from sandboxrun.permissions import KINDS, VERDICTS, Permissions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
     from sandboxrun.cli.parser import Parser
-    from sandboxrun.inspection import Inspect
-    from sandboxrun.sandbox.birth import Birth
+    from sandboxrun.config.debugger import Inspect
+    from sandboxrun.sandbox.supervisor.spawn import Birth
 
 _INSPECT = {"--inspect": "127.0.0.1:9229", "--inspect-wait": "127.0.0.1:9229"}
 _EPILOG = """\
@@ -152,8 +153,8 @@ def main(args: list[str], born: Birth | None = None) -> int:
         raise UsageError("--reload and --cached-only contradict each other: give one")
 
     from sandboxrun.fetch.resolve import ImportList
-    from sandboxrun.run import RunOptions, run
-    from sandboxrun.store import DEFAULT_URL
+    from sandboxrun.host.run import RunOptions, run
+    from sandboxrun.redis.store import DEFAULT_URL
 
     trace.mark("modules of a run imported")
     return run(
@@ -186,8 +187,8 @@ def main(args: list[str], born: Birth | None = None) -> int:
 
 def run_plainly(type_: str, id_: str, born: Birth | None) -> int:
     """Without an option. `born`: the child, which is there already."""
-    from sandboxrun.run import RunOptions, run
-    from sandboxrun.store import DEFAULT_URL
+    from sandboxrun.host.run import RunOptions, run
+    from sandboxrun.redis.store import DEFAULT_URL
 
     trace.mark("modules of a run imported")
     return run(RunOptions(type_, id_, os.environ.get("REDIS_URL") or DEFAULT_URL), Log(), born)
@@ -199,7 +200,7 @@ def _inspect(options: argparse.Namespace) -> Inspect | None:
         return None
     if len(given) > 1:
         raise UsageError("--inspect and --inspect-wait are both given: --inspect-wait=HOST:PORT does both")
-    from sandboxrun.inspection import Inspect
+    from sandboxrun.config.debugger import Inspect
 
     return Inspect.parse(*given[0], given[0][0])
 

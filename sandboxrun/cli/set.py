@@ -8,14 +8,14 @@ from typing import Any
 from sandboxrun.cli.looking import first_fault, painter, run_options, to_json
 from sandboxrun.cli.parser import worker_parser
 from sandboxrun.cli.redis import connected
+from sandboxrun.describe.change import Change, in_words, moves, parse, plan, rows
+from sandboxrun.describe.paint import Paint
 from sandboxrun.errors import SandboxrunError, UsageError
 from sandboxrun.log import Log
-from sandboxrun.look.change import Change, in_words, moves, parse, plan, rows
-from sandboxrun.look.paint import Paint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandboxrun.look.examine import Examination
+    from sandboxrun.describe.examine import Examination
 
 _EXAMPLE = """\
   sandboxrun set demo-worker 1 url=https://raw.githubusercontent.com/OWNER/REPO/main/worker.py version=v1.2.0
@@ -49,7 +49,7 @@ def main(args: list[str]) -> int:
     wanted = parse(options.fields, options.delete, type_=options.type, id_=options.id)
     run_options(options)  # checks TYPE and ID
 
-    from sandboxrun.look import hashes
+    from sandboxrun.redis import hashes
 
     with connected(options.redis) as connection:
         change = plan(hashes.read(connection, options.type, options.id), wanted)
@@ -72,10 +72,10 @@ def _refused(after: Examination) -> SandboxrunError:
 
 def _examined(options: argparse.Namespace, change: Change) -> tuple[Examination, Examination]:
     """The hash before and after, as a run would find it."""
+    from sandboxrun.describe.bring import bringer
+    from sandboxrun.describe.examine import examine
     from sandboxrun.fetch.resolve import ImportList
-    from sandboxrun.folders import Folders
-    from sandboxrun.look.bring import bringer
-    from sandboxrun.look.examine import examine
+    from sandboxrun.host.folders import Folders
     from sandboxrun.records import replace
 
     folders, run = Folders.of_user(), run_options(options)
@@ -94,7 +94,7 @@ def _examined(options: argparse.Namespace, change: Change) -> tuple[Examination,
 
 
 def _result(options: argparse.Namespace, change: Change, before: Examination, after: Examination) -> dict[str, Any]:
-    from sandboxrun.look.report import running
+    from sandboxrun.describe.report import running
 
     name, following = f"{options.type} {options.id}", []
     found = running(change.before)

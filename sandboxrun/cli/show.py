@@ -17,9 +17,9 @@ def main(args: list[str]) -> int:
     options = parser.parse_args(args)
     hashes, found = examined(options)
 
-    from sandboxrun.folders import Folders
-    from sandboxrun.look.report import last_run, report
-    from sandboxrun.look.show import text
+    from sandboxrun.describe.report import last_run, report
+    from sandboxrun.describe.show import text
+    from sandboxrun.host.folders import Folders
 
     last = last_run(Folders.of_user().runs, options.type, options.id)
     made = report(hashes, found, redis=redis_shown(options), last=last)

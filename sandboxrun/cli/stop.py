@@ -8,21 +8,25 @@ import signal
 import sys
 import time
 
-from sandboxrun import fleet, keys, runlogs, stopping, usage
 from sandboxrun.cli.fleet import known_here
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import DEFAULT_URL, connected
-from sandboxrun.connection import Connection
+from sandboxrun.config import keys
 from sandboxrun.errors import StoreError, UsageError
-from sandboxrun.fleet import State
-from sandboxrun.folders import Folders
-from sandboxrun.identity import Owner
-from sandboxrun.lease import LEASE_SECONDS, start_time, this_host
+from sandboxrun.fleet import workers as fleet
+from sandboxrun.fleet.workers import State
+from sandboxrun.host import logs as runlogs
+from sandboxrun.host import stop as stopping
+from sandboxrun.host import usage
+from sandboxrun.host.folders import Folders
+from sandboxrun.host.stop import End, Stopped
 from sandboxrun.log import escape
-from sandboxrun.sandbox import group
-from sandboxrun.sandbox.supervisor import GRACE_SECONDS
-from sandboxrun.stopping import End, Stopped
-from sandboxrun.store import Store
+from sandboxrun.redis.acl import Owner
+from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.lease import LEASE_SECONDS, start_time, this_host
+from sandboxrun.redis.store import Store
+from sandboxrun.sandbox.supervisor import group
+from sandboxrun.sandbox.supervisor.supervisor import GRACE_SECONDS
 
 TIMEOUT_SECONDS = 10.0  # a supervisor takes 0.5 to see it, and its worker at most 5 to end
 LAST_WORDS_SECONDS, LAST_WORDS_TRIES = 0.05, 20

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sandboxrun import keys
 from sandboxrun.cli.looking import painter, to_json
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import connected
+from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
 
 
@@ -24,8 +24,8 @@ def main(args: list[str]) -> int:
     connect_option(parser)
     options = parser.parse_args(args)
 
-    from sandboxrun.look.requests import check_ref, gather
-    from sandboxrun.look.timeline import text, timeline
+    from sandboxrun.describe.requests import check_ref, gather
+    from sandboxrun.describe.timeline import text, timeline
 
     ref = check_ref(options.ref)
     if options.type is not None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 
-from sandboxrun import keys
 from sandboxrun.client import forks
 from sandboxrun.client.blocking import DEFAULT_URL
 from sandboxrun.client.line import Line
 from sandboxrun.client.request import Request
-from sandboxrun.connection import parse_url
+from sandboxrun.config import keys
+from sandboxrun.redis.connection import parse_url
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ import os
 import time
 from collections.abc import Iterator
 
-from sandboxrun import keys
 from sandboxrun.client.exchange import Exchange
 from sandboxrun.client.request import Request, seconds_of
 from sandboxrun.client.wire import Wire
-from sandboxrun.connection import parse_url
+from sandboxrun.config import keys
 from sandboxrun.errors import BadRequest, CallError, StoreError
+from sandboxrun.redis.connection import parse_url
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

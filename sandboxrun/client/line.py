@@ -7,11 +7,11 @@ import os
 from collections import deque
 
 from sandboxrun.client import forks
-from sandboxrun.client.link import Link
 from sandboxrun.client.put import LOOK_REQUESTS, batch_of, look, looked, pop_key, put, taken
 from sandboxrun.client.request import ReplyTooLarge, Request, State
-from sandboxrun.connection import ReplyError, delays, pack, refused
 from sandboxrun.errors import CallError, CallTimeout, ConnectionLost, LoginRefused, NotSent, StoreError
+from sandboxrun.redis.aio import Link
+from sandboxrun.redis.connection import ReplyError, delays, pack, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from __future__ import annotations
 import os
 
 from sandboxrun.client.request import PUT_COMMANDS, REPLY_MAX_BYTES, Request, State
-from sandboxrun.connection import ReplyError, pack, refused
 from sandboxrun.errors import ConnectionLost, NotSent, SandboxrunError
+from sandboxrun.redis.connection import ReplyError, pack, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import math
 import os
 import time
 
-from sandboxrun import keys
 from sandboxrun.client.request import TRACE_EXPIRE_SECONDS, decoded, seconds_of
+from sandboxrun.config import keys
 from sandboxrun.errors import CallError, RemoteError
 
 TYPE_CHECKING = False

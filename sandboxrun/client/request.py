@@ -8,9 +8,8 @@ import math
 import os
 import time
 
-from sandboxrun import keys
 from sandboxrun.client import forks
-from sandboxrun.connection import pack
+from sandboxrun.config import keys
 from sandboxrun.errors import (
     BadRequest,
     CallError,
@@ -20,6 +19,7 @@ from sandboxrun.errors import (
     NotSent,
     RemoteError,
 )
+from sandboxrun.redis.connection import pack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from _socket import MSG_DONTWAIT, MSG_PEEK
 from sandboxrun.client import forks
 from sandboxrun.client.put import new_fence
 from sandboxrun.client.request import REPLY_MAX_BYTES, ReplyTooLarge
-from sandboxrun.connection import RECEIVE_BYTES, Connection, ProtocolError, check_greeting, greeting
 from sandboxrun.errors import ConnectionLost
+from sandboxrun.redis.connection import RECEIVE_BYTES, Connection, ProtocolError, check_greeting, greeting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

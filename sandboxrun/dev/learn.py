@@ -10,8 +10,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sandboxrun.covers import covered
-from sandboxrun.permissions import KINDS
+from sandboxrun.config.covers import covered
+from sandboxrun.config.permissions import KINDS
 
 _REFUSAL = re.compile(
     r'Requires [a-z]+ access to ".*"; grant it with: --allow-([a-z]+)=(.+) \(field [A-Za-z]+ of [^ ]+\)'

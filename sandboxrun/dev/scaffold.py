@@ -35,7 +35,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from sandboxrun import client, embedded
+from sandboxrun import client; from sandboxrun.redis import embedded
 
 FOLDER = Path(__file__).parent
 TYPE = "@TYPE@"

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sandboxrun import keys
-from sandboxrun.connection import Connection, ReplyError
+from sandboxrun.config import keys
 from sandboxrun.dev import source
 from sandboxrun.dev.process import Process
 from sandboxrun.dev.target import Target, read
 from sandboxrun.dev.watch import changes
 from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, UsageError
+from sandboxrun.redis.connection import Connection, ReplyError
 
 STOP_SECONDS = 8.0  # sandboxrun kills its worker after 5
 READY_SECONDS = 2.0  # after its start, for a worker that may not be made with the SDK

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sandboxrun import keys
-from sandboxrun.config import WorkerConfig, parse_worker
-from sandboxrun.connection import Connection
+from sandboxrun.config import keys
+from sandboxrun.config.worker import WorkerConfig, parse_worker
 from sandboxrun.errors import ConfigError, StoreError, UsageError
+from sandboxrun.redis.connection import Connection
 
 ID = "dev"  # of a worker whose hash we make
 

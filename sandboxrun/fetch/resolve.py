@@ -7,8 +7,8 @@ import re
 import stat
 from collections.abc import Iterable
 
+from sandboxrun.config.permissions import canonical_host
 from sandboxrun.errors import ConfigError, FetchError, UsageError
-from sandboxrun.permissions import canonical_host
 from sandboxrun.records import record
 
 TYPE_CHECKING = False

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from sandboxrun import keys
+from sandboxrun.config import keys
 from sandboxrun.worker.output import say
 from sandboxrun.worker.process import leave_child
 from sandboxrun.worker.request import (

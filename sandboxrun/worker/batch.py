@@ -3,8 +3,8 @@ but five words of a reply are the same for all replies of a worker."""
 
 from __future__ import annotations
 
-from sandboxrun import keys
-from sandboxrun.connection import pack
+from sandboxrun.config import keys
+from sandboxrun.redis.connection import pack
 from sandboxrun.worker.request import noted
 
 TYPE_CHECKING = False
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from sandboxrun.settings import Loop
+    from sandboxrun.config.fields import Loop
 
 GROUP = "worker"
 TRACE_EXPIRE_SECONDS = 120

@@ -23,9 +23,9 @@ import os
 import time
 from collections import deque
 
-from sandboxrun import keys
-from sandboxrun.connection import Connection, ReplyError, pack, translated
+from sandboxrun.config import keys
 from sandboxrun.errors import ConnectionLost, LoginRefused, TakenOver
+from sandboxrun.redis.connection import Connection, ReplyError, pack, translated
 from sandboxrun.worker.batch import EXEC, GROUP, MULTI, Entry, acknowledge
 from sandboxrun.worker.session import Session
 from sandboxrun.worker.streams import order, pairs, read_command, read_entries
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
-    from sandboxrun.settings import Loop
+    from sandboxrun.config.fields import Loop
 
 CLAIM_MOST = 1000  # claims that one command renews or hands back: a longer one keeps the server from others
 TOGETHER_TRIES = 2  # connections that were lost over a reply, after which it is sent alone

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from sandboxrun import keys, settings
-from sandboxrun.connection import Connection, ReplyError, refused
+from sandboxrun.config import fields as settings
+from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, MissingSecret
+from sandboxrun.redis.connection import Connection, ReplyError, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Context:
         if self._secrets is None:
             known, found = self._fields[1], {}
             if known.get("encryptedJson"):
-                from sandboxrun.secrets import KEY_LINE_MAX_BYTES, decrypt, parse_key_line
+                from sandboxrun.config.secrets import KEY_LINE_MAX_BYTES, decrypt, parse_key_line
 
                 line = sys.stdin.buffer.readline(KEY_LINE_MAX_BYTES)
                 found = decrypt(known, parse_key_line(line), worker_key=self.key, type_=self.type)

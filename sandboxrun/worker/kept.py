@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from sandboxrun.config.fields import Loop
 from sandboxrun.errors import ConnectionLost, LoginRefused
-from sandboxrun.settings import Loop
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.loop import LOOK_SECONDS, RENEW_PART, GaveUp, Worker

@@ -11,9 +11,9 @@ import os
 import sys
 import time
 
-from sandboxrun import keys
-from sandboxrun.connection import RETRY_MOST_SECONDS, ReplyError
+from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError, StoreError
+from sandboxrun.redis.connection import RETRY_MOST_SECONDS, ReplyError
 from sandboxrun.worker import process
 from sandboxrun.worker.answer import Answers
 from sandboxrun.worker.batch import Entry, Renderer
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from sandboxrun.settings import Loop
+    from sandboxrun.config.fields import Loop
 
 BATCH_MOST = 100  # more brings nothing: the round trip is a hundredth of it
 LOOK_SECONDS = 1.0  # between looks at stale claims

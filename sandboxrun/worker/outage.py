@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from sandboxrun.connection import delays
+from sandboxrun.redis.connection import delays
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

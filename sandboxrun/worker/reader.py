@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from sandboxrun.connection import Connection, ReplyError
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError
+from sandboxrun.redis.connection import Connection, ReplyError
 from sandboxrun.worker.batch import GROUP, Entry
 from sandboxrun.worker.claims import HANDED_BACK_MILLIS, Claims
 from sandboxrun.worker.loop import BATCH_MOST, LOOK_SECONDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-from sandboxrun import keys
+from sandboxrun.config import keys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from sandboxrun.connection import ReplyError, pack
+from sandboxrun.redis.connection import ReplyError, pack
 from sandboxrun.worker.streams import order, record
 
 TYPE_CHECKING = False

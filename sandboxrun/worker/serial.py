@@ -11,8 +11,8 @@ import signal
 import time
 from collections import deque
 
-from sandboxrun.connection import ReplyError
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError, StoreError
+from sandboxrun.redis.connection import ReplyError
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler, HandlerTimeout
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from sandboxrun.settings import Loop
+    from sandboxrun.config.fields import Loop
 
 BATCH_SECONDS = 0.05  # what is in hand must not wait for long, nor be kept from other workers
 BATCH_BYTES = 8 * 1024 * 1024

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from sandboxrun.connection import Connection, ReplyError, pack, translated
 from sandboxrun.errors import ConnectionLost
+from sandboxrun.redis.connection import Connection, ReplyError, pack, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

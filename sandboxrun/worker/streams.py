@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandboxrun.connection import pack
+from sandboxrun.redis.connection import pack
 from sandboxrun.worker.batch import GROUP, Entry
 
 TYPE_CHECKING = False
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-    from sandboxrun.settings import Loop
+    from sandboxrun.config.fields import Loop
 
 
 def order(xid: bytes) -> tuple[int, int]:

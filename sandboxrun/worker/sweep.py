@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sandboxrun import keys
-from sandboxrun.connection import ReplyError
+from sandboxrun.config import keys
+from sandboxrun.redis.connection import ReplyError
 from sandboxrun.worker.batch import GROUP
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.streams import gone, order, record

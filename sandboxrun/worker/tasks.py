@@ -19,9 +19,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sandboxrun.connection import RETRY_MOST_SECONDS, Connection, ReplyError
+from sandboxrun.config.fields import Loop
 from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError
-from sandboxrun.settings import Loop
+from sandboxrun.redis.connection import RETRY_MOST_SECONDS, Connection, ReplyError
 from sandboxrun.worker import eventloop
 from sandboxrun.worker.answer import check_deadline
 from sandboxrun.worker.batch import Entry

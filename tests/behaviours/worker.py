@@ -7,7 +7,7 @@ import os
 import rows
 
 from sandboxrun import worker
-from sandboxrun.connection import Connection
+from sandboxrun.redis.connection import Connection
 
 TABLE = rows.load()
 URL = os.environ["REDIS_URL"]

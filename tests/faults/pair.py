@@ -19,7 +19,7 @@ from arena import wait_for
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sandboxrun import embedded
+from sandboxrun.redis import embedded
 
 START_SECONDS = 20
 

@@ -11,7 +11,7 @@ from arena import wait_for
 from faults.cells import Cell
 from faults.world import ANSWER_SECONDS, MOMENT_SECONDS, Outcome, Play, Run, World
 
-from sandboxrun.lease import LEASE_SECONDS
+from sandboxrun.redis.lease import LEASE_SECONDS
 
 # A pid namespace each, as a container has: the first process of each supervisor has the same number. unshare(1)
 CONTAINER = (

@@ -15,14 +15,14 @@ import os
 import resource
 import sys
 
+from sandboxrun.config.limits import Limits
+from sandboxrun.config.permissions import NetTarget, Permissions
 from sandboxrun.files import Kept
-from sandboxrun.limits import Limits
 from sandboxrun.log import Log
-from sandboxrun.permissions import NetTarget, Permissions
-from sandboxrun.sandbox import features, policy, seccomp
-from sandboxrun.sandbox.features import Features
-from sandboxrun.sandbox.launch import Child, Script, this_interpreter
-from sandboxrun.sandbox.supervisor import Supervisor
+from sandboxrun.sandbox.compile import features, policy, seccomp
+from sandboxrun.sandbox.compile.features import Features
+from sandboxrun.sandbox.supervisor.child import Child, Script, this_interpreter
+from sandboxrun.sandbox.supervisor.supervisor import Supervisor
 
 KEY = "test:1:h"
 

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import pyseccomp
 
-from sandboxrun.sandbox import seccomp
-from sandboxrun.sandbox.filters import Grants
+from sandboxrun.sandbox.compile import seccomp
+from sandboxrun.sandbox.compile.filters import Grants
 
 HERE = Path(__file__).parent
 BATCH_SECONDS = 60

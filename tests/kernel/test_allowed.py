@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from arena import Arena, Listener
 
-from sandboxrun import embedded
+from sandboxrun.redis import embedded
 
 
 @pytest.fixture(scope="module")

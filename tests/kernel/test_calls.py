@@ -250,7 +250,7 @@ FOLDERS = {
 PLANTED = {what: folder / f"planted-{os.getpid()}" for what, folder in FOLDERS.items()}
 # Opened to write, never written.
 EXISTING = {
-    "the script": "sys.argv[0]", "the bootstrap": repr(str(_PACKAGE / "sandbox" / "bootstrap.py")), "os.py": "os.__file__",
+    "the script": "sys.argv[0]", "the bootstrap": repr(str(_PACKAGE / "sandbox" / "child" / "bootstrap.py")), "os.py": "os.__file__",
     "a site package": repr(pytest.__file__), "the program": repr(str(Path(sys.prefix) / "pyvenv.cfg")),
     "own memory": "'/proc/self/mem'", "own name": "'/proc/self/comm'", "own OOM score": "'/proc/self/oom_score_adj'",
     "own core filter": "'/proc/self/coredump_filter'", "own user map": "'/proc/self/uid_map'",

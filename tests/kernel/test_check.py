@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from sandboxrun.sandbox import check
-from sandboxrun.sandbox.features import Feature, Need
+from sandboxrun.sandbox.compile.features import Feature, Need
+from sandboxrun.sandbox.selftest import check
 
 pytestmark = pytest.mark.timeout(240)  # two checks at most
 SECONDS = 100  # for one: some twenty when all processors are busy
@@ -22,7 +22,7 @@ NAMES = [p.name for group in check.PROTECTIONS.values() for p in group]
 MAIN = "import sys\nfrom sandboxrun.cli import main\nmain(sys.argv[1:])"
 # The machine's own, to be changed before the command starts.
 WITHOUT = """
-from sandboxrun.sandbox import features
+from sandboxrun.sandbox.compile import features
 for name in {names}:
     features._PROBES[features.Feature[name]] = lambda: False
 """
@@ -67,7 +67,7 @@ def test_all_that_can_be_tried_here_holds(run: Any) -> None:
 
 # Where the scheduler lets a thread wait, as on a busy machine: the race came so late that what follows it was not tried.
 SLOW = """
-from sandboxrun.sandbox import trial
+from sandboxrun.sandbox.selftest import trial
 with open(trial._ATTEMPTS) as file:
     text = file.read()
 assert text.count("time.sleep(0.00005)") == 1
@@ -149,7 +149,7 @@ DEFECTS = {
         {"limit_memory", "limit_files", "limit_scratch"},
     ),
     "a worker outlives its supervisor": (
-        "from sandboxrun.sandbox import trial\ntrial._DEATH_SECONDS = 0.3\n"
+        "from sandboxrun.sandbox.selftest import trial\ntrial._DEATH_SECONDS = 0.3\n"
         "text = open(birth._BOOTSTRAP).read()\ncall = '_prctl(\"PR_SET_PDEATHSIG\"'\nassert text.count(call) == 1\n"
         "import os\npath = os.environ['TMPDIR'] + '/bootstrap.py'\n"
         "open(path, 'w').write(text.replace(call, '0 and ' + call))\n"
@@ -170,8 +170,8 @@ DEFECTS = {
     ),
 }  # fmt: skip
 PATCH = """
-from sandboxrun.sandbox import birth, features, landlock, policy, seccomp
-from sandboxrun.sandbox.seccomp import Rule
+from sandboxrun.sandbox.supervisor import spawn as birth; from sandboxrun.sandbox.compile import features, landlock, policy, seccomp
+from sandboxrun.sandbox.compile.seccomp import Rule
 table = seccomp.rules
 {change}
 seccomp.rules = rules

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from arena import CONFINE, Arena, Listener, wait_for
 
-from sandboxrun.sandbox import program
+from sandboxrun.sandbox.compile import elf as program
 
 CHANGE = """
 import ctypes, stat

@@ -16,8 +16,8 @@ import pytest
 from arena import CONFINE, Arena
 from raw_calls import RAW, numbers
 
-from sandboxrun.limits import LIMITS, Limits
-from sandboxrun.sandbox.relay import Relay
+from sandboxrun.config.limits import LIMITS, Limits
+from sandboxrun.sandbox.supervisor.output import Relay
 
 
 def line(name: str, value: int) -> str:

@@ -16,13 +16,13 @@ import pytest
 from arena import Arena, listening
 from attack import arrived, attempt
 
+from sandboxrun.config.limits import Limits
+from sandboxrun.config.permissions import NetTarget, Permissions
 from sandboxrun.errors import SandboxError
-from sandboxrun.limits import Limits
-from sandboxrun.permissions import NetTarget, Permissions
 from sandboxrun.records import replace
-from sandboxrun.sandbox import features, policy
-from sandboxrun.sandbox.launch import Child, Script, this_interpreter
-from sandboxrun.sandbox.metadata import Metadata
+from sandboxrun.sandbox.compile import features, policy
+from sandboxrun.sandbox.supervisor.child import Child, Script, this_interpreter
+from sandboxrun.sandbox.supervisor.handlers.metadata import Metadata
 
 READ_ALL = """
 def attempt():

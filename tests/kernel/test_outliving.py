@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from arena import Arena, wait_for
 
-from sandboxrun.sandbox import group
+from sandboxrun.sandbox.supervisor import group
 
 # Each goes on writing in the granted folder, from processes that try to get away from the worker.
 FORKERS = {

@@ -7,7 +7,7 @@ import signal
 import pytest
 from arena import Arena, Listener
 
-from sandboxrun.limits import LIMITS
+from sandboxrun.config.limits import LIMITS
 
 
 def line(limit: int) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from arena import Arena, Listener
 
-from sandboxrun.sandbox.supervisor import _QUESTION_BYTES
+from sandboxrun.sandbox.supervisor.supervisor import _QUESTION_BYTES
 
 ALLOW = {"net": "localhost,127.0.0.1"}
 PIPES = f"""

@@ -14,7 +14,7 @@ import pytest
 from arena import CONFINE, Arena, Listener, full_backlog, wait_for
 from flood import CALLS, flooding, trapped
 
-from sandboxrun.sandbox import group
+from sandboxrun.sandbox.supervisor import group
 
 # Ways to be at work; each says "ready" when it is.
 BUSY = {
@@ -97,7 +97,7 @@ def test_a_child_that_waits_for_a_killed_supervisor_ends_and_runs_nothing(arena:
 import sys, time
 sys.path.insert(0, {str(CONFINE.parent)!r})
 import confine
-from sandboxrun.sandbox import launch, supervisor
+from sandboxrun.sandbox.supervisor import child as launch, supervisor
 def here(child):
     print(child.pid, flush=True)
     time.sleep(600)

@@ -12,7 +12,7 @@ from arena import Arena, Listener, full_backlog, wait_for
 from attack import counting
 from flood import CALLS, flooding, trapped, worker
 
-from sandboxrun.sandbox.connect import DESCRIPTORS_KEPT, PENDING_MAX
+from sandboxrun.sandbox.supervisor.handlers.connect import DESCRIPTORS_KEPT, PENDING_MAX
 
 # --- connects that hang
 

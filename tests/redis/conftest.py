@@ -8,7 +8,7 @@ import redis
 from raw_host import RawHost, raw_host
 from runner import Runner
 
-from sandboxrun import embedded
+from sandboxrun.redis import embedded
 
 
 @pytest.fixture(scope="session")

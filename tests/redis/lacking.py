@@ -3,7 +3,7 @@
 import sys
 
 from sandboxrun import cli
-from sandboxrun.sandbox import features
+from sandboxrun.sandbox.compile import features
 
 for feature in features.Feature:
     if feature.label in sys.argv[1].split(","):

@@ -11,8 +11,8 @@ import redis
 from leases import lease
 from runner import Done, Runner
 
-from sandboxrun.connection import Connection
-from sandboxrun.look import pages
+from sandboxrun.redis import pages
+from sandboxrun.redis.connection import Connection
 
 LARGE = 24 << 20
 COUNT = 8

@@ -17,8 +17,9 @@ import redis
 from arena import wait_for
 from runner import Runner
 
-from sandboxrun import client, embedded
+from sandboxrun import client
 from sandboxrun.errors import ConfigError, StoreError
+from sandboxrun.redis import embedded
 
 Local = Callable[..., Path]
 ECHO = """

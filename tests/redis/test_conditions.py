@@ -19,8 +19,8 @@ import servers
 from arena import wait_for
 from runner import Runner
 
-from sandboxrun.connection import Connection
 from sandboxrun.errors import ConnectionLost
+from sandboxrun.redis.connection import Connection
 
 # How often each was begun is counted in the worker's own scratch folder: Redis may be away.
 CODE = """

@@ -15,7 +15,7 @@ from arena import Listener
 from attack import arrived
 from runner import Runner
 
-from sandboxrun.sandbox.features import Feature, Need
+from sandboxrun.sandbox.compile.features import Feature, Need
 
 Local = Callable[..., Path]
 LACKING = Path(__file__).with_name("lacking.py")

@@ -18,7 +18,8 @@ import pytest
 import redis
 from runner import Runner
 
-from sandboxrun import client, embedded
+from sandboxrun import client
+from sandboxrun.redis import embedded
 
 Local = Callable[..., Path]
 SECONDS = 30

@@ -13,7 +13,7 @@ from leases import lease
 from runner import Done, Runner
 from servers import Own
 
-from sandboxrun.connection import parse_url
+from sandboxrun.redis.connection import parse_url
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import redis
 from servers import Own
 
-from sandboxrun import embedded
-from sandboxrun.connection import Connection
+from sandboxrun.redis import embedded
+from sandboxrun.redis.connection import Connection
 
 NAMES = ["with space", "it's", 'a "quoted" one', "ünlike", "a#b", "100%", "back\\slash", "new\nline", "q?x=1&y"]
 

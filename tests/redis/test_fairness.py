@@ -14,8 +14,8 @@ from arena import wait_for
 from runner import Runner
 from support.loop_workers import KINDS, answer, answered, pending, send
 
-from sandboxrun.connection import Connection
-from sandboxrun.settings import parse_loop
+from sandboxrun.config.fields import parse_loop
+from sandboxrun.redis.connection import Connection
 from sandboxrun.worker.claims import Claims
 
 

@@ -14,9 +14,9 @@ import redis
 from raw_host import RawHost
 from runner import Done, Runner
 
-from sandboxrun.connection import Connection
 from sandboxrun.errors import StoreError
-from sandboxrun.look import hashes
+from sandboxrun.redis import hashes
+from sandboxrun.redis.connection import Connection
 
 Local = Callable[..., Path]
 SCRIPT = "print('ran')\n"

@@ -17,8 +17,8 @@ import pytest
 import redis
 from runner import Runner
 
-from sandboxrun.connection import Connection
-from sandboxrun.settings import parse_loop
+from sandboxrun.config.fields import parse_loop
+from sandboxrun.redis.connection import Connection
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.sweep import remove_gone
 

@@ -18,7 +18,7 @@ import pytest
 import redis
 from runner import Runner
 
-from sandboxrun import embedded
+from sandboxrun.redis import embedded
 
 pytestmark = pytest.mark.timeout(60 + max(240, int(os.environ.get("CHAOS_REQUESTS", "0")) // 2))
 REQUESTS = int(os.environ.get("CHAOS_REQUESTS", "2000"))

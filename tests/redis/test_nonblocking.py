@@ -16,8 +16,8 @@ from runner import Runner
 from support.loop_workers import answer, answered, pending, send
 from support.proxy import Proxy
 
-from sandboxrun.connection import Connection
 from sandboxrun.errors import ConnectionLost
+from sandboxrun.redis.connection import Connection
 
 UVLOOP = """
 import asyncio, time, uvloop

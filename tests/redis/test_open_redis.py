@@ -11,7 +11,7 @@ import pytest
 import redis
 from runner import Runner
 
-from sandboxrun import embedded
+from sandboxrun.redis import embedded
 
 ATTACK = """
 import os, socket

@@ -13,7 +13,7 @@ import pytest
 import redis
 from runner import Done, Runner
 
-from sandboxrun import embedded
+from sandboxrun.redis import embedded
 
 Local = Callable[..., Path]
 

@@ -16,13 +16,14 @@ from arena import wait_for
 from leases import lease
 from runner import Runner
 
-from sandboxrun import client, keys
-from sandboxrun.connection import Connection
+from sandboxrun import client
+from sandboxrun.config import keys
+from sandboxrun.config.fields import parse_loop
 from sandboxrun.errors import AlreadyRunningError, TakenOver
-from sandboxrun.lease import Run, new_token, this_host
-from sandboxrun.settings import parse_loop
-from sandboxrun.store import Store
-from sandboxrun.watch import look
+from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.lease import Run, new_token, this_host
+from sandboxrun.redis.store import Store
+from sandboxrun.redis.watch import look
 from sandboxrun.worker.claims import Claims
 
 Local = Callable[..., Path]

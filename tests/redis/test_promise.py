@@ -19,9 +19,9 @@ import servers
 from arena import wait_for
 from runner import Runner
 
-from sandboxrun.connection import Connection
+from sandboxrun.config.fields import parse_loop
 from sandboxrun.errors import ConnectionLost
-from sandboxrun.settings import parse_loop
+from sandboxrun.redis.connection import Connection
 from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.sweep import look_around, remove_gone

@@ -13,9 +13,9 @@ import redis
 from leases import lease
 from runner import Runner
 
-from sandboxrun import fleet
-from sandboxrun.connection import Connection
-from sandboxrun.lease import this_host
+from sandboxrun.fleet import workers as fleet
+from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.lease import this_host
 
 Local = Callable[..., Path]
 WAITS = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"

@@ -12,7 +12,7 @@ import pytest
 import redis
 from runner import Runner
 
-from sandboxrun import keys
+from sandboxrun.config import keys
 
 Local = Callable[..., Path]
 HEAD = "from sandboxrun import worker\n"

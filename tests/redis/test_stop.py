@@ -14,7 +14,7 @@ from arena import wait_for
 from leases import lease
 from runner import Runner
 
-from sandboxrun.lease import PID_FIELDS, this_host
+from sandboxrun.redis.lease import PID_FIELDS, this_host
 
 Local = Callable[..., Path]
 WAITS = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"

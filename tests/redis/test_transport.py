@@ -22,9 +22,10 @@ import redis
 import servers
 from runner import Runner
 
-from sandboxrun import client, embedded
-from sandboxrun.connection import Connection
+from sandboxrun import client
 from sandboxrun.errors import ConnectionLost, StoreError
+from sandboxrun.redis import embedded
+from sandboxrun.redis.connection import Connection
 
 # It says by which connections it works: the request loop's own, and that of redis-py.
 CODE = """

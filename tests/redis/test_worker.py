@@ -20,7 +20,8 @@ import redis
 from raw_host import RawHost, body
 from runner import Runner
 
-from sandboxrun import client, embedded
+from sandboxrun import client
+from sandboxrun.redis import embedded
 
 ROOT = Path(__file__).parents[2]
 ECHO = """

@@ -16,7 +16,7 @@ import pytest
 import redis
 from runner import Runner
 
-from sandboxrun import embedded
+from sandboxrun.redis import embedded
 
 CASES = sorted(path.parent for path in Path(__file__).parent.rglob("spec.toml"))
 

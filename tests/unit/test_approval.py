@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sandboxrun import approval
-from sandboxrun.config import Asked, parse_worker
+from sandboxrun.config.worker import Asked, parse_worker
 from sandboxrun.errors import ConfigError, PolicyError
+from sandboxrun.policy import approval
 
 
 def asked(**fields: str) -> Asked:

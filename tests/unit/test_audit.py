@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from sandboxrun.audit import LINE_MAX_BYTES, Audit
 from sandboxrun.errors import ConfigError, PolicyError
 from sandboxrun.log import Log
+from sandboxrun.policy.audit import LINE_MAX_BYTES, Audit
 
 WRITER = """
 import sys
-from sandboxrun.audit import Audit
+from sandboxrun.policy.audit import Audit
 audit = Audit([sys.argv[1]], worker=sys.argv[2], warn=print)
 for number in range(300):
     audit.record("denial", "refused", number=number, text="x" * 6000)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from sandboxrun.ceiling import Ceiling
-from sandboxrun.config import WorkerConfig, parse_worker
+from sandboxrun.config.limits import LIMITS, Limits
+from sandboxrun.config.permissions import KINDS, NetTarget, Permissions
+from sandboxrun.config.worker import WorkerConfig, parse_worker
 from sandboxrun.errors import ConfigError, PolicyError
-from sandboxrun.limits import LIMITS, Limits
-from sandboxrun.permissions import KINDS, NetTarget, Permissions
-from sandboxrun.policyfile import ceiling_for, parse, section_for
-from sandboxrun.sandbox.launch import this_interpreter
-from sandboxrun.sandbox.policy import build
+from sandboxrun.policy.ceiling import Ceiling
+from sandboxrun.policy.file import ceiling_for, parse, section_for
+from sandboxrun.sandbox.compile.policy import build
+from sandboxrun.sandbox.supervisor.child import this_interpreter
 
 DATA = "/home/me/.local/share/sandboxrun/demo-worker/1"
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sandboxrun import keys
-from sandboxrun.config import parse_worker, wanted_fields
+from sandboxrun.config import keys
+from sandboxrun.config.worker import parse_worker, wanted_fields
 from sandboxrun.errors import ConfigError
 
 

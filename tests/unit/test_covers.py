@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from sandboxrun.covers import ANY, ANY_PORT, covers, glob_covers, is_below
-from sandboxrun.permissions import (
+from sandboxrun.config.covers import ANY, ANY_PORT, covers, glob_covers, is_below
+from sandboxrun.config.permissions import (
     KINDS,
     IPAddress,
     ListenTarget,

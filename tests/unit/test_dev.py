@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from sandboxrun.config.permissions import KINDS, denial
 from sandboxrun.dev import source
 from sandboxrun.dev.learn import Learned, as_flags, as_set
 from sandboxrun.dev.process import parse_message, shown
 from sandboxrun.dev.target import type_from
 from sandboxrun.errors import UsageError
-from sandboxrun.permissions import KINDS, denial
 
 
 def learned(*wanted: tuple[str, str]) -> Learned:

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from sandboxrun.sandbox import seccomp
-from sandboxrun.sandbox.filters import TRAPPED, Grants, for_pid
-from sandboxrun.sandbox.seccomp import Action, Rule
+from sandboxrun.sandbox.compile import seccomp
+from sandboxrun.sandbox.compile.filters import TRAPPED, Grants, for_pid
+from sandboxrun.sandbox.compile.seccomp import Action, Rule
 
 pyseccomp = pytest.importorskip("pyseccomp")
 
@@ -259,11 +259,11 @@ def test_the_program_does_what_the_table_says(call: tuple[Compiled, int, list[in
 
 
 def test_security_md_shows_the_table_as_it_is() -> None:
-    """Where this fails, put what `python -c 'from sandboxrun.sandbox import seccomp; print(seccomp.markdown())'` prints
+    """Where this fails, put what `python -c 'from sandboxrun.sandbox.compile import seccomp; print(seccomp.markdown())'` prints
     between the two lines."""
     text = (Path(__file__).parent.parent.parent / "SECURITY.md").read_text()
     section = text.partition("\n## The filter\n")[2]
-    shown = section.partition("<!-- filter table: made by sandboxrun.sandbox.seccomp.markdown() -->\n")[2]
+    shown = section.partition("<!-- filter table: made by sandboxrun.sandbox.compile.seccomp.markdown() -->\n")[2]
     shown, end, _ = shown.partition("<!-- end of filter table -->")
     assert end
     assert shown.strip() == seccomp.markdown().strip()

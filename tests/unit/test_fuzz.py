@@ -22,16 +22,25 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from sandboxrun import config, keys, permissions, secrets
-from sandboxrun import settings as loop_settings
-from sandboxrun.connection import parse_url
+from sandboxrun.config import fields as loop_settings
+from sandboxrun.config import keys, permissions, secrets
+from sandboxrun.config import worker as config
+from sandboxrun.config.permissions import (
+    KINDS,
+    VERDICTS,
+    NetTarget,
+    Permissions,
+    canonical_address,
+    canonical_host,
+    endpoint,
+)
 from sandboxrun.errors import ConfigError, FetchError, SandboxrunError, SecretError, UsageError
 from sandboxrun.fetch import resolve
 from sandboxrun.log import LINE_MAX_CHARS, Log, escape
-from sandboxrun.permissions import KINDS, VERDICTS, NetTarget, Permissions, canonical_address, canonical_host, endpoint
-from sandboxrun.sandbox import notify
-from sandboxrun.sandbox import resolver as resolver_module
-from sandboxrun.sandbox.connect import InetAddress, parse_sockaddr
+from sandboxrun.redis.connection import parse_url
+from sandboxrun.sandbox.supervisor import listener as notify
+from sandboxrun.sandbox.supervisor import resolver as resolver_module
+from sandboxrun.sandbox.supervisor.handlers.connect import InetAddress, parse_sockaddr
 from sandboxrun.worker import request
 
 FEW, MANY = 50, 100  # examples a test: together about ten seconds

@@ -8,8 +8,8 @@ import pytest
 
 from sandboxrun.digests import sealed, unsealed
 from sandboxrun.files import Kept
-from sandboxrun.sandbox import filters
-from sandboxrun.sandbox.filters import Grants, program
+from sandboxrun.sandbox.compile import filters
+from sandboxrun.sandbox.compile.filters import Grants, program
 
 
 @pytest.fixture

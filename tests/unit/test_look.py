@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxrun.ceiling import Ceiling
 from sandboxrun.cli import COMMANDS
-from sandboxrun.config import READ_FIELDS, WorkerConfig, parse_worker
+from sandboxrun.config.permissions import KINDS, NetTarget, endpoint
+from sandboxrun.config.worker import READ_FIELDS, WorkerConfig, parse_worker
+from sandboxrun.describe import change, decide, fields, question, timeline, words
+from sandboxrun.describe.examine import beyond
+from sandboxrun.describe.paint import Paint
+from sandboxrun.describe.requests import Facts, Letter, check_ref, parse_millis
 from sandboxrun.errors import ConfigError, PolicyError, UsageError
-from sandboxrun.look import change, decide, fields, question, timeline, words
-from sandboxrun.look.examine import beyond
-from sandboxrun.look.hashes import Hashes, Stored
-from sandboxrun.look.paint import Paint
-from sandboxrun.look.requests import Facts, Letter, check_ref, parse_millis
-from sandboxrun.permissions import KINDS, NetTarget, endpoint
+from sandboxrun.policy.ceiling import Ceiling
+from sandboxrun.redis.hashes import Hashes, Stored
 
 BASE = {"url": "/w", "version": "local"}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sandboxrun.sandbox.paths import Ground, follow, without
-from sandboxrun.sandbox.scratch import remove
+from sandboxrun.sandbox.compile.paths import Ground, follow, without
+from sandboxrun.sandbox.supervisor.scratch import remove
 
 
 def test_a_path_is_followed_as_the_kernel_does(tmp_path: Path) -> None:

@@ -4,8 +4,7 @@ import ipaddress
 
 import pytest
 
-from sandboxrun.errors import ConfigError
-from sandboxrun.permissions import (
+from sandboxrun.config.permissions import (
     KINDS,
     NetTarget,
     Permissions,
@@ -16,6 +15,7 @@ from sandboxrun.permissions import (
     is_public,
     parse_list,
 )
+from sandboxrun.errors import ConfigError
 
 
 def net(allow: str = "", deny: str = "") -> Permissions:

@@ -10,16 +10,16 @@ import struct
 
 import pytest
 
-from sandboxrun import keys
-from sandboxrun.connection import parse_url
+from sandboxrun.config import keys
+from sandboxrun.config.fields import parse_loop
+from sandboxrun.config.permissions import Permissions
 from sandboxrun.errors import UsageError
-from sandboxrun.lease import is_alive, this_host
 from sandboxrun.log import Log, escape
-from sandboxrun.permissions import Permissions
-from sandboxrun.sandbox.connect import InetAddress, parse_sockaddr
-from sandboxrun.sandbox.filters import for_pid
-from sandboxrun.sandbox.resolver import Resolver
-from sandboxrun.settings import parse_loop
+from sandboxrun.redis.connection import parse_url
+from sandboxrun.redis.lease import is_alive, this_host
+from sandboxrun.sandbox.compile.filters import for_pid
+from sandboxrun.sandbox.supervisor.handlers.connect import InetAddress, parse_sockaddr
+from sandboxrun.sandbox.supervisor.resolver import Resolver
 from sandboxrun.worker.request import BadRequest, parse, ref_of
 
 
@@ -147,7 +147,7 @@ def resolver(allow: str, answers: list[str]) -> Resolver:
 def test_an_answer_is_never_longer_than_what_a_pipe_takes_at_once() -> None:
     import select
 
-    from sandboxrun.sandbox.resolver import _answer
+    from sandboxrun.sandbox.supervisor.resolver import _answer
 
     addresses = [f"2606:4700:1111:2222:3333:4444:5555:{number:04x}" for number in range(500)]
     answer = _answer("9" * 20, "ok", addresses)
@@ -161,7 +161,7 @@ def test_a_public_name_may_not_resolve_to_a_private_address(monkeypatch: pytest.
     import ipaddress
     import time
 
-    from sandboxrun.sandbox import resolver as module
+    from sandboxrun.sandbox.supervisor import resolver as module
 
     found = {
         "evil.example": "169.254.169.254",

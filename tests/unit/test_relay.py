@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxrun.sandbox.relay import Cleaner, Relay
+from sandboxrun.sandbox.supervisor.output import Cleaner, Relay
 
 SGR, EL, RESET = b"\x1b[1;38:5:208m", b"\x1b[2K", b"\x1b[0m"
 

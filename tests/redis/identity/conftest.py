@@ -9,7 +9,7 @@ import servers
 from logins import Probe, Server
 from runner import Runner
 
-from sandboxrun import embedded
+from sandboxrun.redis import embedded
 
 
 @pytest.fixture(scope="module", params=servers.NAMES)

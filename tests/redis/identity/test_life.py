@@ -13,7 +13,7 @@ from arena import wait_for
 from logins import Server, users, write_worker
 from runner import Runner
 
-from sandboxrun import embedded
+from sandboxrun.redis import embedded
 
 PRINTS_URL = "import os\nprint(os.environ['REDIS_URL'], flush=True)\n"
 WAITS = PRINTS_URL + "import time\ntime.sleep(60)\n"

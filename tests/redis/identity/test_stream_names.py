@@ -10,8 +10,8 @@ import pytest
 from logins import Probe, Server, write_worker
 from runner import Runner
 
+from sandboxrun.config.fields import parse_loop
 from sandboxrun.errors import ConfigError
-from sandboxrun.settings import parse_loop
 
 ECHO = """
 from sandboxrun import worker

@@ -1,0 +1,115 @@
+"""Whether one entry of a permission list lies within another of the same kind: what a ceiling and a comparison ask. Pure.
+
+Sound, and so cautious: whatever the inner entry allows, the outer one allows too; where that cannot be told, the answer
+is no.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from sandboxrun.config.permissions import PROGRAM_FOLDERS, IPNetwork, ListenTarget, NetTarget, RedisTarget, is_public
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+ANY = "*"  # an entry of a ceiling: all of a kind of which a hash has to list each
+ANY_PORT = -1  # a ListenTarget of a ceiling: all ports of an address
+# The IANA special-purpose registries, whole, and what permissions.is_public leaves out: a block that touches none of
+# these is public in all of its addresses.
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(block)
+    for block in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16",
+        "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24",
+        "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",
+        "::/3", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "4000::/2", "8000::/1",
+    )
+)  # fmt: skip
+
+
+def covers(kind: str, outer: Any, inner: Any) -> bool:
+    """Whether all that `inner` allows `outer` allows. Both are parsed entries of one kind; `outer` may be ANY, or a
+    ListenTarget with ANY_PORT."""
+    if isinstance(outer, NetTarget):
+        return _covers_net(outer, inner)
+    if isinstance(outer, RedisTarget):
+        return _covers_redis(outer, inner)
+    if isinstance(outer, ListenTarget):
+        return bool(outer.has_address(inner.address) and outer.port in (inner.port, ANY_PORT))
+    if outer in (ANY, inner):
+        return True
+    if kind == "run" and "/" not in outer:  # a name, which stands for any of these
+        return inner in [f"{folder}/{outer}" for folder in PROGRAM_FOLDERS]
+    return kind in ("read", "write", "run") and is_below(inner, outer)
+
+
+def covered(kind: str, outers: Iterable[Any], inner: Any) -> bool:
+    """Whether one of these covers it."""
+    return any(covers(kind, outer, inner) for outer in outers)
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether a path is this folder, or in it; both absolute, and neither looked at."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def glob_covers(outer: str, inner: str) -> bool:
+    """Whether every name that the pattern `inner` matches `outer` matches too. `*` is any text, `?` one character.
+
+    The inner pattern is matched as a text in which its `*` is matched by a `*` only. Without backtracking beyond the
+    last `*`, so that nobody's pattern costs more than the product of the lengths.
+    """
+    at = place = 0
+    star = resume = -1
+    while place < len(inner):
+        if at < len(outer) and outer[at] == "*":
+            star, resume = at, place
+            at += 1
+        elif at < len(outer) and (outer[at] == inner[place] or (outer[at] == "?" and inner[place] != "*")):
+            at, place = at + 1, place + 1
+        elif star >= 0:
+            resume += 1
+            at, place = star + 1, resume
+        else:
+            return False
+    return not outer[at:].strip("*")
+
+
+def _covers_net(outer: NetTarget, inner: NetTarget) -> bool:
+    if outer.port is not None and outer.port != inner.port:
+        return False
+    if outer.network is not None:
+        return inner.network is not None and _subnet(inner.network, outer.network)
+    if inner.network is not None:
+        return outer.host is None and outer.suffix is None and _all_public(inner.network)
+    name = inner.host if inner.host is not None else inner.suffix
+    if outer.host is not None:
+        return inner.host == outer.host
+    if outer.suffix is not None:
+        return name is not None and name.endswith(outer.suffix)
+    # `*`: names whose answers are public; localhost is the one whose answer is not (RFC 6761).
+    return name is None or not f".{name}".endswith(".localhost")
+
+
+def _subnet(inner: IPNetwork, outer: IPNetwork) -> bool:
+    if isinstance(inner, ipaddress.IPv4Network):
+        return isinstance(outer, ipaddress.IPv4Network) and inner.subnet_of(outer)
+    return isinstance(outer, ipaddress.IPv6Network) and inner.subnet_of(outer)
+
+
+def _all_public(network: IPNetwork) -> bool:
+    if network.num_addresses == 1:
+        return is_public(network.network_address)
+    return not any(network.overlaps(block) for block in _NOT_PUBLIC if block.version == network.version)
+
+
+def _covers_redis(outer: RedisTarget, inner: RedisTarget) -> bool:
+    if outer.access == "command":
+        command = inner.pattern in (outer.pattern, f"{outer.pattern}|{inner.pattern.partition('|')[2]}")
+        return inner.access == "command" and (outer.pattern == ANY or command)
+    if inner.access != outer.access and not (outer.access == "rw" and inner.access in ("r", "w")):
+        return False
+    return glob_covers(outer.pattern, inner.pattern)

@@ -1,0 +1,162 @@
+"""The part of a worker's hash that the worker itself reads: its request loop's settings, and what its secrets need.
+
+Pure, and imports next to nothing: a worker starts with it. config.py reads the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from sandboxrun.config import keys
+from sandboxrun.errors import ConfigError
+
+VALUE_MAX_BYTES = 64 * 1024
+SECRET_MAX_BYTES = 1024 * 1024
+
+ALIASES = {"workerType": "type", "workerUrl": "url", "workerVersion": "version"}
+SECRET_FIELDS = ("encryptedAlg", "encryptedIv", "encryptedJson")
+
+# name of the field: (default, least, most); a default of None comes from the key.
+LOOP_NUMBERS = {
+    "responseStreamLimit": (1000, 0, 10_000_000),
+    "responseStreamMax": (100_000, 0, 10_000_000),
+    "requestStreamLimit": (10_000, 0, 10_000_000),
+    "requestLimit": (0, 0, 2**53),
+    "xreadGroupBlockMillis": (2000, 1, 60_000),
+    "replyExpireSeconds": (8, 1, 86_400),
+    "maxDeliveries": (5, 1, 1000),
+    "takeoverMillis": (15_000, 200, 3_600_000),
+}
+LOOP_NAMES = ("requestStream", "responseStream", "consumerId")
+
+
+class Loop:
+    """The request loop's settings; names, defaults and bounds as in the field table of the README.
+
+    Written out: dataclasses takes as long to import as all else of a worker's start.
+    """
+
+    __slots__ = (
+        "block_millis",
+        "consumer_id",
+        "max_deliveries",  # how often a request is begun at most
+        "reply_expire_seconds",
+        "request_limit",  # requests, 0 is no limit
+        "request_stream",
+        "request_stream_limit",  # answered entries that are kept, approximate; 0 is all
+        "response_stream",
+        "response_stream_limit",  # entries, approximate; 0 is no limit
+        "response_stream_max",  # entries that are kept for a group that has not read them; 0 is no limit
+        "takeover_millis",  # a claim that was not renewed for so long is another's to take
+    )
+
+    def __init__(
+        self,
+        *,
+        request_stream: str,
+        response_stream: str,
+        response_stream_limit: int,
+        consumer_id: str,
+        request_limit: int,
+        block_millis: int,
+        reply_expire_seconds: int,
+        request_stream_limit: int = 10_000,
+        response_stream_max: int = 100_000,
+        max_deliveries: int = 5,
+        takeover_millis: int = 15_000,
+    ) -> None:
+        self.request_stream, self.response_stream = request_stream, response_stream
+        self.request_stream_limit, self.response_stream_limit = request_stream_limit, response_stream_limit
+        self.response_stream_max = response_stream_max
+        self.consumer_id, self.request_limit, self.block_millis = consumer_id, request_limit, block_millis
+        self.reply_expire_seconds, self.max_deliveries = reply_expire_seconds, max_deliveries
+        self.takeover_millis = takeover_millis
+
+    def _value(self) -> tuple[object, ...]:
+        return tuple([getattr(self, name) for name in self.__slots__])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Loop) and self._value() == other._value()
+
+    def __hash__(self) -> int:
+        return hash(self._value())
+
+
+def wanted(name: str) -> bool:
+    """Whether a field is one that a worker reads of its own hash."""
+    return name in LOOP_NUMBERS or name in LOOP_NAMES or name in SECRET_FIELDS or name == "type" or name in ALIASES
+
+
+def value_limit(name: str) -> int:
+    """The longest value read of a field, in bytes."""
+    return SECRET_MAX_BYTES if name in SECRET_FIELDS else VALUE_MAX_BYTES
+
+
+def too_long(name: str, key: str, size: int) -> str:
+    """What is wrong with a value of so many bytes."""
+    return f"field {name[:80]} of {key} has {size} bytes: at most {value_limit(name)} are read"
+
+
+def read_fields(raw: Mapping[bytes, bytes], key: str, *, wanted: Callable[[str], bool] = wanted) -> dict[str, str]:
+    """Raw fields to text under their first spelling; only the fields that are `wanted`. Raises ConfigError."""
+    text: dict[str, str] = {}
+    for raw_name, raw_value in raw.items():
+        name = raw_name.decode("utf-8", "replace")
+        if not wanted(name):
+            continue
+        if len(raw_value) > value_limit(name):
+            raise ConfigError(too_long(name, key, len(raw_value)))
+        try:
+            text[name] = raw_value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"field {name[:80]} of {key} is not UTF-8 text (byte {error.start}): set it again as text"
+            ) from error
+    for second, first in ALIASES.items():
+        if second in text:
+            value = text.pop(second)
+            if text.setdefault(first, value) != value:
+                raise ConfigError(
+                    f"{key} has both {first} and {second} and they differ: remove one with HDEL {key} {second}"
+                )
+    return text
+
+
+def parse_loop(fields: Mapping[str, str], type_: str, id_: str) -> Loop:
+    """The request loop's part of `read_fields`'s answer. Raises ConfigError."""
+    key = keys.worker_key(type_, id_)
+    numbers = {name: number(fields.get(name), name, key, *bounds) for name, bounds in LOOP_NUMBERS.items()}
+    names = {name: fields.get(name) or None for name in LOOP_NAMES}
+    for name, value in names.items():
+        quote = next((c for c in value or "" if c in "\"'"), "") if name != "consumerId" else ""
+        if quote:  # Redis splits its rules at them, and the worker would have no streams
+            raise ConfigError(
+                f"field {name} of {key} has {quote}, which Redis cannot have in a rule of its ACL: leave it out"
+            )
+        if value is not None and (len(value) > 256 or not value.isprintable() or " " in value):
+            raise ConfigError(
+                f"field {name} of {key} is not a key name: expected up to 256 printable characters without a space"
+            )
+    return Loop(
+        request_stream=names["requestStream"] or keys.request_stream(type_),
+        response_stream=names["responseStream"] or keys.response_stream(type_),
+        response_stream_limit=numbers["responseStreamLimit"],
+        response_stream_max=numbers["responseStreamMax"],
+        request_stream_limit=numbers["requestStreamLimit"],
+        consumer_id=names["consumerId"] or id_,
+        request_limit=numbers["requestLimit"],
+        block_millis=numbers["xreadGroupBlockMillis"],
+        reply_expire_seconds=numbers["replyExpireSeconds"],
+        max_deliveries=numbers["maxDeliveries"],
+        takeover_millis=numbers["takeoverMillis"],
+    )
+
+
+def number(text: str | None, name: str, key: str, default: int, least: int, most: int) -> int:
+    """A field's whole number, or the default where the hash has none. Raises ConfigError."""
+    if text is None or text == "":
+        return default
+    digits = text.isascii() and text.isdigit() and len(text) <= 16
+    if not digits or not least <= int(text) <= most:
+        raise ConfigError(f"field {name} of {key} is {text[:80]!r}: expected a whole number from {least} to {most}")
+    return int(text)

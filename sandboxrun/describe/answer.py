@@ -1,0 +1,85 @@
+"""A decision as an answer: in words, with what the operator's policy says to it, and the command that would change it. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from sandboxrun.config.permissions import KINDS, Permissions
+from sandboxrun.config.worker import Asked, WorkerConfig
+from sandboxrun.describe.decide import Decision
+from sandboxrun.describe.fields import mask
+from sandboxrun.describe.question import Question
+from sandboxrun.errors import PolicyError
+from sandboxrun.policy.ceiling import Ceiling
+from sandboxrun.records import record, replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+@record
+class Answer:
+    """`verdict`: allowed, denied, missing, or refused (granted by the hash, and not by the operator's policy)."""
+
+    question: str
+    verdict: str
+    text: str
+    entry: str
+    where: str
+    policy: str  # what the policy says to the entry that grants it, or to one that would; empty where it agrees
+    fix: str  # a command, or empty
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        names = ("question", "verdict", "text", "entry", "where", "policy", "fix")
+        return {"allowed": self.verdict == "allowed", **{name: getattr(self, name) for name in names}}
+
+
+def answer(
+    question: Question,
+    decision: Decision,
+    place: str,
+    config: WorkerConfig,
+    ceiling: Ceiling,
+    fields: Mapping[str, str],
+) -> Answer:
+    """`place`: where the decision's entry stands, with the key of the hash that has it. `fields`: the worker's, as text, its
+    own over its type's."""
+    by = f"{decision.entry} in {place}" if place else decision.entry
+    why = f" ({decision.why})" if decision.why and by else decision.why
+    kind = question.kind
+    if decision.verdict == "allowed":
+        policy = refusal(ceiling, kind, decision.entry, place) if decision.where else ""
+        verdict = "refused" if policy else "allowed"
+        text = f"granted by {by}{why}, but refused: {policy}" if policy else f"allowed by {by}{why}" if by else why
+        return Answer(str(question), verdict, text, decision.entry, place, policy, "")
+    field = KINDS[kind].field("deny" if decision.verdict == "denied" else "allow")
+    listed = [entry.strip() for entry in fields.get(field, "").split(",") if entry.strip()]
+    if decision.verdict == "denied":
+        left = [entry for entry in listed if str(KINDS[kind].parse(entry)) != decision.entry]
+        fix = _set(config, field, left) if decision.where == f"field {field} of {config.key}" else ""
+        return Answer(str(question), "denied", f"denied by {by}{why}", decision.entry, place, "", fix)
+    policy = refusal(ceiling, kind, str(question.target), f"{field} then")
+    text = f"not granted: no entry of {KINDS[kind].field()} covers it{why and f', and {decision.why}'}"
+    text += f"; and the policy would refuse one: {policy}" if policy else ""
+    return Answer(str(question), "missing", text, "", "", policy, _set(config, field, [*listed, str(question.target)]))
+
+
+def _set(config: WorkerConfig, field: str, entries: list[str]) -> str:
+    return shlex.join(["sandboxrun", "set", config.type, config.id, f"{field}={','.join(entries)}"])
+
+
+def refusal(ceiling: Ceiling, kind: str, entry: str, where: str) -> str:
+    """What the policy says against this entry, which stands `where`; empty where it agrees."""
+    try:
+        target = KINDS[kind].parse(entry)
+    except ValueError:  # two entries that grant a half each
+        return ""
+    asked = Asked(Permissions({kind: (target,)}), lists=(("allow", kind, entry, where),))
+    try:
+        replace(ceiling, worker=replace(ceiling.worker, asked=asked, sha256=None)).check({})
+    except PolicyError as error:
+        return mask(str(error))
+    return ""

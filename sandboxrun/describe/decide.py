@@ -1,0 +1,184 @@
+"""Whether a worker may do something, and by which entry of which field that is decided. Paths are decided by the policy that a
+run would give the kernel; all else by the decisions of permissions.py. Pure, but for symlinks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from sandboxrun.config import keys
+from sandboxrun.config.covers import covers
+from sandboxrun.config.permissions import PROGRAM_FOLDERS, ListenTarget, NetTarget, Permissions, RedisTarget, is_public
+from sandboxrun.describe.question import ALWAYS_ENV, Question, address_of, parts_of
+from sandboxrun.describe.words import entries
+from sandboxrun.records import record
+from sandboxrun.sandbox.compile.paths import follow, within
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sandboxrun.config.worker import WorkerConfig
+    from sandboxrun.sandbox.compile.policy import SandboxPolicy
+
+
+@record
+class Decision:
+    """`verdict`: allowed, denied (an entry forbids it) or missing (none grants it). `entry` and `where` are what decides; both
+    empty where no entry does, and then `why` says what does."""
+
+    verdict: str
+    entry: str = ""
+    where: str = ""
+    why: str = ""
+
+
+def decide(question: Question, config: WorkerConfig, policy: SandboxPolicy | None, redis: NetTarget | str) -> Decision:
+    """`policy`: None where it cannot be made. `redis`: its endpoint, or a socket's path."""
+    kind, target = question.kind, question.target
+    if kind == "net":
+        return _net(target, config, redis)
+    if kind == "listen":
+        return _listen(target, config)
+    if kind == "env":
+        return _env(target, config)
+    if kind == "redis":
+        return _redis(target, config)
+    return _run(target, config, policy) if kind == "run" else _path(kind, target, config, policy)
+
+
+def _found(config: WorkerConfig, verdict: str, kind: str, test: Any) -> Decision | None:
+    """The first entry that the test holds for, as a decision."""
+    for _, entry, where in entries(config.asked, verdict, kind):
+        if test(entry):
+            return Decision("allowed" if verdict == "allow" else "denied", str(entry), where)
+    return None
+
+
+def _first(*found: Decision | None, otherwise: str = "") -> Decision:
+    return next((one for one in found if one is not None), Decision("missing", why=otherwise))
+
+
+def _net(target: NetTarget, config: WorkerConfig, redis: NetTarget | str) -> Decision:
+    address, name, port = address_of(target), target.host, target.port or 0
+    other = Decision("allowed", why="it is the worker's Redis, which is always granted") if target == redis else None
+    if address is not None:
+        names = (name,) if name is not None else ()
+        denied = _found(config, "deny", "net", lambda t: _only(t, denied=True).denies_net(address, port, names))
+        if name is not None and not any(entry.matches_name(name) for entry in config.permissions.allow.get("net", ())):
+            return _first(denied, other, otherwise="the name itself has to be listed for it to be resolved")
+        granted = _found(config, "allow", "net", lambda t: _only(t).allows_net(address, port, names, names))
+        why = "" if is_public(address) else "an address that is not public has to be listed itself"
+        return _first(denied, granted, other, otherwise=why)
+
+    def meets(entry: NetTarget) -> bool:
+        return entry.matches_name(name or "") and entry.port in (None, port)
+
+    denied, granted = _found(config, "deny", "net", meets), _found(config, "allow", "net", meets)
+    if granted is not None:
+        why = "as far as it resolves to public addresses; others have to be listed themselves"
+        if any(entry.network is not None for entry in config.permissions.deny.get("net", ())):
+            why += ", and none that denyNet lists"
+        granted = Decision(granted.verdict, granted.entry, granted.where, why)
+    return _first(denied, granted, other)
+
+
+def _only(entry: NetTarget, *, denied: bool = False) -> Permissions:
+    """Permissions of this one entry, to see whether it is what decides."""
+    return Permissions(deny={"net": (entry,)}) if denied else Permissions({"net": (entry,)})
+
+
+def _listen(target: ListenTarget, config: WorkerConfig) -> Decision:
+    asked = target.address, target.port
+    refuses = lambda entry: Permissions(deny={"listen": (entry,)}).denies_listen(*asked, both=True)  # noqa: E731
+    covers = lambda entry: Permissions({"listen": (entry,)}).allows_listen(*asked)  # noqa: E731
+    denied, granted = _found(config, "deny", "listen", refuses), _found(config, "allow", "listen", covers)
+    if config.inspect is not None and target == config.inspect.address and granted is None and denied is None:
+        return Decision("allowed", str(config.inspect.address), config.inspect.where, "for the debugger")
+    return _first(
+        denied, granted, otherwise="0.0.0.0 is every IPv4 address, [::] every address; each port has to be listed"
+    )
+
+
+def _env(name: str, config: WorkerConfig) -> Decision:
+    if name in ALWAYS_ENV:
+        return Decision("allowed", why="sandboxrun sets it itself")
+    same = lambda entry: entry == name  # noqa: E731
+    granted = _found(config, "allow", "env", same)
+    if granted is not None and name not in os.environ:
+        granted = Decision(granted.verdict, granted.entry, granted.where, "but it is not set here")
+    return _first(_found(config, "deny", "env", same), granted)
+
+
+def _redis(target: RedisTarget, config: WorkerConfig) -> Decision:
+    """Reading and writing may be granted apart. What denyRedis lists takes an entry of allowRedis away."""
+    taken = {entry for _, entry, _ in entries(config.asked, "deny", "redis")}
+    decisions = [_redis_part(part, config, taken) for part in parts_of(target)]
+    worst = next((one for one in decisions if one.verdict != "allowed"), decisions[0])
+    if worst.verdict == "allowed" and len({one.where for one in decisions}) > 1:
+        return Decision(
+            "allowed", " and ".join(one.entry or one.why for one in decisions), worst.where or decisions[1].where
+        )
+    return worst
+
+
+def _redis_part(part: RedisTarget, config: WorkerConfig, taken: set[Any]) -> Decision:
+    always = next((why for own, why in _own_keys(config) if covers("redis", own, part)), None)
+    granted = _found(config, "allow", "redis", lambda entry: entry not in taken and covers("redis", entry, part))
+    denied = _found(config, "deny", "redis", lambda entry: covers("redis", entry, part))
+    own = Decision("allowed", why=always) if always else None
+    return _first(own, granted, denied)
+
+
+def _own_keys(config: WorkerConfig) -> list[tuple[RedisTarget, str]]:
+    """What every worker's login may do, as identity.py makes it."""
+    hashes = (config.key, keys.type_key(config.type))
+    streams = (config.loop.request_stream, config.loop.response_stream, keys.dead_stream(config.type))
+    return [
+        *((RedisTarget("r", key), "every worker may read its own hashes") for key in hashes),
+        *((RedisTarget("rw", key), "every worker may use its streams, as streams") for key in streams),
+        (RedisTarget("w", keys.reply_key("*")), "every worker may write replies"),
+        (RedisTarget("w", keys.trace_key("*")), "every worker may write traces"),
+    ]
+
+
+def _run(target: str, config: WorkerConfig, policy: SandboxPolicy | None) -> Decision:
+    wanted = _programs(target)
+    meets = lambda entry: bool(set(_programs(entry)) & set(wanted))  # noqa: E731
+    denied, granted = _found(config, "deny", "run", meets), _found(config, "allow", "run", meets)
+    if denied is None and granted is None and not wanted:
+        return Decision("missing", why="there is no such program here")
+    if policy is not None and denied is None and not set(wanted) & set(policy.execute):
+        granted = None
+    return _first(denied, granted)
+
+
+def _programs(name: str) -> list[str]:
+    """The real paths that a program's name may stand for; the first is what is run."""
+    places = [name] if "/" in name else [f"{folder}/{name}" for folder in PROGRAM_FOLDERS]
+    return [follow(path)[0] for path in places if os.path.isfile(path)][:1]
+
+
+def _path(kind: str, target: str, config: WorkerConfig, policy: SandboxPolicy | None) -> Decision:
+    real = follow(target)[0]
+    inside = lambda entry: within(real, follow(entry)[0])  # noqa: E731
+    denied, granted = _found(config, "deny", kind, inside), _found(config, "allow", kind, inside)
+    if policy is None:
+        return _first(denied, granted)
+    listed = policy.read if kind == "read" else policy.write
+    if _covered(real, listed):
+        return granted or Decision("allowed", why="every worker has it: Python, its libraries, or its own script")
+    if denied is not None or granted is None:
+        return _first(denied, otherwise=_beside(real, policy) if kind == "write" else "")
+    around = _found(config, "deny", kind, lambda entry: within(follow(entry)[0], follow(granted.entry)[0]))
+    around = around or _found(config, "deny", "read", lambda entry: within(follow(entry)[0], follow(granted.entry)[0]))
+    why = f"a part of {granted.entry} is denied, so that only what else is in it when the worker starts is granted"
+    return Decision("denied", around.entry, around.where, why) if around is not None else Decision("missing")
+
+
+def _covered(real: str, listed: Iterable[str]) -> bool:
+    return any(within(real, place) for place in listed)
+
+
+def _beside(real: str, policy: SandboxPolicy) -> str:
+    return "it may be read, which does not grant to write it" if _covered(real, policy.read) else ""

@@ -1,0 +1,60 @@
+"""The fields of a hash as people may see them: which are known, which are secret, what resembles what. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from sandboxrun.config.fields import ALIASES, SECRET_FIELDS
+from sandboxrun.config.worker import READ_FIELDS
+from sandboxrun.redis.lease import PID_FIELDS
+
+SHOWN_MAX_CHARS = 200
+MASKED = "set"  # instead of a secret
+_RESEMBLES = 0.8  # difflib's ratio: one letter of five
+_NAMES_OF_SECRETS = re.compile(r"secret|passw|passphrase|token|credential|api_?key|private_?key|auth(?!or)", re.I)
+_LOGIN = re.compile(r"(://)[^/\s@]+@")
+_QUERY = re.compile(r"([?&][\w-]*(?:token|key|secret|sig|signature|password|auth)[\w-]*=)[^&\s#]+", re.I)
+_KEY_LINE = re.compile(r"worker-v\d+\s+[0-9a-fA-F]{16,}")
+
+
+def is_known(name: str) -> bool:
+    """Whether sandboxrun itself reads it; all others are the script's own configuration."""
+    return name in READ_FIELDS or name in PID_FIELDS
+
+
+def is_secret(name: str) -> bool:
+    """Whether its value is never shown: what is encrypted, and of the script's own what its name says is secret."""
+    return name in SECRET_FIELDS or (not is_known(name) and _NAMES_OF_SECRETS.search(name) is not None)
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """Both names of a field that has two, the usual one first; else the one."""
+    first = ALIASES.get(name, name)
+    return (first, *(second for second, other in ALIASES.items() if other == first))
+
+
+def resembles(name: str) -> str | None:
+    """The known field that an unknown one may be meant for."""
+    if is_known(name):
+        return None
+    import difflib
+
+    lower = {known.lower(): known for known in READ_FIELDS}
+    found = difflib.get_close_matches(name.lower()[:80], lower, 1, _RESEMBLES)
+    return lower[found[0]] if found else None
+
+
+def mask(text: str) -> str:
+    """Without the logins and tokens of URLs, and without a worker's key."""
+    return _KEY_LINE.sub("worker-v0 ***", _QUERY.sub(r"\1***", _LOGIN.sub(r"\1***@", text)))
+
+
+def shown(name: str, value: bytes | str | None, size: int = 0) -> str:
+    """A value for people, bounded; None is one of `size` bytes that was not read. Not escaped."""
+    if is_secret(name):
+        return MASKED
+    if value is None:
+        return f"({size} bytes, more than is read)"
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+    text = mask(text)
+    return text if len(text) <= SHOWN_MAX_CHARS else f"{text[:SHOWN_MAX_CHARS]}... ({len(text)} characters)"

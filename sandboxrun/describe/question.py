@@ -1,0 +1,75 @@
+"""What may be asked of a worker's permissions, parsed. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from sandboxrun.config.permissions import KINDS, NetTarget, RedisTarget
+from sandboxrun.errors import UsageError
+from sandboxrun.records import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+FLAGS = {kind: f"--{kind}" for kind in KINDS} | {"redis": "--redis-keys"}  # --redis says where Redis is
+ALWAYS_ENV = ("PATH", "LANG", "HOME", "TMPDIR", "REDIS_URL")
+KINDS_ASKED = {
+    "net": ("HOST:PORT", "connecting there"),
+    "read": ("PATH", "reading this file or folder"),
+    "write": ("PATH", "writing it, or making it"),
+    "run": ("PROGRAM", "running it"),
+    "listen": ("ADDRESS:PORT", "listening there"),
+    "env": ("NAME", "seeing this variable of yours"),
+    "redis": ("KEYS", "reading and writing keys; %%R~KEYS reading, %%W~KEYS writing, +pubsub:CHANNEL, +COMMAND"),
+}
+
+
+@record
+class Question:
+    """`target` is an entry of the kind that grants exactly what is asked."""
+
+    kind: str
+    target: Any
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.target}"
+
+
+def parse(kind: str, text: str) -> Question:
+    """Raises UsageError."""
+    flag = FLAGS[kind]
+    if kind == "env" and text in ALWAYS_ENV:  # no hash can list them
+        return Question(kind, text)
+    try:
+        target = KINDS[kind].parse(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} is {text[:80]!r}: {error}; expected {KINDS_ASKED[kind][0]}") from error
+    if isinstance(target, NetTarget) and not _is_one(target):
+        raise UsageError(f"{flag} is {text[:80]!r}: expected one host or address and its port, as in example.com:443")
+    if isinstance(target, str) and "," in target:
+        raise UsageError(f"{flag} is {text[:80]!r}: no entry can have a comma, so give the flag once for each")
+    return Question(kind, target)
+
+
+def _is_one(target: NetTarget) -> bool:
+    single = target.network is not None and target.network.num_addresses == 1
+    return target.port is not None and (target.host is not None or single)
+
+
+def address_of(target: NetTarget) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that is asked for; of localhost, loopback (RFC 6761 6.3); of other names, None."""
+    if target.network is not None:
+        return target.network.network_address
+    if is_localhost(target.host or ""):
+        return ipaddress.ip_address("127.0.0.1")
+    return None
+
+
+def is_localhost(name: str) -> bool:
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def parts_of(target: RedisTarget) -> list[RedisTarget]:
+    """Reading and writing apart, for each may be granted by another entry."""
+    return [RedisTarget(access, target.pattern) for access in "rw"] if target.access == "rw" else [target]

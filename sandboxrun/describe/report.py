@@ -1,0 +1,186 @@
+"""What `show` says of a worker, as values of JSON: stable names, secrets masked. Pure, but for the record of the last run."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from sandboxrun.config import keys
+from sandboxrun.config.covers import ANY_PORT
+from sandboxrun.config.limits import LIMITS
+from sandboxrun.config.permissions import KINDS, VERDICTS, ListenTarget
+from sandboxrun.config.worker import WorkerConfig
+from sandboxrun.describe.examine import Examination
+from sandboxrun.describe.fields import is_known, is_secret, mask, shown
+from sandboxrun.describe.words import always, default_policy, lines
+from sandboxrun.errors import SandboxrunError
+from sandboxrun.fetch.resolve import LocalSource, is_commit, is_mutable
+from sandboxrun.policy.ceiling import Ceiling
+from sandboxrun.redis.hashes import Hashes
+from sandboxrun.redis.lease import is_alive, this_host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
+RECORD_MAX_BYTES = 16 * 1024 * 1024
+
+
+def report(hashes: Hashes, found: Examination, *, redis: str, last: Json | None) -> Json:
+    """`redis`: where Redis is, without a password. `last`: of `last_run`."""
+    type_, id_ = keys.split_worker_key(hashes.own.key)
+    return {
+        "worker": f"{type_}:{id_}",
+        "key": hashes.own.key,
+        "redis": redis,
+        "running": running(hashes),
+        "code": code(found),
+        **permissions(found.config, redis, hashes),
+        "limits": limits(found),
+        "policy": policy(found),
+        "agreed": {"recorded": found.recorded, "grown": list(found.grown)},
+        "faults": [fault(error) for error in found.faults],
+        "last_run": last
+        and {**last, "same_code": bool(found.artifact and found.artifact.sha256 == last.get("sha256"))},
+        "fields": fields(hashes),
+    }
+
+
+def fields(hashes: Hashes) -> Json:
+    """By name: the value as it may be shown, the hash that it is from, and whether the script alone reads it."""
+    return {
+        name: {
+            "value": shown(name, stored.fields.get(raw), stored.long.get(raw, 0)),
+            "from": stored.key,
+            "secret": is_secret(name),
+            "own": not is_known(name),
+        }
+        for name, stored, raw in hashes.set_fields()
+    }
+
+
+def running(hashes: Hashes) -> Json | None:
+    """Who holds `pid`; None where nobody does."""
+    found = hashes.holder
+    if found["pid"] is None:
+        return None
+    seen = found["pidSeen"] or ""
+    here = found["pidHost"] in (None, this_host())
+    return {
+        "alive": is_alive(found, hashes.own.key, hashes.now),
+        "pid": found["pid"][:32],
+        "host": "this host" if here else (found["pidHost"] or "")[:100],
+        "here": here,
+        "seen_seconds_ago": hashes.now - int(seen) if seen.isascii() and seen.isdigit() and len(seen) < 16 else None,
+    }
+
+
+def code(found: Examination) -> Json | None:
+    """Where the script comes from; None where the hash does not say."""
+    config, source, artifact = found.config, found.source, found.artifact
+    if config is None:
+        return None
+    kind = "local" if config.version == "local" else "branch" if is_mutable(config.version) else "tag"
+    place = None if source is None else source.script if isinstance(source, LocalSource) else source.url
+    digest = artifact.sha256 if artifact is not None else found.pin.sha256 if found.pin is not None else None
+    return {
+        "url": mask(config.url),
+        "version": config.version,
+        "kind": "commit" if is_commit(config.version) else kind,
+        "resolved": mask(place) if place else None,
+        "sha256": digest,
+        "sha256_required": config.sha256,
+        "fetched": found.pin.fetched if found.pin is not None else None,
+        "here": artifact is not None,
+    }
+
+
+def permissions(config: WorkerConfig | None, redis: str, hashes: Hashes) -> Json:
+    """Allowed and denied by kind, as lists of entry, words and where it stands; and what every worker has."""
+    both: Json = {verdict: {kind: [] for kind in KINDS} for verdict in VERDICTS}
+    if config is None:
+        return {**both, "always": []}
+    for line in lines(config.asked):
+        where = hashes.place(line.where)
+        both[line.verdict][line.kind].append({"entry": str(line.target), "words": line.words, "where": where})
+    return {**both, "always": always(config.key, keys.type_key(config.type), redis)}
+
+
+def limits(examined: Examination) -> Json:
+    """By name: what holds, and whether the hash, the policy or nobody set it."""
+    config = examined.config
+    if config is None:
+        return {}
+    by_hash = config.asked.limits if examined.ceiling is None else examined.ceiling.worker.asked.limits
+    found = {}
+    for name, limit in LIMITS.items():
+        value = getattr(config.limits, name)
+        value = limit.default if value is None else value
+        set_by = "hash" if name in by_hash else "policy" if name in config.asked.limits else "default"
+        found[name] = {"value": value, "shown": limit.show(value) if value else "none", "set_by": set_by}
+    return found
+
+
+def policy(found: Examination) -> Json | None:
+    """The operator's ceiling: by kind what it allows at most and where that stands, and what it refuses of the hash."""
+    if found.ceiling is None:
+        return None
+    return {
+        "within": not found.refusals,
+        "refused": [mask(str(error)) for error in found.refusals],
+        "allows": {kind: _most(found.ceiling, kind) for kind in KINDS},
+        "requires": [place for section in found.ceiling.sections for place in _requires(section)],
+    }
+
+
+def _most(ceiling: Ceiling, kind: str) -> list[Json]:
+    """Of each file that sets the kind; else of the default policy."""
+    found = [
+        {"entries": [_entry(entry) for entry in section.allow[kind]], "where": section.places["allow-" + kind]}
+        for section in ceiling.sections
+        if kind in section.allow
+    ]
+    return found or [{"entries": [default_policy(kind, ceiling.data)], "where": "default policy"}]
+
+
+def _entry(entry: Any) -> str:
+    if isinstance(entry, ListenTarget) and entry.port == ANY_PORT:
+        return str(entry).removesuffix(str(ANY_PORT)) + "*"
+    return str(entry)
+
+
+def _requires(section: Any) -> list[str]:
+    """What it says besides permissions."""
+    found = []
+    if section.pinned:
+        found.append(f"pinned versions ({section.places['pinned']})")
+    if section.local is False:
+        found.append(f"no local folder ({section.places['local']})")
+    if section.sha256 is not None:
+        found.append(f"one of {len(section.sha256)} digests ({section.places['sha256']})")
+    if section.imports is not None:
+        hosts = ", ".join(f"{host}:{port}" for host, port in section.imports) or "nowhere"
+        found.append(f"scripts from {hosts} ({section.places['import']})")
+    for name, most in section.limits.items():
+        if most:
+            found.append(
+                f"{LIMITS[name].field} of at most {LIMITS[name].show(most)} ({section.places['limit-' + name]})"
+            )
+    return found
+
+
+def fault(error: SandboxrunError) -> Json:
+    return {"error": mask(str(error)), "exit_code": error.exit_code}
+
+
+def last_run(folder: str, type_: str, id_: str) -> Json | None:
+    """What was recorded of the last run; None where nothing was, and where it cannot be read."""
+    try:
+        with open(os.path.join(folder, f"{type_}:{id_}.json"), "rb") as file:
+            record = json.loads(file.read(RECORD_MAX_BYTES))
+        found = {name: str(record[name])[:2000] for name in ("time", "origin", "sha256")}
+        return {**found, "origin": mask(found["origin"]), "degraded": [str(name)[:80] for name in record["degraded"]]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None

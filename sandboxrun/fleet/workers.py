@@ -1,0 +1,247 @@
+"""The workers that Redis knows: which hashes there are, who holds their `pid`, and what that means.
+
+No list of workers is kept anywhere, so that none can be wrong. A hash is found by three ways: by the users of running
+workers (ACL USERS: one reply, however large the database is), by SCAN, bounded in time, and by what the caller knows.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sandboxrun.config import keys
+from sandboxrun.errors import ConfigError, ConnectionLost, StoreError
+from sandboxrun.redis.acl import Owner
+from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.lease import LEASE_SECONDS, PID_FIELDS, holder, is_alive, this_host
+
+SCAN_SECONDS = 5.0
+SCAN_COUNT = 1000
+WORKERS_MAX = 10_000
+PAGE = 200  # hashes read at once
+PAGE_MAX_BYTES = 8 * 1024 * 1024  # whoever can write to Redis must not fill our memory
+ONE_MAX_BYTES = 512 * 1024
+SCAN_MAX_BYTES = 64 * 1024 * 1024
+GROUP = "worker"
+_FIELDS = (*PID_FIELDS, "version", "workerVersion", "requestStream", "consumerId")
+_SHARED = ("version", "workerVersion", "requestStream")
+
+
+class State(enum.StrEnum):
+    """What `pid` and the fields beside it say."""
+
+    RUNNING = "running"  # the process is there; on another host: it was seen within LEASE_SECONDS
+    ENDING = "ending"  # `pid` was removed, and the supervisor has not buried the worker yet
+    STALE = "stale"  # the process is gone, or was not seen for longer, and its number was left behind
+    UNKNOWN = "unknown"  # set by a worker without sandboxrun, which is no process of this host
+    STOPPED = "stopped"
+    UNREADABLE = "unreadable"  # more in it than is read
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One hash. `held`: the values of PID_FIELDS. `version`: the hash's, which is run at the next start."""
+
+    type: str
+    id: str
+    held: Mapping[str, str | None]
+    state: State
+    version: str = ""
+    stream: str = ""
+    consumer: str = ""
+    pending: int | None = None  # requests that it has begun; None where Redis does not say
+
+    @property
+    def name(self) -> str:
+        return f"{self.type} {self.id}"
+
+    @property
+    def key(self) -> str:
+        return keys.worker_key(self.type, self.id)
+
+    @property
+    def here(self) -> bool:
+        """Whether its process is, or would be, one of this host."""
+        return self.held["pidHost"] == this_host() or (self.held["pidHost"] is None and self.state == State.RUNNING)
+
+    @property
+    def pid(self) -> int | None:
+        text = self.held["pid"] or ""
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 11 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The keys that were found, as (type, id). `cut`: why there may be more, or ""."""
+
+    workers: list[tuple[str, str]]
+    cut: str = ""
+
+
+def state_of(held: Mapping[str, str | None], key: str, now: int) -> State:
+    """`now`: Redis's clock, in seconds."""
+    if held["pid"] is None:
+        seen = held["pidSeen"]
+        if held["pidHost"] is None:
+            return State.STOPPED
+        recent = seen is not None and seen.isascii() and seen.isdigit() and now - int(seen[:12]) < LEASE_SECONDS
+        return State.ENDING if recent else State.STALE
+    if is_alive(held, key, now):
+        return State.RUNNING
+    return State.UNKNOWN if held["pidHost"] is None else State.STALE
+
+
+def find(
+    connection: Connection,
+    type_: str | None = None,
+    *,
+    known: Iterable[tuple[str, str]] = (),
+    seconds: float = SCAN_SECONDS,
+) -> Found:
+    """The hashes of workers, of one type or of all. `known`: some that there may be, which are looked at in any case."""
+    found = {worker for worker in known if type_ in (None, worker[0])}
+    users = _at_most(connection, SCAN_MAX_BYTES, [("ACL", "USERS")])
+    cut = f"ACL USERS has more than {SCAN_MAX_BYTES >> 20} MiB, so not read" if users is None else ""
+    for name in users[0] if users is not None and isinstance(users[0], list) else ():
+        owner = Owner.of_user(name.decode("utf-8", "replace"))
+        _add(found, owner.key if owner is not None else "", type_)
+    cut = _scan(connection, type_, found, seconds) or cut
+    if len(found) > WORKERS_MAX:
+        cut = f"there are more than {WORKERS_MAX} hashes of workers, and no more are shown"
+    return Found(sorted(found)[:WORKERS_MAX], cut)
+
+
+def _scan(connection: Connection, type_: str | None, found: set[tuple[str, str]], seconds: float) -> str:
+    """Add what SCAN finds; why it was cut short, or ""."""
+    cursor: Any = b"0"
+    until = time.monotonic() + seconds
+    pattern = keys.worker_key(type_ or "*", "*")
+    while True:
+        command = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT, "TYPE", "hash")
+        replies = _at_most(connection, SCAN_MAX_BYTES, [command])
+        if replies is None:
+            return f"names of keys have more than {SCAN_MAX_BYTES >> 20} MiB, so that not all were looked at: name TYPE and ID"
+        reply = replies[0]
+        if isinstance(reply, ReplyError):
+            return "this Redis login may not SCAN, so that only workers with a login of their own, and those of this host, are found"
+        cursor, names = reply
+        for name in names:
+            _add(found, name.decode("utf-8", "replace"), type_)
+        if cursor == b"0" or len(found) > WORKERS_MAX:
+            return ""
+        if time.monotonic() >= until:
+            return f"this Redis has so many keys that not all were looked at within {seconds:g} s: name TYPE and ID where one is missing"
+
+
+def _add(found: set[tuple[str, str]], key: str, type_: str | None) -> None:
+    if len(key) > keys.TYPE_MAX_CHARS + keys.ID_MAX_CHARS + 3:
+        return
+    try:
+        worker = keys.split_worker_key(key)
+    except ConfigError:  # as req:REF:h, the trace of a request
+        return
+    if type_ in (None, worker[0]):
+        found.add(worker)
+
+
+def read(connection: Connection, workers: Sequence[tuple[str, str]]) -> list[Worker]:
+    """What their hashes say now. Those that are not there count as stopped."""
+    types = sorted({type_ for type_, _ in workers})
+    shared = dict(zip(types, _values(connection, [(keys.type_key(t), _SHARED) for t in types]), strict=True))
+    own = _values(connection, [(keys.worker_key(*worker), _FIELDS) for worker in workers])
+    now = int(connection.call("TIME")[0])
+    found = [
+        _worker(*worker, values, shared[worker[0]], now) for worker, values in zip(workers, own, strict=True)
+    ]  # fmt: skip
+    return _with_pending(connection, found)
+
+
+def _worker(
+    type_: str, id_: str, values: list[Any] | None, shared: list[Any] | None, now: int
+) -> Worker:  # fmt: skip
+    if values is None:
+        return Worker(type_, id_, holder([None] * len(PID_FIELDS)), State.UNREADABLE)
+    held = holder(values[: len(PID_FIELDS)])
+    version, other, stream, consumer = map(_text, values[len(PID_FIELDS) :])
+    defaults = list(map(_text, shared or [None] * len(_SHARED)))
+    return Worker(
+        type_,
+        id_,
+        held,
+        state_of(held, keys.worker_key(type_, id_), now),
+        version=version or other or defaults[0] or defaults[1],
+        stream=stream or defaults[2] or keys.request_stream(type_),
+        consumer=consumer or id_,
+    )
+
+
+def _values(connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[list[Any] | None]:
+    """The fields of each hash; None where there is too much in them, or no hash."""
+    found: list[list[Any] | None] = []
+    for at in range(0, len(wanted), PAGE):
+        page = wanted[at : at + PAGE]
+        values = _bounded(connection, page, PAGE_MAX_BYTES)
+        if values is None:  # one of them is too large: the others are read by themselves
+            values = [(_bounded(connection, [one], ONE_MAX_BYTES) or [None])[0] for one in page]
+        found += values
+    return found
+
+
+def read_pids(connection: Connection, keys_: Sequence[str]) -> list[list[Any]]:
+    """PID_FIELDS of each hash. Raises StoreError for more than PAGE_MAX_BYTES, of which no supervisor writes any."""
+    found = _bounded(connection, [(key, PID_FIELDS) for key in keys_], PAGE_MAX_BYTES)
+    if found is None:
+        raise StoreError(
+            f"the pid fields of {keys_[0]} and {len(keys_) - 1} others have more than {PAGE_MAX_BYTES >> 20} MiB: look with "
+            "HSTRLEN, and remove what somebody put there with HDEL"
+        )
+    return [values if values is not None else [None] * len(PID_FIELDS) for values in found]
+
+
+def _bounded(
+    connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]], most: int
+) -> list[list[Any] | None] | None:
+    replies = _at_most(connection, most, [("HMGET", key, *fields) for key, fields in wanted])
+    if replies is None:
+        return None
+    for reply in replies:
+        if isinstance(reply, ReplyError) and not str(reply).startswith("WRONGTYPE"):
+            connection.checked(reply)
+    return [None if isinstance(reply, ReplyError) else reply for reply in replies]
+
+
+def _at_most(connection: Connection, most: int, commands: Sequence[Sequence[Any]]) -> list[Any] | None:
+    """The replies, or None if they have more bytes together; then the connection is a new one."""
+    connection.receive_most = connection.received + most
+    try:
+        return connection.pipeline(commands)
+    except ConnectionLost:
+        if connection.received <= connection.receive_most:
+            raise
+    finally:
+        connection.receive_most = 0
+    connection.open()
+    return None
+
+
+def _with_pending(connection: Connection, workers: list[Worker]) -> list[Worker]:
+    """Add how many requests each has begun: one summary a stream."""
+    streams = sorted({worker.stream for worker in workers if worker.state in (State.RUNNING, State.STALE)})
+    counts: dict[str, dict[str, int]] = {}
+    for stream in streams:
+        reply = (_at_most(connection, PAGE_MAX_BYTES, [("XPENDING", stream, GROUP)]) or [None])[0]
+        if isinstance(reply, list) and len(reply) == 4:
+            counts[stream] = {_text(name): int(count) for name, count in reply[3] or ()}
+    return [
+        Worker(w.type, w.id, w.held, w.state, w.version, w.stream, w.consumer, counts[w.stream].get(w.consumer, 0))
+        if w.stream in counts
+        else w
+        for w in workers
+    ]
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else ""

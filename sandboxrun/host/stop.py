@@ -1,0 +1,160 @@
+"""End workers by removing `pid` from their hashes, which their supervisors watch, and see how that goes. Nothing is killed
+here: a supervisor ends its own worker, and a number that was left behind may be another process's by now."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sandboxrun.config import keys
+from sandboxrun.errors import ConfigError, StoreError
+from sandboxrun.fleet.workers import State, read_pids, state_of
+from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.lease import PID_FIELDS, holder, start_time, this_host
+from sandboxrun.sandbox.supervisor import group
+
+TRIES = 100  # against others who change the hash at the same time
+LOOK_SECONDS = 0.1
+
+Held = Mapping[str, str | None]
+
+
+class End(enum.StrEnum):
+    """What became of it."""
+
+    ENDED = "ended"
+    RESTARTED = "restarted"  # ended, and somebody has started it again since
+    CLEARED = "cleared"  # there was no process any more: what it had left in the hash is removed
+    NOT_RUNNING = "not running"
+    STILL = "still running"
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """One worker. `held`: PID_FIELDS as they were; `now`: as they are; `seconds`: from the removal of `pid`."""
+
+    type: str
+    id: str
+    end: End
+    held: Held
+    now: Held
+    before: State
+    seconds: float = 0.0
+
+
+def stop(
+    connection: Connection, workers: Sequence[tuple[str, str]], *, timeout: float, only_stale: bool = False
+) -> Iterator[Stopped]:
+    """Ask all of them at once, then say of each how it ended, at most `timeout` seconds later.
+
+    `only_stale`: leave those alone that run. Raises ConfigError where there is no such hash, before any is asked.
+    """
+    _check_there(connection, workers)
+    waiting: dict[tuple[str, str], tuple[Held, State]] = {}
+    for worker in workers:
+        before, held = _ask(connection, keys.worker_key(*worker), only_stale=only_stale)
+        if before in (State.RUNNING, State.ENDING):
+            if not only_stale:
+                waiting[worker] = held, before
+        else:
+            end = End.NOT_RUNNING if before == State.STOPPED else End.CLEARED
+            yield Stopped(*worker, end, held, held, before)
+    yield from _wait(connection, waiting, timeout)
+
+
+def _wait(
+    connection: Connection, waiting: dict[tuple[str, str], tuple[Held, State]], timeout: float
+) -> Iterator[Stopped]:
+    begun = time.monotonic()
+    while waiting:
+        passed = time.monotonic() - begun
+        replies = read_pids(connection, [keys.worker_key(*worker) for worker in waiting])
+        for worker, reply in zip(list(waiting), replies, strict=True):
+            held, before = waiting[worker]
+            now = holder(reply)
+            end = ended(held, now)
+            if end is None and passed >= timeout:
+                end = _at_last(connection, keys.worker_key(*worker), held)
+            if end is not None:
+                del waiting[worker]
+                yield Stopped(*worker, end, held, now, before, passed)
+        if waiting:
+            time.sleep(LOOK_SECONDS)
+
+
+def ended(held: Held, now: Held) -> End | None:
+    """Whether the run of which `held` tells is over, from what the hash says `now`; None where it is not."""
+    if now["pid"] is not None or now["pidToken"] not in (None, held["pidToken"]):  # it was removed, so it is another's
+        return End.RESTARTED
+    if held["pidHost"] is None:
+        return None if _there(held) else End.ENDED
+    # The supervisor removes the others once the worker is buried: that shows on every host.
+    return End.ENDED if now["pidHost"] is None and not _there(held) else None
+
+
+def _at_last(connection: Connection, key: str, held: Held) -> End:
+    """The time is over: a supervisor that was killed leaves its worker dead, and the fields in the hash."""
+    if held["pid"] is not None and held["pidHost"] in (None, this_host()) and not _there(held):
+        _remove(connection, key, held)
+        return End.ENDED
+    return End.STILL
+
+
+def _there(held: Held) -> bool:
+    """Whether this very process still is one of this host: the start time tells it from another of the same number."""
+    pid, host, started = held["pid"], held["pidHost"], held["pidStarted"]
+    if host not in (None, this_host()) or pid is None or not (pid.isascii() and pid.isdigit() and len(pid) < 11):
+        return False
+    now = start_time(int(pid))
+    if now is None and host is not None:
+        return bool(group.living(int(pid)))  # programs that it has started; its number is kept for their group
+    return now is not None if host is None else str(now) == started
+
+
+def _check_there(connection: Connection, workers: Sequence[tuple[str, str]]) -> None:
+    names = [keys.worker_key(*worker) for worker in workers]
+    for name, kind in zip(names, connection.pipeline([("TYPE", name) for name in names]), strict=True):
+        connection.checked(kind)
+        if kind != b"hash":
+            type_ = name.partition(":")[0]
+            raise ConfigError(f"{name} is no hash in this Redis: sandboxrun ps {type_} --all shows those that are")
+
+
+def _ask(connection: Connection, key: str, *, only_stale: bool) -> tuple[State, Held]:
+    """Remove `pid` of one that runs, or all that one that does not has left; what was found."""
+
+    def wanted(state: State) -> Sequence[str]:
+        if state in (State.STALE, State.UNKNOWN):
+            return PID_FIELDS
+        return ("pid",) if state == State.RUNNING and not only_stale else ()
+
+    return _change(connection, key, wanted)
+
+
+def _remove(connection: Connection, key: str, held: Held) -> None:
+    """What a dead run has left, unless another has begun."""
+    _change(connection, key, lambda state: PID_FIELDS if state != State.RUNNING else (), only=held["pidToken"])
+
+
+def _change(
+    connection: Connection, key: str, wanted: Callable[[State], Sequence[str]], *, only: str | None = None
+) -> tuple[State, Held]:
+    """Remove the wanted fields, of the run with the token `only` if it is given; what was there before."""
+    for _ in range(TRIES):
+        connection.call("WATCH", key)
+        held = holder(read_pids(connection, [key])[0])
+        state = state_of(held, key, int(connection.call("TIME")[0]))
+        fields = wanted(state) if only in (None, held["pidToken"]) else ()
+        if not fields:
+            connection.call("UNWATCH")
+            return state, held
+        replies: list[Any] = connection.pipeline([("MULTI",), ("HDEL", key, *fields), ("EXEC",)])
+        for reply in (*replies, *(replies[-1] if isinstance(replies[-1], list) else ())):
+            if isinstance(reply, ReplyError):
+                connection.checked(reply)
+        if replies[-1] is not None:
+            return state, held
+    raise StoreError(f"{key} changes so often that field pid cannot be removed: find out who writes to it")

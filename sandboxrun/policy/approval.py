@@ -1,0 +1,218 @@
+"""What a hash may ask is what the operator agreed to last: each worker's permissions are recorded outside Redis, and more of
+them needs a yes. Pure decisions, the record, and the question on a terminal.
+
+The record holds what the hash asked for at its last start or approval, so it shrinks with the hash: what was given up and
+comes back is asked again. It is bound to the permissions and limits, not to the script: digests are pinned elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+
+from sandboxrun.config import keys
+from sandboxrun.config.covers import covered, covers
+from sandboxrun.config.limits import LIMITS
+from sandboxrun.config.permissions import KINDS, VERDICTS, IPNetwork, Kind, NetTarget, Permissions
+from sandboxrun.config.worker import Asked
+from sandboxrun.errors import ConfigError, PolicyError
+from sandboxrun.files import write_whole
+from sandboxrun.log import PLAIN, escape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sandboxrun.config.debugger import Inspect
+
+RECORD_MAX_BYTES = 16 * 1024 * 1024
+QUESTION_MAX_LINES = 40  # what scrolls away was not seen
+QUESTION_MAX_CHARS = 4000
+ANSWER_MAX_BYTES = 256
+_YES = (b"y", b"yes")
+
+
+def growth(before: Asked, now: Asked) -> tuple[str, ...]:
+    """What is asked now beyond what was, one line each; empty where nothing is."""
+    return (
+        *_grown_permissions(before.permissions, now.permissions),
+        *_grown_limits(before.limits, now.limits),
+        *_grown_inspect(before, now),
+    )
+
+
+def record_path(folder: str, type_: str, id_: str) -> str:
+    return os.path.join(folder, f"{type_}:{id_}.json")
+
+
+def load(path: str) -> Asked | None:
+    """What was agreed to last; None where nothing was. Raises ConfigError for a record that is damaged, never None."""
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+                raise ValueError("others can write it")
+            data = file.read(RECORD_MAX_BYTES + 1)
+        return _from_json(data)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"the record {path} of what a worker was allowed is damaged ({str(error)[:100]}): remove it, and the next run "
+            "counts as the first"
+        ) from error
+
+
+def save(path: str, asked: Asked) -> None:
+    """Whole or not at all, for us alone to read. Raises ConfigError."""
+    permissions = asked.permissions
+    record = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **{
+            verdict: {kind: [str(target) for target in targets] for kind, targets in lists.items() if targets}
+            for verdict, lists in (("allow", permissions.allow), ("deny", permissions.deny))
+        },
+        "limits": dict(asked.limits),
+        **({"inspect": str(asked.inspect)} if asked.inspect is not None else {}),
+    }
+    folder = os.path.dirname(path)
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        write_whole(path, json.dumps(record).encode())
+    except OSError as error:
+        raise ConfigError(f"what is allowed cannot be recorded in {folder}: {error.strerror}") from error
+
+
+def settle(path: str, asked: Asked, *, type_: str, id_: str, yes: bool) -> tuple[str, tuple[str, ...]]:
+    """Agree to what is asked, and record it: how ("first", "same", "--yes", "terminal"), and what grew. Raises PolicyError."""
+    before = load(path)
+    grown = growth(before, asked) if before is not None else ()
+    how = "first" if before is None else "same"
+    if grown:
+        how = "--yes" if yes else "terminal"
+        if not yes:
+            _agree(grown, type_, id_)
+    if before is None or _parts(before) != _parts(asked):
+        save(path, asked)
+    return how, grown
+
+
+def _agree(grown: tuple[str, ...], type_: str, id_: str) -> None:
+    """Return if somebody at the terminal says yes to this. Raises PolicyError."""
+    key = keys.worker_key(type_, id_)
+    shown = [escape(line) for line in grown]
+    how = f"look at it with: sandboxrun diff {type_} {id_}; then agree with --yes, or with: sandboxrun approve {type_} {id_}"
+    if len(shown) > QUESTION_MAX_LINES or sum(map(len, shown)) > QUESTION_MAX_CHARS:
+        raise PolicyError(f"{key} asks for {len(shown)} things more than at its last run, too many to ask here; {how}")
+    question = "".join(f"  + {line}\n" for line in shown)
+    answer = _ask(f"{key} asks for more than at its last run:\n{question}Allow this? [y/N] ")
+    if answer is None:
+        first = grown[0][:200]
+        raise PolicyError(
+            f"{key} asks for more than at its last run ({first}{f', and {len(grown) - 1} more' if len(grown) > 1 else ''}), and "
+            f"there is no terminal to ask on; {how}"
+        )
+    if answer.strip().lower() not in _YES:
+        raise PolicyError(f"{key} asks for more than at its last run, and this was not agreed to; {how}")
+
+
+def _ask(question: str) -> bytes | None:
+    """A line typed at the controlling terminal, as standard input carries the key; None where there is none, or where another
+    program is in front of it."""
+    try:
+        fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with open(fd, "r+b", buffering=0) as terminal:
+        try:
+            if os.tcgetpgrp(fd) != os.getpgrp():
+                return None
+            import termios
+
+            termios.tcflush(fd, termios.TCIFLUSH)  # what was typed before the question is no answer to it
+            colours = "" if os.environ.get("TERM", "dumb") == "dumb" else PLAIN
+            terminal.write((colours + question).encode())
+            return terminal.read(ANSWER_MAX_BYTES) or b""
+        except OSError:
+            return None
+
+
+def _grown_permissions(before: Permissions, now: Permissions) -> Iterator[str]:
+    for kind in KINDS:
+        allowed = now.allow.get(kind, ())
+        for target in allowed:
+            if not covered(kind, before.allow.get(kind, ()), target):
+                yield f"{KINDS[kind].flag()} {target}"
+        for target in before.deny.get(kind, ()):
+            still = covered(kind, now.deny.get(kind, ()), target)
+            if not still and any(_may_meet(kind, target, other) for other in allowed):
+                yield f"no longer {KINDS[kind].flag('deny')} {target}"
+
+
+def _may_meet(kind: str, a: Any, b: Any) -> bool:
+    """Whether something might be in both; names and addresses might, and so might two patterns."""
+    if isinstance(a, NetTarget):
+        return a.network is None or b.network is None or _overlap(a.network, b.network)
+    if kind == "redis":
+        return True
+    return covers(kind, a, b) or covers(kind, b, a)
+
+
+def _overlap(a: IPNetwork, b: IPNetwork) -> bool:
+    return a.version == b.version and a.overlaps(b)
+
+
+def _grown_limits(before: Mapping[str, int], now: Mapping[str, int]) -> Iterator[str]:
+    for name, limit in LIMITS.items():
+        old, new = (limits.get(name, limit.default) for limits in (before, now))
+        if new != old and (not new or (old and new > old)):
+            yield f"{limit.flag} {limit.show(new) if new else '0, no limit'} (was {limit.show(old)})"
+
+
+def _grown_inspect(before: Asked, now: Asked) -> Iterator[str]:
+    if now.inspect is not None and (before.inspect is None or before.inspect.address != now.inspect.address):
+        yield str(now.inspect)
+
+
+def _parts(asked: Asked) -> tuple[object, ...]:
+    lists = (asked.permissions.allow, asked.permissions.deny)
+    return (
+        *({kind: targets for kind, targets in part.items() if targets} for part in lists),
+        dict(asked.limits),
+        str(asked.inspect),
+    )
+
+
+def _from_json(data: bytes) -> Asked:
+    """Strict, with ValueError and its like for anything that `save` does not write: a record cut short must not look like one."""
+    record = json.loads(data)
+    allow, deny = (
+        {kind: _targets(KINDS[kind], texts) for kind, texts in record[verdict].items()} for verdict in VERDICTS
+    )
+    limits = record["limits"]
+    if not all(name in LIMITS and type(value) is int and value >= 0 for name, value in limits.items()):
+        raise ValueError("not the limits of a worker")
+    return Asked(Permissions(allow, deny), limits, inspect=_inspect(record.get("inspect")))
+
+
+def _inspect(text: Any) -> Inspect | None:
+    if text is None:
+        return None
+    from sandboxrun.config.debugger import FLAGS, Inspect
+
+    flag, _, value = text.partition("=")
+    if flag not in FLAGS:
+        raise ValueError("not a debugger")
+    try:
+        return Inspect.parse(flag, value, "inspect")
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+def _targets(kind: Kind, texts: Any) -> tuple[Any, ...]:
+    if not isinstance(texts, list):
+        raise TypeError("not a list")
+    return tuple(kind.parse(text) for text in texts)

@@ -1,0 +1,247 @@
+"""The operator's policy files, read whole and strictly: a mistake in one is an error with its line, never a wider ceiling."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable
+
+from sandboxrun.config.covers import ANY, ANY_PORT, glob_covers
+from sandboxrun.config.limits import LIMITS
+from sandboxrun.config.permissions import KINDS, ListenTarget, NetTarget, RedisTarget, parse_path
+from sandboxrun.config.worker import WorkerConfig
+from sandboxrun.errors import ConfigError
+from sandboxrun.policy.ceiling import OWN_DATA, Ceiling, Section
+from sandboxrun.records import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+FILE_MAX_BYTES = 256 * 1024
+_PATTERN = r"[a-z*?][-a-z0-9_*?]{0,63}(:[A-Za-z0-9*?][-A-Za-z0-9_.*?]{0,127})?"
+_SHA256 = r"[0-9a-f]{64}"
+_HEADER = r"\s*\[[^,=]*\]\s*(#.*)?$"
+_EXAMPLE = '[worker."demo-*"]'
+
+
+def ceiling_for(worker: WorkerConfig, *, system: Iterable[str], user: str, required: bool, data: str) -> Ceiling:
+    """What the policy files, `user` and those of the `system`, say of a worker; `required`: the user's has to be there.
+
+    `data` is the worker's own data folder. Raises ConfigError for a file that is wrong, wherever in it.
+    """
+    files = [(path, _read(path, required and path == user)) for path in (*system, user)]
+    sections = [section_for(parse(text, path), worker.type, worker.id) for path, text in files if text is not None]
+    return Ceiling(worker, tuple(section for section in sections if section is not None), data, user)
+
+
+def sections_of(path: str) -> tuple[Section, ...] | None:
+    """Those of a file, or None where there is none. Raises ConfigError."""
+    text = _read(path, False)
+    return None if text is None else parse(text, path)
+
+
+def parse(text: str, path: str) -> tuple[Section, ...]:
+    """From the text of a policy file; `path` is how it is named in errors. Raises ConfigError."""
+    import tomllib  # only where there is a file: start-up is a feature
+
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
+        found = re.search(r"at line ([0-9]+)", str(error))
+        line = int(found[1]) if found else text.rstrip("\n").count("\n") + 1
+        why = re.sub(r" \(at .*\)$", "", str(error))[:200] if isinstance(error, ValueError) else "nested too deep"
+        raise ConfigError(f"{path}:{line} is not TOML: {why}") from error
+    lines = _Lines(text, path)
+    for name, value in document.items():
+        if name != "worker" or not isinstance(value, dict):
+            raise ConfigError(
+                f"{lines.key(None, name)} has {name[:80]!r}: expected sections as {_EXAMPLE} and nothing else"
+            )
+    return tuple(_section(pattern, table, lines) for pattern, table in document.get("worker", {}).items())
+
+
+def section_for(sections: Iterable[Section], type_: str, id_: str) -> Section | None:
+    """The most specific section of one file that matches: TYPE:ID, then TYPE with a pattern of ids, then TYPE, then a pattern
+    of types; of two patterns the one with more characters that are not wildcards. Raises ConfigError for two alike."""
+    best: list[Section] = []
+    for section in sections:
+        if _matches(section.pattern, type_, id_):
+            rank = _rank(section.pattern)
+            if not best or rank > _rank(best[0].pattern):
+                best = [section]
+            elif rank == _rank(best[0].pattern):
+                best.append(section)
+    if len(best) > 1:
+        raise ConfigError(
+            f"{best[0].place} and {best[1].place} both match {type_}:{id_} and are equally specific "
+            f"({best[0].pattern!r}, {best[1].pattern!r}): make one more specific"
+        )
+    return best[0] if best else None
+
+
+def _matches(pattern: str, type_: str, id_: str) -> bool:
+    return glob_covers(pattern, f"{type_}:{id_}" if ":" in pattern else type_)
+
+
+def _rank(pattern: str) -> tuple[int, int, int]:
+    type_, colon, id_ = pattern.partition(":")
+    exact = not set(type_) & set("*?")
+    return (2 * exact + (exact and bool(colon)), _literal(type_), _literal(id_) if colon else -1)
+
+
+def _literal(part: str) -> int:
+    """Its characters that are not wildcards; more than a pattern can have where it has none."""
+    wildcards = part.count("*") + part.count("?")
+    return len(part) - wildcards if wildcards else 1000
+
+
+@record
+class _Lines:
+    """Where something stands in the text, which tomllib does not say: the nearest line that names it."""
+
+    text: str
+    path: str
+
+    def header(self, pattern: str) -> str:
+        return f"{self.path}:{self._header(pattern)}"
+
+    def key(self, pattern: str | None, key: str) -> str:
+        """FILE:LINE of a key in a section, or at the top."""
+        start = 0 if pattern is None else self._header(pattern)
+        word = re.compile(rf"""\s*\[*\s*["']?{re.escape(key)}["']?\s*[].=]""")
+        for number, line in enumerate(self.text.split("\n")[start:], start + 1):
+            if word.match(line):
+                return f"{self.path}:{number}"
+            if pattern is not None and re.match(_HEADER, line):
+                break
+        return f"{self.path}:{max(start, 1)}"
+
+    def _header(self, pattern: str) -> int:
+        quoted = re.escape(pattern)
+        header = re.compile(rf"""\s*\[\s*["']?worker["']?\s*\.\s*(?:"{quoted}"|'{quoted}'|{quoted})\s*\]""")
+        lines = self.text.split("\n")
+        named = [number for number, line in enumerate(lines, 1) if pattern in line]
+        return next((number for number in named if header.match(lines[number - 1])), (named or [1])[0])
+
+
+def _section(pattern: str, table: Any, lines: _Lines) -> Section:
+    place = lines.header(pattern)
+    if not re.fullmatch(_PATTERN, pattern) or not isinstance(table, dict):
+        raise ConfigError(
+            f"{place} has {pattern[:80]!r} for a worker: expected a section as {_EXAMPLE}, with TYPE or TYPE:ID and wildcards * and ?"
+        )
+    places = {key: lines.key(pattern, key) for key in table}
+    found: dict[str, Any] = {"allow": {}, "limits": {}}
+    for key, value in table.items():
+        _read_key(key, value, places[key], found)
+    return Section(pattern, place, places=places, **found)
+
+
+def _read_key(key: str, value: Any, place: str, found: dict[str, Any]) -> None:
+    """Add what one key says to the arguments of a Section."""
+
+    def wrong(expected: str) -> NoReturn:
+        raise ConfigError(f"{place} has {key} = {str(value)[:80]!r}: expected {expected}")
+
+    verdict, _, name = key.partition("-")
+    if verdict == "allow" and name in KINDS:
+        found["allow"][name] = _list(value, wrong, lambda text: _entry(name, text), KINDS[name].expected)
+    elif verdict == "limit" and name in LIMITS:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            wrong(f"{LIMITS[name].expected} or 0 for no limit")
+        found["limits"][name] = LIMITS[name].read(str(value), f"{place} {key}")
+    elif key == "import":
+        found["imports"] = _list(value, wrong, _host, "hosts, as in git.example.com or git.example.com:8443")
+    elif key == "sha256":
+        found["sha256"] = frozenset(_list(value, wrong, _digest, "digests of 64 hexadecimal digits"))
+    elif key in ("pinned", "local", "inspect", "open-redis"):
+        found[key.replace("-", "_")] = value if isinstance(value, bool) else wrong("true or false")
+    else:
+        known = [*(f"allow-{kind}" for kind in KINDS), *(f"limit-{limit}" for limit in LIMITS)]
+        raise ConfigError(
+            f"{place} has {key[:80]!r}: expected one of {', '.join((*known, 'import', 'pinned', 'local', 'inspect', 'open-redis', 'sha256'))}"
+        )
+
+
+def _list(value: Any, wrong: Callable[[str], NoReturn], parse: Callable[[str], Any], expected: str) -> tuple[Any, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        wrong("a list of strings")
+    parsed = []
+    for text in value:
+        try:
+            parsed.append(parse(text))
+        except ValueError as error:
+            wrong(f"{expected}; {text[:80]!r} is wrong: {error}")
+    return tuple(parsed)
+
+
+def _entry(kind: str, text: str) -> Any:
+    """As in a hash, and what only a ceiling has. Raises ValueError."""
+    if text == ANY and kind in ("read", "write", "run", "listen", "env"):
+        return ANY
+    if kind in ("read", "write") and (text + "/").startswith(OWN_DATA + "/"):
+        parse_path("/" + text)
+        return text.rstrip("/")
+    if kind == "listen" and text.endswith(":*"):
+        return ListenTarget(ListenTarget.parse(text.removesuffix("*") + "0").address, ANY_PORT)
+    if kind == "redis" and text == "+*":
+        return RedisTarget("command", ANY)
+    return KINDS[kind].parse(text)
+
+
+def _host(text: str) -> tuple[str, int]:
+    target = NetTarget.parse(text)
+    if target.host is not None:
+        return target.host, target.port or 443
+    if target.network is None or target.network.num_addresses > 1:
+        raise ValueError("one host is meant")
+    return str(target.network.network_address), target.port or 443
+
+
+def _digest(text: str) -> str:
+    digest = text.removeprefix("sha256:").removeprefix("sha256-").lower()
+    if not re.fullmatch(_SHA256, digest):
+        raise ValueError("not a sha256")
+    return digest
+
+
+def _read(path: str, required: bool) -> str | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(fd, "rb") as file:
+            folder = os.path.dirname(os.path.realpath(path))
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            _check_ours(path, os.fstat(fd))
+            _check_ours(folder, os.stat(folder))
+            data = file.read(FILE_MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not required:
+            return None
+        raise ConfigError(f"the policy file {path} does not exist: make it, or leave --policy out") from error
+    except OSError as error:
+        raise ConfigError(f"the policy file {path} cannot be read: {error.strerror}") from error
+    if len(data) > FILE_MAX_BYTES:
+        raise ConfigError(f"the policy file {path} has more than {FILE_MAX_BYTES >> 10} KiB: make it shorter")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line} is not UTF-8: write it as text") from error
+
+
+def _check_ours(path: str, found: os.stat_result) -> None:
+    """Whoever else could write there could choose the ceiling. A folder may be everybody's where it is sticky, as /tmp."""
+    folder = stat.S_ISDIR(found.st_mode)
+    if folder and found.st_mode & stat.S_ISVTX:
+        return
+    if not folder and not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"the policy file {path} is not a file")
+    if found.st_uid not in (0, os.geteuid()) or stat.S_IMODE(found.st_mode) & 0o022:
+        raise ConfigError(
+            f"the policy {'folder' if folder else 'file'} {path} can be written by others (owner {found.st_uid}, mode "
+            f"{stat.S_IMODE(found.st_mode):o}): chmod go-w it, and make it yours or root's"
+        )

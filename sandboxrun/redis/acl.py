@@ -1,0 +1,254 @@
+"""Who a worker is at Redis: a user of its own for one run, as rules of Redis's ACL. Pure.
+
+A worker with the operator's login could rewrite the hash that says what it may touch, read what every other service
+keeps, or make Redis write files. Its user can do what the request loop needs, and what `allowRedis` lists:
+
+- read its own hash and its type's, and write neither;
+- use its request and response streams, and the stream of dead letters, and fence others off its request stream;
+- write replies (`res:*`) and traces (`req:*:h`), and read nobody's.
+
+Selectors (Redis 7, Valkey) say which commands hold for which keys. A server without them gets two users: one for the
+streams and replies, one that only reads, for the hashes.
+
+Source: redis.io/docs/latest/operate/oss_and_stack/management/security/acl.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+
+from sandboxrun.config import keys
+from sandboxrun.config.permissions import RedisTarget
+from sandboxrun.config.worker import WorkerConfig
+from sandboxrun.digests import hex_digest
+from sandboxrun.errors import ConfigError
+from sandboxrun.records import field, record
+
+PREFIX = "sandboxrun"  # of our users' names
+HASH_URL = "SANDBOXRUN_HASH_URL"  # where a server without selectors lets a worker read its hashes
+_READER = "reader"
+_NAME = rf"{PREFIX}:([^:]+):([^:]+):([0-9a-f]{{16}}):(\d{{1,10}})\.(\d{{1,20}})\.(\d{{1,12}})(?::{_READER})?"
+
+# What a client says before it says anything: none of it touches a key, another client or the server. Not CLIENT SETINFO,
+# which servers before Redis 7.2 do not know; clients go on without.
+_CONNECTION = ("+ping +echo +time +multi +exec +discard +unwatch +client|id +client|setname +client|getname").split()
+_HASH_READS = (
+    "+hget +hmget +hgetall +hexists +hlen +hkeys +hvals +hstrlen +hscan +exists +type +ttl +pttl +watch".split()
+)
+_STREAM = (
+    "+watch +xadd +xlen +xrange +xrevrange +xread +xreadgroup +xack +xpending +xclaim +xautoclaim +xdel +xtrim +exists +type "
+    "+xgroup|create +xgroup|createconsumer +xgroup|delconsumer +xinfo|stream +xinfo|groups +xinfo|consumers"
+).split()
+_REPLY = "+watch +lpush +rpush +expire +pexpire +del +unlink +exists".split()
+_TRACE = "+watch +hset +hsetnx +hexists +hdel +expire +pexpire +del +unlink +exists".split()
+_FENCE = "+watch +hset +hexists +del".split()
+# Whole categories, less what reaches more than its keys. The order counts: later rules win.
+_LESS = "-@admin -@dangerous -@scripting -scan -randomkey -dbsize -copy -move -object -select".split()
+_READS = ["+watch", "+@read", *_LESS]
+_WRITES = ["+watch", "+@write", *_LESS]
+_BOTH = ["+watch", "+@read", "+@write", *_LESS]
+_CHANNEL = "+subscribe +unsubscribe +psubscribe +punsubscribe +publish".split()
+
+
+@record
+class Owner:
+    """The run that a user is for, as it stands in the user's name."""
+
+    key: str  # the worker's
+    host: str  # a digest of this boot of this host
+    pid: int  # the supervisor's
+    started: int  # in clock ticks after boot
+    made: int  # Unix time in seconds
+
+    @classmethod
+    def of_run(cls, key: str, *, host: str, pid: int, started: int, now: float) -> Owner:
+        """`host`: whatever tells this boot of this host from every other."""
+        return cls(key, hex_digest(host.encode())[:16], pid, started, int(now))
+
+    @property
+    def name(self) -> str:
+        type_, id_ = keys.split_worker_key(self.key)
+        return f"{PREFIX}:{type_}:{id_}:{self.host}:{self.pid}.{self.started}.{self.made}"
+
+    @classmethod
+    def of_user(cls, name: str) -> Owner | None:
+        """None where it is not the name of a user of ours."""
+        match = re.fullmatch(_NAME, name, re.ASCII)
+        try:
+            key = keys.worker_key(keys.check_type(match[1]), keys.check_id(match[2])) if match else ""
+        except ConfigError:
+            return None
+        return cls(key, match[3], int(match[4]), int(match[5]), int(match[6])) if match else None
+
+
+@record
+class User:
+    """One user at Redis. `rules` are the arguments of ACL SETUSER after the name, with the password's SHA-256 only."""
+
+    name: str
+    password: str = field(repr=False)
+    rules: tuple[str, ...]
+
+
+@record
+class Identity:
+    """A worker's user, in the form of servers with selectors and in that of those without."""
+
+    user: User
+    flat: User  # the same name and password
+    reader: User  # beside `flat`
+
+
+def identity(config: WorkerConfig, *, owner: Owner, database: int = 0) -> Identity:
+    """The users of one run. `database`: the number that the URL selects. Raises ConfigError naming the field."""
+    granted = _granted(config)
+    _check_streams(config, granted)
+    connection = [*_CONNECTION, *([f"+select|{database}"] if database else [])]
+    password = os.urandom(32).hex()
+    return Identity(
+        user=_user(owner.name, password, [*connection, *_selectors(config, granted)]),
+        flat=_user(owner.name, password, [*connection, *_flat(config, granted)]),
+        reader=_user(f"{owner.name}:{_READER}", os.urandom(32).hex(), [*connection, *_flat_reader(config, granted)]),
+    )
+
+
+def url_for(url: str, user: User) -> str:
+    """The operator's Redis URL with the worker's login in place of the operator's."""
+    scheme, _, rest = url.partition("://")
+    rest, mark, query = rest.partition("?")
+    place, slash, path = rest.partition("/")
+    host = place.rpartition("@")[2]
+    # redis-py takes a login from the query too, and lets it win.
+    kept = [part for part in query.split("&") if part.partition("=")[0] not in ("username", "password")]
+    name = user.name.replace(":", "%3A")  # nothing else in it has to be encoded
+    return f"{scheme}://{name}:{user.password}@{host}{slash}{path}{mark if kept else ''}{'&'.join(kept)}"
+
+
+def _user(name: str, password: str, rules: Iterable[str]) -> User:
+    # The digest, so that the password itself is in no log and no MONITOR of the server.
+    digest = hex_digest(password.encode())
+    return User(name, password, ("reset", "on", f"#{digest}", "resetkeys", "resetchannels", *rules))
+
+
+def _granted(config: WorkerConfig) -> tuple[RedisTarget, ...]:
+    """What `allowRedis` lists less what `denyRedis` does, checked."""
+    allowed: tuple[RedisTarget, ...] = config.permissions.allow.get("redis", ())
+    denied: tuple[RedisTarget, ...] = config.permissions.deny.get("redis", ())
+    for target in denied:
+        if target not in allowed:
+            raise ConfigError(
+                f"field denyRedis of {config.key} has {target}, which allowRedis does not list in these words: Redis cannot "
+                f"take a part out of what it grants, so list in allowRedis what is meant"
+            )
+    granted = tuple(target for target in allowed if target not in denied)
+    for target in granted:
+        own = [name for name in (config.key, keys.type_key(config.type)) if target.matches(name)]
+        if target.access in ("rw", "w") and own:
+            raise ConfigError(
+                f"field allowRedis of {config.key} has {target}, which covers {own[0]}: the worker could change what it is "
+                f"granted; list the keys that it writes"
+            )
+    return granted
+
+
+def _check_streams(config: WorkerConfig, granted: Iterable[RedisTarget]) -> None:
+    """A stream outside the type's own names is another service's: the field alone does not open it.
+
+    And one that is named as a reply or a trace could be removed by every worker.
+    """
+    for name, stream in (
+        ("requestStream", config.loop.request_stream),
+        ("responseStream", config.loop.response_stream),
+    ):
+        if stream.startswith(keys.reply_key("")) or (stream.startswith("req:") and stream.endswith(":h")):
+            raise ConfigError(
+                f"field {name} of {config.key} is {stream!r}: every worker may write keys of this form; take another name"
+            )
+        own = stream.startswith(f"{config.type}:") and stream.endswith(":x")
+        if not own and not any(t.access == "rw" and t.matches(stream) for t in granted):
+            raise ConfigError(
+                f"field {name} of {config.key} is {stream!r}, which is not one of {config.type}:…:x: list it in allowRedis too"
+            )
+
+
+def _streams(config: WorkerConfig) -> list[str]:
+    return [config.loop.request_stream, config.loop.response_stream, keys.dead_stream(config.type)]
+
+
+def _fences(config: WorkerConfig) -> str:
+    """Whoever may answer on a stream may fence others off on it, and nobody else may."""
+    return keys.fence_pattern(literal(config.loop.request_stream))
+
+
+def _hashes(config: WorkerConfig) -> list[str]:
+    return [config.key, keys.type_key(config.type)]
+
+
+def _by_access(granted: Iterable[RedisTarget], *accesses: str) -> list[str]:
+    return [target.pattern for target in granted if target.access in accesses]
+
+
+def _selectors(config: WorkerConfig, granted: tuple[RedisTarget, ...]) -> list[str]:
+    extra = [f"+{command}" for command in _by_access(granted, "command")]
+    never = ["-@admin", "-@dangerous"] if extra else []
+    found = [
+        _selector([f"%R~{name}" for name in _hashes(config)], _HASH_READS),
+        _selector([f"~{literal(name)}" for name in _streams(config)], _STREAM),
+        _selector([f"~{_fences(config)}"], _FENCE),
+        _selector([f"%W~{keys.reply_key('*')}"], _REPLY),
+        _selector([f"%W~{keys.trace_key('*')}"], _TRACE),
+    ]
+    for access, prefix, commands in (("rw", "~", _BOTH), ("r", "%R~", _READS), ("w", "%W~", _WRITES)):
+        patterns = [prefix + pattern for pattern in _by_access(granted, access)]
+        if patterns:
+            found.append(_selector(patterns, [*commands, *extra, *never]))
+    channels = [f"&{pattern}" for pattern in _by_access(granted, "channel")]
+    if channels:
+        found.append(_selector(channels, _CHANNEL))
+    if extra:
+        found.append(_selector([], [*extra, *never]))  # for those without a key
+    return found
+
+
+def _selector(patterns: list[str], commands: list[str]) -> str:
+    return f"({' '.join([*patterns, *commands])})"
+
+
+def _flat(config: WorkerConfig, granted: tuple[RedisTarget, ...]) -> list[str]:
+    """Every command for every key: so the hashes are not among the keys."""
+    patterns = [*map(literal, _streams(config)), _fences(config), keys.reply_key("*"), keys.trace_key("*")]
+    patterns += _by_access(granted, "rw", "w")
+    # XGROUP and XINFO have no subcommands of their own there; those of CLIENT and SELECT are allowed by first argument.
+    commands = [*_STREAM, *_FENCE, *_REPLY, *_TRACE, "+ttl", "+pttl"]  # it has no EXPIRE NX
+    if _by_access(granted, "rw"):
+        commands += _BOTH
+    if _by_access(granted, "w"):
+        commands += _WRITES
+    commands += [f"+{command}" for command in _by_access(granted, "command")]
+    channels = _by_access(granted, "channel")
+    return [
+        *(f"~{pattern}" for pattern in patterns),
+        *(f"&{pattern}" for pattern in channels),
+        *commands,
+        *(_CHANNEL if channels else ()),
+        "-@admin",
+        "-@dangerous",
+        *_CONNECTION_AGAIN,
+    ]
+
+
+# CLIENT is @admin and @dangerous as a whole before Redis 7: what of it is harmless is given back last.
+_CONNECTION_AGAIN = [rule for rule in _CONNECTION if rule.startswith("+client")]
+
+
+def _flat_reader(config: WorkerConfig, granted: tuple[RedisTarget, ...]) -> list[str]:
+    readable = _by_access(granted, "r")
+    commands = _READS if readable else _HASH_READS
+    return [*(f"~{name}" for name in [*_hashes(config), *readable]), *commands, *_CONNECTION_AGAIN]
+
+
+def literal(name: str) -> str:
+    """A key's name as a pattern that matches it alone."""
+    return "".join(f"\\{c}" if c in "*?[]\\^" else c for c in name)

@@ -1,0 +1,471 @@
+"""A connection to Redis: bytes out, replies through hiredis. For the request loop and for all that starts often.
+
+A hundredth of redis-py's import. It knows nothing of what the commands mean: a command is a tuple, a reply is what
+hiredis makes of it (bytes, int, None, list, dict; an error that Redis answers is a ReplyError within a batch).
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+
+import hiredis
+
+from sandboxrun.errors import ConnectionLost, LoginRefused, StoreError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CONNECT_SECONDS = 5.0
+RECEIVE_BYTES = 64 * 1024  # of a size that malloc(3) keeps, where larger ones are mapped and unmapped each time
+RETRY_FIRST_SECONDS, RETRY_MOST_SECONDS = 0.05, 2.0
+
+ReplyError = hiredis.ReplyError
+ProtocolError = hiredis.ProtocolError
+reader = hiredis.Reader  # of replies: fed with bytes, it gives one after another, and False where there is none yet
+
+# What Redis says where the same command will work later, perhaps of another server: after a failover, while it loads
+# its data, while it cannot write. https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
+_LATER = frozenset("LOADING READONLY MASTERDOWN CLUSTERDOWN TRYAGAIN NOREPLICAS MISCONF OOM BUSY UNBLOCKED".split())
+_FULL = "ERR max number of clients"
+_LOGIN = ("NOAUTH", "WRONGPASS", "ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
+
+_NOT_A_URL = (
+    "the Redis URL is not valid: expected redis://[USER:PASSWORD@]HOST:PORT[/DB], with special characters "
+    "percent-encoded"
+)
+
+
+class Address:
+    """A parsed URL. `shown` has no password."""
+
+    __slots__ = ("ca_file", "check", "db", "host", "password", "path", "port", "protocol", "shown", "tls", "user")
+
+    def __init__(self) -> None:
+        self.host, self.port, self.path = "127.0.0.1", 6379, ""
+        self.user, self.password, self.db = "", "", 0
+        self.tls, self.check, self.ca_file, self.protocol = False, True, "", 2
+        self.shown = ""
+
+
+def parse_url(url: str) -> Address:
+    """redis://, rediss:// and unix://, as redis-py reads them, with ?db=, ?protocol= and ?ssl_ca_certs=.
+
+    Raises UsageError, which never shows the URL: it may have a password.
+    """
+    found = Address()
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme = ""  # what is no URL at all may be a password
+    if scheme not in ("redis", "rediss", "unix"):
+        raise UsageError(f"the Redis URL begins with {scheme[:20]!r}: expected redis://, rediss:// or unix://")
+    rest, _, query = rest.partition("?")
+    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    place, slash, path = rest.partition("/")
+    login, at, where = place.rpartition("@")
+    if at:
+        user, _, password = login.partition(":")
+        found.user, found.password = _unquote(user), _unquote(password)
+    try:
+        if scheme == "unix":
+            if not slash:
+                raise UsageError("the Redis URL unix://… has no path: expected unix:///PATH/redis.sock")
+            found.path = "/" + _unquote(path)
+            found.shown = f"unix://{found.path}"
+        else:
+            host, colon, port = where.rpartition(":")
+            if not colon or port.endswith("]"):
+                host, port = where, ""
+            found.host = host.strip("[]") or "127.0.0.1"
+            found.port = int(port or 6379)
+            found.tls = scheme == "rediss"
+            found.db = int(path) if path else 0
+            found.shown = f"{scheme}://{found.host}:{found.port}"
+        found.db = int(options.get("db", found.db))
+        found.protocol = int(options.get("protocol", 2))
+    except ValueError:
+        raise UsageError(_NOT_A_URL) from None
+    if not 0 < found.port < 65536 or found.protocol not in (2, 3):
+        raise UsageError(_NOT_A_URL)
+    found.check = options.get("ssl_cert_reqs", "required") != "none"
+    found.ca_file = _unquote(options.get("ssl_ca_certs", ""))
+    if found.ca_file and not found.ca_file.startswith("/"):  # the worker reads it from another folder
+        raise UsageError(f"the Redis URL's ssl_ca_certs={found.ca_file[:200]} is not an absolute path")
+    return found
+
+
+def _unquote(text: str) -> str:
+    if "%" not in text:
+        return text
+    from urllib.parse import unquote
+
+    return unquote(text)
+
+
+def delays(most: float = RETRY_MOST_SECONDS) -> Iterator[float]:
+    """Seconds to wait before each further try: twice as long each time, bounded, with jitter against herds."""
+    delay = min(RETRY_FIRST_SECONDS, most)
+    while True:
+        yield delay * (0.5 + os.urandom(1)[0] / 510)
+        delay = min(delay * 2, most)
+
+
+_pack: Any = hiredis.pack_command  # its stub means a tuple of any length, and says nothing of what it returns
+
+
+def pack(*words: str | bytes | int | float) -> bytes:
+    """One command as Redis reads it."""
+    packed: bytes = _pack(words)
+    return packed
+
+
+class Connection:
+    """One connection, opened by `open`. Every method raises ConnectionLost, and then nothing more can be sent.
+
+    `seconds`: how long Redis may take to answer, in addition to what a command asks it to wait.
+    """
+
+    def __init__(self, url: str, *, name: str = "sandboxrun", seconds: float = 5.0, protocol: int = 0) -> None:
+        self.address = parse_url(url)
+        self.ask_first: Sequence[str] | None = None  # a command to begin with, before the login
+        self.first: Any = None  # and its reply
+        self._name, self._seconds = name, seconds
+        self._protocol = protocol or self.address.protocol
+        self._socket: Any = None
+        self._limit = 0.0  # seconds of silence after which the connection counts as dead
+        self._cancelled = False
+        self._reader = reader()
+        self.received = 0  # bytes
+        self.receive_most = 0  # bytes in all, past which the connection is given up; 0 is any number
+
+    def open(self) -> None:
+        """Connect, log in, choose the database. Raises ConnectionLost, or StoreError for a login that is refused."""
+        self.close()
+        address = self.address
+        try:
+            limit = min(CONNECT_SECONDS, self._seconds)
+            if address.path:
+                _connect_unix(address, self._attach)
+            else:
+                _connect_tcp(address, self._attach, limit)
+            if address.tls:
+                from sandboxrun.redis import tls
+
+                self._socket = tls.wrap(self._socket, address, seconds=limit)
+        except OSError as error:
+            self.close()
+            raise ConnectionLost(f"Redis at {address.shown} cannot be reached ({error.strerror or error})") from error
+        self.set_wait(0)
+        self._greet()
+
+    def _attach(self, sock: Any) -> None:
+        """Take over a socket that is about to be connected: `cancel` reaches it from now on."""
+        self._socket = sock
+        if self._cancelled:
+            raise OSError("cancelled")
+
+    def cancel(self) -> None:
+        """From another thread or a signal handler: every wait on this connection ends at once, now and from now on."""
+        self._cancelled = True
+        sock = self._socket
+        if sock is not None:
+            try:
+                sock.shutdown(_socket.SHUT_RDWR)  # which wakes whoever waits, where close(2) does not
+            except OSError:
+                pass
+
+    def _greet(self) -> None:
+        commands = greeting(self.address, self._name, self._protocol)
+        first = [self.ask_first] if self.ask_first else []
+        try:
+            replies = self.pipeline([*first, *commands])
+            self.first = replies[0] if first else None
+            check_greeting(self.address, commands, replies[len(first) :])
+        except StoreError:
+            self.close()
+            raise
+
+    def set_wait(self, seconds: float) -> None:
+        """How long the next commands ask Redis to wait for something: silence beyond it means a dead connection."""
+        self._limit = limit = self._seconds + seconds
+        if self.address.tls:
+            self._socket.settimeout(limit)
+            return
+        # The kernel's own time-outs: one system call for each read, where Python's would take two. socket(7)
+        value = struct.pack("ll", int(limit), int(limit % 1 * 1e6))
+        self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, value)
+        self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, value)
+
+    def fileno(self) -> int:
+        return int(self._socket.fileno())
+
+    @property
+    def is_open(self) -> bool:
+        return self._socket is not None
+
+    def send(self, data: bytes) -> None:
+        if self._socket is None:
+            raise self._closed()
+        try:
+            done = self._send(data)
+            if done < len(data):  # the socket does not block, or a signal came
+                from sandboxrun.redis import nonblocking
+
+                nonblocking.send_all(self._socket, memoryview(data)[done:], self._limit)
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _send(self, data: bytes) -> int:
+        """How many bytes of it one call has taken."""
+        try:
+            done: int = self._socket.send(data)
+        except BlockingIOError:
+            from sandboxrun.redis import nonblocking
+
+            nonblocking.wait(self._socket, self._limit, readable=False)
+            return 0
+        return done
+
+    def read(self) -> Any:
+        """The next reply; an error of Redis is returned, as a ReplyError."""
+        gets = self._reader.gets
+        reply = gets()
+        while reply is False:
+            self._receive()
+            reply = gets()
+        return reply
+
+    def read_many(self, count: int) -> list[Any]:
+        """The next `count` replies."""
+        gets = self._reader.gets
+        replies: list[Any] = []
+        append = replies.append
+        while count:
+            reply = gets()
+            if reply is False:
+                self._receive()
+            else:
+                append(reply)
+                count -= 1
+        return replies
+
+    def check(self) -> None:
+        """Raise ConnectionLost where the other side has closed the connection. Does not wait, and loses no reply."""
+        if self._socket is None:
+            return  # a later read finds out
+        try:
+            if self.address.tls:
+                self._feed(self._take_now())  # it has no peeking: what is there is kept for the next reply
+            elif not self._socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT):
+                raise self._lost(None)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def read_ready(self, replies: list[Any], count: int) -> bool:
+        """Add to `replies` those that have come, until it has `count`; True if it has. Does not wait."""
+        while True:
+            while len(replies) < count and (reply := self._reader.gets()) is not False:
+                replies.append(reply)
+            if len(replies) == count:
+                return True
+            if self._socket is None:
+                raise self._closed()
+            try:
+                data = self._take_now()
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                raise self._lost(error) from error
+            self._feed(data)
+
+    def _take_now(self) -> bytes:
+        """What has come. Raises BlockingIOError for nothing."""
+        if self.address.tls:
+            from sandboxrun.redis import tls
+
+            return tls.take_now(self._socket, RECEIVE_BYTES)
+        data: bytes = self._socket.recv(RECEIVE_BYTES, _socket.MSG_DONTWAIT)
+        return data
+
+    def _closed(self) -> ConnectionLost:
+        return ConnectionLost(f"the connection to Redis at {self.address.shown} is closed")
+
+    def _receive(self) -> None:
+        if self._socket is None:
+            raise self._closed()
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            from sandboxrun.redis import nonblocking
+
+            try:
+                nonblocking.wait(self._socket, self._limit, readable=True)
+            except OSError as error:
+                raise self._lost(error) from error
+            return  # the caller tries again
+        except OSError as error:
+            raise self._lost(error) from error
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        if not data:
+            raise self._lost(None)
+        self.received += len(data)
+        if self.receive_most and self.received > self.receive_most:
+            raise self._lost(None)
+        try:
+            self._reader.feed(data)
+        except ProtocolError as error:
+            raise self._lost(error) from error
+
+    def first_bytes(self, count: int) -> bytes:
+        """The next `count` bytes, of a reply that is too large to be read; then the connection is closed."""
+        data = b""
+        try:
+            while self._socket is not None and len(data) < count and (part := self._socket.recv(count - len(data))):
+                data += part
+        except OSError as error:
+            raise self._lost(error) from error
+        self.close()
+        return data
+
+    def pipeline(self, commands: Sequence[Sequence[str | bytes | int | float]]) -> list[Any]:
+        """The replies to several commands that are sent as one; errors of Redis among them are ReplyErrors."""
+        self.send(b"".join([pack(*command) for command in commands]))
+        return self.read_many(len(commands))
+
+    def call(self, *words: str | bytes | int | float) -> Any:
+        """The reply to one command. An error of Redis is raised: ConnectionLost for a passing one, else ReplyError."""
+        self.send(pack(*words))
+        return self.checked(self.read())
+
+    def checked(self, reply: Any) -> Any:
+        if isinstance(reply, ReplyError):
+            raise translated(reply, self.address.shown)
+        return reply
+
+    def close(self) -> None:
+        """Close the connection, also for duplicates of its descriptor: an event loop that watches one is told."""
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(_socket.SHUT_RDWR)
+            except OSError:
+                pass
+            self.discard()
+
+    def discard(self) -> None:
+        """Close this process's descriptor alone. The connection of a parent that was forked stays as it is."""
+        sock, self._socket = self._socket, None
+        if sock is None:
+            return
+        self._reader = reader()  # what is left of the old one's bytes answers nothing that will be asked
+        try:
+            sock.close()
+        except OSError:
+            pass
+
+    def _lost(self, error: Exception | None) -> ConnectionLost:
+        self.close()
+        if error is None:
+            reason = "it closed the connection"
+        elif isinstance(error, BlockingIOError | TimeoutError):  # EAGAIN: the kernel's time-out, socket(7)
+            reason = "no answer in time"
+        else:
+            reason = getattr(error, "strerror", None) or str(error)
+        return ConnectionLost(f"Redis at {self.address.shown} is away ({reason[:200]})")
+
+
+def translated(error: ReplyError, shown: str) -> Exception:
+    """A reply that is an error, as the exception for it: the one place that tells passing errors from lasting ones."""
+    text = str(error)
+    if text.partition(" ")[0] in _LATER or text.startswith(_FULL):
+        return ConnectionLost(f"Redis at {shown} cannot serve at the moment: {text[:200]}")
+    if text.startswith(_LOGIN):
+        return _login_refused(error, shown)
+    return error
+
+
+def refused(error: ReplyError, shown: str) -> StoreError:
+    """The same where nothing else is made of it: ConnectionLost for a passing one, else what Redis says."""
+    found = translated(error, shown)
+    return found if isinstance(found, StoreError) else StoreError(f"Redis at {shown} refuses: {str(error)[:200]}")
+
+
+def _login_refused(error: ReplyError, shown: str) -> LoginRefused:
+    return LoginRefused(f"Redis at {shown} refuses the login ({str(error)[:200]}): check user and password of the URL")
+
+
+Commands = list[tuple[str, ...]]
+
+
+def greeting(address: Address, name: str, protocol: int = 0) -> Commands:
+    """What a connection begins with: log in, choose the protocol and the database, say who it is."""
+    commands: Commands = []
+    if (protocol or address.protocol) == 3:
+        login = ("AUTH", address.user or "default", address.password) if address.password else ()
+        commands.append(("HELLO", "3", *login))
+    elif address.password:
+        commands.append(("AUTH", *([address.user] if address.user else []), address.password))
+    if address.db:
+        commands.append(("SELECT", str(address.db)))
+    return [*commands, ("CLIENT", "SETNAME", name)]
+
+
+def check_greeting(address: Address, commands: Commands, replies: list[Any]) -> None:
+    """Raise StoreError, or ConnectionLost where it may pass, for what Redis refuses of a `greeting`."""
+    for command, reply in zip(commands, replies, strict=True):
+        if not isinstance(reply, ReplyError):
+            continue
+        if command[0] == "CLIENT" and not str(reply).startswith("NOAUTH"):  # a name is a convenience
+            continue
+        error = translated(reply, address.shown)
+        if isinstance(error, StoreError):
+            raise error
+        if command[0] == "SELECT":
+            raise StoreError(f"Redis at {address.shown} refuses database {address.db}: {str(reply)[:200]}")
+        raise _login_refused(reply, address.shown)
+
+
+def _connect_unix(address: Address, attach: Callable[[Any], None]) -> None:
+    sock = _off_standard(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM))
+    attach(sock)
+    sock.connect(address.path)
+
+
+def _off_standard(sock: Any) -> Any:
+    """The socket under a number above 2: a script may have closed its standard streams, and what is printed goes there."""
+    if sock.fileno() > 2:
+        return sock
+    import fcntl
+
+    try:
+        number = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        sock.close()
+    return type(sock)(fileno=number)
+
+
+def _connect_tcp(address: Address, attach: Callable[[Any], None], seconds: float) -> None:
+    """To the first of the host's addresses that answers within so many seconds."""
+    last: OSError | None = None
+    # As bytes, where it can be: for a text the codec for international names is imported.
+    host = address.host.encode() if address.host.isascii() else address.host
+    for family, kind, protocol, _, where in _socket.getaddrinfo(host, address.port, 0, _socket.SOCK_STREAM):
+        sock = _off_standard(_socket.socket(family, kind, protocol))
+        try:
+            attach(sock)
+            sock.settimeout(seconds)
+            sock.connect(where)
+            sock.settimeout(None)
+            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
+            return
+        except OSError as error:
+            sock.close()
+            last = error
+    raise last or OSError("the name has no address")

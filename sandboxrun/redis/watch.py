@@ -1,0 +1,201 @@
+"""Whether a run still holds its `pid`: the look that finds out, the reason if it does not, and the thread that looks."""
+
+from __future__ import annotations
+
+import _thread
+import time
+from collections.abc import Callable
+
+from sandboxrun.errors import ConfigGone, ConnectionLost, StoreError, TakenOver
+from sandboxrun.records import record
+from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.lease import PID_FIELDS, Run, this_host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+WATCH_SECONDS = 0.5  # how soon a removed pid is noticed
+USERS_SECONDS = 2.0  # how soon a worker's user is made again that an administrator removed or changed
+LEASE_REFRESH_SECONDS = 5.0
+LOOK_MAX_BYTES = 64 * 1024  # whoever can write to the hash must not fill our memory
+IDENTITY = ("pid", "pidToken", "pidHost")
+
+
+@record
+class Loss:
+    """Why a run ends that has lost its `pid`. `exit_code`: None if it is the worker's own."""
+
+    reason: str
+    exit_code: int | None = None
+
+
+def look(connection: Connection, run: Run) -> Loss | None:
+    """None while `pid` is this run's. Raises StoreError, ReplyError."""
+    return _look(connection, run)[0]
+
+
+def fields_left(connection: Connection, run: Run) -> tuple[Loss | None, tuple[str, ...]]:
+    """As `look`, and the fields in the hash that are this run's to remove."""
+    loss, values = _look(connection, run)
+    if values is None:
+        return loss, ()
+    pid, token, host = values
+    if token not in (None, run.token.encode()):
+        return loss, ()
+    if pid in (None, str(run.pid).encode()):
+        # Without its token, the number is this run's only together with its host.
+        mine = token is not None or pid is None or host in (None, this_host().encode())
+        return loss, PID_FIELDS if mine else ()
+    return loss, tuple(name for name in PID_FIELDS if name != "pid") if token is not None else ()
+
+
+def _look(connection: Connection, run: Run) -> tuple[Loss | None, list[bytes | None] | None]:
+    """The loss, and the values of IDENTITY if they can be read."""
+    values: list[bytes | None] | None
+    try:
+        values = _bounded(connection, "HMGET", run.key, *IDENTITY)
+    except ReplyError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+        return _gone(connection, f"{run.key} is no hash any more: somebody has replaced it"), None
+    if values is None:
+        return Loss(f"field pid of {run.key} was changed to something long: ending the worker"), None
+    pid, token, host = values
+    if (pid, token) == (str(run.pid).encode(), run.token.encode()) and host in (None, this_host().encode()):
+        return None, values
+    return _loss(connection, run, pid, token), values
+
+
+def _loss(connection: Connection, run: Run, pid: bytes | None, token: bytes | None) -> Loss:
+    if pid is None and token is None and (missing := missing_hash(connection, run)):
+        return _gone(connection, missing)
+    if token not in (None, run.token.encode()) or (pid == str(run.pid).encode() and token is not None):
+        by = f" as process {_shown(pid)}" if pid is not None else ""
+        name = (_bounded(connection, "HMGET", run.key, "pidName") or [None])[0]
+        return Loss(
+            f"{run.key} was taken over by another run on {_shown(name) if name else 'another host'}{by}: ending the worker",
+            TakenOver.exit_code,
+        )
+    if pid is None:
+        return Loss(f"field pid of {run.key} was removed: ending the worker")
+    if pid != str(run.pid).encode():
+        return Loss(f"field pid of {run.key} was changed to {_shown(pid)!r}: ending the worker")
+    return Loss(f"field pidToken of {run.key} was removed: ending the worker")
+
+
+def missing_hash(connection: Connection, run: Run) -> str:
+    """What is said of the hash that the run's configuration came from and that is not there any more, or ""."""
+    for key in run.stands_on:
+        if connection.call("TYPE", key) == b"none":
+            return f"{key} does not exist any more: it was removed, or Redis has lost it"
+    return ""
+
+
+def _gone(connection: Connection, what: str) -> Loss:
+    return Loss(f"{what} ({connection.address.shown}): ending the worker", ConfigGone.exit_code)
+
+
+def _bounded(connection: Connection, *words: str) -> Any:
+    """The reply to one command, or None if it has more bytes than a `pid` needs; then the connection is closed."""
+    if not connection.is_open:
+        connection.open()
+    connection.receive_most = connection.received + LOOK_MAX_BYTES
+    try:
+        return connection.call(*words)
+    except ConnectionLost:
+        if connection.received <= connection.receive_most:
+            raise
+        return None
+    finally:
+        connection.receive_most = 0
+
+
+def _shown(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")[:64]
+
+
+def renew(connection: Connection, run: Run) -> None:
+    """Renew the lease, in a transaction: a hash that was deleted meanwhile must not come back."""
+    _, found, now = connection.pipeline([("WATCH", run.key), ("HMGET", run.key, "pid", "pidToken"), ("TIME",)])
+    if found == [str(run.pid).encode(), run.token.encode()]:
+        connection.pipeline([("MULTI",), ("HSET", run.key, "pidSeen", now[0]), ("EXEC",)])
+    else:
+        connection.call("UNWATCH")
+
+
+class Watch:
+    """A thread that calls `lost` once if the run loses its `pid`, renews its lease, and has its users made again.
+
+    `ended` waits for so many seconds, and says whether the run has ended. An outage of Redis does not count as a loss.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        run: Run,
+        *,
+        lost: Callable[[Loss], None],
+        warn: Callable[[str], None],
+        readmit: Callable[[Connection], None],
+        ended: Callable[[float], bool],
+    ) -> None:
+        """`connection`: of its own: a read that waits must not keep the end of a run waiting."""
+        self._connection, self._run = connection, run
+        self._lost, self._warn, self._readmit, self._ended = lost, warn, readmit, ended
+        self._renew_at = time.monotonic() + LEASE_REFRESH_SECONDS
+        self._users_at = time.monotonic() + USERS_SECONDS
+        self._away = self._refused = self._missing = False
+
+    def start(self) -> None:
+        _thread.start_new_thread(self._go_on, ())
+
+    def _go_on(self) -> None:
+        while not self._ended(WATCH_SECONDS):
+            try:
+                loss = self._tick()
+            except (StoreError, ReplyError) as error:
+                self._connection.close()
+                if self._ended(0):
+                    return
+                if not self._away:
+                    self._warn(f"{error}; the worker goes on, and its pid is watched again once Redis is back")
+                self._away = True
+                continue
+            self._away = False
+            if loss is not None:
+                if not self._ended(0):  # else the run has ended, and has removed it itself
+                    self._lost(loss)
+                break
+        self._connection.close()
+
+    def _tick(self) -> Loss | None:
+        fresh = not self._connection.is_open
+        if fresh:
+            self._connection.open()
+        loss = look(self._connection, self._run)
+        if loss is not None:
+            return loss
+        # By the clock: this process may have been stopped meanwhile (SIGTSTP), or Redis away.
+        now = time.monotonic()
+        if fresh or now >= self._users_at:
+            self._make_users()
+            self._users_at = now + USERS_SECONDS
+        if now >= self._renew_at or self._missing:
+            renew(self._connection, self._run)
+            self._renew_at = now + LEASE_REFRESH_SECONDS
+            missing = missing_hash(self._connection, self._run)
+            if missing and self._missing:  # twice: a tool may write it anew by DEL and HSET
+                return _gone(self._connection, missing)
+            self._missing = bool(missing)
+        return None
+
+    def _make_users(self) -> None:
+        """A server that was started anew or took over knows no users; ACL LOAD and ACL DELUSER remove them."""
+        try:
+            self._readmit(self._connection)
+            self._refused = False
+        except ReplyError as error:
+            if not self._refused:
+                self._warn(f"the worker's Redis user cannot be made again ({str(error)[:160]}), and is tried again")
+            self._refused = True

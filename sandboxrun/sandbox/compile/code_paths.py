@@ -1,0 +1,90 @@
+"""Places of the operator's that are as good as code: what is written there runs outside of the sandbox, sooner or later."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import site
+import sys
+from collections.abc import Iterable, Iterator
+
+from sandboxrun.sandbox.supervisor.spawn import SITE_FOLDERS
+
+# In the home folder. What a shell, a login, a desktop, ssh, git, an editor or Python runs, or takes programs from.
+_HOME = (
+    ".profile", ".bashrc", ".bash_profile", ".bash_login", ".bash_logout", ".bash_aliases", ".bash_completion", ".selected_editor", ".zshrc",
+    ".zshenv", ".zprofile", ".zlogin", ".zlogout", ".kshrc", ".mkshrc", ".shrc", ".cshrc", ".tcshrc", ".login",
+    ".logout", ".inputrc", ".xprofile", ".xinitrc", ".xsession", ".xsessionrc", ".xserverrc", ".pam_environment",
+    ".forward", ".procmailrc", ".ssh", ".rhosts", ".gnupg", ".netrc", ".pgpass", ".my.cnf", ".aws", ".kube", ".docker",
+    ".gitconfig", ".vimrc", ".vim", ".emacs", ".emacs.d", ".tmux.conf", ".screenrc", ".gdbinit",
+    ".pypirc", ".pip", ".pydistutils.cfg", ".pyenv", ".npmrc", ".cargo", ".rustup", ".nvm", ".rbenv",
+    "bin", ".local/bin", ".local/lib", ".local/pipx",
+)  # fmt: skip
+_CONFIG = (  # in XDG_CONFIG_HOME
+    "sandboxrun", "autostart", "environment.d", "systemd", "fish", "git", "nvim", "vim", "emacs", "tmux", "pip",
+    "plasma-workspace", "bash_completion", "user-tmpfiles.d", "containers",
+)  # fmt: skip
+_DATA = ("applications", "bash-completion", "dbus-1", "systemd", "kservices5", "nautilus", "gnome-shell", "pipx", "uv", "nvim", "vim")  # in XDG_DATA_HOME  # fmt: skip
+# Of the machine, which matter where we are root.
+_MACHINE = ("/var/spool/cron", "/var/spool/at", "/var/spool/anacron", "/var/lib/dpkg", "/var/lib/systemd", "/run/systemd", "/run/udev")  # fmt: skip
+
+
+def of_operator() -> tuple[str, ...]:
+    """Paths, there or not. A grant that is or contains the home folder contains some of them."""
+    found = list(_MACHINE)
+    for home in _homes():
+        found += [os.path.join(home, name) for name in _HOME]
+        for variable, folder, names in (
+            ("XDG_CONFIG_HOME", ".config", _CONFIG),
+            ("XDG_DATA_HOME", ".local/share", _DATA),
+        ):
+            bases = dict.fromkeys((os.path.join(home, folder), os.environ.get(variable, "")))
+            found += [os.path.join(base, name) for base in bases if os.path.isabs(base) for name in names]
+    return tuple(dict.fromkeys(found))
+
+
+def _homes() -> Iterator[str]:
+    """The one that HOME says, and the one of the password database: a login takes that."""
+    found = [os.environ.get("HOME", "")]
+    with contextlib.suppress(KeyError):
+        found.append(pwd.getpwuid(os.geteuid()).pw_dir)
+    yield from filter(os.path.isabs, found)
+
+
+def searched() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Folders on PATH and on Python's path, there or not: where the next start takes programs and modules from.
+
+    The second are those that may hold data beside: a project's on PYTHONPATH or installed in place, the current one for
+    `python -m` or an empty entry, the root. There only what has a module's name is code.
+    """
+    try:
+        here = os.getcwd()
+    except OSError:  # removed: nothing is found in it
+        here = ""
+    code: dict[str, None] = {site.getusersitepackages(): None}
+    mixed: dict[str, None] = {}
+    for entry in sys.path:
+        (code if os.path.basename(entry) in SITE_FOLDERS else mixed)[os.path.join(here, entry)] = None
+    for entry in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        (mixed if entry in ("", ".", "/") else code)[os.path.join(here, entry)] = None
+    return tuple(filter(os.path.isabs, code)), tuple(filter(os.path.isabs, mixed))
+
+
+def module_names(libraries: Iterable[str]) -> frozenset[str]:
+    """Of Python's modules, of what is loaded now, and of what lies in the `libraries` (folders)."""
+    known = {*sys.stdlib_module_names, *sys.modules, "sitecustomize", "usercustomize", "sandboxrun"}
+    for library in libraries:
+        with contextlib.suppress(OSError):
+            # A folder counts where it is a package: one with data has a name, too.
+            known.update(entry.partition(".")[0] for entry in os.listdir(library) if is_module(entry, library))
+    return frozenset(known)
+
+
+def is_importable(name: str, folder: str, modules: frozenset[str]) -> bool:
+    """Whether a file or folder of this name, in a `folder` on Python's path, is a module or can stand for one of these."""
+    return is_module(name, folder) or (name in modules and os.path.isdir(os.path.join(folder, name)))
+
+
+def is_module(name: str, folder: str) -> bool:
+    return name.endswith((".py", ".pyc", ".so")) or os.path.exists(os.path.join(folder, name, "__init__.py"))

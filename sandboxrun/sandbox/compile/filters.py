@@ -1,0 +1,73 @@
+"""Compiled filters: which of them a policy needs, kept from an earlier run, and made ready for one child.
+
+What a start needs of seccomp where nothing is to be compiled: the table itself, and libseccomp, stay out of it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from sandboxrun.digests import hex_digest
+from sandboxrun.files import Kept
+from sandboxrun.records import asdict, record
+
+_TABLE = os.path.join(os.path.dirname(__file__), "seccomp.py")
+PROGRAM_MAX_BYTES = 4096 * 8  # BPF_MAXINSNS of struct sock_filter
+
+# Stands for the child's pid while compiling; never a real pid (PID_MAX_LIMIT is 4194304) and never another constant.
+PID_PLACEHOLDER = 0x7BADC0DE
+
+
+@record
+class Grants:
+    """What of a policy the filter depends on."""
+
+    unix_sockets: bool = False  # Redis is reached by one
+    listen: bool = False
+    run: bool = False
+    signals: bool = False  # with `run`: Landlock keeps signals within the sandbox (ABI 6)
+
+    @property
+    def no_unix_sockets(self) -> bool:
+        return not self.unix_sockets
+
+
+# What the supervisor answers, by number: a notification carries nothing else.
+TRAPPED = {
+    "x86_64": {"connect": 42, "bind": 49, "listen": 50, "clone": 56, "chmod": 90, "fchmod": 91, "fchmodat": 268,
+               "utimensat": 280, "fchmodat2": 452},
+    "aarch64": {"connect": 203, "bind": 200, "listen": 201, "clone": 220, "fchmod": 52, "fchmodat": 53, "utimensat": 88,
+                "fchmodat2": 452},
+}  # fmt: skip
+
+
+def program(grants: Grants, kept: Kept | None = None) -> bytes:
+    """The BPF program for this machine, with PID_PLACEHOLDER where the pid belongs. Raises SandboxError.
+
+    Compiling takes longer than everything else about a start: libseccomp and its Python binding are loaded for it.
+    """
+    if kept is None:
+        return _compile(grants)
+    with open(_TABLE, "rb") as file:
+        table = hex_digest(file.read())
+    name = f"filter-{hex_digest(repr((table, asdict(grants), os.uname().machine)).encode())[:32]}.bpf"
+    found = kept.get(name, PROGRAM_MAX_BYTES)
+    if not found:
+        found = _compile(grants)
+        kept.put(name, found)
+    return found
+
+
+def _compile(grants: Grants) -> bytes:
+    from sandboxrun.sandbox.compile import seccomp
+
+    return seccomp.compile_program(grants)
+
+
+def for_pid(compiled: bytes, pid: int) -> bytes:
+    """`compiled` with the child's pid in place of the placeholder (struct sock_filter: u16 u8 u8 u32)."""
+    instructions = struct.iter_unpack("=HBBI", compiled)
+    return b"".join(
+        struct.pack("=HBBI", code, jt, jf, pid if k == PID_PLACEHOLDER else k) for code, jt, jf, k in instructions
+    )

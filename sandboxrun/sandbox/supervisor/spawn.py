@@ -1,0 +1,98 @@
+"""Start the child's process: the first thing of a run, so that it gets ready while we import what else a run needs.
+
+So this imports nothing. The child holds neither secrets nor untrusted code until `go`, its environment is empty, and of our
+descriptors it keeps those that are meant for it.
+"""
+
+import _frozen_importlib_external as _external  # importlib.util without what that imports
+import os
+import sys
+
+import sandboxrun
+from sandboxrun import timing as trace
+
+SITE_FOLDERS = ("site-packages", "dist-packages")  # Debian's are the second
+_BOOTSTRAP = os.path.join(os.path.dirname(os.path.dirname(__file__)), "child", "bootstrap.py")
+_SIGPIPE, _SIGXFSZ = 13, 25  # which Python ignores, and programs do not expect to be ignored
+
+
+class Birth:
+    """A child that waits for its plan. What is ours of its descriptors are the numbers here: who takes it closes them."""
+
+    def __init__(self, key: str, *, warm: bool = False) -> None:
+        """`key` is shown by ps(1), and nothing else. `warm`: it imports sandboxrun.worker while it waits, as most scripts
+        will. Raises OSError.
+        """
+        ours, theirs = [], []
+        try:
+            for flags, child_reads in ((0, True), (0, False), (0, False), (os.O_DIRECT, False), (0, True)):
+                # Questions are packets (pipe(2)), so that what one thread or process writes is never mixed with another's;
+                # they take a page each, so answers, which must never wait for their reader, are none.
+                read, write = os.pipe2(os.O_CLOEXEC | flags)
+                ours.append(write if child_reads else read)
+                theirs.append(read if child_reads else write)
+            ours.append(os.memfd_create("plan", os.MFD_CLOEXEC))
+            theirs.append(os.dup(ours[-1]))
+            words = [key, str(os.getpid()), *map(str, theirs[3:])]
+            words += packages(package(), site_packages()) if warm else []
+            self.pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", "-X", "utf8", _compiled(), *words],
+                {"LANG": "C.UTF-8"},
+                # The last ones keep their numbers, and lose close-on-exec.
+                file_actions=[(os.POSIX_SPAWN_DUP2, fd, n if n < 3 else fd) for n, fd in enumerate(theirs)],
+                setsid=True,
+                setsigdef=(_SIGPIPE, _SIGXFSZ),
+            )
+        except BaseException:
+            for fd in ours:
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        self.stdin, self.stdout, self.stderr, self.questions, self.answers, self.plan = ours
+        self.pidfd = os.pidfd_open(self.pid)  # nobody has waited for it, so the number is its own
+        trace.mark("child started")
+
+
+def package() -> str:
+    """The folder sandboxrun/ itself."""
+    return os.path.dirname(os.path.abspath(sandboxrun.__file__))
+
+
+def site_packages() -> tuple[str, ...]:
+    """The folders that packages are installed in."""
+    # As sysconfig has them, which takes a millisecond to say so.
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    pure, platform = (f"{sys.prefix}/{lib}/{version}/site-packages" for lib in ("lib", sys.platlibdir))
+    # Beside them Debian's dist-packages, --system-site-packages.
+    others = (path for path in sys.path if os.path.basename(path) in SITE_FOLDERS)
+    return tuple(dict.fromkeys(path for path in (pure, platform, *others) if os.path.isdir(path)))
+
+
+def packages(package: str, site: tuple[str, ...]) -> list[str]:
+    """What the child can import beside Python's own: this package, or nothing where a site folder has it, and those."""
+    return ["" if os.path.dirname(package) in site else package, *site]
+
+
+def _compiled() -> str:
+    """The compiled bootstrap, where there is a current one: Python compiles a program anew at each start."""
+    compiled = _external.cache_from_source(_BOOTSTRAP)
+    source = os.stat(_BOOTSTRAP)
+    # PEP 552: magic number, flags (0: checked by time), time and size of the source.
+    stamp = (0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size & 0xFFFFFFFF)
+    current = _external.MAGIC_NUMBER + b"".join(word.to_bytes(4, "little") for word in stamp)
+    try:
+        with open(compiled, "rb") as file:
+            if file.read(16) == current:
+                return compiled
+    except OSError:
+        pass
+    import py_compile
+
+    try:  # a read-only installation
+        mode = py_compile.PycInvalidationMode.TIMESTAMP
+        return py_compile.compile(_BOOTSTRAP, compiled, doraise=True, invalidation_mode=mode) or _BOOTSTRAP
+    except (OSError, py_compile.PyCompileError):
+        return _BOOTSTRAP

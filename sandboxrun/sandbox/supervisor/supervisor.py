@@ -1,0 +1,395 @@
+"""The supervisor: serves names, watches limits, forwards signals, buries the child.
+
+This loop never waits for the worker's sockets, its memory or the operator's terminal, so that nothing a worker does can
+keep its end from coming. What may wait has threads of its own: trapped calls, messages, what the worker prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import select
+import signal
+import stat
+import threading
+import time
+from _queue import SimpleQueue  # queue itself brings heapq along
+from collections.abc import Callable, Iterable
+
+from sandboxrun.config.limits import LIMITS
+from sandboxrun.config.permissions import denial
+from sandboxrun.host.ending import to_catch
+from sandboxrun.log import Log
+from sandboxrun.sandbox.compile.filters import TRAPPED
+from sandboxrun.sandbox.compile.policy import SandboxPolicy
+from sandboxrun.sandbox.supervisor.cgroup import Cgroup
+from sandboxrun.sandbox.supervisor.child import Child
+from sandboxrun.sandbox.supervisor.dispatch import Calls, Handler
+from sandboxrun.sandbox.supervisor.handlers.connect import Connector
+from sandboxrun.sandbox.supervisor.handlers.listen import Listening
+from sandboxrun.sandbox.supervisor.handlers.metadata import Metadata
+from sandboxrun.sandbox.supervisor.handlers.processes import Threads
+from sandboxrun.sandbox.supervisor.output import OutputLog, Relay, limit_for
+from sandboxrun.sandbox.supervisor.resolver import Resolver
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+HOUSEKEEPING_SECONDS = 1.0
+LAST_MESSAGES_SECONDS = 1.0
+LEFT_SECONDS = 5.0  # after SIGKILL, until processes that have not ended are named
+DENIALS_SHOWN_MAX = 100  # different targets; a hostile worker cannot flood the operator's terminal
+_SCRATCH_ENTRIES_MAX = 20_000
+_LEFT_SHOWN = 10  # pids
+_QUESTION_BYTES = 2048  # more is none of bootstrap.py's
+
+
+class Supervisor:
+    """Serves one confined child until it ends. `stop` may be called from any thread or signal handler."""
+
+    def __init__(
+        self,
+        child: Child,
+        listener_fd: int,
+        policy: SandboxPolicy,
+        *,
+        key: str,
+        scratch: str,
+        trusted: tuple[str, int] | None,
+        log: Log,
+        output_log: OutputLog | None = None,
+    ) -> None:
+        self._child, self._policy, self._key, self._scratch = child, policy, key, scratch
+        self._poll = select.poll()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._shown: set[tuple[str, str]] = set()
+        self._warned: set[str] = set()
+        self._stop_reason: str | None = None
+        self._stops = 0
+        self.signalled = False  # whether a signal has asked for the end
+        self._kill_at: float | None = None
+        self._messages = _Messages(log)
+        self.resolver = Resolver(policy.net, trusted=trusted, denied=self._denied, wake=self._wake)
+        self._calls = Calls(listener_fd, pid=child.pid, pidfd=child.pidfd, failed=self.stop)
+        self._connector = Connector(self._calls, policy, resolver=self.resolver, denied=self._denied)
+        self._metadata = Metadata(self._calls, policy.write)
+        self._relays = [
+            Relay(
+                source,
+                target,
+                limit=limit_for(target, policy.limits.output, LIMITS["output"].default),
+                slowed=lambda: self._reached("output"),
+                lost=functools.partial(self._output_lost, name),
+                log=output_log,
+                kind=kind,
+            )
+            for source, target, kind, name in zip(
+                child.output, (1, 2), (b"out", b"err"), ("standard output", "standard error"), strict=True
+            )
+        ]
+        self._cgroup = Cgroup.make(child.pid, policy.limits)  # before there is a guard, which would be one too many
+        self._guard = None
+        if policy.execute:
+            from sandboxrun.sandbox.supervisor.guard import Guard
+
+            counted = self._cgroup is not None and self._cgroup.counts_tasks
+            self._guard = Guard(child.pid, child.pidfd, limit=0 if counted else policy.limits.threads)
+            self._poll.register(self._guard.words, select.POLLIN)
+            self._callbacks[self._guard.words.fileno()] = self._told_by_guard
+        self._poll.register(child.pidfd, select.POLLIN)  # no callback: `serve` ends
+        for fd, callback in ((child.questions.fileno(), self._asked), (self._wake_read, self._woken)):
+            self._poll.register(fd, select.POLLIN)
+            self._callbacks[fd] = callback
+
+    def stop(self, reason: str = "") -> None:
+        """Ask the worker to end: SIGTERM, then after GRACE_SECONDS or a second call SIGKILL."""
+        self._stop_reason = reason or self._stop_reason
+        self._stops += 1
+        self._wake()
+
+    def warn(self, event: str, message: str) -> None:
+        """A warning to the operator, from any thread; never blocks."""
+        self._messages.put(lambda log: log.warning(event, message))
+
+    def handle_signals(self) -> None:
+        """Let signals that would end this process end the worker, a second one at once. Call from the main thread."""
+
+        def received(number: int, _: FrameType | None) -> None:
+            # SimpleQueue.put may be called from a signal handler.
+            self._messages.put(lambda log: log.debug("stop", f"{_name(number)}: ending the worker"))
+            self.signalled = True
+            self.stop()
+
+        for number in to_catch():
+            signal.signal(number, received)
+
+    def serve(self) -> int:
+        """Until the child has ended; its exit code (128+n for signal n)."""
+        for relay in self._relays:
+            relay.start()
+        self._calls.start(self._handlers(), many=bool(self._policy.execute), waiting=self._connector.expire)
+        self._child.go()
+        now = time.monotonic()
+        housekeeping = now + HOUSEKEEPING_SECONDS
+        end = now + self._policy.limits.time if self._policy.limits.time else None
+        sigterms = 0
+        while True:
+            until = min(at for at in (housekeeping, end, self._kill_at) if at is not None)
+            ready = [fd for fd, _ in self._poll.poll(max(0.0, until - time.monotonic()) * 1000)]
+            if self._child.pidfd in ready:
+                self._end_programs()  # before the worker is reaped: until then its number is no other group's
+                return self._ended(self._child.wait())
+            for fd in ready:
+                self._callbacks[fd]()
+            now = time.monotonic()
+            if end is not None and now >= end:
+                self.stop(self._policy.limits.reached("time", self._key))
+                end = None
+            if self._stops > sigterms:
+                self._end_worker(again=sigterms > 0, now=now)
+                sigterms = self._stops
+            if self._kill_at is not None and now >= self._kill_at:
+                self._child.signal(signal.SIGKILL)
+                self._kill_at = None
+            if now >= housekeeping:
+                if self._guard is not None:
+                    self._guard.reap_orphans()
+                self._check_scratch()
+                housekeeping = now + HOUSEKEEPING_SECONDS
+
+    def close(self) -> None:
+        """End what is left of the sandbox, and write what it has printed."""
+        if not self._child.is_reaped:
+            self._end_programs()
+        if self._guard is not None:
+            self._guard.close()
+        if self._cgroup is not None:
+            self._cgroup.close()
+        self._calls.stop()
+        for relay in self._relays:
+            relay.close()
+        self._messages.close()
+        self._metadata.close()
+        os.close(self._wake_read)
+        write, self._wake_write = self._wake_write, -1  # a late thread must not write into another file's number
+        os.close(write)
+
+    def _handlers(self) -> dict[int, Handler]:
+        listening = Listening(self._calls, self._policy, denied=self._denied)
+        threads = Threads(
+            self._child.pid,
+            limit=self._policy.limits.threads,
+            many=bool(self._policy.execute),
+            reached=lambda: self._reached("threads"),
+        )
+        handlers: dict[str, Handler] = {
+            "connect": self._connector.connect,
+            "bind": listening.bind,
+            "listen": listening.listen,
+            "clone": threads.clone,
+            "chmod": self._metadata.chmod,
+            "fchmod": self._metadata.fchmod,
+            "fchmodat": self._metadata.fchmodat,
+            "fchmodat2": self._metadata.fchmodat2,
+            "utimensat": self._metadata.utimensat,
+        }
+        return {number: handlers[name] for name, number in TRAPPED[os.uname().machine].items()}
+
+    def _ended(self, code: int) -> int:
+        for name in self._cgroup.reached() if self._cgroup is not None else ():
+            self._reached(name)
+        if self._guard is not None and select.select([self._guard.words], [], [], 0)[0]:
+            self._told_by_guard()  # why it has killed the worker
+        cpu = self._policy.limits.cpu
+        killed = code == 128 + signal.SIGKILL and self._child.cpu_seconds() >= cpu  # it had handled SIGXCPU
+        if cpu and (code == 128 + signal.SIGXCPU or killed):
+            self._reached("cpu")
+        return code
+
+    def _end_programs(self) -> None:
+        """Kill all that the worker has started, and wait until it has ended: the run is not over before.
+
+        Only what the kernel cannot end yet, a process in a call to a network file system that hangs for instance, keeps
+        this waiting; stopped once more, it is left behind.
+        """
+        if self._guard is None:
+            return
+        seconds, stops = LEFT_SECONDS, self._stops
+        self._guard.kill()
+        while left := self._guard.wait_until_gone(seconds):
+            self._guard.reap_orphans()
+            if seconds == LEFT_SECONDS:
+                seconds, stops = HOUSEKEEPING_SECONDS, self._stops
+                self.warn("left", f"{self._left(left)}; the run ends once they have, or if it is stopped again")
+            elif self._stops > stops:
+                self.warn("left", f"{self._left(left)}, and are left behind")
+                return
+        self._guard.reap_orphans()
+
+    def _left(self, pids: list[int]) -> str:
+        shown = ", ".join(map(str, pids[:_LEFT_SHOWN])) + (" …" if len(pids) > _LEFT_SHOWN else "")
+        return f"processes that {self._key} has started were killed and have not ended ({shown})"
+
+    def _told_by_guard(self) -> None:
+        if self._guard is None:
+            return
+        words = self._guard.words.read(256)
+        if not words:
+            self._poll.unregister(self._guard.words)
+            self.stop("the process that guards the worker's programs has ended: ending the worker")
+        elif self._guard.ENDED in words:
+            self._warned.add("threads")
+            self.warn("limit", self._policy.limits.reached("threads", self._key) + ": ending the worker")
+        else:
+            self._reached("threads")
+
+    def _reached(self, name: str) -> None:
+        """Say, once, that a limit has been reached."""
+        if name not in self._warned:
+            self._warned.add(name)
+            self.warn("limit", self._policy.limits.reached(name, self._key))
+
+    def _output_lost(self, name: str, error: OSError) -> None:
+        self.warn("output", f"{name} cannot be written ({error.strerror}): what the worker prints there is lost")
+
+    def _end_worker(self, *, again: bool, now: float) -> None:
+        self._child.signal(signal.SIGKILL if again else signal.SIGTERM)
+        if not again:
+            self._kill_at = now + GRACE_SECONDS
+        if self._stop_reason:
+            self.warn("stop", self._stop_reason)
+            self._stop_reason = None
+
+    def _asked(self) -> None:
+        message = self._child.questions.read(_QUESTION_BYTES)
+        if message is None:  # taken away: a worker can open its end for reading too (/proc/self/fd)
+            return
+        if not message:
+            self._poll.unregister(self._child.questions)
+            self._child.hang_up()
+            return
+        answer = self.resolver.question(message)
+        if answer is not None:
+            self._answer(answer)
+
+    def _answer(self, answer: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it has closed its end, or we have
+            self._child.answers.write(answer)  # whole or, where the worker does not read its answers, not at all
+
+    def _woken(self) -> None:
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass
+        for answer in self.resolver.take_answers():
+            self._answer(answer)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"\0")
+        except OSError:
+            pass  # Full: it will wake anyway. Closed: there is nothing left to wake.
+
+    def _denied(self, kind: str, target: str, by_deny: bool) -> None:
+        if (kind, target) in self._shown or len(self._shown) > DENIALS_SHOWN_MAX:
+            return
+        self._shown.add((kind, target))
+        if len(self._shown) > DENIALS_SHOWN_MAX:
+            line = f"{DENIALS_SHOWN_MAX} different targets were refused; further ones are not shown"
+        else:
+            line = denial(kind, target, self._key, by_deny=by_deny)
+        self._messages.put(lambda log: log.denied(line, kind=kind, target=target))
+
+    def _check_scratch(self) -> None:
+        most = self._policy.limits.scratch
+        if not most or self._kill_at is not None:
+            return
+        pids = self._guard.living() if self._guard is not None else [self._child.pid]
+        if folder_size(self._scratch, most) + deleted_size(pids) > most:
+            self.stop(self._policy.limits.reached("scratch", self._key) + ": ending the worker")
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+class _Messages:
+    """Writes messages in a thread of its own: who reads our standard error may stall, and supervision must not."""
+
+    def __init__(self, log: Log) -> None:
+        self._queue: SimpleQueue[Callable[[Log], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._write, args=(log,), daemon=True)
+        self._thread.start()
+
+    def put(self, message: Callable[[Log], None]) -> None:
+        """Bounded by its callers: a denial a target, a warning an event."""
+        self._queue.put(message)
+
+    def close(self) -> None:
+        """Wait for what is written, but not for a reader that is stuck."""
+        self._queue.put(None)
+        self._thread.join(LAST_MESSAGES_SECONDS)
+
+    def _write(self, log: Log) -> None:
+        while (message := self._queue.get()) is not None:
+            message(log)
+
+
+def folder_size(folder: str, enough: int) -> int:
+    """Bytes on disk below `folder`; stops counting past `enough`. Too many entries count as too many bytes.
+
+    Approximate: a worker can write past the limit between two looks, by at most what the disk takes in that time.
+    """
+    total = entries = 0
+    folders = [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as found:
+                for entry in found:
+                    entries += 1
+                    with contextlib.suppress(FileNotFoundError):  # of this one only: the others still count
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    if total > enough or entries > _SCRATCH_ENTRIES_MAX:
+                        return enough + 1
+        except FileNotFoundError:
+            continue  # removed meanwhile
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return total  # it is we, or the machine, who have no descriptor left: the next look tells
+            return enough + 1  # a folder made unreadable, or too deep to look into: nobody needs that
+    return total
+
+
+def deleted_size(pids: Iterable[int]) -> int:
+    """Bytes on disk of files that are removed, and held open by these processes still; each file counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for tid in os.listdir(f"/proc/{pid}/task"):
+                if _add_deleted(f"/proc/{pid}/task/{tid}/fd", sizes):
+                    break  # threads share one table of descriptors, for the filter lets none have its own
+    return sum(sizes.values())
+
+
+def _add_deleted(folder: str, sizes: dict[tuple[int, int], int]) -> bool:
+    """False where there is nothing to be seen: a thread that has ended, the first one for instance, shows no descriptors."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(f"{folder}/{name}")
+            if found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
+                sizes[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return bool(names)
