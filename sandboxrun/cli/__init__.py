@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 
-from sandboxrun.host.ending import Signalled, catch
+from sandboxrun.host.ending import Signalled, catch, received
 from sandboxrun.timing import mark  # by name: the module of a command is called trace too
 
 TYPE_CHECKING = False
@@ -86,6 +86,9 @@ def _explain(error: Exception, args: list[str]) -> int:
     if isinstance(error, SandboxrunError):
         log.error("error", str(error), exit_code=error.exit_code)
         return error.exit_code
+    number = received()
+    if number:  # it came while C code ran, which may make another error of it
+        return 128 + number
     log.error(
         "defect",
         f"{type(error).__name__}: {error} (a defect of sandboxrun: run it again with --debug and report what it prints)",

@@ -65,6 +65,11 @@ def check() -> None:
         raise Signalled(_received)
 
 
+def received() -> int:
+    """The signal that has come, or 0."""
+    return _received
+
+
 def _receive(number: int, _: FrameType | None) -> None:
     global _received
     if _received:

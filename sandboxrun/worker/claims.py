@@ -191,7 +191,7 @@ class Claims(Session):
         if command is None:
             command = read_command(self.look_at_pid, self.loop, count, self.block_millis if block else 0)
             self._reads[count, block] = command
-        self.expect(command, 2, self._read, count)
+        self.expect((command,), 2, self._read, count)
         self.reads += 1
 
     def _read(self, replies: list[Any], count: int) -> None:
@@ -262,7 +262,7 @@ class Claims(Session):
             take(None, detail)
             return
         self._armed = False
-        self.expect(b"".join((MULTI, commands, EXEC, self._watch)), count + 4, self._executed, (take, detail))
+        self.expect((MULTI, commands, EXEC, self._watch), count + 4, self._executed, (take, detail))
 
     def _executed(self, replies: list[Any], then: tuple[Callable[[list[Any] | None, Any], None], Any]) -> None:
         take, detail = then

@@ -59,7 +59,7 @@ class Responses:
             self._good = claims.last_record = b""
         self._busy, self._opened = True, claims.opened
         self._seen, self._asked = claims.recorded, claims.last_record
-        claims.expect(pack("XLEN", self._stream) + pack("XINFO", "GROUPS", self._stream), 2, self._answered)
+        claims.expect((pack("XLEN", self._stream), pack("XINFO", "GROUPS", self._stream)), 2, self._answered)
 
     def _answered(self, replies: list[Any], _: Any) -> None:
         length, groups = replies
@@ -78,9 +78,7 @@ class Responses:
             commands.append(pack("XRANGE", self._stream, "-", "+", "COUNT", count))
         self._busy = True
         # ECHO: so that there always is a reply.
-        self._claims.expect(
-            b"".join([pack("ECHO", ""), *commands]), len(commands) + 1, self._decide, (length, found, held)
-        )
+        self._claims.expect([pack("ECHO", ""), *commands], len(commands) + 1, self._decide, (length, found, held))
 
     def _mark(self, length: int) -> None:
         """Keep what is known now: up to our last reply there are no more than `length` entries."""
@@ -105,10 +103,10 @@ class Responses:
         if target and slowest is not None:
             target = min(target, unread[slowest], key=order)
         if target:
-            self._claims.expect(pack("XTRIM", self._stream, "MINID", target), 1, self._trimmed)
+            self._claims.expect((pack("XTRIM", self._stream, "MINID", target),), 1, self._trimmed)
         if slowest is not None and self._most and length > self._most + SLACK:
             self._tell(slowest.decode("utf-8", "replace"))
-            self._claims.expect(pack("XTRIM", self._stream, "MAXLEN", "~", self._most), 1, self._trimmed)
+            self._claims.expect((pack("XTRIM", self._stream, "MAXLEN", "~", self._most),), 1, self._trimmed)
 
     def _ids_of_oldest(self, replies: list[Any]) -> list[bytes]:
         """Of an XRANGE, if there was one: the last id. All before it was there when we asked, and is past the limit."""

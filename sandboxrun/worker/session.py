@@ -14,7 +14,7 @@ from sandboxrun.redis.connection import Connection, ReplyError, pack, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     Take = Callable[[list[Any], Any], None]
@@ -86,16 +86,16 @@ class Session:
             raise ConnectionLost(f"the connection to Redis at {self.connection.address.shown} was lost meanwhile")
         return self._expected[0]
 
-    def expect(self, data: bytes, count: int, take: Take, detail: Any = None) -> None:
-        """Queue packed commands; `take` gets their `count` replies."""
-        self._out.append(data)
+    def expect(self, parts: Iterable[bytes], count: int, take: Take, detail: Any = None) -> None:
+        """Queue packed commands, in parts that `flush` joins; `take` gets their `count` replies."""
+        self._out += parts
         self._expected.append((take, count, detail))
 
     def exchange(self, *commands: Sequence[str | bytes | int]) -> list[Any]:
         """The replies to these commands, behind all that was sent before. Errors of Redis among them are returned."""
         box: list[Any] = []
         data = b"".join([pack(*command) for command in commands])
-        self.expect(data, len(commands), lambda replies, _: box.extend(replies))
+        self.expect((data,), len(commands), lambda replies, _: box.extend(replies))
         self.flush()
         while not box:
             self.receive()

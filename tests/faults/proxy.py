@@ -42,7 +42,6 @@ class Proxy:
             path = folder / "redis.sock"
             self._listener = socket.socket(socket.AF_UNIX)
             self._listener.bind(str(path))
-            path.chmod(0o666)  # of a worker that runs as another user, too
             self.address = f"unix://:{{password}}@{path}"
         else:
             self._listener = socket.create_server(("127.0.0.1", 0))

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -147,7 +148,6 @@ class World:
         if transport == "tls":
             made = certificates.make(folder)
             self.query, tls = f"?ssl_ca_certs={made.authority}", server_context(made)
-        self._proxies = itertools.count()
         self._tls = tls
         self.runs: dict[str, Run] = {}
         self._refs = itertools.count()
@@ -170,8 +170,8 @@ class World:
         self._stack.close()
 
     def new_run(self, type_: str, id_: str) -> Run:
-        folder = self.folder / f"proxy{next(self._proxies)}"
-        folder.mkdir()
+        # Not below `self.folder`: the path of a Unix socket has 107 characters at most.
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="proxy-")))
         proxy = Proxy(self.transport, self.pair.master.port, folder, self._tls)
         self._stack.callback(proxy.close)
         run = Run(self, type_, id_, proxy)

@@ -189,14 +189,14 @@ def test_a_run_that_was_stopped_renews_its_lease_at_once_or_ends_if_it_was_taken
     with run.start("t", "1") as process:
         assert process.stdout is not None
         process.stdout.readline()
-        process.send_signal(signal.SIGTSTP)
+        process.send_signal(signal.SIGSTOP)  # an orphaned process group ignores SIGTSTP
         wait_for(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
         old = int(r.time()[0]) - 100
         r.hset("t:1:h", "pidSeen", old)
         time.sleep(6)  # past the next renewal
         process.send_signal(signal.SIGCONT)
         wait_for(lambda: int(r.hget("t:1:h", "pidSeen")) > old, 3)
-        process.send_signal(signal.SIGTSTP)
+        process.send_signal(signal.SIGSTOP)  # an orphaned process group ignores SIGTSTP
         r.hset("t:1:h", mapping={"pidToken": "f" * 32, "pidName": "far"})
         process.send_signal(signal.SIGCONT)
         _, err = process.communicate(timeout=20)

@@ -2,20 +2,16 @@
 
 import time
 
-import redis
-
 from sandboxrun import worker
 
 VICTIMS = ("1", "2")
 KEYS = [key for id_ in VICTIMS for key in (f"req:t:req:x {id_}:h", f"t:req:x:fence:{id_}:f")]
 
-r = worker.connect()
+pipe = worker.connect().pipeline(transaction=False)
 print("begun", flush=True)
 while True:
     for key in KEYS:
-        for command in (("DEL", key), ("HSET", key, "x", "1")):
-            try:
-                r.execute_command(*command)
-            except redis.RedisError:
-                pass
-    time.sleep(0.001)
+        pipe.delete(key)
+        pipe.hset(key, "x", "1")
+    pipe.execute(raise_on_error=False)
+    time.sleep(0.0003)
