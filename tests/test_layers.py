@@ -100,7 +100,7 @@ ONE_IMPORTER = {
     "watchfiles": {"dev/watch.py"},
     "debugpy": {"sandbox/debugger.py"},
 }
-LIGHT = {"_ctypes", "_socket", "_thread", "gc", "marshal", "os", "resource", "stat", "sys", "time"}
+LIGHT = {"_ctypes", "gc", "marshal", "os", "resource", "stat", "sys", "time"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:

@@ -48,6 +48,8 @@ SUPERVISOR = frozenset(
 )
 WORKER = frozenset(
     """
+    sandboxrun.sandbox sandboxrun.sandbox.child sandboxrun.sandbox.child.hooks sandboxrun.sandbox.child.names
+    sandboxrun.sandbox.child.patches sandboxrun.sandbox.child.runtime
     atexit collections collections.abc copyreg encodings.idna encodings.utf_8_sig enum functools gc genericpath
     hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder json.scanner keyword
     operator os os.path posixpath re reprlib resource signal stat stringprep struct types unicodedata urllib

@@ -1,4 +1,4 @@
-"""Inside the worker: let a debugger listen, as the worker that it is part of. Nothing of it is outside of the sandbox."""
+"""Runs in the worker's process: lets a debugger listen, with the worker's rights. Nothing of it is outside of the sandbox."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Inside the worker: lets a script that speaks the protocol by hand set `pid` of its own hash, which the supervisor has set
-already.
+"""Runs in the worker's process: lets a script that speaks the protocol by hand set `pid` of its own hash, which the
+supervisor has set already.
 
 A worker's login cannot write its hash, and setting a field to the value that it has changes nothing: so redis-py is told to ask
 instead, which gives the same answer (HSET of a field that is there: 0; HDEL: whether it was there). A convenience: the boundary

@@ -1,4 +1,4 @@
-"""Inside the worker: what an uncaught error is shown as, and which grant a PermissionError was in want of.
+"""Runs in the worker's process: how an uncaught error is shown, and which grant a PermissionError was missing.
 
 Such an error has the file's name, but not what was to be done with it. That is read, afterwards, from the call that failed: from
 its source, and the variables of its frame. An audit hook would know it exactly, and would cost every open(2) of every

@@ -1,9 +1,12 @@
-"""Hand the child the plan, take over its listener, and its life from then on. It is started before anything is known of the
-worker (birth.py), so that both start-ups overlap; it holds neither secrets nor untrusted code until `go`.
+"""Runs in the supervisor: hands the child its plan, takes its listener, signals it and reaps it.
 
-No descriptor is ever sent. The child is born with all that it needs, and what it makes we take by pidfd_getfd(2): so
-nothing between the two can carry one, in either direction, and the kernel's limit on how many of a user's descriptors may
-be under way (ETOOMANYREFS, unix(7)), which any program of the same user can exhaust, keeps nobody from starting.
+The child is spawned before anything is known of the worker (spawn.py), so that both start-ups overlap; it holds neither
+secrets nor untrusted code until `go`. This package never imports child/, which that process runs.
+
+No descriptor is ever sent. The child is spawned with all that it needs, and the supervisor takes the listener by
+pidfd_getfd(2): so nothing between the two can carry a descriptor, in either direction, and the kernel's limit on how many
+of a user's descriptors may be under way (ETOOMANYREFS, unix(7)), which any program of the same user can exhaust, keeps
+nobody from starting.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ import select
 import signal
 import sys
 
-from sandboxrun import timing as trace
+from sandboxrun import timing
 from sandboxrun.errors import SandboxError
 from sandboxrun.records import record
 from sandboxrun.sandbox.compile import code_paths as places
 from sandboxrun.sandbox.compile import landlock
 from sandboxrun.sandbox.compile.features import Features
-from sandboxrun.sandbox.supervisor import spawn as birth
+from sandboxrun.sandbox.supervisor import spawn
 from sandboxrun.sandbox.supervisor.spawn import Birth
 from sandboxrun.sandbox.supervisor.target import pidfd_getfd
 
@@ -58,18 +61,18 @@ def this_interpreter() -> Interpreter:
         prefix=sys.prefix,
         programs=(*programs, *map(os.path.dirname, programs)),
         library=library,
-        site_packages=birth.site_packages(),
-        package=birth.package(),
+        site_packages=spawn.site_packages(),
+        package=spawn.package(),
         searched=searched,
         mixed=mixed,
     )
 
 
 class Child:
-    """The process that will be the worker, from birth to burial. Always `close` it."""
+    """The worker process, from spawn to reap. Always `close` it."""
 
     def __init__(self, key: str, features: Features, born: Birth | None = None, *, warm: bool = False) -> None:
-        """`born`: it was started already. Raises SandboxError where it cannot be. `warm`: see Birth."""
+        """`born`: it was started already. Raises SandboxError if it cannot be. `warm`: see Birth."""
         self.features = features
         try:
             born = born or Birth(key, warm=warm)
@@ -135,7 +138,6 @@ class Child:
             "script_path": [script.folder] if script.folder else [],
             "key": key,
             "prefix": interpreter.prefix,
-            "packages": birth.packages(interpreter.package, interpreter.site_packages),
             "env": env,
             "inspect": inspect,
             "token": token,
@@ -147,14 +149,14 @@ class Child:
             self.answers.write(b"plan")
         except OSError as error:
             raise SandboxError(f"the child ended before it was confined ({self._how_it_ended()})") from error
-        trace.mark("plan written")
+        timing.mark("plan written")
         listener = self._take_listener()
-        trace.mark("listener taken")
+        timing.mark("listener taken")
         return listener
 
     def go(self) -> None:
         """Let the confined child run the script."""
-        trace.mark("go")
+        timing.mark("go")
         with contextlib.suppress(OSError):  # killed meanwhile: its pidfd tells
             self.answers.write(b"go")
 
@@ -174,7 +176,7 @@ class Child:
         """Reap the child; its exit code, or 128+n where signal n ended it."""
         if self._code is None:
             self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-            trace.mark("worker reaped")
+            timing.mark("worker reaped")
         return 128 - self._code if self._code < 0 else self._code
 
     @property
@@ -204,7 +206,7 @@ class Child:
                 for name, at in zip(
                     ("  child: bootstrap imported", "  child: plan read", "  child: confined"), looked, strict=True
                 ):
-                    trace.mark(name, at)
+                    timing.mark(name, at)
                 return pidfd_getfd(self.pidfd, fd)
             except OSError as error:
                 if not select.select([self.pidfd], [], [], 0)[0]:

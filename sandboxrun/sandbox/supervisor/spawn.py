@@ -1,7 +1,7 @@
-"""Start the child's process: the first thing of a run, so that it gets ready while we import what else a run needs.
+"""Runs in the supervisor: starts the child's process first, so that it gets ready while the rest of a run is imported.
 
-So this imports nothing. The child holds neither secrets nor untrusted code until `go`, its environment is empty, and of our
-descriptors it keeps those that are meant for it.
+So this imports nothing, above all nothing of child/, of which it knows the path alone. The child holds neither secrets nor
+untrusted code until `go`, its environment is empty, and of our descriptors it keeps those that are meant for it.
 """
 
 import _frozen_importlib_external as _external  # importlib.util without what that imports
@@ -9,7 +9,7 @@ import os
 import sys
 
 import sandboxrun
-from sandboxrun import timing as trace
+from sandboxrun import timing
 
 SITE_FOLDERS = ("site-packages", "dist-packages")  # Debian's are the second
 _BOOTSTRAP = os.path.join(os.path.dirname(os.path.dirname(__file__)), "child", "bootstrap.py")
@@ -33,8 +33,7 @@ class Birth:
                 theirs.append(read if child_reads else write)
             ours.append(os.memfd_create("plan", os.MFD_CLOEXEC))
             theirs.append(os.dup(ours[-1]))
-            words = [key, str(os.getpid()), *map(str, theirs[3:])]
-            words += packages(package(), site_packages()) if warm else []
+            words = [key, str(os.getpid()), *map(str, theirs[3:]), "1" if warm else "0", *_importable()]
             self.pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-S", "-X", "utf8", _compiled(), *words],
@@ -53,7 +52,7 @@ class Birth:
                 os.close(fd)
         self.stdin, self.stdout, self.stderr, self.questions, self.answers, self.plan = ours
         self.pidfd = os.pidfd_open(self.pid)  # nobody has waited for it, so the number is its own
-        trace.mark("child started")
+        timing.mark("child started")
 
 
 def package() -> str:
@@ -71,9 +70,10 @@ def site_packages() -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for path in (pure, platform, *others) if os.path.isdir(path)))
 
 
-def packages(package: str, site: tuple[str, ...]) -> list[str]:
-    """What the child can import beside Python's own: this package, or nothing where a site folder has it, and those."""
-    return ["" if os.path.dirname(package) in site else package, *site]
+def _importable() -> list[str]:
+    """What the child can import beside Python's own: this package, or nothing if a site folder has it, and those."""
+    folder, site = package(), site_packages()
+    return ["" if os.path.dirname(folder) in site else folder, *site]
 
 
 def _compiled() -> str:

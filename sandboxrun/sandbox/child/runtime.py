@@ -1,0 +1,98 @@
+"""Runs in the worker's process: the Python that a script finds, apart from the confinement.
+
+bootstrap.py imports this before it confines itself. Nothing here decides what a script may do: a script that undoes all
+of it gains nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from sandboxrun.sandbox.child import hooks, names, patches
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from typing import Any
+
+# What nearly every script imports, and what that imports later.
+_COMMON = ("sandboxrun.worker", "sandboxrun.worker.serial", "urllib.parse")
+
+
+class SourceLoader:
+    """Where linecache finds the source of a script that is no file, for tracebacks."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+
+    def get_source(self, name: str) -> str:
+        return self._source
+
+
+class RedisFinder:
+    """An entry of sys.meta_path that wraps redis-py's commands when the script imports them (own_pid.py)."""
+
+    _MODULE = "redis.commands.core"
+
+    def __init__(self, key: str, pid: int) -> None:
+        """`key`: the worker's hash."""
+        self._key, self._pid = key, pid
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name != self._MODULE:
+            return None
+        import _frozen_importlib_external as external
+
+        sys.meta_path.remove(self)
+        spec = external.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            loader: Any = spec.loader
+            execute = loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                from sandboxrun.sandbox.child import own_pid
+
+                execute(module)
+                own_pid.wrap(module.HashCommands, self._key, self._pid)
+
+            loader.exec_module = exec_module
+        return spec
+
+
+def warm_up() -> None:
+    """Import what most scripts need. Costs the others nothing, because the child waits for the supervisor meanwhile."""
+    try:
+        for name in _COMMON:
+            __import__(name)
+    except Exception:
+        return  # the script that needs it will say so
+
+
+def prepare(plan: dict[str, Any]) -> None:
+    """Before the script is loaded: its output, its import path, exit() and the hooks for uncaught errors."""
+    output: Any = sys.stdout
+    output.reconfigure(line_buffering=True)  # it is a pipe, and somebody may read along
+    sys.prefix = sys.exec_prefix = plan["prefix"]
+    sys.path[:0] = plan["script_path"]
+    import _sitebuiltins
+    import builtins
+
+    builtins.exit, builtins.quit = _sitebuiltins.Quitter("exit", "Ctrl-D"), _sitebuiltins.Quitter("quit", "Ctrl-D")
+    hooks.install(plan["name"], plan["key"], plan["hints"])
+
+
+def patch(plan: dict[str, Any], questions: int, answers: int) -> None:
+    """After "go", when the supervisor answers: look-ups, sockets, metadata, redis-py, and the debugger if it is asked for.
+
+    `questions`, `answers`: descriptors, as bootstrap.py has them.
+    """
+    asker = names.Names(questions, answers)
+    asker.patch()
+    patches.patch_sockets(asker)
+    patches.patch_metadata()
+    sys.meta_path.insert(0, RedisFinder(plan["key"], os.getpid()))
+    if plan["inspect"]:
+        from sandboxrun.sandbox.child import debugger
+
+        debugger.listen(*plan["inspect"])
