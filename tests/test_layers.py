@@ -6,7 +6,7 @@ import ast
 import sys
 from pathlib import Path
 
-from support.layers import LAYERS, faults
+from layers import LAYERS, faults
 
 PACKAGE = Path(__file__).parent.parent / "sandboxrun"
 ONE_IMPORTER = {

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.layers import LAYERS, faults, imports, layer_of
+from layers import LAYERS, faults, imports, layer_of
 
 PACKAGE = Path(__file__).parents[2] / "sandboxrun"
 LATE = "\n\ndef _planted():\n    import {}\n"
