@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from sandboxrun import errors
-from sandboxrun.cli import COMMANDS
+from sandboxrun.cli.commands import COMMANDS
 
 HERE = Path(__file__).parent
 WIDTH = 110

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandboxrun import errors
-from sandboxrun.cli import COMMANDS
+from sandboxrun.cli.commands import COMMANDS
 from sandboxrun.config.limits import LIMITS
 from sandboxrun.config.permissions import KINDS
 from sandboxrun.sandbox.selftest import check

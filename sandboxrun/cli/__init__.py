@@ -6,38 +6,14 @@ import gc
 import os
 import sys
 
-from sandboxrun.host.ending import Signalled, catch, received
+from sandboxrun.cli.commands import COMMANDS
+from sandboxrun.sandbox.supervisor.ending import Signalled, catch, received
 from sandboxrun.timing import mark  # by name: the module of a command is called trace too
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
-
-COMMANDS = (
-    "run",
-    "check",
-    "call",
-    "info",
-    "dead",
-    "stream",
-    "diff",
-    "approve",
-    "audit",
-    "encrypt",
-    "cache",
-    "init",
-    "dev",
-    "show",
-    "set",
-    "perms",
-    "trace",
-    "ps",
-    "stop",
-    "logs",
-    "doctor",
-    "completion",
-)
 
 # Options of a run that take no value of their own word.
 SWITCHES = frozenset(
@@ -106,7 +82,7 @@ def _open_standard_descriptors() -> None:
 
 
 def _main(args: list[str]) -> int:
-    """Each command is a module with `main(args) -> exit code`, imported when it is called: start-up is a feature."""
+    """Import the command when it is called: start-up is a feature."""
     gc.disable()  # what is imported from here on stays; a run enables it again when its worker is told to go
     name, rest = (args[0], args[1:]) if args and args[0] in COMMANDS else ("run", args)
     if name == "run":

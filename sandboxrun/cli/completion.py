@@ -41,8 +41,8 @@ def main(args: list[str]) -> int:
 
 def _answer(words: list[str]) -> int:
     """`words`: what is typed after sandboxrun; the last one is begun, or empty."""
-    from sandboxrun.cli import COMMANDS
     from sandboxrun.cli.candidates import candidates, lines, parse
+    from sandboxrun.cli.commands import COMMANDS
 
     command = words[0] if len(words) > 1 and words[0] in COMMANDS else "run"
     rest = words[1:] if command == words[0] and len(words) > 1 else words

@@ -24,7 +24,7 @@ from sandboxrun.fetch import Artifact, obtain
 from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
 from sandboxrun.files import write_whole
-from sandboxrun.host import configuration, ending
+from sandboxrun.host import configuration
 from sandboxrun.host.folders import Folders
 from sandboxrun.log import Log
 from sandboxrun.policy import approval
@@ -39,6 +39,7 @@ from sandboxrun.redis.watch import Loss
 from sandboxrun.sandbox.compile import code_paths as places
 from sandboxrun.sandbox.compile import features
 from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy, build
+from sandboxrun.sandbox.supervisor import ending
 from sandboxrun.sandbox.supervisor.child import Child, Script, this_interpreter
 from sandboxrun.sandbox.supervisor.output import OutputLog
 from sandboxrun.sandbox.supervisor.scratch import scratch_folder

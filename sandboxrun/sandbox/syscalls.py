@@ -10,6 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+_NR_PIDFD_GETFD = 438
+
 
 class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]  # generic for a type checker only
     """An argument as wide as a register; Python's ints are passed as C's int otherwise."""
@@ -59,6 +61,11 @@ def syscall3(name: str, number: int, one: int, two: int, three: int) -> int:
         code = _ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")
     return result
+
+
+def pidfd_getfd(pidfd: int, target_fd: int) -> int:
+    """A duplicate (close-on-exec) of another process's descriptor (pidfd_getfd(2)). Raises OSError."""
+    return syscall3("pidfd_getfd", _NR_PIDFD_GETFD, pidfd, target_fd, 0)
 
 
 def _buffer(data: bytearray) -> Any:

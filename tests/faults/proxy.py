@@ -2,6 +2,9 @@
 
 It takes TCP, TLS or a Unix socket, and speaks plain TCP to the server: so it can look for a command, and hold still at the moment
 at which that command passes.
+
+Unlike the one of tests/support/proxy.py, which passes TLS on unread and makes each fault on one connection, this one ends TLS
+itself, and its faults are those of a whole worker: all its connections stand still, lose their bytes or end at once.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from pathlib import Path
 import pyseccomp
 
 from sandboxrun.sandbox.compile import seccomp
-from sandboxrun.sandbox.compile.filters import Grants
+from sandboxrun.sandbox.compile.grants import Grants
 
 HERE = Path(__file__).parent
 BATCH_SECONDS = 60

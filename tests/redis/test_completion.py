@@ -13,7 +13,7 @@ import pytest
 import redis
 from runner import Runner
 
-from sandboxrun.cli import COMMANDS
+from sandboxrun.cli.commands import COMMANDS
 from sandboxrun.cli.parser import captured
 
 

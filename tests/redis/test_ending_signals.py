@@ -15,7 +15,7 @@ import redis
 from arena import wait_for
 from runner import Runner
 
-from sandboxrun.host.ending import ENDING
+from sandboxrun.sandbox.supervisor.ending import ENDING
 
 Local = Callable[..., Path]
 LONG = "import time\nprint('ready', flush=True)\ntime.sleep(60)\n"

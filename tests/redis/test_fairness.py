@@ -11,8 +11,8 @@ import pytest
 import redis
 import servers
 from arena import wait_for
+from loop_workers import KINDS, answer, answered, pending, send
 from runner import Runner
-from support.loop_workers import KINDS, answer, answered, pending, send
 
 from sandboxrun.config.fields import parse_loop
 from sandboxrun.redis.connection import Connection

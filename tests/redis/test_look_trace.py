@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from arena import wait_for
 from runner import Runner
 
 Local = Callable[..., Path]
@@ -55,13 +55,6 @@ def events(found: dict[str, Any]) -> list[str]:
 def send(r: redis.Redis, ref: str, data: dict[str, Any], **fields: str) -> str:
     xid: str = r.xadd("t:req:x", {"ref": ref, "type": "t", "data": json.dumps(data), **fields})
     return xid
-
-
-def until(test: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 20
-    while not test():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def called(run: Runner, *data: str) -> str:
@@ -125,14 +118,14 @@ def test_a_request_that_nobody_has_taken_yet(r: redis.Redis, run: Runner) -> Non
 def test_a_request_in_hand_and_the_reply_that_waits(r: redis.Redis, run: Runner) -> None:
     with run.start("t", "1"):
         send(r, "a", {"wait": 1})
-        until(lambda: r.hget("req:a:h", "progress"))
+        wait_for(lambda: r.hget("req:a:h", "progress"), 20)
         found = traced(run, "a")
         assert (found["outcome"], found["progress"]) == ("being handled", "half")
         assert found["pending"]["consumer"] == "1"
         assert (found["pending"]["deliveries"], found["pending"]["handed_back"]) == (1, False)
         assert "delivered 1 time, now to consumer 1, whose last sign of life for it is " in run("trace", "a").out
         r.rpush("go:on", "x")
-        until(lambda: r.exists("res:a"))
+        wait_for(lambda: r.exists("res:a"), 20)
         found = traced(run, "a")
         assert found["outcome"] == "answered"
         assert 0 < found["kept_millis"]["reply"] <= 8000
@@ -165,7 +158,7 @@ def test_a_dead_letter_and_its_second_life(r: redis.Redis, run: Runner) -> None:
     for _ in range(2):
         assert run("t", "1").code == 137
     with run.start("t", "1"):
-        until(lambda: r.xlen("t:dead:x"))
+        wait_for(lambda: r.xlen("t:dead:x"), 20)
     found = traced(run, "a")
     assert (found["outcome"], found["code"]) == ("dead", 500)
     assert events(found)[0] == "queued"  # the reply has the worker's time, the letter that of Redis, a moment later

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import redis
+from arena import wait_for
 from runner import Runner
 
 from sandboxrun.config.fields import parse_loop
@@ -58,13 +59,6 @@ def answer(r: redis.Redis, ref: str, seconds: int = 20) -> dict[str, Any]:
     assert found is not None, "no reply"
     reply: dict[str, Any] = json.loads(found[1])
     return reply
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited for {what}"
-        time.sleep(0.01)
 
 
 def pending(r: redis.Redis) -> int:
@@ -198,7 +192,7 @@ worker.run()
     local(HEAD + code.replace("worker.connect()", "__import__('redis').Redis.from_url(os.environ['REDIS_URL'])"))
     with run.start("t", "1"):
         ref = send(r, {})
-        wait_for(lambda: r.hget(f"req:{ref}:h", "progress"), "progress")
+        wait_for(lambda: r.hget(f"req:{ref}:h", "progress"), 20, "progress")
         assert json.loads(r.hget(f"req:{ref}:h", "progress")) == {"done": 1, "of": 2}
         assert r.hget(f"req:{ref}:h", "model") is None
         r.rpush("go", 1)
@@ -245,11 +239,11 @@ def test_a_killed_workers_requests_are_taken_by_another(r: redis.Redis, run: Run
     two(COUNTING, takeoverMillis="600")
     with run.start("t", "1") as first:
         ref = send(r, {"n": 1, "sleep": 1})
-        wait_for(lambda: r.llen("begun"), "the first worker to begin")
+        wait_for(lambda: r.llen("begun"), 20, "the first worker to begin")
         first.kill()
     with run.start("t", "2"):
         assert answer(r, ref)["deliveries"] == 2
-        wait_for(lambda: pending(r) == 0, "the acknowledgement")
+        wait_for(lambda: pending(r) == 0, 20, "the acknowledgement")
     assert r.llen("res:" + ref) == 0
     assert r.lrange("ended", 0, -1) == ["1"]
 
@@ -264,13 +258,13 @@ def test_a_frozen_worker_whose_claim_was_taken_writes_no_second_reply(
     two(code, takeoverMillis="1000")
     with run.start("t", "1") as first:
         ref = send(r, {"n": 1, "sleep": 0.5})
-        wait_for(lambda: r.llen("begun") == 1, "the first worker to begin")
+        wait_for(lambda: r.llen("begun") == 1, 20, "the first worker to begin")
         pid = int(r.hget("t:1:h", "pid"))
         os.kill(pid, signal.SIGSTOP)
         with run.start("t", "2") as second:
             assert answer(r, ref)["deliveries"] == 2
             os.kill(pid, signal.SIGCONT)
-            wait_for(lambda: r.lrange("ended", 0, -1) == ["1", "1"], "the frozen one's handler to end")
+            wait_for(lambda: r.lrange("ended", 0, -1) == ["1", "1"], 20, "the frozen one's handler to end")
             assert answer(r, send(r, {"n": 2}))["n"] == 2
             second.terminate()
             second.wait(20)
@@ -294,7 +288,7 @@ def test_a_request_that_ends_its_worker_is_buried_at_last_and_its_neighbours_are
     with run.start("t", "1"):
         replies = [answer(r, ref) for ref in refs]
         assert answer(r, send(r, {"n": 11}))["n"] == 11
-        wait_for(lambda: pending(r) == 0, "the acknowledgements")
+        wait_for(lambda: pending(r) == 0, 20, "the acknowledgements")
     assert [reply["code"] for reply in replies] == [200] * 5 + [500] + [200] * 4
     assert "given up after 3 deliveries" in replies[5]["err"]["message"]
     assert r.lrange("begun", 0, -1).count("5") == 3
@@ -323,7 +317,7 @@ def test_sigterm_finishes_what_runs_and_hands_the_rest_back(
                 refs.append(os.urandom(8).hex())
                 pipe.xadd("t:req:x", {"ref": refs[-1], "type": "t", "data": json.dumps({"n": n, "sleep": 0.6})})
             pipe.execute()
-        wait_for(lambda: "100" in r.lrange("begun", 0, -1), "the first worker to begin")
+        wait_for(lambda: "100" in r.lrange("begun", 0, -1), 20, "the first worker to begin")
         first.terminate()
         assert first.wait(20) == 0
     with run.start("t", "2") as second:
@@ -349,8 +343,8 @@ def test_rolling_restarts_lose_and_repeat_nothing(
         running = {id_: stack.enter_context(run.start("t", id_)) for id_ in ("1", "2")}
         for turn in range(4):
             id_ = "12"[turn % 2]
-            wait_for(lambda turn=turn: r.llen("ended") > 40 * (turn + 1), "progress")
-            wait_for(lambda id_=id_: r.hget(f"t:{id_}:h", "pid"), "the worker to start")
+            wait_for(lambda turn=turn: r.llen("ended") > 40 * (turn + 1), 20, "progress")
+            wait_for(lambda id_=id_: r.hget(f"t:{id_}:h", "pid"), 20, "the worker to start")
             if turn % 2:
                 r.hdel(f"t:{id_}:h", "pid")
             else:
@@ -358,7 +352,7 @@ def test_rolling_restarts_lose_and_repeat_nothing(
             running[id_].wait(20)
             running[id_] = stack.enter_context(run.start("t", id_))
         assert [answer(r, ref)["n"] for ref in refs] == list(range(250))
-        wait_for(lambda: pending(r) == 0, "the acknowledgements")
+        wait_for(lambda: pending(r) == 0, 20, "the acknowledgements")
     begun = r.lrange("begun", 0, -1)
     assert len(begun) == len(set(begun)) == 250
     assert not any(r.exists(f"res:{ref}") for ref in refs)
@@ -405,7 +399,7 @@ def test_a_worker_needs_no_more_than_its_own_keys_and_may_not_read_replies(
     with start() as process:
         assert answer(r, poison)["code"] == 500
         assert [answer(r, send(r, {"n": n}))["code"] for n in range(500)] == [200] * 500
-        wait_for(lambda: r.xlen("t:req:x") < 400, "the stream to be trimmed")
+        wait_for(lambda: r.xlen("t:req:x") < 400, 20, "the stream to be trimmed")
         process.terminate()
         assert process.wait(20) == 0
         assert process.stderr is not None
@@ -450,7 +444,7 @@ def test_a_server_that_cannot_write_for_a_while_gets_the_replies_later(
     local(code.replace('    r.rpush("ended", n)\n', until_readonly))
     with run.start("t", "1"):
         ref = send(r, {"n": 1})
-        wait_for(lambda: r.llen("begun") == 1, "the handler")
+        wait_for(lambda: r.llen("begun") == 1, 20, "the handler")
         r.execute_command("REPLICAOF", "127.0.0.1", "1")
         time.sleep(0.3)  # so that the worker has tried
         assert not r.exists(f"res:{ref}")
@@ -472,12 +466,12 @@ def test_the_request_stream_is_trimmed_but_not_what_another_group_still_needs(
         r.xreadgroup("audit", "a", {"t:req:x": ">"}, count=1000)
         pending_from = r.xpending("t:req:x", "audit")["min"]
         r.xack("t:req:x", "audit", *[row["message_id"] for row in r.xpending_range("t:req:x", "audit", "-", "+", 700)])
-        wait_for(lambda: r.xlen("t:req:x") < 1000, "the stream to be trimmed")
+        wait_for(lambda: r.xlen("t:req:x") < 1000, 20, "the stream to be trimmed")
         kept = r.xpending("t:req:x", "audit")["min"]
         assert kept > pending_from
         assert r.xrange("t:req:x", kept, kept)
         r.xgroup_destroy("t:req:x", "audit")
-        wait_for(lambda: r.xlen("t:req:x") <= 300, "the rest to be trimmed")
+        wait_for(lambda: r.xlen("t:req:x") <= 300, 20, "the rest to be trimmed")
     assert r.xlen("t:req:x") >= 100
 
 
@@ -516,7 +510,7 @@ def test_both_protocols_are_spoken(r: redis.Redis, redis_url: str, run: Runner, 
     local(COUNTING, takeoverMillis="400", maxDeliveries="2")
     with run.start("t", "1"):
         ref = send(r, {"n": 1, "kill": True})
-        wait_for(lambda: r.llen("begun") == 1, "the handler")
+        wait_for(lambda: r.llen("begun") == 1, 20, "the handler")
     run("t", "1")
     with run.start("t", "1"):
         assert answer(r, ref)["code"] == 500
@@ -541,15 +535,15 @@ worker.run(concurrency=50)
     two(HEAD + code, takeoverMillis="600")
     with run.start("t", "1") as first:
         refs = [send(r, {"n": 0})]
-        wait_for(lambda: r.llen("begun") == 1, "the first worker to begin")
+        wait_for(lambda: r.llen("begun") == 1, 20, "the first worker to begin")
         refs += [send(r, {"n": n}) for n in range(1, 10)]
-        wait_for(lambda: pending(r) == 10, "all to be read")
+        wait_for(lambda: pending(r) == 10, 20, "all to be read")
         pid = int(r.hget("t:1:h", "pid"))
         os.kill(pid, signal.SIGSTOP)
         with run.start("t", "2"):
             assert [answer(r, ref)["code"] for ref in refs] == [200] * 10
             os.kill(pid, signal.SIGCONT)
-            wait_for(lambda: r.llen("slept") == 2, "the frozen one to go on")
+            wait_for(lambda: r.llen("slept") == 2, 20, "the frozen one to go on")
             assert answer(r, send(r, {"n": 11}))["code"] == 200
         first.terminate()
         first.wait(20)
@@ -564,13 +558,13 @@ def test_what_an_async_worker_cannot_finish_in_time_is_begun_by_another_at_once(
     two(COUNTING.replace("def handle", "async def handle").replace("time.sleep", "await asyncio.sleep"))
     with run.start("t", "1") as first:
         slow = send(r, {"n": 1, "sleep": 8})
-        wait_for(lambda: r.llen("begun") == 1, "the first worker to begin")
+        wait_for(lambda: r.llen("begun") == 1, 20, "the first worker to begin")
         first.terminate()
         assert first.wait(20) == 0
     assert r.xpending_range("t:req:x", "worker", "-", "+", 1)[0]["time_since_delivered"] > 10**10
     r.xadd("t:req:x", {"ref": "x", "type": "t", "data": '{"n": 2}'})
     with run.start("t", "2"):
-        wait_for(lambda: r.lrange("begun", 0, -1).count("1") == 2, "the second worker to begin", 10)
+        wait_for(lambda: r.lrange("begun", 0, -1).count("1") == 2, 10, "the second worker to begin")
         assert answer(r, slow)["deliveries"] == 2
 
 

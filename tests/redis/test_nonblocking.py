@@ -12,9 +12,9 @@ import pytest
 import redis
 import servers
 from arena import wait_for
+from loop_workers import answer, answered, pending, send
+from proxy import Proxy
 from runner import Runner
-from support.loop_workers import answer, answered, pending, send
-from support.proxy import Proxy
 
 from sandboxrun.errors import ConnectionLost
 from sandboxrun.redis.connection import Connection

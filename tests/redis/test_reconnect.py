@@ -12,9 +12,9 @@ import pytest
 import redis
 import servers
 from arena import wait_for
+from loop_workers import KINDS, answer, answered, pending, send, wait_for_begin
+from proxy import DOWN, Proxy, word
 from runner import Runner
-from support.loop_workers import KINDS, answer, answered, pending, send, wait_for_begin
-from support.proxy import DOWN, Proxy, word
 
 Start = Callable[..., AbstractContextManager[subprocess.Popen[bytes]]]
 WORKER = "worker"  # how the names of its connections begin; those of the supervisor begin otherwise

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import redis
 from arena import wait_for
+from loop_workers import answer, send
 from runner import Runner
-from support.loop_workers import answer, send
 
 FAST = "from sandboxrun import worker\nworker.handler(lambda request: {'n': request.data['n']})\nworker.run()\n"
 ASYNC = "from sandboxrun import worker\n@worker.handler\nasync def handle(request):\n    return {'n': request.data['n']}\nworker.run()\n"

@@ -25,18 +25,19 @@ SUPERVISOR = frozenset(
     binascii collections collections.abc contextlib copyreg encodings.ascii encodings.utf_8_sig enum errno fcntl
     functools gc hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder
     json.scanner keyword operator pwd re reprlib resource select signal struct threading types warnings sandboxrun
-    sandboxrun.cli sandboxrun.cli.run sandboxrun.config sandboxrun.config.covers sandboxrun.config.fields
-    sandboxrun.config.keys sandboxrun.config.limits sandboxrun.config.permissions sandboxrun.config.secrets
-    sandboxrun.config.worker sandboxrun.digests sandboxrun.errors sandboxrun.fetch sandboxrun.fetch.cache
-    sandboxrun.fetch.integrity sandboxrun.fetch.parse sandboxrun.fetch.resolve sandboxrun.files sandboxrun.host
-    sandboxrun.host.configuration sandboxrun.host.ending sandboxrun.host.folders sandboxrun.host.run sandboxrun.log
-    sandboxrun.policy sandboxrun.policy.approval sandboxrun.policy.audit sandboxrun.policy.ceiling
+    sandboxrun.cli sandboxrun.cli.commands sandboxrun.cli.run sandboxrun.config sandboxrun.config.covers
+    sandboxrun.config.fields sandboxrun.config.keys sandboxrun.config.limits sandboxrun.config.permissions
+    sandboxrun.config.secrets sandboxrun.config.worker sandboxrun.digests sandboxrun.errors sandboxrun.fetch
+    sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse sandboxrun.fetch.resolve
+    sandboxrun.files sandboxrun.host sandboxrun.host.configuration sandboxrun.host.folders sandboxrun.host.run
+    sandboxrun.log sandboxrun.policy sandboxrun.policy.approval sandboxrun.policy.audit sandboxrun.policy.ceiling
     sandboxrun.policy.file sandboxrun.records sandboxrun.redis sandboxrun.redis.acl sandboxrun.redis.connection
     sandboxrun.redis.lease sandboxrun.redis.login sandboxrun.redis.store sandboxrun.redis.watch sandboxrun.sandbox
     sandboxrun.sandbox.compile sandboxrun.sandbox.compile.code_paths sandboxrun.sandbox.compile.elf
-    sandboxrun.sandbox.compile.features sandboxrun.sandbox.compile.filters sandboxrun.sandbox.compile.landlock
-    sandboxrun.sandbox.compile.paths sandboxrun.sandbox.compile.policy sandboxrun.sandbox.supervisor
-    sandboxrun.sandbox.supervisor.cgroup sandboxrun.sandbox.supervisor.child sandboxrun.sandbox.supervisor.dispatch
+    sandboxrun.sandbox.compile.features sandboxrun.sandbox.compile.filters sandboxrun.sandbox.compile.grants
+    sandboxrun.sandbox.compile.landlock sandboxrun.sandbox.compile.paths sandboxrun.sandbox.compile.policy
+    sandboxrun.sandbox.supervisor sandboxrun.sandbox.supervisor.cgroup sandboxrun.sandbox.supervisor.child
+    sandboxrun.sandbox.supervisor.dispatch sandboxrun.sandbox.supervisor.ending
     sandboxrun.sandbox.supervisor.handlers sandboxrun.sandbox.supervisor.handlers.connect
     sandboxrun.sandbox.supervisor.handlers.listen sandboxrun.sandbox.supervisor.handlers.metadata
     sandboxrun.sandbox.supervisor.handlers.processes sandboxrun.sandbox.supervisor.listener

@@ -12,9 +12,9 @@ import pytest
 import redis
 import servers
 from arena import wait_for
+from loop_workers import KINDS, answer, answered, pending, send
+from proxy import UP, Link, Proxy, Rule
 from runner import Runner
-from support.loop_workers import KINDS, answer, answered, pending, send
-from support.proxy import UP, Link, Proxy, Rule
 
 MARK = b"the-one-that-is-not-let-through"
 HOW = ("a proxy", "proto-max-bulk-len", "client-query-buffer-limit")

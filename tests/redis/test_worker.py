@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import redis
+from arena import wait_for
 from raw_host import RawHost, body
 from runner import Runner
 
@@ -51,13 +52,6 @@ def ask(r: redis.Redis, data: Any, type_: str = "t") -> dict[str, Any]:
     reply = client.wait(r, client.send(r, type_, data, now="2026-01-01T00:00:00.000Z"), timeout_seconds=20)
     assert reply is not None, "no reply"
     return reply
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited for {what}"
-        time.sleep(0.02)
 
 
 def test_200_requests_are_answered_none_is_pending_and_the_limit_is_kept(
@@ -230,7 +224,7 @@ def test_signals_end_the_worker_gently_then_firmly(
 ) -> None:
     local(code)
     with run.start("t", "1") as process:
-        wait_for(lambda: r.hget("t:1:h", "pid") and (code != ECHO or r.exists("t:req:x")), "the worker")
+        wait_for(lambda: r.hget("t:1:h", "pid") and (code != ECHO or r.exists("t:req:x")), 20, "the worker")
         if code != ECHO:
             assert process.stdout is not None
             process.stdout.readline()
@@ -269,13 +263,15 @@ def test_a_left_over_pid_of_a_killed_supervisor_blocks_nothing(
 ) -> None:
     local(first + LONG)
     with run.start("t", "1") as process:
-        wait_for(lambda: r.hget("t:1:h", "pid"), "pid")
+        wait_for(lambda: r.hget("t:1:h", "pid"), 20, "pid")
         pid = int(r.hget("t:1:h", "pid"))
         scratch = run.home / ".cache/sandboxrun/scratch"
-        wait_for(lambda: not first or [path.stat().st_mode & 0o777 for path in scratch.iterdir()] == [0], "the worker")
+        wait_for(
+            lambda: not first or [path.stat().st_mode & 0o777 for path in scratch.iterdir()] == [0], 20, "the worker"
+        )
         process.kill()
         process.wait()
-    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), "the worker to die with its supervisor")
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 20, "the worker to die with its supervisor")
     assert r.hget("t:1:h", "pid") == str(pid)
     local("print('ran')")
     assert run("t", "1").out == "ran\n"
@@ -285,7 +281,7 @@ def test_a_left_over_pid_of_a_killed_supervisor_blocks_nothing(
 def test_a_living_worker_is_not_started_twice(r: redis.Redis, run: Runner, local: Local) -> None:
     local(LONG)
     with run.start("t", "1") as process:
-        wait_for(lambda: r.hget("t:1:h", "pid"), "pid")
+        wait_for(lambda: r.hget("t:1:h", "pid"), 20, "pid")
         pid = r.hget("t:1:h", "pid")
         second = run("t", "1")
         assert second.code == 73
@@ -298,7 +294,7 @@ def test_of_many_started_at_once_one_runs(r: redis.Redis, run: Runner, local: Lo
     local(LONG)
     with contextlib.ExitStack() as stack:
         started = [stack.enter_context(run.start("t", "1", "--quiet")) for _ in range(8)]
-        wait_for(lambda: sum(process.poll() is not None for process in started) == 7, "seven refusals", 40)
+        wait_for(lambda: sum(process.poll() is not None for process in started) == 7, 40, "seven refusals")
         assert sorted(process.poll() or 0 for process in started) == [0] + [73] * 7
 
 

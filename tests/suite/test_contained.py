@@ -108,7 +108,7 @@ def test_an_end_by_itself_leaves_nothing_and_keeps_the_exit_code(tmp_path: Path,
 
 def test_the_suites_command_leaves_nothing_when_it_is_ended(tmp_path: Path) -> None:
     """tests/run.sh itself, with an environment that is there already and a suite that waits."""
-    for name in ("tests/run.sh", "tests/machine.py", "tests/tools/contained.py"):
+    for name in ("tests/run.sh", "tests/support/machine.py", "tests/tools/contained.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     python = f'[ "$1" = -I ] && exec {sys.executable} "$@"\necho "$TMPDIR"; exec sleep 600'

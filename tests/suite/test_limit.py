@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from arena import wait_for
 
-TESTS = Path(__file__).parents[1]
+SUPPORT = Path(__file__).parents[1] / "support"
 HOOKS = f"""\
 import sys
-sys.path.insert(0, {str(TESTS)!r})
+sys.path.insert(0, {str(SUPPORT)!r})
 import machine
 machine.leave_behind()
 import limit

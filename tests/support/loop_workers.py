@@ -5,10 +5,10 @@ from __future__ import annotations
 import collections
 import json
 import os
-import time
 from typing import Any
 
 import redis
+from arena import wait_for
 
 # How often each was begun is counted in the worker's own memory: Redis may be away.
 PLAIN = """
@@ -61,7 +61,4 @@ def pending(r: redis.Redis) -> int:
 
 
 def wait_for_begin(r: redis.Redis) -> None:
-    deadline = time.monotonic() + 20
-    while pending(r) == 0:
-        assert time.monotonic() < deadline, "nothing was begun"
-        time.sleep(0.005)
+    wait_for(lambda: pending(r) > 0, 20, "a request to be begun")

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from sandboxrun.sandbox.compile import seccomp
-from sandboxrun.sandbox.compile.filters import TRAPPED, Grants, for_pid
+from sandboxrun.sandbox.compile.filters import for_pid
+from sandboxrun.sandbox.compile.grants import TRAPPED, Grants
 from sandboxrun.sandbox.compile.seccomp import Action, Rule
 
 pyseccomp = pytest.importorskip("pyseccomp")

@@ -9,7 +9,8 @@ import pytest
 from sandboxrun.digests import sealed, unsealed
 from sandboxrun.files import Kept
 from sandboxrun.sandbox.compile import filters
-from sandboxrun.sandbox.compile.filters import Grants, program
+from sandboxrun.sandbox.compile.filters import program
+from sandboxrun.sandbox.compile.grants import Grants
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxrun.cli import COMMANDS
+from sandboxrun.cli.commands import COMMANDS
 from sandboxrun.config.permissions import KINDS, NetTarget, endpoint
 from sandboxrun.config.worker import READ_FIELDS, WorkerConfig, parse_worker
 from sandboxrun.describe import change, decide, fields, question, timeline, words

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import site
 import sys
 from collections.abc import Iterable, Iterator
-
-from sandboxrun.sandbox.supervisor.spawn import SITE_FOLDERS
 
 # In the home folder. What a shell, a login, a desktop, ssh, git, an editor or Python runs, or takes programs from.
 _HOME = (
@@ -50,25 +47,6 @@ def _homes() -> Iterator[str]:
     with contextlib.suppress(KeyError):
         found.append(pwd.getpwuid(os.geteuid()).pw_dir)
     yield from filter(os.path.isabs, found)
-
-
-def searched() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Folders on PATH and on Python's path, there or not: where the next start takes programs and modules from.
-
-    The second are those that may hold data beside: a project's on PYTHONPATH or installed in place, the current one for
-    `python -m` or an empty entry, the root. There only what has a module's name is code.
-    """
-    try:
-        here = os.getcwd()
-    except OSError:  # removed: nothing is found in it
-        here = ""
-    code: dict[str, None] = {site.getusersitepackages(): None}
-    mixed: dict[str, None] = {}
-    for entry in sys.path:
-        (code if os.path.basename(entry) in SITE_FOLDERS else mixed)[os.path.join(here, entry)] = None
-    for entry in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        (mixed if entry in ("", ".", "/") else code)[os.path.join(here, entry)] = None
-    return tuple(filter(os.path.isabs, code)), tuple(filter(os.path.isabs, mixed))
 
 
 def module_names(libraries: Iterable[str]) -> frozenset[str]:

@@ -14,8 +14,7 @@ from sandboxrun.errors import ConfigError, SandboxError
 from sandboxrun.records import record
 from sandboxrun.sandbox.compile import landlock
 from sandboxrun.sandbox.compile.landlock import Access
-from sandboxrun.sandbox.supervisor.target import pidfd_getfd
-from sandboxrun.sandbox.syscalls import syscall
+from sandboxrun.sandbox.syscalls import pidfd_getfd, syscall
 
 _NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
 _SECCOMP_GET_ACTION_AVAIL, _SECCOMP_GET_NOTIF_SIZES = 2, 3

@@ -1,4 +1,7 @@
-"""Permissions to a SandboxPolicy: what exactly the kernel will be told. Pure but for resolving the operator's paths."""
+"""Permissions to a SandboxPolicy: what exactly the kernel will be told.
+
+Pure but for resolving the operator's paths, and counting the machine's threads.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,9 @@ from sandboxrun.config.limits import Limits
 from sandboxrun.config.permissions import KINDS, PROGRAM_FOLDERS, NetTarget, Permissions
 from sandboxrun.errors import ConfigError
 from sandboxrun.records import record
-from sandboxrun.sandbox.compile import code_paths as places
-from sandboxrun.sandbox.compile import elf as program
-from sandboxrun.sandbox.compile import landlock
+from sandboxrun.sandbox.compile import code_paths, elf, landlock
 from sandboxrun.sandbox.compile.features import Feature, Features
-from sandboxrun.sandbox.compile.filters import Grants
+from sandboxrun.sandbox.compile.grants import Grants
 from sandboxrun.sandbox.compile.landlock import Access
 from sandboxrun.sandbox.compile.paths import Ground, follow, within, without
 
@@ -36,12 +37,13 @@ _DEVICES = ("/dev/null",)
 # Where programs, libraries and settings of the machine are: as good as code.
 _SYSTEM_CODE = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/boot", "/proc", "/sys", "/nix/store", "/gnu/store")
 _ENTRIES_MAX = 4096  # granted one by one where a part of a folder is denied
+_USERS_MAX = 4096  # how many more threads and processes a user may have when the worker forks, see backstop()
 _UNLIMITED = resource.RLIM_INFINITY
 
 
 @record
 class Interpreter:
-    """Where the child's Python finds its own code; see launch.this_interpreter."""
+    """Where the child's Python finds its own code; see child.this_interpreter."""
 
     prefix: str
     programs: tuple[str, ...]  # the interpreter and the command itself, and their folders
@@ -49,7 +51,7 @@ class Interpreter:
     site_packages: tuple[str, ...]
     package: str  # the folder sandboxrun/ itself
     searched: tuple[str, ...]  # folders on PATH and Python's path, there or not
-    mixed: tuple[str, ...]  # those of them that hold other things too; see places.searched
+    mixed: tuple[str, ...]  # those of them that hold data too, where only what has a module's name is code
 
 
 @record
@@ -70,9 +72,7 @@ class SandboxPolicy:
         limits = self.limits
         most = 0
         if self.execute and limits.threads:
-            from sandboxrun.sandbox.supervisor import group
-
-            most = group.backstop(limits.threads)
+            most = backstop(limits.threads)
         file, memory, files, cpu = (
             value or _UNLIMITED for value in (limits.scratch, limits.memory, limits.files, limits.cpu)
         )
@@ -105,6 +105,16 @@ class SandboxPolicy:
             *((path, Access.WRITE_FILE) for path in self.devices),
             *((path, landlock.RUN) for path in self.execute),
         ]
+
+
+def backstop(limit: int) -> int:
+    """A value of RLIMIT_NPROC that a fork bomb reaches before it has taken the machine. Root is exempt (setrlimit(2)).
+
+    The kernel compares it with all threads of the user, of which there may be thousands more when the worker forks than
+    there are now: so it is no limit of the worker's own.
+    """
+    with open("/proc/loadavg", "rb") as file:
+        return int(file.read().split()[3].partition(b"/")[2]) + limit + _USERS_MAX
 
 
 def build(
@@ -196,7 +206,7 @@ def _check_no_code(write: Sequence[str], code: Iterable[str], interpreter: Inter
     ways = [(place, *follow(place)) for place in dict.fromkeys((*code, *interpreter.mixed))]
     mixed = {follow(place)[0] for place in interpreter.mixed} - {follow(place)[0] for place in code}
     is_mixed = any(within(path, folder) for path in write for folder in mixed)
-    modules = places.module_names((*interpreter.site_packages, *mixed)) if is_mixed else frozenset()
+    modules = code_paths.module_names((*interpreter.site_packages, *mixed)) if is_mixed else frozenset()
     for path in write:
         for place, real, links in ways:
             link = next((link for link in links if within(os.path.dirname(link), path)), None)
@@ -205,7 +215,7 @@ def _check_no_code(write: Sequence[str], code: Iterable[str], interpreter: Inter
             if within(real, path) or (within(path, real) and real not in mixed):
                 _refuse_write(path, real, key)
             name = path[len(real) :].lstrip("/").partition("/")[0]
-            if within(path, real) and places.is_importable(name, real, modules):
+            if within(path, real) and code_paths.is_importable(name, real, modules):
                 _refuse_write(path, f"module {name} of {real}, which is on Python's path", key)
 
 
@@ -280,7 +290,7 @@ def _programs(permissions: Permissions, real: _Real) -> Iterator[str]:
         found = real(path, field)
         if found not in denied:
             try:
-                for loaded in program.loaded_with(found):
+                for loaded in elf.loaded_with(found):
                     yield real(loaded, f"{field} has {name}: its interpreter")
             except (OSError, ValueError) as error:
                 raise ConfigError(f"{field} has {name}, which cannot be run: {error}") from error

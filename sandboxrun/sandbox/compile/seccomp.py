@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from sandboxrun.errors import SandboxError
-from sandboxrun.sandbox.compile.filters import PID_PLACEHOLDER, Grants
+from sandboxrun.sandbox.compile.grants import PID_PLACEHOLDER, Grants
 
 if TYPE_CHECKING:
     import pyseccomp

@@ -17,17 +17,17 @@ import os
 import resource
 import select
 import signal
+import site
 import sys
 
 from sandboxrun import timing
 from sandboxrun.errors import SandboxError
 from sandboxrun.records import record
-from sandboxrun.sandbox.compile import code_paths as places
 from sandboxrun.sandbox.compile import landlock
 from sandboxrun.sandbox.compile.features import Features
 from sandboxrun.sandbox.supervisor import spawn
-from sandboxrun.sandbox.supervisor.spawn import Birth
-from sandboxrun.sandbox.supervisor.target import pidfd_getfd
+from sandboxrun.sandbox.supervisor.spawn import SITE_FOLDERS, Birth
+from sandboxrun.sandbox.syscalls import pidfd_getfd
 
 # What a policy is made of is imported while the child starts, and so by those who need it.
 TYPE_CHECKING = False
@@ -56,7 +56,7 @@ def this_interpreter() -> Interpreter:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     library = (os.path.dirname(os.__file__), f"{sys.base_exec_prefix}/{sys.platlibdir}/{version}")
     programs = (sys.executable, os.path.realpath(sys.executable), os.path.abspath(sys.argv[0]))
-    searched, mixed = places.searched()
+    searched, mixed = _searched()
     return Interpreter(
         prefix=sys.prefix,
         programs=(*programs, *map(os.path.dirname, programs)),
@@ -66,6 +66,25 @@ def this_interpreter() -> Interpreter:
         searched=searched,
         mixed=mixed,
     )
+
+
+def _searched() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Folders on PATH and on Python's path, there or not: where the next start takes programs and modules from.
+
+    The second are those that may hold data beside: a project's on PYTHONPATH or installed in place, the current one for
+    `python -m` or an empty entry, the root. There only what has a module's name is code.
+    """
+    try:
+        here = os.getcwd()
+    except OSError:  # removed: nothing is found in it
+        here = ""
+    code: dict[str, None] = {site.getusersitepackages(): None}
+    mixed: dict[str, None] = {}
+    for entry in sys.path:
+        (code if os.path.basename(entry) in SITE_FOLDERS else mixed)[os.path.join(here, entry)] = None
+    for entry in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        (mixed if entry in ("", ".", "/") else code)[os.path.join(here, entry)] = None
+    return tuple(filter(os.path.isabs, code)), tuple(filter(os.path.isabs, mixed))
 
 
 class Child:

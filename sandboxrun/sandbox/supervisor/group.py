@@ -45,7 +45,6 @@ LOOK_SECONDS = 0.02
 _SCAN_SECONDS = 1.0  # at the latest, if anything was started on this machine
 _SCAN_SHARE = 4  # a scan that took T seconds is followed by none for T times this
 _BURST_MAX = 2000  # beyond the limit between two looks: then the worker is ended, not the newest processes
-_USERS_MAX = 4096  # how many more threads and processes a user may have by then, see backstop()
 _ZOMBIES_SECONDS = 1.0  # how long there may be more of them than the limit
 _PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2  # linux/pidfd.h, since Linux 6.9
 _STATE, _PARENT, _GROUP, _THREADS, _STARTED = 0, 1, 2, 17, 19  # fields of /proc/PID/stat after the name, proc(5)
@@ -125,16 +124,6 @@ def reap_orphans(leader: int) -> None:
             if found.si_pid == leader:
                 return
             os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
-
-
-def backstop(limit: int) -> int:
-    """A value of RLIMIT_NPROC that a fork bomb reaches before it has taken the machine. Root is exempt (setrlimit(2)).
-
-    The kernel compares it with all threads of the user, of which there may be thousands more when the worker forks than
-    there are now: so it is no limit of the worker's own.
-    """
-    with open("/proc/loadavg", "rb") as file:
-        return int(file.read().split()[3].partition(b"/")[2]) + limit + _USERS_MAX
 
 
 class Watch:

@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterable
 
 from sandboxrun.config.limits import LIMITS
 from sandboxrun.config.permissions import denial
-from sandboxrun.host.ending import to_catch
 from sandboxrun.log import Log
-from sandboxrun.sandbox.compile.filters import TRAPPED
+from sandboxrun.sandbox.compile.grants import TRAPPED
 from sandboxrun.sandbox.compile.policy import SandboxPolicy
 from sandboxrun.sandbox.supervisor.cgroup import Cgroup
 from sandboxrun.sandbox.supervisor.child import Child
 from sandboxrun.sandbox.supervisor.dispatch import Calls, Handler
+from sandboxrun.sandbox.supervisor.ending import to_catch
 from sandboxrun.sandbox.supervisor.handlers.connect import Connector
 from sandboxrun.sandbox.supervisor.handlers.listen import Listening
 from sandboxrun.sandbox.supervisor.handlers.metadata import Metadata

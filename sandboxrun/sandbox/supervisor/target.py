@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
-from sandboxrun.sandbox.syscalls import syscall3
+from sandboxrun.sandbox.syscalls import pidfd_getfd
 
-_NR_PIDFD_GETFD = 438
 _PATH_MAX = 4096  # linux/limits.h, with the NUL
 _PAGE = 4096
 
@@ -61,8 +60,3 @@ class Target:
     def duplicate(self, fd: int) -> int:
         """A duplicate (close-on-exec) of its descriptor (pidfd_getfd(2)). Raises OSError."""
         return pidfd_getfd(self._pidfd, fd)
-
-
-def pidfd_getfd(pidfd: int, target_fd: int) -> int:
-    """A duplicate (close-on-exec) of another process's descriptor (pidfd_getfd(2)). Raises OSError."""
-    return syscall3("pidfd_getfd", _NR_PIDFD_GETFD, pidfd, target_fd, 0)

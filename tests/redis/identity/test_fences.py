@@ -6,8 +6,8 @@ from pathlib import Path
 
 from arena import wait_for
 from logins import Probe, Server, write_worker
+from loop_workers import PLAIN, answer, send
 from runner import Runner
-from support.loop_workers import PLAIN, answer, send
 
 ATTACK = """
 import os, redis, time

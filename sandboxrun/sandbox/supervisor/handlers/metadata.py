@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterable
 
 from sandboxrun.errors import SandboxError
-from sandboxrun.sandbox.compile.filters import TRAPPED
+from sandboxrun.sandbox.compile.grants import TRAPPED
 from sandboxrun.sandbox.compile.landlock import open_real, words
 from sandboxrun.sandbox.supervisor.dispatch import Answer, Calls
 from sandboxrun.sandbox.supervisor.listener import Notification

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import pytest
 
-CONFINE = Path(__file__).parent / "kernel" / "confine.py"
+CONFINE = Path(__file__).parents[1] / "kernel" / "confine.py"
 FILTERS = tempfile.mkdtemp(prefix="sandboxrun-filters-")  # each process of the tests compiles a filter once
 atexit.register(shutil.rmtree, FILTERS, ignore_errors=True)
 SECONDS = 60  # for one attempt; nothing takes this long
@@ -279,10 +279,11 @@ class Listener:
         self._thread.join(5)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 10, what: str = "it") -> None:
+    """`what`: what is waited for, which a failure names."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited too long"
+        assert time.monotonic() < deadline, f"waited for {what}, longer than {seconds:g} s"
         time.sleep(0.01)
 
 

@@ -6,7 +6,7 @@ import os
 
 from attack import attempt
 
-from sandboxrun.sandbox.compile.filters import TRAPPED
+from sandboxrun.sandbox.compile.grants import TRAPPED
 
 CALLS = TRAPPED[os.uname().machine]
 

@@ -1,6 +1,6 @@
 """How much of Python's own test suite passes inside the sandbox, beside the same tests without it.
 
-    python tests/compat.py [--json FILE] [--allow KIND=LIST]... [MODULE...]
+    python tests/tools/compat.py [--json FILE] [--allow KIND=LIST]... [MODULE...]
 
 One process a module and a time limit each; the tests are those of the running interpreter's package `test` (on Debian
 libpython3.11-testsuite), run by unittest with all of its resources (network, cpu, …) off. Prints a Markdown table; the
@@ -23,7 +23,7 @@ from typing import Any
 
 from sandboxrun.config.permissions import KINDS
 
-CONFINE = Path(__file__).parent / "kernel" / "confine.py"
+CONFINE = Path(__file__).parents[1] / "kernel" / "confine.py"
 MODULE_SECONDS, TEST_SECONDS, RESTARTS = 120, 8, 30
 NEVER = "settime|sethostname"  # unconfined and as root they would change the machine's
 # What all modules are granted: their servers listen on loopback, and many tests run the interpreter once more.

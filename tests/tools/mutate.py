@@ -1,6 +1,6 @@
 """Take each row out of the filter's table, and each condition out of each row, and see a test fail every time.
 
-    python tests/mutate.py [FIRST [LAST]]
+    python tests/tools/mutate.py [FIRST [LAST]]
 
 Prints what survived, and a summary; exits with 1 if anything did. About five minutes on two cores. The mutations are made in the
 tests' own harness (confine.py), never in the code.
@@ -13,11 +13,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import arena  # noqa: F401 - it removes its compiled filters at the end, which a copy of this process does not reach
 import pyseccomp  # noqa: F401 - loaded once, for all
 import pytest
 
 from sandboxrun.sandbox.compile import seccomp
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+import arena  # noqa: F401 - it removes its compiled filters at the end, which a copy of this process does not reach
 
 TESTS = ["tests/kernel/test_table.py"]
 
@@ -65,7 +68,7 @@ def survivors(mutants: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 
 def main() -> int:
-    os.chdir(Path(__file__).parent.parent)
+    os.chdir(Path(__file__).parents[2])
     if not list(survivors([("nothing", "")])):
         print("the tests fail without a mutation")
         return 2

@@ -1,0 +1,26 @@
+"""The names of the commands: each is a module of this package with `main(args) -> exit code`."""
+
+COMMANDS = (
+    "run",
+    "check",
+    "call",
+    "info",
+    "dead",
+    "stream",
+    "diff",
+    "approve",
+    "audit",
+    "encrypt",
+    "cache",
+    "init",
+    "dev",
+    "show",
+    "set",
+    "perms",
+    "trace",
+    "ps",
+    "stop",
+    "logs",
+    "doctor",
+    "completion",
+)
