@@ -31,7 +31,7 @@ from sandboxrun.policy import approval
 from sandboxrun.policy.audit import JOURNAL, Audit
 from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.records import asdict, field, record
-from sandboxrun.redis.connection import Address, parse_url
+from sandboxrun.redis.address import Address, parse_url
 from sandboxrun.redis.lease import Run, new_token
 from sandboxrun.redis.login import Login, admitted
 from sandboxrun.redis.store import REDIS_ACL, REDIS_PASSWORD, Store

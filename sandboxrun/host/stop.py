@@ -12,8 +12,9 @@ from typing import Any
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.fleet.workers import State, read_pids, state_of
-from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, holder, start_time, this_host
+from sandboxrun.redis.replies import ReplyError
 from sandboxrun.sandbox.supervisor import group
 
 TRIES = 100  # against others who change the hash at the same time

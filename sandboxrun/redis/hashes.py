@@ -9,8 +9,9 @@ from sandboxrun.config.worker import FIELDS_MAX, READ_FIELDS, not_a_hash, too_lo
 from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.records import field, record
 from sandboxrun.redis.bounded import bounded
-from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, holder
+from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from sandboxrun.errors import ConnectionLost
 from sandboxrun.records import record
-from sandboxrun.redis.connection import Connection, ReplyError, pack
+from sandboxrun.redis.connection import Connection, pack
+from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

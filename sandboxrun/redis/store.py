@@ -14,8 +14,10 @@ from sandboxrun.config import keys
 from sandboxrun.config.worker import FIELDS_MAX, READ_FIELDS, not_a_hash, too_long, too_many, value_limit, wanted_fields
 from sandboxrun.errors import AlreadyRunningError, ConfigError, ConfigGone, ConnectionLost, SandboxError, StoreError
 from sandboxrun.redis.acl import Identity, Owner, User
-from sandboxrun.redis.connection import Address, Connection, ReplyError, refused
+from sandboxrun.redis.address import Address
+from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, Run, holder, is_alive, start_time, this_host
+from sandboxrun.redis.replies import ReplyError, refused
 from sandboxrun.redis.watch import Loss, Watch, fields_left
 
 TYPE_CHECKING = False

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from sandboxrun.errors import ConfigGone, ConnectionLost, StoreError, TakenOver
 from sandboxrun.records import record
-from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, Run, this_host
+from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
