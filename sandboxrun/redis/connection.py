@@ -260,6 +260,21 @@ class Connection:
         self.send(b"".join([pack(*command) for command in commands]))
         return self.read_many(len(commands))
 
+    def pipeline_within(
+        self, commands: Sequence[Sequence[str | bytes | int | float]], max_bytes: int
+    ) -> list[Any] | None:
+        """As `pipeline`; None if the replies have more than `max_bytes` together, and then the connection is closed."""
+        outer, limit = self.receive_most, self.received + max_bytes
+        self.receive_most = min(limit, outer) if outer else limit
+        try:
+            return self.pipeline(commands)
+        except ConnectionLost:
+            if self.received <= limit or (outer and self.received > outer):
+                raise
+            return None
+        finally:
+            self.receive_most = outer
+
     def call(self, *words: str | bytes | int | float) -> Any:
         """The reply to one command. An error of Redis is raised: ConnectionLost for a passing one, else ReplyError."""
         self.send(pack(*words))

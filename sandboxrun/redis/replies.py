@@ -6,6 +6,10 @@ import hiredis
 
 from sandboxrun.errors import ConnectionLost, LoginRefused, StoreError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 ReplyError = hiredis.ReplyError
 ProtocolError = hiredis.ProtocolError
 reader = hiredis.Reader  # fed with bytes, it returns one reply after another, and False if none is complete
@@ -35,3 +39,11 @@ def refused(error: ReplyError, shown: str) -> StoreError:
 
 def login_refused(error: ReplyError, shown: str) -> LoginRefused:
     return LoginRefused(f"Redis at {shown} refuses the login ({str(error)[:200]}): check user and password of the URL")
+
+
+def raise_errors(replies: list[Any]) -> list[Any]:
+    """The replies, if none is an error. Raises the first ReplyError among them as it is."""
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            raise reply
+    return replies

@@ -33,7 +33,7 @@ SUPERVISOR = frozenset(
     sandboxrun.policy sandboxrun.policy.approval sandboxrun.policy.audit sandboxrun.policy.ceiling
     sandboxrun.policy.file sandboxrun.records sandboxrun.redis sandboxrun.redis.acl sandboxrun.redis.address
     sandboxrun.redis.connection sandboxrun.redis.lease sandboxrun.redis.login sandboxrun.redis.replies
-    sandboxrun.redis.store sandboxrun.redis.watch sandboxrun.sandbox
+    sandboxrun.redis.store sandboxrun.redis.transaction sandboxrun.redis.watch sandboxrun.sandbox
     sandboxrun.sandbox.compile sandboxrun.sandbox.compile.code_paths sandboxrun.sandbox.compile.elf
     sandboxrun.sandbox.compile.features sandboxrun.sandbox.compile.filters sandboxrun.sandbox.compile.landlock
     sandboxrun.sandbox.compile.paths sandboxrun.sandbox.compile.policy sandboxrun.sandbox.supervisor
