@@ -32,8 +32,9 @@ SUPERVISOR = frozenset(
     sandboxrun.host.configuration sandboxrun.host.ending sandboxrun.host.folders sandboxrun.host.run sandboxrun.log
     sandboxrun.policy sandboxrun.policy.approval sandboxrun.policy.audit sandboxrun.policy.ceiling
     sandboxrun.policy.file sandboxrun.records sandboxrun.redis sandboxrun.redis.acl sandboxrun.redis.address
-    sandboxrun.redis.connection sandboxrun.redis.lease sandboxrun.redis.login sandboxrun.redis.replies
-    sandboxrun.redis.store sandboxrun.redis.transaction sandboxrun.redis.watch sandboxrun.sandbox
+    sandboxrun.redis.claim sandboxrun.redis.connection sandboxrun.redis.hashes sandboxrun.redis.lease
+    sandboxrun.redis.login sandboxrun.redis.replies sandboxrun.redis.store sandboxrun.redis.transaction
+    sandboxrun.redis.users sandboxrun.redis.watch sandboxrun.sandbox
     sandboxrun.sandbox.compile sandboxrun.sandbox.compile.code_paths sandboxrun.sandbox.compile.elf
     sandboxrun.sandbox.compile.features sandboxrun.sandbox.compile.filters sandboxrun.sandbox.compile.landlock
     sandboxrun.sandbox.compile.paths sandboxrun.sandbox.compile.policy sandboxrun.sandbox.supervisor
