@@ -12,8 +12,8 @@ from sandboxrun.cli.redis import GROUP, connected, record, text
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
 from sandboxrun.log import escape
-from sandboxrun.redis.connection import ReplyError
 from sandboxrun.redis.pages import ENTRY_MAX_BYTES, ask_all
+from sandboxrun.redis.replies import ReplyError
 
 SAMPLE_SECONDS = 0.5
 PENDING_SHOWN = 10

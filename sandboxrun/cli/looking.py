@@ -55,7 +55,7 @@ def first_fault(found: Examination) -> SandboxrunError:
 
 def redis_shown(options: argparse.Namespace) -> str:
     """Where Redis is, without a password."""
-    from sandboxrun.redis.connection import parse_url
+    from sandboxrun.redis.address import parse_url
 
     return parse_url(run_options(options).redis_url).shown
 

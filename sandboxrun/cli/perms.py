@@ -64,7 +64,7 @@ def _answer_all(options: argparse.Namespace, questions: list[Question]) -> int:
     from sandboxrun.describe.answer import answer
     from sandboxrun.describe.decide import decide
     from sandboxrun.host.run import redis_target
-    from sandboxrun.redis.connection import parse_url
+    from sandboxrun.redis.address import parse_url
 
     hashes, found = examined(options)
     if found.config is None or found.ceiling is None:

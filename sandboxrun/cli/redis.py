@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from sandboxrun.log import escape
-from sandboxrun.redis.connection import Connection, ReplyError, refused
+from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.replies import ReplyError, refused
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
 GROUP = "worker"

@@ -11,8 +11,8 @@ from sandboxrun.cli.parser import type_parser
 from sandboxrun.cli.redis import GROUP, connected, pairs, show_entry, text
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, UsageError
-from sandboxrun.redis.connection import ReplyError
 from sandboxrun.redis.pages import ENTRY_MAX_BYTES, entries
+from sandboxrun.redis.replies import ReplyError
 
 COUNT_MOST = 10_000  # unanswered requests that are counted
 SHOW_MAX_BYTES = 64 * 1024 * 1024

@@ -10,7 +10,7 @@ from sandboxrun.client.blocking import DEFAULT_URL
 from sandboxrun.client.line import Line
 from sandboxrun.client.request import Request
 from sandboxrun.config import keys
-from sandboxrun.redis.connection import parse_url
+from sandboxrun.redis.address import parse_url
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

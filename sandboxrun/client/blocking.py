@@ -11,7 +11,7 @@ from sandboxrun.client.request import Request, seconds_of
 from sandboxrun.client.wire import Wire
 from sandboxrun.config import keys
 from sandboxrun.errors import BadRequest, CallError, StoreError
-from sandboxrun.redis.connection import parse_url
+from sandboxrun.redis.address import parse_url
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

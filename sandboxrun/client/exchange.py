@@ -7,7 +7,8 @@ import time
 from sandboxrun.client.put import LOOK_REQUESTS, batch_of, look, looked, pop_key, put, taken
 from sandboxrun.client.request import ReplyTooLarge, Request, State
 from sandboxrun.errors import CallError, ConnectionLost, NotSent, StoreError
-from sandboxrun.redis.connection import ReplyError, delays, pack, refused
+from sandboxrun.redis.connection import delays, pack
+from sandboxrun.redis.replies import ReplyError, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from sandboxrun.client.put import LOOK_REQUESTS, batch_of, look, looked, pop_key
 from sandboxrun.client.request import ReplyTooLarge, Request, State
 from sandboxrun.errors import CallError, CallTimeout, ConnectionLost, LoginRefused, NotSent, StoreError
 from sandboxrun.redis.aio import Link
-from sandboxrun.redis.connection import ReplyError, delays, pack, refused
+from sandboxrun.redis.connection import delays, pack
+from sandboxrun.redis.replies import ReplyError, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

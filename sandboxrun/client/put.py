@@ -22,7 +22,8 @@ import os
 
 from sandboxrun.client.request import PUT_COMMANDS, REPLY_MAX_BYTES, Request, State
 from sandboxrun.errors import ConnectionLost, NotSent, SandboxrunError
-from sandboxrun.redis.connection import ReplyError, pack, refused
+from sandboxrun.redis.connection import pack
+from sandboxrun.redis.replies import ReplyError, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from sandboxrun.client import forks
 from sandboxrun.client.put import new_fence
 from sandboxrun.client.request import REPLY_MAX_BYTES, ReplyTooLarge
 from sandboxrun.errors import ConnectionLost
-from sandboxrun.redis.connection import RECEIVE_BYTES, Connection, ProtocolError, check_greeting, greeting
+from sandboxrun.redis.connection import RECEIVE_BYTES, Connection, check_greeting, greeting
+from sandboxrun.redis.replies import ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

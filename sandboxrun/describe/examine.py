@@ -18,7 +18,7 @@ from sandboxrun.policy import approval
 from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.records import record, replace
 from sandboxrun.redis.acl import Owner, identity
-from sandboxrun.redis.connection import parse_url
+from sandboxrun.redis.address import parse_url
 from sandboxrun.redis.hashes import Hashes
 from sandboxrun.sandbox.compile.policy import SandboxPolicy
 from sandboxrun.sandbox.supervisor.child import this_interpreter

@@ -9,8 +9,9 @@ from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, UsageError
 from sandboxrun.records import field, record, replace
 from sandboxrun.redis.bounded import bounded
-from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.pages import ENTRY_MAX_BYTES, ask_all, entries, one
+from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

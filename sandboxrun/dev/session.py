@@ -20,7 +20,8 @@ from sandboxrun.dev.process import Process
 from sandboxrun.dev.target import Target, read
 from sandboxrun.dev.watch import changes
 from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, UsageError
-from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.replies import ReplyError
 
 STOP_SECONDS = 8.0  # sandboxrun kills its worker after 5
 READY_SECONDS = 2.0  # after its start, for a worker that may not be made with the SDK

@@ -7,11 +7,15 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sandboxrun.config import keys
 from sandboxrun.config.worker import WorkerConfig, parse_worker
 from sandboxrun.errors import ConfigError, StoreError, UsageError
+from sandboxrun.redis import hashes
 from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.replies import ReplyError, refused
+from sandboxrun.redis.transaction import optimistic
 
 ID = "dev"  # of a worker whose hash we make
 
@@ -118,14 +122,20 @@ class OwnKeys:
 
     def _make(self, fields: dict[str, str]) -> bool:
         """Whether the hash is ours now. One that is just like it, and that nobody runs, a killed session has left."""
-        call, key = self._connection.call, self._target.key
-        call("WATCH", key)
-        found = {name.decode("utf-8", "replace"): value for name, value in _mapping(call("HGETALL", key)).items()}
-        if found and found != {name: value.encode() for name, value in fields.items()}:
-            call("UNWATCH")
-            return False
-        words = [word for pair in fields.items() for word in pair]
-        return self._connection.pipeline([("MULTI",), ("HSET", key, *words), ("EXEC",)])[-1] is not None
+        connection, key = self._connection, self._target.key
+        ours = False
+
+        def decide(_: list[Any]) -> list[tuple[str, ...]]:
+            nonlocal ours
+            stored = hashes.read(connection, self._target.type, self._target.id).own
+            wanted = {name.encode(): value.encode() for name, value in fields.items()}
+            ours = stored.kind == "none" or (not stored.long and stored.fields == wanted)
+            return [("HSET", key, *(word for pair in fields.items() for word in pair))] if ours else []
+
+        try:
+            return optimistic(connection, [key], decide, tries=1) and ours
+        except ReplyError as error:
+            raise refused(error, connection.address.shown) from error
 
     def __exit__(self, *_: object) -> None:
         if self._ours:

@@ -15,8 +15,9 @@ from typing import Any
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, ConnectionLost, StoreError
 from sandboxrun.redis.acl import Owner
-from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import LEASE_SECONDS, PID_FIELDS, holder, is_alive, this_host
+from sandboxrun.redis.replies import ReplyError
 
 SCAN_SECONDS = 5.0
 SCAN_COUNT = 1000

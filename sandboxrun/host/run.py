@@ -31,10 +31,11 @@ from sandboxrun.policy import approval
 from sandboxrun.policy.audit import JOURNAL, Audit
 from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.records import asdict, field, record
-from sandboxrun.redis.connection import Address, parse_url
+from sandboxrun.redis.address import Address, parse_url
 from sandboxrun.redis.lease import Run, new_token
 from sandboxrun.redis.login import Login, admitted
-from sandboxrun.redis.store import REDIS_ACL, REDIS_PASSWORD, Store
+from sandboxrun.redis.store import Store
+from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD
 from sandboxrun.redis.watch import Loss
 from sandboxrun.sandbox.compile import code_paths as places
 from sandboxrun.sandbox.compile import features

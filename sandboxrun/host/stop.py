@@ -12,11 +12,11 @@ from typing import Any
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.fleet.workers import State, read_pids, state_of
-from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, holder, start_time, this_host
+from sandboxrun.redis.transaction import optimistic
 from sandboxrun.sandbox.supervisor import group
 
-TRIES = 100  # against others who change the hash at the same time
 LOOK_SECONDS = 0.1
 
 Held = Mapping[str, str | None]
@@ -143,18 +143,15 @@ def _change(
     connection: Connection, key: str, wanted: Callable[[State], Sequence[str]], *, only: str | None = None
 ) -> tuple[State, Held]:
     """Remove the wanted fields, of the run with the token `only` if it is given; what was there before."""
-    for _ in range(TRIES):
-        connection.call("WATCH", key)
+    before: list[tuple[State, Held]] = []
+
+    def decide(_: list[Any]) -> list[tuple[str, ...]]:
         held = holder(read_pids(connection, [key])[0])
         state = state_of(held, key, int(connection.call("TIME")[0]))
+        before.append((state, held))
         fields = wanted(state) if only in (None, held["pidToken"]) else ()
-        if not fields:
-            connection.call("UNWATCH")
-            return state, held
-        replies: list[Any] = connection.pipeline([("MULTI",), ("HDEL", key, *fields), ("EXEC",)])
-        for reply in (*replies, *(replies[-1] if isinstance(replies[-1], list) else ())):
-            if isinstance(reply, ReplyError):
-                connection.checked(reply)
-        if replies[-1] is not None:
-            return state, held
-    raise StoreError(f"{key} changes so often that field pid cannot be removed: find out who writes to it")
+        return [("HDEL", key, *fields)] if fields else []
+
+    if not optimistic(connection, [key], decide):
+        raise StoreError(f"{key} changes so often that field pid cannot be removed: find out who writes to it")
+    return before[-1]

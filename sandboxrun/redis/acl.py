@@ -10,6 +10,8 @@ keeps, or make Redis write files. Its user can do what the request loop needs, a
 Selectors (Redis 7, Valkey) say which commands hold for which keys. A server without them gets two users: one for the
 streams and replies, one that only reads, for the hashes.
 
+users.py makes and removes the users at the server.
+
 Source: redis.io/docs/latest/operate/oss_and_stack/management/security/acl.
 """
 

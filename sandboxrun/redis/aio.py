@@ -9,16 +9,9 @@ from sandboxrun.client import forks
 from sandboxrun.client.put import new_fence
 from sandboxrun.client.request import REPLY_MAX_BYTES, ReplyTooLarge
 from sandboxrun.errors import ConnectionLost
-from sandboxrun.redis.connection import (
-    CONNECT_SECONDS,
-    RECEIVE_BYTES,
-    ProtocolError,
-    check_greeting,
-    greeting,
-    pack,
-    parse_url,
-    reader,
-)
+from sandboxrun.redis.address import parse_url
+from sandboxrun.redis.connection import CONNECT_SECONDS, RECEIVE_BYTES, check_greeting, greeting, pack
+from sandboxrun.redis.replies import ProtocolError, reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

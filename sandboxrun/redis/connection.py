@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import hiredis
 
-from sandboxrun.errors import ConnectionLost, LoginRefused, StoreError, UsageError
+from sandboxrun.errors import ConnectionLost, StoreError
+from sandboxrun.redis.address import Address, parse_url
+from sandboxrun.redis.replies import ProtocolError, ReplyError, login_refused, reader, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,87 +24,6 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 5.0
 RECEIVE_BYTES = 64 * 1024  # of a size that malloc(3) keeps, where larger ones are mapped and unmapped each time
 RETRY_FIRST_SECONDS, RETRY_MOST_SECONDS = 0.05, 2.0
-
-ReplyError = hiredis.ReplyError
-ProtocolError = hiredis.ProtocolError
-reader = hiredis.Reader  # of replies: fed with bytes, it gives one after another, and False where there is none yet
-
-# What Redis says where the same command will work later, perhaps of another server: after a failover, while it loads
-# its data, while it cannot write. https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
-_LATER = frozenset("LOADING READONLY MASTERDOWN CLUSTERDOWN TRYAGAIN NOREPLICAS MISCONF OOM BUSY UNBLOCKED".split())
-_FULL = "ERR max number of clients"
-_LOGIN = ("NOAUTH", "WRONGPASS", "ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
-
-_NOT_A_URL = (
-    "the Redis URL is not valid: expected redis://[USER:PASSWORD@]HOST:PORT[/DB], with special characters "
-    "percent-encoded"
-)
-
-
-class Address:
-    """A parsed URL. `shown` has no password."""
-
-    __slots__ = ("ca_file", "check", "db", "host", "password", "path", "port", "protocol", "shown", "tls", "user")
-
-    def __init__(self) -> None:
-        self.host, self.port, self.path = "127.0.0.1", 6379, ""
-        self.user, self.password, self.db = "", "", 0
-        self.tls, self.check, self.ca_file, self.protocol = False, True, "", 2
-        self.shown = ""
-
-
-def parse_url(url: str) -> Address:
-    """redis://, rediss:// and unix://, as redis-py reads them, with ?db=, ?protocol= and ?ssl_ca_certs=.
-
-    Raises UsageError, which never shows the URL: it may have a password.
-    """
-    found = Address()
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        scheme = ""  # what is no URL at all may be a password
-    if scheme not in ("redis", "rediss", "unix"):
-        raise UsageError(f"the Redis URL begins with {scheme[:20]!r}: expected redis://, rediss:// or unix://")
-    rest, _, query = rest.partition("?")
-    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
-    place, slash, path = rest.partition("/")
-    login, at, where = place.rpartition("@")
-    if at:
-        user, _, password = login.partition(":")
-        found.user, found.password = _unquote(user), _unquote(password)
-    try:
-        if scheme == "unix":
-            if not slash:
-                raise UsageError("the Redis URL unix://… has no path: expected unix:///PATH/redis.sock")
-            found.path = "/" + _unquote(path)
-            found.shown = f"unix://{found.path}"
-        else:
-            host, colon, port = where.rpartition(":")
-            if not colon or port.endswith("]"):
-                host, port = where, ""
-            found.host = host.strip("[]") or "127.0.0.1"
-            found.port = int(port or 6379)
-            found.tls = scheme == "rediss"
-            found.db = int(path) if path else 0
-            found.shown = f"{scheme}://{found.host}:{found.port}"
-        found.db = int(options.get("db", found.db))
-        found.protocol = int(options.get("protocol", 2))
-    except ValueError:
-        raise UsageError(_NOT_A_URL) from None
-    if not 0 < found.port < 65536 or found.protocol not in (2, 3):
-        raise UsageError(_NOT_A_URL)
-    found.check = options.get("ssl_cert_reqs", "required") != "none"
-    found.ca_file = _unquote(options.get("ssl_ca_certs", ""))
-    if found.ca_file and not found.ca_file.startswith("/"):  # the worker reads it from another folder
-        raise UsageError(f"the Redis URL's ssl_ca_certs={found.ca_file[:200]} is not an absolute path")
-    return found
-
-
-def _unquote(text: str) -> str:
-    if "%" not in text:
-        return text
-    from urllib.parse import unquote
-
-    return unquote(text)
 
 
 def delays(most: float = RETRY_MOST_SECONDS) -> Iterator[float]:
@@ -339,6 +260,21 @@ class Connection:
         self.send(b"".join([pack(*command) for command in commands]))
         return self.read_many(len(commands))
 
+    def pipeline_within(
+        self, commands: Sequence[Sequence[str | bytes | int | float]], max_bytes: int
+    ) -> list[Any] | None:
+        """As `pipeline`; None if the replies have more than `max_bytes` together, and then the connection is closed."""
+        outer, limit = self.receive_most, self.received + max_bytes
+        self.receive_most = min(limit, outer) if outer else limit
+        try:
+            return self.pipeline(commands)
+        except ConnectionLost:
+            if self.received <= limit or (outer and self.received > outer):
+                raise
+            return None
+        finally:
+            self.receive_most = outer
+
     def call(self, *words: str | bytes | int | float) -> Any:
         """The reply to one command. An error of Redis is raised: ConnectionLost for a passing one, else ReplyError."""
         self.send(pack(*words))
@@ -380,26 +316,6 @@ class Connection:
         return ConnectionLost(f"Redis at {self.address.shown} is away ({reason[:200]})")
 
 
-def translated(error: ReplyError, shown: str) -> Exception:
-    """A reply that is an error, as the exception for it: the one place that tells passing errors from lasting ones."""
-    text = str(error)
-    if text.partition(" ")[0] in _LATER or text.startswith(_FULL):
-        return ConnectionLost(f"Redis at {shown} cannot serve at the moment: {text[:200]}")
-    if text.startswith(_LOGIN):
-        return _login_refused(error, shown)
-    return error
-
-
-def refused(error: ReplyError, shown: str) -> StoreError:
-    """The same where nothing else is made of it: ConnectionLost for a passing one, else what Redis says."""
-    found = translated(error, shown)
-    return found if isinstance(found, StoreError) else StoreError(f"Redis at {shown} refuses: {str(error)[:200]}")
-
-
-def _login_refused(error: ReplyError, shown: str) -> LoginRefused:
-    return LoginRefused(f"Redis at {shown} refuses the login ({str(error)[:200]}): check user and password of the URL")
-
-
 Commands = list[tuple[str, ...]]
 
 
@@ -428,7 +344,7 @@ def check_greeting(address: Address, commands: Commands, replies: list[Any]) -> 
             raise error
         if command[0] == "SELECT":
             raise StoreError(f"Redis at {address.shown} refuses database {address.db}: {str(reply)[:200]}")
-        raise _login_refused(reply, address.shown)
+        raise login_refused(reply, address.shown)
 
 
 def _connect_unix(address: Address, attach: Callable[[Any], None]) -> None:

@@ -1,4 +1,4 @@
-"""A worker's two hashes as they are, also where they are wrong: bounded reads, and the one write."""
+"""A worker's two hashes as they are, also with faults: bounded reads for a run and for the commands, and the one write."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from sandboxrun.config import keys
 from sandboxrun.config.worker import FIELDS_MAX, READ_FIELDS, not_a_hash, too_long, too_many, value_limit, wanted_fields
 from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.records import field, record
-from sandboxrun.redis.bounded import bounded
-from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, holder
+from sandboxrun.redis.replies import ReplyError, raise_errors
+from sandboxrun.redis.transaction import optimistic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
-READ_MAX_BYTES = 32 * 1024 * 1024  # of both hashes
-WRITE_TRIES = 100  # against the supervisor, which renews pidSeen
+    Commands = list[tuple[str | bytes | int, ...]]
+
+READ_MAX_BYTES = 32 * 1024 * 1024  # of both hashes, with all their fields
+START_MAX_BYTES = 16 * 1024 * 1024  # of both: the fields that a start reads at their longest, and the names of all
+_START_FIELDS = (*READ_FIELDS, *PID_FIELDS)
 
 
 @record
 class Stored:
-    """One hash. `fields` are those that were read; `long` the sizes in bytes of those that are too long for that."""
+    """One hash. `fields` are those that were read; `long`: the sizes in bytes of those that were too long to be read."""
 
     key: str
     kind: str  # as TYPE says
@@ -73,32 +78,92 @@ class Hashes:
 
 
 def read(connection: Connection, type_: str, id_: str) -> Hashes:
-    """Raises ConfigError where there is more than can be looked at."""
-    names = keys.type_key(type_), keys.worker_key(type_, id_)
+    """All fields of both hashes, in several round trips: a value is read if its size is within the limit.
+
+    Raises ConfigError for more than READ_MAX_BYTES, ReplyError.
+    """
+    from sandboxrun.redis.bounded import bounded
+
+    both = keys.type_key(type_), keys.worker_key(type_, id_)
     mend = "look with redis-cli HKEYS, and remove what does not belong there with HDEL"
-    with bounded(connection, READ_MAX_BYTES, f"{names[0]} and {names[1]} have", mend):
-        shared, own = (_read(connection, name) for name in names)
+    with bounded(connection, READ_MAX_BYTES, f"{both[0]} and {both[1]} have", mend):
+        shared, own = (_by_size(connection, key) for key in both)
         return Hashes(shared, own, int(connection.call("TIME")[0]))
 
 
-def _read(connection: Connection, key: str) -> Stored:
+def read_for_start(
+    connection: Connection, type_: str, id_: str, *, also: Commands | None = None
+) -> tuple[Hashes, list[Any]]:
+    """Of both hashes the fields that decide how the worker is run, and its `pid` fields, in one round trip.
+
+    A field that looks like a permission or a limit and is none has an empty value: it is an error whatever it holds.
+    Returns the replies to the commands `also`, too. Raises ConfigError for more than START_MAX_BYTES, ReplyError.
+    """
+    both = keys.type_key(type_), keys.worker_key(type_, id_)
+    commands: Commands = []
+    for key in both:
+        commands += [("TYPE", key), ("HLEN", key), ("HKEYS", key), ("HMGET", key, *_START_FIELDS)]
+    replies = connection.pipeline_within([*commands, ("TIME",), *(also or ())], START_MAX_BYTES)
+    if replies is None:
+        raise _too_much(connection, both)
+    shared, own = (_at_once(key, replies[at : at + 4]) for key, at in zip(both, (0, 4), strict=True))
+    time, *others = replies[8:]
+    return Hashes(shared, own, int(raise_errors([time])[0][0])), others
+
+
+def _at_once(key: str, replies: Sequence[Any]) -> Stored:
+    """From TYPE, HLEN, HKEYS and HMGET of _START_FIELDS."""
+    kind, count, names, values = replies
+    if isinstance(kind, ReplyError):
+        raise kind
+    if kind != b"hash":
+        return Stored(key, kind.decode(), 0)
+    raise_errors([count, names, values])
+    if count > FIELDS_MAX:
+        return Stored(key, "hash", count)
+    fields = {name.encode(): value for name, value in zip(_START_FIELDS, values, strict=True) if value is not None}
+    for name in wanted_fields(name.decode("utf-8", "replace") for name in names):
+        fields.setdefault(name.encode(), b"")
+    return Stored(key, "hash", count, fields)
+
+
+def _too_much(connection: Connection, both: tuple[str, str]) -> ConfigError:
+    """Why two hashes have more than START_MAX_BYTES: raised here if it is one field or the number of fields."""
+    connection.open()
+    for key in both:
+        _sizes(connection, key, [name.encode() for name in READ_FIELDS])[0].check()
+    return ConfigError(
+        f"{' and '.join(both)} have more than {START_MAX_BYTES >> 20} MiB of names of fields: remove those that do not "
+        f"belong there"
+    )
+
+
+def _by_size(connection: Connection, key: str) -> Stored:
+    stored, names = _sizes(connection, key)
+    values = connection.call("HMGET", key, *names) if names else []
+    fields = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+    return Stored(key, stored.kind, stored.count, fields, stored.long)
+
+
+def _sizes(connection: Connection, key: str, only: Iterable[bytes] | None = None) -> tuple[Stored, list[bytes]]:
+    """A hash without its values, and the fields that are not too long to be read: among `only`, else among all."""
     kind, count = connection.pipeline([("TYPE", key), ("HLEN", key)])
     if isinstance(kind, ReplyError):
         raise kind
     kind = kind.decode()
-    if kind != "hash" or count > FIELDS_MAX:
-        return Stored(key, kind, 0 if kind != "hash" else count)
-    names = sorted(connection.call("HKEYS", key)[: FIELDS_MAX + 1], key=_rank)
+    if kind != "hash":
+        return Stored(key, kind, 0), []
+    raise_errors([count])
+    if count > FIELDS_MAX:
+        return Stored(key, kind, count), []
+    names = sorted(connection.call("HKEYS", key)[: FIELDS_MAX + 1] if only is None else only, key=_rank)
     sizes = connection.pipeline([("HSTRLEN", key, name) for name in names])
     long = {
         name: size
         for name, size in zip(names, sizes, strict=True)
         if isinstance(size, int) and size > value_limit(name.decode("utf-8", "replace"))
     }
-    wanted = [name for name in names if name not in long]
-    values = connection.call("HMGET", key, *wanted) if wanted else []
-    found = {name: value for name, value in zip(wanted, values, strict=True) if value is not None}
-    return Stored(key, kind, count, found, long)
+    return Stored(key, kind, count, long=long), [name for name in names if name not in long]
 
 
 def _rank(name: bytes) -> int:
@@ -110,23 +175,28 @@ _RANKS = {name.encode(): rank for rank, name in enumerate(READ_FIELDS)}
 
 
 def write(connection: Connection, before: Hashes, put: Mapping[str, str], remove: list[str]) -> None:
-    """Change the worker's own hash, all or nothing, if both hashes are still what they were; `pid` and what stands beside
-    it may have changed. Raises StoreError where they are not."""
-    key, shared = before.own.key, before.shared.key
+    """Change the worker's own hash, all or nothing, if both hashes are still as they were `before`, except for `pid` and
+    the fields beside it, which the supervisor renews. Raises StoreError if they are not, ReplyError."""
+    key = before.own.key
     type_, id_ = keys.split_worker_key(key)
-    for _ in range(WRITE_TRIES):
-        connection.call("WATCH", key, shared)
-        found = read(connection, type_, id_)
-        changed = [*_changed(before.own, found.own), *_changed(before.shared, found.shared)]
+    commands: Commands = []
+    if put:
+        commands.append(("HSET", key, *(word for pair in put.items() for word in pair)))
+    if remove:
+        commands.append(("HDEL", key, *remove))
+
+    def decide(_: list[Any]) -> Commands:
+        now = read(connection, type_, id_)
+        changed = [*_changed(before.own, now.own), *_changed(before.shared, now.shared)]
         if changed:
-            connection.call("UNWATCH")
             raise StoreError(
                 f"{', '.join(changed[:5])} changed meanwhile, so nothing was written: see sandboxrun show {type_} {id_}, and "
                 "run this again"
             )
-        if _transaction(connection, key, put, remove):
-            return
-    raise StoreError(f"{key} changes so often that it cannot be written: find out who writes to it")
+        return commands
+
+    if not optimistic(connection, [key, before.shared.key], decide):
+        raise StoreError(f"{key} changes so often that it cannot be written: find out who writes to it")
 
 
 def _changed(before: Stored, now: Stored) -> list[str]:
@@ -136,16 +206,3 @@ def _changed(before: Stored, now: Stored) -> list[str]:
         for name in sorted({*before.names, *now.names} - pid)
         if before.fields.get(name) != now.fields.get(name) or before.long.get(name) != now.long.get(name)
     ]
-
-
-def _transaction(connection: Connection, key: str, put: Mapping[str, str], remove: list[str]) -> bool:
-    commands: list[Any] = [("MULTI",)]
-    if put:
-        commands.append(("HSET", key, *(word for pair in put.items() for word in pair)))
-    if remove:
-        commands.append(("HDEL", key, *remove))
-    replies = connection.pipeline([*commands, ("EXEC",)])
-    for reply in [*replies, *(replies[-1] or ())]:
-        if isinstance(reply, ReplyError):
-            raise reply
-    return replies[-1] is not None

@@ -14,7 +14,8 @@ from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.records import record
 from sandboxrun.redis.acl import HASH_URL, Identity, Owner, identity, url_for
 from sandboxrun.redis.lease import start_time, this_host
-from sandboxrun.redis.store import REDIS_ACL, REDIS_PASSWORD, SELECTORS_SINCE, Store
+from sandboxrun.redis.store import Store
+from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD, SELECTORS_SINCE
 
 
 @record

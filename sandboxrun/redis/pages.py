@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from sandboxrun.errors import ConnectionLost
 from sandboxrun.records import record
-from sandboxrun.redis.connection import Connection, ReplyError, pack
+from sandboxrun.redis.connection import Connection, pack
+from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,18 +71,11 @@ def one(connection: Connection, stream: str, xid: str) -> Entry | None:
 
 def ask(connection: Connection, *words: str | int, most: int = ENTRY_MAX_BYTES) -> Any:
     """The reply to one command; None if it has more bytes than `most`, and then the connection is a new one."""
-    outer = connection.receive_most
-    limit = connection.received + most
-    connection.receive_most = min(limit, outer) if outer else limit
-    try:
-        return connection.call(*words)
-    except ConnectionLost:
-        if connection.received <= limit or (outer and connection.received > outer):
-            raise
-    finally:
-        connection.receive_most = outer
-    connection.open()
-    return None
+    replies = connection.pipeline_within([words], most)
+    if replies is None:
+        connection.open()
+        return None
+    return connection.checked(replies[0])
 
 
 def ask_all(connection: Connection, commands: Sequence[Sequence[str | int]], most: int = ENTRY_MAX_BYTES) -> list[Any]:

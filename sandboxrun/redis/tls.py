@@ -9,7 +9,7 @@ from sandboxrun.errors import StoreError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandboxrun.redis.connection import Address
+    from sandboxrun.redis.address import Address
 
 
 def context(address: Address) -> ssl.SSLContext:

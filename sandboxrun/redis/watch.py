@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import time
 from collections.abc import Callable
 
-from sandboxrun.errors import ConfigGone, ConnectionLost, StoreError, TakenOver
+from sandboxrun.errors import ConfigGone, StoreError, TakenOver
 from sandboxrun.records import record
-from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, Run, this_host
+from sandboxrun.redis.replies import ReplyError
+from sandboxrun.redis.transaction import optimistic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,15 +103,8 @@ def _bounded(connection: Connection, *words: str) -> Any:
     """The reply to one command, or None if it has more bytes than a `pid` needs; then the connection is closed."""
     if not connection.is_open:
         connection.open()
-    connection.receive_most = connection.received + LOOK_MAX_BYTES
-    try:
-        return connection.call(*words)
-    except ConnectionLost:
-        if connection.received <= connection.receive_most:
-            raise
-        return None
-    finally:
-        connection.receive_most = 0
+    replies = connection.pipeline_within([words], LOOK_MAX_BYTES)
+    return None if replies is None else connection.checked(replies[0])
 
 
 def _shown(value: bytes | None) -> str:
@@ -117,11 +113,15 @@ def _shown(value: bytes | None) -> str:
 
 def renew(connection: Connection, run: Run) -> None:
     """Renew the lease, in a transaction: a hash that was deleted meanwhile must not come back."""
-    _, found, now = connection.pipeline([("WATCH", run.key), ("HMGET", run.key, "pid", "pidToken"), ("TIME",)])
-    if found == [str(run.pid).encode(), run.token.encode()]:
-        connection.pipeline([("MULTI",), ("HSET", run.key, "pidSeen", now[0]), ("EXEC",)])
-    else:
-        connection.call("UNWATCH")
+
+    def decide(replies: list[Any]) -> list[tuple[str | bytes, ...]]:
+        values, now = replies
+        ours = values == [str(run.pid).encode(), run.token.encode()]
+        return [("HSET", run.key, "pidSeen", now[0])] if ours else []
+
+    reads = [("HMGET", run.key, "pid", "pidToken"), ("TIME",)]
+    with contextlib.suppress(ReplyError):  # of a full server, for instance: the next renewal tries again
+        optimistic(connection, [run.key], decide, reads=reads, tries=1)
 
 
 class Watch:

@@ -8,7 +8,8 @@ import sys
 from sandboxrun.config import fields as settings
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, MissingSecret
-from sandboxrun.redis.connection import Connection, ReplyError, refused
+from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.replies import ReplyError, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

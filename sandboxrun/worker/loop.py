@@ -13,7 +13,8 @@ import time
 
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError, StoreError
-from sandboxrun.redis.connection import RETRY_MOST_SECONDS, ReplyError
+from sandboxrun.redis.connection import RETRY_MOST_SECONDS
+from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker import process
 from sandboxrun.worker.answer import Answers
 from sandboxrun.worker.batch import Entry, Renderer

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError
-from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker.batch import GROUP, Entry
 from sandboxrun.worker.claims import HANDED_BACK_MILLIS, Claims
 from sandboxrun.worker.loop import BATCH_MOST, LOOK_SECONDS

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from sandboxrun.redis.connection import ReplyError, pack
+from sandboxrun.redis.connection import pack
+from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker.streams import order, record
 
 TYPE_CHECKING = False

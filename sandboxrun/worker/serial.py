@@ -12,7 +12,7 @@ import time
 from collections import deque
 
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError, StoreError
-from sandboxrun.redis.connection import ReplyError
+from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler, HandlerTimeout

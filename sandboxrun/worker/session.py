@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import deque
 
 from sandboxrun.errors import ConnectionLost
-from sandboxrun.redis.connection import Connection, ReplyError, pack, translated
+from sandboxrun.redis.connection import Connection, pack
+from sandboxrun.redis.replies import ReplyError, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

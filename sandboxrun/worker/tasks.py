@@ -21,7 +21,8 @@ from typing import Any
 
 from sandboxrun.config.fields import Loop
 from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError
-from sandboxrun.redis.connection import RETRY_MOST_SECONDS, Connection, ReplyError
+from sandboxrun.redis.connection import RETRY_MOST_SECONDS, Connection
+from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker import eventloop
 from sandboxrun.worker.answer import check_deadline
 from sandboxrun.worker.batch import Entry

@@ -13,7 +13,7 @@ from leases import lease
 from runner import Done, Runner
 from servers import Own
 
-from sandboxrun.redis.connection import parse_url
+from sandboxrun.redis.address import parse_url
 
 
 @pytest.fixture

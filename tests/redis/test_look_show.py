@@ -16,7 +16,7 @@ import redis
 from raw_host import RawHost
 from runner import Runner
 
-from sandboxrun.redis.connection import parse_url
+from sandboxrun.redis.address import parse_url
 
 Local = Callable[..., Path]
 SCRIPT = "print('ran')\n"

@@ -29,10 +29,12 @@ SUPERVISOR = frozenset(
     sandboxrun.config.fields sandboxrun.config.keys sandboxrun.config.limits sandboxrun.config.permissions
     sandboxrun.config.secrets sandboxrun.config.worker sandboxrun.digests sandboxrun.errors sandboxrun.fetch
     sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse sandboxrun.fetch.resolve
-    sandboxrun.files sandboxrun.host sandboxrun.host.configuration sandboxrun.host.folders sandboxrun.host.run
-    sandboxrun.log sandboxrun.policy sandboxrun.policy.approval sandboxrun.policy.audit sandboxrun.policy.ceiling
-    sandboxrun.policy.file sandboxrun.records sandboxrun.redis sandboxrun.redis.acl sandboxrun.redis.connection
-    sandboxrun.redis.lease sandboxrun.redis.login sandboxrun.redis.store sandboxrun.redis.watch sandboxrun.sandbox
+    sandboxrun.files sandboxrun.host sandboxrun.host.configuration sandboxrun.host.ending sandboxrun.host.folders
+    sandboxrun.host.run sandboxrun.log sandboxrun.policy sandboxrun.policy.approval sandboxrun.policy.audit
+    sandboxrun.policy.ceiling sandboxrun.policy.file sandboxrun.records sandboxrun.redis sandboxrun.redis.acl
+    sandboxrun.redis.address sandboxrun.redis.claim sandboxrun.redis.connection sandboxrun.redis.hashes
+    sandboxrun.redis.lease sandboxrun.redis.login sandboxrun.redis.replies sandboxrun.redis.store
+    sandboxrun.redis.transaction sandboxrun.redis.users sandboxrun.redis.watch sandboxrun.sandbox
     sandboxrun.sandbox.compile sandboxrun.sandbox.compile.code_paths sandboxrun.sandbox.compile.elf
     sandboxrun.sandbox.compile.features sandboxrun.sandbox.compile.filters sandboxrun.sandbox.compile.grants
     sandboxrun.sandbox.compile.landlock sandboxrun.sandbox.compile.paths sandboxrun.sandbox.compile.policy
@@ -55,8 +57,9 @@ WORKER = frozenset(
     hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder json.scanner keyword
     operator os os.path posixpath re reprlib resource signal stat stringprep struct types unicodedata urllib
     urllib.parse warnings sandboxrun sandboxrun.config sandboxrun.config.fields sandboxrun.config.keys
-    sandboxrun.errors sandboxrun.redis sandboxrun.redis.connection sandboxrun.worker sandboxrun.worker.answer
-    sandboxrun.worker.batch sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers
+    sandboxrun.errors sandboxrun.redis sandboxrun.redis.address sandboxrun.redis.connection
+    sandboxrun.redis.replies sandboxrun.worker sandboxrun.worker.answer sandboxrun.worker.batch
+    sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers
     sandboxrun.worker.loop sandboxrun.worker.outage sandboxrun.worker.output sandboxrun.worker.process
     sandboxrun.worker.request sandboxrun.worker.responses sandboxrun.worker.serial sandboxrun.worker.session
     sandboxrun.worker.streams sandboxrun.worker.sweep

@@ -37,7 +37,7 @@ from sandboxrun.config.permissions import (
 from sandboxrun.errors import ConfigError, FetchError, SandboxrunError, SecretError, UsageError
 from sandboxrun.fetch import resolve
 from sandboxrun.log import LINE_MAX_CHARS, Log, escape
-from sandboxrun.redis.connection import parse_url
+from sandboxrun.redis.address import parse_url
 from sandboxrun.sandbox.supervisor import listener as notify
 from sandboxrun.sandbox.supervisor import resolver as resolver_module
 from sandboxrun.sandbox.supervisor.handlers.connect import InetAddress, parse_sockaddr

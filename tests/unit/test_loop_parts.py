@@ -13,7 +13,8 @@ import pytest
 
 from sandboxrun.config.fields import parse_loop
 from sandboxrun.errors import ConfigError, ConnectionLost, UsageError
-from sandboxrun.redis.connection import RETRY_MOST_SECONDS, delays, pack, parse_url
+from sandboxrun.redis.address import parse_url
+from sandboxrun.redis.connection import RETRY_MOST_SECONDS, delays, pack
 from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.handlers import Handler
 from sandboxrun.worker.payload import Mismatch, converter
@@ -80,7 +81,7 @@ def test_delays_grow_to_a_bound_and_differ() -> None:
 
 
 def test_a_passing_error_is_told_from_a_lasting_one() -> None:
-    from sandboxrun.redis.connection import translated
+    from sandboxrun.redis.replies import translated
 
     for text in ("LOADING x", "READONLY You can't write", "OOM command not allowed", "BUSY script", "MISCONF x"):
         assert isinstance(translated(hiredis.ReplyError(text), "r"), ConnectionLost)

@@ -15,7 +15,7 @@ from sandboxrun.config.fields import parse_loop
 from sandboxrun.config.permissions import Permissions
 from sandboxrun.errors import UsageError
 from sandboxrun.log import Log, escape
-from sandboxrun.redis.connection import parse_url
+from sandboxrun.redis.address import parse_url
 from sandboxrun.redis.lease import is_alive, this_host
 from sandboxrun.sandbox.compile.filters import for_pid
 from sandboxrun.sandbox.supervisor.handlers.connect import InetAddress, parse_sockaddr

@@ -9,7 +9,8 @@ from sandboxrun.describe.doctor.host import folders, kernel, policies, versions
 from sandboxrun.describe.doctor.server import leftovers, redis
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.redis.acl import Owner
-from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.replies import ReplyError
 
 
 def all_findings(

@@ -15,8 +15,9 @@ from sandboxrun.errors import StoreError
 from sandboxrun.fleet import workers as fleet
 from sandboxrun.fleet.workers import State
 from sandboxrun.redis.acl import Owner
-from sandboxrun.redis.connection import Connection, ReplyError
+from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import start_time, this_host
+from sandboxrun.redis.replies import ReplyError
 
 SLOW_SECONDS = 0.02  # a round trip: a request takes several
 CLOCK_SECONDS = 2.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import redis
-from logins import Server, write_worker
+from logins import Server, users, write_worker
 from runner import Runner
 
 PRINTS_URL = "import os\nprint(os.environ['REDIS_URL'], flush=True)\n"
@@ -56,6 +56,23 @@ def test_doing_without_gives_the_operators_login_and_is_said_and_recorded(
         # Where it is not needed, it is not used.
         done = run("t", "1", "--allow-degraded=redis-acl")
         assert unquote(urlsplit(done.out.strip()).username or "").startswith("sandboxrun:t:1:")
+    finally:
+        server.r.acl_deluser("operator")
+
+
+def test_a_login_that_may_make_users_and_not_list_them_is_watched_for_its_pid(
+    server: Server, run: Runner, tmp_path: Path
+) -> None:
+    write_worker(server, tmp_path, WAITS)
+    url = limited_login(server, "-acl", "+acl|setuser", "+acl|deluser")
+    try:
+        with run.start("t", "1", "--redis", url, "--allow-degraded=redis-acl") as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().decode().strip() == url
+            assert users(server) == []
+            server.r.hdel("t:1:h", "pid")
+            _, err = process.communicate(timeout=20)
+        assert b"field pid of t:1:h was removed: ending the worker" in err
     finally:
         server.r.acl_deluser("operator")
 

@@ -1,0 +1,81 @@
+"""The address of a Redis server, parsed from its URL."""
+
+from __future__ import annotations
+
+from sandboxrun.errors import UsageError
+
+_NOT_A_URL = (
+    "the Redis URL is not valid: expected redis://[USER:PASSWORD@]HOST:PORT[/DB], with special characters "
+    "percent-encoded"
+)
+
+
+class Address:
+    """A parsed URL. `shown` has no password."""
+
+    __slots__ = ("ca_file", "check", "db", "host", "password", "path", "port", "protocol", "shown", "tls", "user")
+
+    def __init__(self) -> None:
+        self.host, self.port, self.path = "127.0.0.1", 6379, ""
+        self.user, self.password, self.db = "", "", 0
+        self.tls, self.check, self.ca_file, self.protocol = False, True, "", 2
+        self.shown = ""
+
+
+def parse_url(url: str) -> Address:
+    """redis://, rediss:// and unix://, as redis-py reads them, with ?db=, ?protocol= and ?ssl_ca_certs=.
+
+    Raises UsageError, which never shows the URL: it may have a password.
+    """
+    address = Address()
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme = ""  # text without a scheme may be a password
+    if scheme not in ("redis", "rediss", "unix"):
+        raise UsageError(f"the Redis URL begins with {scheme[:20]!r}: expected redis://, rediss:// or unix://")
+    rest, _, query = rest.partition("?")
+    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    authority, slash, path = rest.partition("/")
+    login, at, server = authority.rpartition("@")
+    if at:
+        user, _, password = login.partition(":")
+        address.user, address.password = _unquote(user), _unquote(password)
+    try:
+        if scheme == "unix":
+            if not slash:
+                raise UsageError("the Redis URL unix://… has no path: expected unix:///PATH/redis.sock")
+            address.path = "/" + _unquote(path)
+            address.shown = f"unix://{address.path}"
+        else:
+            _set_server(address, scheme, server)
+            address.db = int(path) if path else 0
+        address.db = int(options.get("db", address.db))
+        address.protocol = int(options.get("protocol", 2))
+    except ValueError:
+        raise UsageError(_NOT_A_URL) from None
+    if not 0 < address.port < 65536 or address.protocol not in (2, 3):
+        raise UsageError(_NOT_A_URL)
+    address.check = options.get("ssl_cert_reqs", "required") != "none"
+    address.ca_file = _unquote(options.get("ssl_ca_certs", ""))
+    if address.ca_file and not address.ca_file.startswith("/"):  # the worker reads it from another folder
+        raise UsageError(f"the Redis URL's ssl_ca_certs={address.ca_file[:200]} is not an absolute path")
+    return address
+
+
+def _set_server(address: Address, scheme: str, server: str) -> None:
+    """`server`: HOST[:PORT]. Raises ValueError."""
+    host, colon, port = server.rpartition(":")
+    if not colon or port.endswith("]"):
+        host, port = server, ""
+    address.host = host.strip("[]") or "127.0.0.1"
+    address.port = int(port or 6379)
+    address.tls = scheme == "rediss"
+    address.shown = f"{scheme}://{address.host}:{address.port}"
+
+
+def _unquote(text: str) -> str:
+    if "%" not in text:
+        return text
+    from urllib.parse import unquote
+
+    return unquote(text)

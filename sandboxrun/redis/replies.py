@@ -1,0 +1,49 @@
+"""Replies of Redis: the parser, and the exception for a reply that is an error."""
+
+from __future__ import annotations
+
+import hiredis
+
+from sandboxrun.errors import ConnectionLost, LoginRefused, StoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+ReplyError = hiredis.ReplyError
+ProtocolError = hiredis.ProtocolError
+reader = hiredis.Reader  # fed with bytes, it returns one reply after another, and False if none is complete
+
+# Errors that pass: the same command will work later, perhaps on another server, after a failover or once Redis has
+# loaded its data or can write. https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
+_LATER = frozenset("LOADING READONLY MASTERDOWN CLUSTERDOWN TRYAGAIN NOREPLICAS MISCONF OOM BUSY UNBLOCKED".split())
+_FULL = "ERR max number of clients"
+_LOGIN = ("NOAUTH", "WRONGPASS", "ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")
+
+
+def translated(error: ReplyError, shown: str) -> Exception:
+    """A reply that is an error, as the exception for it: the one place that tells passing errors from lasting ones."""
+    text = str(error)
+    if text.partition(" ")[0] in _LATER or text.startswith(_FULL):
+        return ConnectionLost(f"Redis at {shown} cannot serve at the moment: {text[:200]}")
+    if text.startswith(_LOGIN):
+        return login_refused(error, shown)
+    return error
+
+
+def refused(error: ReplyError, shown: str) -> StoreError:
+    """As `translated`, for a caller that handles StoreError only: ConnectionLost for a passing one, else the reply."""
+    found = translated(error, shown)
+    return found if isinstance(found, StoreError) else StoreError(f"Redis at {shown} refuses: {str(error)[:200]}")
+
+
+def login_refused(error: ReplyError, shown: str) -> LoginRefused:
+    return LoginRefused(f"Redis at {shown} refuses the login ({str(error)[:200]}): check user and password of the URL")
+
+
+def raise_errors(replies: list[Any]) -> list[Any]:
+    """The replies, if none is an error. Raises the first ReplyError among them as it is."""
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            raise reply
+    return replies
