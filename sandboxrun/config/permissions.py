@@ -429,14 +429,34 @@ class Permissions:
         return bool(ports & wanted) or (None in ports and bool(wanted)) or (None in wanted and bool(ports))
 
 
-def denial(kind: str, resource: str, key: str, *, by_deny: bool = False) -> str:
-    """The message of a refusal: what was wanted, and the narrowest grant that would allow it, or that a deny entry is
-    what refuses (`by_deny`)."""
-    k = KINDS[kind]
-    wanted = f'Requires {k.name} access to "{resource}"'
-    if by_deny:
-        return f"{wanted}, which {k.field('deny')} of {key} refuses"
-    return f"{wanted}; grant it with: {k.flag()}={resource} (field {k.field()} of {key})"
+@record
+class Denial:
+    """What the sandbox refused a worker, and the grant that would allow it; its text is the message to the operator.
+
+    `grant` is the entry for the allow list of this kind; None: a deny entry refuses the resource, so no grant helps.
+    `key` is the hash in which that list stands.
+    """
+
+    kind: str
+    resource: str
+    grant: str | None
+    key: str
+
+    def __str__(self) -> str:
+        wanted, kind = requirement(self.kind, self.resource), KINDS[self.kind]
+        if self.grant is None:
+            return f"{wanted}, which {kind.field('deny')} of {self.key} refuses"
+        return f"{wanted}; grant it with: {kind.flag()}={self.grant} (field {kind.field()} of {self.key})"
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """For a log event; `grant` is None as above."""
+        return {"kind": self.kind, "target": self.resource, "grant": self.grant}
+
+
+def requirement(kind: str, resource: str) -> str:
+    """The first words of a denial, which the worker's own exception has too."""
+    return f'Requires {kind} access to "{resource}"'
 
 
 def endpoint(host: str, port: int) -> str:

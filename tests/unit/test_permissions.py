@@ -6,12 +6,12 @@ import pytest
 
 from sandboxrun.config.permissions import (
     KINDS,
+    Denial,
     NetTarget,
     Permissions,
     RedisTarget,
     canonical_address,
     canonical_host,
-    denial,
     is_public,
     parse_list,
 )
@@ -136,15 +136,17 @@ def test_public_addresses_and_canonical_forms() -> None:
 
 
 def test_a_denial_names_the_narrowest_grant() -> None:
-    assert denial("net", "1.2.3.4:80", "demo-worker:1:h") == (
+    denial = Denial("net", "1.2.3.4:80", "1.2.3.4:80", "demo-worker:1:h")
+    assert denial.fields == {"kind": "net", "target": "1.2.3.4:80", "grant": "1.2.3.4:80"}
+    assert str(denial) == (
         'Requires net access to "1.2.3.4:80"; grant it with: --allow-net=1.2.3.4:80 (field allowNet of demo-worker:1:h)'
     )
 
 
 def test_a_denial_by_an_entry_names_no_grant_that_would_not_help() -> None:
-    assert denial("net", "1.2.3.4:80", "demo-worker:1:h", by_deny=True) == (
-        'Requires net access to "1.2.3.4:80", which denyNet of demo-worker:1:h refuses'
-    )
+    denial = Denial("net", "1.2.3.4:80", None, "demo-worker:1:h")
+    assert denial.fields["grant"] is None
+    assert str(denial) == ('Requires net access to "1.2.3.4:80", which denyNet of demo-worker:1:h refuses')
     permissions = net("10.0.0.0/8,*.example.com", "10.1.0.0/16:80,secret.example.com,half.example.com:22")
     for address, port, names, denied in [
         ("10.1.2.3", 80, (), True),
