@@ -6,6 +6,7 @@ are the same thing. An unset or empty list grants nothing; deny beats allow.
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 import os.path
 import re
@@ -293,40 +294,132 @@ _REDIS_NEVER = frozenset(
 _OWN_ENV = frozenset({"REDIS_URL", "SANDBOXRUN_HASH_URL", "PATH", "LANG", "HOME", "TMPDIR"})
 
 
-@record
-class Kind:
-    """One kind of permission. `expected` completes "expected …" in an error."""
+class Verdict(enum.StrEnum):
+    """What a list does with what it names."""
 
-    name: str
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+class Kind(enum.StrEnum):
+    """The kinds of permission, each with its row of the one table.
+
+    `parse` reads an entry of its lists and raises ValueError; `expected` completes "expected …" in an error. `words` say
+    what an entry grants, {} being the entry in words. `default` is what a hash may be granted where no policy file says,
+    {} being the worker's own data folder. `metavar` and `question` are for the option of `perms` that asks about it.
+    """
+
     parse: Callable[[str], Any]
     expected: str
+    words: str
+    default: str
+    metavar: str
+    question: str
 
-    def flag(self, verdict: str = "allow") -> str:
-        return f"--{verdict}-{self.name}"
+    NET = (
+        "net",
+        NetTarget.parse,
+        "host, host:port, [IPv6]:port, a CIDR block or *.example.com",
+        "connect to {}",
+        "hosts and single addresses; no wildcards, no blocks, none where clouds keep credentials",
+        "HOST:PORT",
+        "connecting there",
+    )
+    READ = (
+        "read",
+        parse_path,
+        "an absolute path",
+        "read {} and what is below it",
+        "what is in {}",
+        "PATH",
+        "reading this file or folder",
+    )
+    WRITE = (
+        "write",
+        parse_path,
+        "an absolute path",
+        "write, make and remove {} and what is below it",
+        "what is in {}",
+        "PATH",
+        "writing it, or making it",
+    )
+    RUN = (
+        "run",
+        parse_program,
+        "the name or the absolute path of a program",
+        "run the program {}, in the same sandbox",
+        "nothing",
+        "PROGRAM",
+        "running it",
+    )
+    LISTEN = (
+        "listen",
+        ListenTarget.parse,
+        "address:port, as in 127.0.0.1:8000 or [::1]:8000",
+        "listen {}",
+        "nothing",
+        "ADDRESS:PORT",
+        "listening there",
+    )
+    ENV = (
+        "env",
+        parse_env,
+        "the name of an environment variable",
+        "see the variable {} of the operator's environment",
+        "nothing",
+        "NAME",
+        "seeing this variable of yours",
+    )
+    REDIS = (
+        "redis",
+        RedisTarget.parse,
+        "keys as in chat:* or %R~config:*, a channel as in +pubsub:news, or +COMMAND",
+        "{}",
+        "keys and channels without a wildcard in front of the first colon; no commands",
+        "KEYS",
+        "reading and writing keys; %R~KEYS reading, %W~KEYS writing, +pubsub:CHANNEL, +COMMAND",
+    )
 
-    def field(self, verdict: str = "allow") -> str:
-        return verdict + self.name.capitalize()
+    def __new__(
+        cls,
+        name: str,
+        parse: Callable[[str], Any],
+        expected: str,
+        words: str,
+        default: str,
+        metavar: str,
+        question: str,
+    ) -> Kind:
+        kind = str.__new__(cls, name)
+        kind._value_ = name
+        kind.parse, kind.expected, kind.words, kind.default = parse, expected, words, default
+        kind.metavar, kind.question = metavar, question
+        return kind
+
+    def flag(self, verdict: str = Verdict.ALLOW) -> str:
+        return f"--{verdict}-{self}"
+
+    def field(self, verdict: str = Verdict.ALLOW) -> str:
+        return verdict + self.capitalize()
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether an entry is a path that stands for what is below it too."""
+        return self.parse is parse_path
+
+    @property
+    def is_path(self) -> bool:
+        """Whether an entry may be a path."""
+        return self.parse in (parse_path, parse_program)
+
+    @property
+    def has_wildcards(self) -> bool:
+        """Whether a hash may write patterns; of the other kinds a ceiling may say `*` for all, and a hash lists each."""
+        return self in (Kind.NET, Kind.REDIS)
 
 
-KINDS: Mapping[str, Kind] = MappingProxyType(
-    {
-        kind.name: kind
-        for kind in (
-            Kind("net", NetTarget.parse, "host, host:port, [IPv6]:port, a CIDR block or *.example.com"),
-            Kind("read", parse_path, "an absolute path"),
-            Kind("write", parse_path, "an absolute path"),
-            Kind("run", parse_program, "the name or the absolute path of a program"),
-            Kind("listen", ListenTarget.parse, "address:port, as in 127.0.0.1:8000 or [::1]:8000"),
-            Kind("env", parse_env, "the name of an environment variable"),
-            Kind(
-                "redis",
-                RedisTarget.parse,
-                "keys as in chat:* or %R~config:*, a channel as in +pubsub:news, or +COMMAND",
-            ),
-        )
-    }
-)
-VERDICTS = ("allow", "deny")
+KINDS: Mapping[str, Kind] = MappingProxyType({str(kind): kind for kind in Kind})  # by their text
+VERDICTS = tuple(Verdict)
 
 
 def parse_list(kind: Kind, text: str, where: str) -> tuple[Any, ...]:
@@ -345,19 +438,20 @@ def parse_list(kind: Kind, text: str, where: str) -> tuple[Any, ...]:
 
 @record
 class Permissions:
-    """What is allowed and what is denied, by kind name. Deny beats allow; nothing listed is nothing granted."""
+    """What is allowed and what is denied, by the text of a kind, which unlike a Kind can be marshalled, and which a Kind finds.
+    Deny beats allow; nothing listed is nothing granted."""
 
     allow: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     deny: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, lists: Iterable[tuple[str, str, str, str]]) -> Permissions:
-        """From (verdict, kind name, comma-separated text, where it stands); lists of one kind add up."""
-        both: dict[str, dict[str, tuple[Any, ...]]] = {verdict: {} for verdict in VERDICTS}
-        for verdict, name, text, where in lists:
-            targets = parse_list(KINDS[name], text, where)
-            both[verdict][name] = tuple(dict.fromkeys(both[verdict].get(name, ()) + targets))
-        return cls(both["allow"], both["deny"])
+        """From (verdict, kind, comma-separated text, where it stands); lists of one kind add up."""
+        both: dict[str, dict[str, tuple[Any, ...]]] = {verdict: {} for verdict in Verdict}
+        for verdict, kind, text, where in lists:
+            targets, listed = parse_list(KINDS[kind], text, where), both[verdict]
+            listed[str(kind)] = tuple(dict.fromkeys((*listed.get(kind, ()), *targets)))
+        return cls(both[Verdict.ALLOW], both[Verdict.DENY])
 
     def union(self, other: Permissions) -> Permissions:
         def add(a: Mapping[str, tuple[Any, ...]], b: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
@@ -384,21 +478,21 @@ class Permissions:
         if self.denies_net(address, port, (*names, *denied_names)):
             return False
         usable = names if is_public(address) else tuple(private_names)
-        return any(t.matches(address, port, usable) for t in self.allow.get("net", ()))
+        return any(t.matches(address, port, usable) for t in self.allow.get(Kind.NET, ()))
 
     def denies_net(self, address: IPAddress, port: int, names: Iterable[str] = ()) -> bool:
         """Whether a deny entry refuses it, however it is spelt, so that no grant helps. `names`: all that count for denials."""
         address, names = canonical_address(address), tuple(names)
         spellings = [found for found in (address, embedded_address(address)) if found is not None]
-        return any(t.matches(found, port, names) for t in self.deny.get("net", ()) for found in spellings)
+        return any(t.matches(found, port, names) for t in self.deny.get(Kind.NET, ()) for found in spellings)
 
     def allows_name(self, name: str) -> bool:
         """Whether a (canonical) name may be resolved at all: some port of it is allowed, and not all are denied."""
-        return not self.denies_name(name) and any(t.matches_name(name) for t in self.allow.get("net", ()))
+        return not self.denies_name(name) and any(t.matches_name(name) for t in self.allow.get(Kind.NET, ()))
 
     def denies_name(self, name: str) -> bool:
         """Whether a deny entry refuses all ports of a name."""
-        return any(t.port is None and t.matches_name(name) for t in self.deny.get("net", ()))
+        return any(t.port is None and t.matches_name(name) for t in self.deny.get(Kind.NET, ()))
 
     def allows_listen(self, address: IPAddress, port: int, *, bound: bool = False, both: bool = False) -> bool:
         """Whether a socket may listen on all that this address stands for, at this port.
@@ -407,7 +501,7 @@ class Permissions:
         """
 
         def allowed(wanted: int) -> bool:
-            granted = any(t.port == wanted and t.has_address(address) for t in self.allow.get("listen", ()))
+            granted = any(t.port == wanted and t.has_address(address) for t in self.allow.get(Kind.LISTEN, ()))
             return granted and not self.denies_listen(address, wanted, both=both)
 
         return allowed(port) or (bound and allowed(0) and not self.denies_listen(address, port, both=both))
@@ -417,13 +511,13 @@ class Permissions:
         addresses = [address]
         if both and address == ipaddress.IPv6Address(0):
             addresses.append(ipaddress.IPv4Address(0))
-        denied = [t for t in self.deny.get("listen", ()) if t.port == port]
+        denied = [t for t in self.deny.get(Kind.LISTEN, ()) if t.port == port]
         return any(t.shares_address(found) for t in denied for found in addresses)
 
     def lists_answer(self, name: str, address: IPAddress) -> bool:
         """Whether an allow entry names this address itself (alone or in a block), for a port that the name is granted."""
         address = canonical_address(address)
-        targets = self.allow.get("net", ())
+        targets = self.allow.get(Kind.NET, ())
         ports = {t.port for t in targets if t.network is not None and address in t.network}
         wanted = {t.port for t in targets if t.matches_name(name)}
         return bool(ports & wanted) or (None in ports and bool(wanted)) or (None in wanted and bool(ports))
@@ -437,21 +531,21 @@ class Denial:
     `key` is the hash in which that list stands.
     """
 
-    kind: str
+    kind: Kind
     resource: str
     grant: str | None
     key: str
 
     def __str__(self) -> str:
-        wanted, kind = requirement(self.kind, self.resource), KINDS[self.kind]
+        wanted = requirement(self.kind, self.resource)
         if self.grant is None:
-            return f"{wanted}, which {kind.field('deny')} of {self.key} refuses"
-        return f"{wanted}; grant it with: {kind.flag()}={self.grant} (field {kind.field()} of {self.key})"
+            return f"{wanted}, which {self.kind.field(Verdict.DENY)} of {self.key} refuses"
+        return f"{wanted}; grant it with: {self.kind.flag()}={self.grant} (field {self.kind.field()} of {self.key})"
 
     @property
     def fields(self) -> dict[str, object]:
         """For a log event; `grant` is None as above."""
-        return {"kind": self.kind, "target": self.resource, "grant": self.grant}
+        return {"kind": str(self.kind), "target": self.resource, "grant": self.grant}
 
 
 def requirement(kind: str, resource: str) -> str:

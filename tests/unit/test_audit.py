@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sandboxrun.config.permissions import Denial
+from sandboxrun.config.permissions import Denial, Kind
 from sandboxrun.errors import ConfigError, PolicyError
 from sandboxrun.log import Log
 from sandboxrun.policy.audit import LINE_MAX_BYTES, Audit
@@ -82,7 +82,7 @@ def test_only_decisions_among_our_messages_are_written_down_also_those_not_shown
         log.observer = audit.logged
         log.info("fetch", "x")
         log.info("start", "runs", pid=5)
-        log.denied(Denial("net", "a:1", None, "t:1:h"))
+        log.denied(Denial(Kind.NET, "a:1", None, "t:1:h"))
         log.debug("stop", "SIGTERM")
         log.warning("config", "x")
     assert [line["event"] for line in read(path)] == ["start", "denial", "stop"]

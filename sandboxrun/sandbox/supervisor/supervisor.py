@@ -19,7 +19,7 @@ from _queue import SimpleQueue  # queue itself brings heapq along
 from collections.abc import Callable, Iterable
 
 from sandboxrun.config.limits import LIMITS
-from sandboxrun.config.permissions import Denial
+from sandboxrun.config.permissions import KINDS, Denial
 from sandboxrun.host.ending import to_catch
 from sandboxrun.log import Log
 from sandboxrun.sandbox.compile.filters import TRAPPED
@@ -299,7 +299,7 @@ class Supervisor:
         if (kind, target) in self._shown or len(self._shown) > DENIALS_SHOWN_MAX:
             return
         self._shown.add((kind, target))
-        denial = Denial(kind, target, None if by_deny else target, self._key)
+        denial = Denial(KINDS[kind], target, None if by_deny else target, self._key)
         last = len(self._shown) > DENIALS_SHOWN_MAX
         message = f"{DENIALS_SHOWN_MAX} different targets were refused; further ones are not shown" if last else None
         self._messages.put(lambda log: log.denied(denial, message=message))
