@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from sandboxrun.config.permissions import KINDS, Permissions
+from sandboxrun.config.permissions import Kind, Permissions, Verdict
 from sandboxrun.config.worker import Asked, WorkerConfig
 from sandboxrun.describe.decide import Decision
 from sandboxrun.describe.fields import mask
@@ -55,14 +55,14 @@ def answer(
         verdict = "refused" if policy else "allowed"
         text = f"granted by {by}{why}, but refused: {policy}" if policy else f"allowed by {by}{why}" if by else why
         return Answer(str(question), verdict, text, decision.entry, place, policy, "")
-    field = KINDS[kind].field("deny" if decision.verdict == "denied" else "allow")
+    field = kind.field(Verdict.DENY if decision.verdict == "denied" else Verdict.ALLOW)
     listed = [entry.strip() for entry in fields.get(field, "").split(",") if entry.strip()]
     if decision.verdict == "denied":
-        left = [entry for entry in listed if str(KINDS[kind].parse(entry)) != decision.entry]
+        left = [entry for entry in listed if str(kind.parse(entry)) != decision.entry]
         fix = _set(config, field, left) if decision.where == f"field {field} of {config.key}" else ""
         return Answer(str(question), "denied", f"denied by {by}{why}", decision.entry, place, "", fix)
     policy = refusal(ceiling, kind, str(question.target), f"{field} then")
-    text = f"not granted: no entry of {KINDS[kind].field()} covers it{why and f', and {decision.why}'}"
+    text = f"not granted: no entry of {kind.field()} covers it{why and f', and {decision.why}'}"
     text += f"; and the policy would refuse one: {policy}" if policy else ""
     return Answer(str(question), "missing", text, "", "", policy, _set(config, field, [*listed, str(question.target)]))
 
@@ -71,13 +71,13 @@ def _set(config: WorkerConfig, field: str, entries: list[str]) -> str:
     return shlex.join(["sandboxrun", "set", config.type, config.id, f"{field}={','.join(entries)}"])
 
 
-def refusal(ceiling: Ceiling, kind: str, entry: str, where: str) -> str:
+def refusal(ceiling: Ceiling, kind: Kind, entry: str, where: str) -> str:
     """What the policy says against this entry, which stands `where`; empty where it agrees."""
     try:
-        target = KINDS[kind].parse(entry)
+        target = kind.parse(entry)
     except ValueError:  # two entries that grant a half each
         return ""
-    asked = Asked(Permissions({kind: (target,)}), lists=(("allow", kind, entry, where),))
+    asked = Asked(Permissions({str(kind): (target,)}), lists=((Verdict.ALLOW, kind, entry, where),))
     try:
         replace(ceiling, worker=replace(ceiling.worker, asked=asked, sha256=None)).check({})
     except PolicyError as error:
