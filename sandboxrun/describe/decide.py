@@ -3,6 +3,7 @@ run would give the kernel; all else by the decisions of permissions.py. Pure, bu
 
 from __future__ import annotations
 
+import enum
 import os
 from collections.abc import Iterable
 
@@ -31,12 +32,21 @@ if TYPE_CHECKING:
     from sandboxrun.sandbox.compile.policy import SandboxPolicy
 
 
+class Ruling(enum.StrEnum):
+    """What becomes of an act."""
+
+    ALLOWED = "allowed"
+    DENIED = "denied"  # an entry forbids it
+    MISSING = "missing"  # no entry grants it
+    REFUSED = "refused"  # an entry grants it, and the operator's policy does not allow that entry
+
+
 @record
 class Decision:
-    """`verdict`: allowed, denied (an entry forbids it) or missing (none grants it). `entry` and `where` are what decides; both
-    empty where no entry does, and then `why` says what does."""
+    """`verdict` by the hash alone, so never REFUSED. `entry` and `where` are what decides; both empty where no entry does, and
+    then `why` says what does."""
 
-    verdict: str
+    verdict: Ruling
     entry: str = ""
     where: str = ""
     why: str = ""
@@ -66,17 +76,19 @@ def _found(config: WorkerConfig, verdict: Verdict, kind: Kind, test: Any) -> Dec
     """The first entry that the test holds for, as a decision."""
     for entry, where in entries(config.asked, verdict, kind):
         if test(entry):
-            return Decision("allowed" if verdict is Verdict.ALLOW else "denied", str(entry), where)
+            return Decision(Ruling.ALLOWED if verdict is Verdict.ALLOW else Ruling.DENIED, str(entry), where)
     return None
 
 
 def _first(*found: Decision | None, otherwise: str = "") -> Decision:
-    return next((one for one in found if one is not None), Decision("missing", why=otherwise))
+    return next((one for one in found if one is not None), Decision(Ruling.MISSING, why=otherwise))
 
 
 def _net(target: NetTarget, config: WorkerConfig, redis: NetTarget | str) -> Decision:
     address, name, port = address_of(target), target.host, target.port or 0
-    other = Decision("allowed", why="it is the worker's Redis, which is always granted") if target == redis else None
+    other = (
+        Decision(Ruling.ALLOWED, why="it is the worker's Redis, which is always granted") if target == redis else None
+    )
     if address is not None:
         names = (name,) if name is not None else ()
         denied = _found(
@@ -116,7 +128,7 @@ def _listen(target: ListenTarget, config: WorkerConfig) -> Decision:
         _found(config, Verdict.ALLOW, Kind.LISTEN, covers),
     )
     if config.inspect is not None and target == config.inspect.address and granted is None and denied is None:
-        return Decision("allowed", str(config.inspect.address), config.inspect.where, "for the debugger")
+        return Decision(Ruling.ALLOWED, str(config.inspect.address), config.inspect.where, "for the debugger")
     return _first(
         denied, granted, otherwise="0.0.0.0 is every IPv4 address, [::] every address; each port has to be listed"
     )
@@ -124,7 +136,7 @@ def _listen(target: ListenTarget, config: WorkerConfig) -> Decision:
 
 def _env(name: str, config: WorkerConfig) -> Decision:
     if name in ALWAYS_ENV:
-        return Decision("allowed", why="sandboxrun sets it itself")
+        return Decision(Ruling.ALLOWED, why="sandboxrun sets it itself")
     same = lambda entry: entry == name  # noqa: E731
     granted = _found(config, Verdict.ALLOW, Kind.ENV, same)
     if granted is not None and name not in os.environ:
@@ -136,10 +148,10 @@ def _redis(target: RedisTarget, config: WorkerConfig) -> Decision:
     """Reading and writing may be granted apart. What denyRedis lists takes an entry of allowRedis away."""
     taken = {entry for entry, _ in entries(config.asked, Verdict.DENY, Kind.REDIS)}
     decisions = [_redis_part(part, config, taken) for part in parts_of(target)]
-    worst = next((one for one in decisions if one.verdict != "allowed"), decisions[0])
-    if worst.verdict == "allowed" and len({one.where for one in decisions}) > 1:
+    worst = next((one for one in decisions if one.verdict is not Ruling.ALLOWED), decisions[0])
+    if worst.verdict is Ruling.ALLOWED and len({one.where for one in decisions}) > 1:
         return Decision(
-            "allowed", " and ".join(one.entry or one.why for one in decisions), worst.where or decisions[1].where
+            Ruling.ALLOWED, " and ".join(one.entry or one.why for one in decisions), worst.where or decisions[1].where
         )
     return worst
 
@@ -150,7 +162,7 @@ def _redis_part(part: RedisTarget, config: WorkerConfig, taken: set[Any]) -> Dec
         config, Verdict.ALLOW, Kind.REDIS, lambda entry: entry not in taken and covers(Kind.REDIS, entry, part)
     )
     denied = _found(config, Verdict.DENY, Kind.REDIS, lambda entry: covers(Kind.REDIS, entry, part))
-    own = Decision("allowed", why=always) if always else None
+    own = Decision(Ruling.ALLOWED, why=always) if always else None
     return _first(own, granted, denied)
 
 
@@ -171,7 +183,7 @@ def _run(target: str, config: WorkerConfig, policy: SandboxPolicy | None) -> Dec
     meets = lambda entry: bool(set(_programs(entry)) & set(wanted))  # noqa: E731
     denied, granted = _found(config, Verdict.DENY, Kind.RUN, meets), _found(config, Verdict.ALLOW, Kind.RUN, meets)
     if denied is None and granted is None and not wanted:
-        return Decision("missing", why="there is no such program here")
+        return Decision(Ruling.MISSING, why="there is no such program here")
     if policy is not None and denied is None and not set(wanted) & set(policy.execute):
         granted = None
     return _first(denied, granted)
@@ -191,7 +203,7 @@ def _path(kind: Kind, target: str, config: WorkerConfig, policy: SandboxPolicy |
         return _first(denied, granted)
     listed = policy.read if kind is Kind.READ else policy.write
     if _covered(real, listed):
-        return granted or Decision("allowed", why="every worker has it: Python, its libraries, or its own script")
+        return granted or Decision(Ruling.ALLOWED, why="every worker has it: Python, its libraries, or its own script")
     if denied is not None or granted is None:
         return _first(denied, otherwise=_beside(real, policy) if kind is Kind.WRITE else "")
     around = _found(config, Verdict.DENY, kind, lambda entry: within(follow(entry)[0], follow(granted.entry)[0]))
@@ -199,7 +211,7 @@ def _path(kind: Kind, target: str, config: WorkerConfig, policy: SandboxPolicy |
         config, Verdict.DENY, Kind.READ, lambda entry: within(follow(entry)[0], follow(granted.entry)[0])
     )
     why = f"a part of {granted.entry} is denied, so that only what else is in it when the worker starts is granted"
-    return Decision("denied", around.entry, around.where, why) if around is not None else Decision("missing")
+    return Decision(Ruling.DENIED, around.entry, around.where, why) if around is not None else Decision(Ruling.MISSING)
 
 
 def _covered(real: str, listed: Iterable[str]) -> bool:
