@@ -27,6 +27,7 @@ SUPERVISOR = frozenset(
     json.scanner keyword operator pwd re reprlib resource select signal struct threading types warnings sandboxrun
     sandboxrun.cli sandboxrun.cli.run sandboxrun.config sandboxrun.config.covers sandboxrun.config.fields
     sandboxrun.config.keys sandboxrun.config.limits sandboxrun.config.permissions sandboxrun.config.secrets
+    sandboxrun.config.targets
     sandboxrun.config.worker sandboxrun.digests sandboxrun.errors sandboxrun.fetch sandboxrun.fetch.cache
     sandboxrun.fetch.integrity sandboxrun.fetch.parse sandboxrun.fetch.resolve sandboxrun.files sandboxrun.host
     sandboxrun.host.configuration sandboxrun.host.ending sandboxrun.host.folders sandboxrun.host.run sandboxrun.log
