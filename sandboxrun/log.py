@@ -7,7 +7,14 @@ from collections.abc import Callable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TextIO
+    from typing import Protocol, TextIO
+
+    class Denial(Protocol):
+        """config.permissions.Denial as it is logged; this module imports nothing of ours."""
+
+        @property
+        def fields(self) -> dict[str, object]: ...
+
 
 LINE_MAX_CHARS = 2000
 PLAIN = "\x1b[0m"  # ECMA-48 SGR: a worker may print in colours, and must not hide what we say in one of them
@@ -43,9 +50,9 @@ class Log:
     def warning(self, event: str, message: str, **fields: object) -> None:
         self._write("warning", event, message, fields)
 
-    def denied(self, message: str, **fields: object) -> None:
-        """A refusal of the sandbox, as it stands: the line says all that is needed."""
-        self._write("denied", "denied", message, fields)
+    def denied(self, denial: Denial, *, message: str | None = None) -> None:
+        """A refusal of the sandbox, or `message` in place of its text. The line says all that is needed, without a prefix."""
+        self._write("denied", "denied", str(denial) if message is None else message, denial.fields)
 
     def error(self, event: str, message: str, **fields: object) -> None:
         self._write("error", event, message, fields)

@@ -9,7 +9,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeVar, dataclass_transform
+    from typing import Any, Never, NoReturn, TypeVar, dataclass_transform
 
     T = TypeVar("T")
 else:
@@ -60,6 +60,11 @@ def asdict(value: Any) -> dict[str, Any]:
 def replace(value: T, **changes: Any) -> T:
     """Another record of the same kind with these fields changed."""
     return type(value)(**{**asdict(value), **changes})
+
+
+def never(value: Never) -> NoReturn:
+    """After the branches for all members of a closed set: typing.assert_never, without typing. `raise never(x)` tells ruff too."""
+    raise AssertionError(f"no branch for {value!r}")
 
 
 def _values(self: Any) -> tuple[Any, ...]:

@@ -39,8 +39,8 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_every_kind_limit_and_exit_code_is_in_the_readme() -> None:
-    for kind in KINDS.values():
-        assert kind.name in README.partition("### Permissions")[2].partition("### Limits")[0]
+    for kind in KINDS:
+        assert kind in README.partition("### Permissions")[2].partition("### Limits")[0]
     for limit in LIMITS.values():
         assert f"| `{limit.field}` | `{limit.flag}=" in README
     found = {

@@ -96,6 +96,7 @@ def _develop(options: argparse.Namespace, rest: list[str]) -> int:
             {**os.environ, "REDIS_URL": url},
             options.key_file,
             lambda kind, text: _said(kind, text, terminal, learned),
+            learned.event,
         )
         session = Session(setting, connection)
         thread = threading.Thread(target=session.run, daemon=True)
@@ -191,7 +192,7 @@ def _call(client: Client, terminal: _Terminal, type_: str, line: str, seconds: f
 
 
 def _said(kind: str, text: str, terminal: _Terminal, learned: Learned) -> None:
-    if kind in ("denied", "worker"):
+    if kind == "worker":
         learned.line(text)
     if kind != "info" and kind != "debug":
         terminal.print(kind, f"{kind}: {text}" if kind in ("warning", "error") else text)

@@ -6,7 +6,8 @@ import argparse
 
 from sandboxrun.cli.looking import examined, first_fault, painter, redis_shown, run_options, to_json
 from sandboxrun.cli.parser import worker_parser
-from sandboxrun.describe.question import FLAGS, KINDS_ASKED, Question, parse
+from sandboxrun.config.permissions import Kind
+from sandboxrun.describe.question import FLAGS, Question, parse
 from sandboxrun.errors import PolicyError, UsageError
 from sandboxrun.log import Log
 
@@ -30,13 +31,20 @@ def main(args: list[str]) -> int:
         description="Say whether a worker may do something, which entry of which field decides it, and what would change it.",
         example=_EXAMPLE,
     )
-    for kind, (metavar, what) in KINDS_ASKED.items():
-        parser.add_argument(FLAGS[kind], dest=kind + "_", metavar=metavar, action="append", default=[], help=what)
+    for kind in Kind:
+        parser.add_argument(
+            FLAGS[kind],
+            dest=f"{kind}_",
+            metavar=kind.metavar,
+            action="append",
+            default=[],
+            help=kind.question.replace("%", "%%"),
+        )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)
     if options.redis is not None and "://" not in options.redis:
         raise UsageError("--redis says where Redis is, as a URL: to ask for keys, --redis-keys KEYS")
-    questions = [parse(kind, text) for kind in KINDS_ASKED for text in getattr(options, kind + "_")]
+    questions = [parse(kind, text) for kind in Kind for text in getattr(options, f"{kind}_")]
     return _answer_all(options, questions) if questions else _list(options)
 
 

@@ -15,6 +15,7 @@ from sandboxrun.fleet import workers as fleet
 from sandboxrun.fleet.workers import State, Worker
 from sandboxrun.host import usage
 from sandboxrun.log import escape
+from sandboxrun.records import never
 from sandboxrun.redis.lease import LEASE_SECONDS
 
 _EPILOG = f"""\
@@ -125,27 +126,29 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
 
 def hints(workers: list[Worker]) -> list[str]:
     """What to do about those that are not as they should be."""
-    lines = []
-    for worker in workers:
-        if worker.state == State.STALE:
+    return [hint for worker in workers if (hint := _hint(worker))]
+
+
+def _hint(worker: Worker) -> str:
+    match worker.state:
+        case State.STALE:
             where = (
                 "its process is gone"
                 if worker.here
                 else f"its host has not renewed it for {LEASE_SECONDS} s, so it was killed, or is cut off from Redis"
             )
-            lines.append(
-                f"{worker.name} is stale: {where}; sandboxrun stop {worker.name} clears it, and so does a start"
-            )
-        elif worker.state == State.UNKNOWN:
-            lines.append(
+            return f"{worker.name} is stale: {where}; sandboxrun stop {worker.name} clears it, and so does a start"
+        case State.UNKNOWN:
+            return (
                 f"{worker.name} has a pid that is no process of this host, set by a worker without sandboxrun: "
                 f"sandboxrun stop {worker.name} clears it"
             )
-        elif worker.state == State.UNREADABLE:
-            lines.append(
-                f"{worker.key} is no hash, or has fields too long to be read: look with HSTRLEN, or DEL {worker.key}"
-            )
-    return lines
+        case State.UNREADABLE:
+            return f"{worker.key} is no hash, or has fields too long to be read: look with HSTRLEN, or DEL {worker.key}"
+        case State.RUNNING | State.ENDING | State.STOPPED:
+            return ""
+        case _:
+            raise never(worker.state)
 
 
 def _cut(text: str) -> str:

@@ -7,7 +7,7 @@ import os
 from sandboxrun import __version__
 from sandboxrun import timing as trace
 from sandboxrun.config.limits import LIMITS
-from sandboxrun.config.permissions import KINDS, VERDICTS, Permissions
+from sandboxrun.config.permissions import Kind, Permissions, Verdict
 from sandboxrun.errors import UsageError
 from sandboxrun.log import Log
 
@@ -90,8 +90,8 @@ def _parser() -> Parser:
         help="fetch the script again, and accept changed content under a pinned version",
     )
     parser.add_argument("--cached-only", action="store_true", help="never fetch")
-    for kind in KINDS.values():
-        for verdict in VERDICTS:
+    for kind in Kind:
+        for verdict in Verdict:
             parser.add_argument(
                 kind.flag(verdict),
                 metavar="LIST",
@@ -208,9 +208,9 @@ def _inspect(options: argparse.Namespace) -> Inspect | None:
 def _extra(options: argparse.Namespace) -> Permissions:
     """The permissions given on the command line."""
     lists = [
-        (verdict, kind.name, text, kind.flag(verdict))
-        for kind in KINDS.values()
-        for verdict in VERDICTS
-        for text in getattr(options, f"{verdict}_{kind.name}") or ()
+        (verdict, kind, text, kind.flag(verdict))
+        for kind in Kind
+        for verdict in Verdict
+        for text in getattr(options, f"{verdict}_{kind}") or ()
     ]
     return Permissions.parse(lists)

@@ -9,7 +9,16 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from sandboxrun.config.permissions import PROGRAM_FOLDERS, IPNetwork, ListenTarget, NetTarget, RedisTarget, is_public
+from sandboxrun.config.permissions import (
+    KINDS,
+    PROGRAM_FOLDERS,
+    IPNetwork,
+    Kind,
+    ListenTarget,
+    NetTarget,
+    RedisTarget,
+    is_public,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,9 +50,9 @@ def covers(kind: str, outer: Any, inner: Any) -> bool:
         return bool(outer.has_address(inner.address) and outer.port in (inner.port, ANY_PORT))
     if outer in (ANY, inner):
         return True
-    if kind == "run" and "/" not in outer:  # a name, which stands for any of these
+    if kind == Kind.RUN and "/" not in outer:  # a name, which stands for any of these
         return inner in [f"{folder}/{outer}" for folder in PROGRAM_FOLDERS]
-    return kind in ("read", "write", "run") and is_below(inner, outer)
+    return KINDS[kind].is_path and is_below(inner, outer)
 
 
 def covered(kind: str, outers: Iterable[Any], inner: Any) -> bool:

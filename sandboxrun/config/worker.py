@@ -18,7 +18,7 @@ from sandboxrun.config.fields import (
     value_limit,
 )
 from sandboxrun.config.limits import LIMITS, Limits
-from sandboxrun.config.permissions import KINDS, VERDICTS, Permissions, parse_list
+from sandboxrun.config.permissions import KINDS, VERDICTS, Kind, Permissions, Verdict, parse_list
 from sandboxrun.errors import ConfigError, NotConfigured
 from sandboxrun.records import field, record
 
@@ -47,7 +47,7 @@ _PERMISSION_FIELD = re.compile(
     r"(allow|deny)[A-Z][A-Za-z]*"
 )  # also one that does not exist, which must not pass unseen
 _PERMISSION_FLAG = r"--(allow|deny)-([a-z-]+)(?:=(.*))?"
-_PERMISSION_FIELDS = {kind.field(verdict): (verdict, kind.name) for kind in KINDS.values() for verdict in VERDICTS}
+_PERMISSION_FIELDS = {kind.field(verdict): (verdict, kind) for kind in Kind for verdict in Verdict}
 _LIMIT_FIELDS = {limit.field: limit for limit in LIMITS.values()}
 # However somebody may write them: a denial that is misspelt must not pass unseen.
 _SPELT_MAX_CHARS = 40
@@ -120,7 +120,7 @@ class Asked:
     def where(self, kind: str, target: object) -> str:
         """The field that allows this target, for an error."""
         for verdict, name, text, where in self.lists:
-            if (verdict, name) == ("allow", kind) and target in parse_list(KINDS[kind], text, where):
+            if (verdict, name) == (Verdict.ALLOW, kind) and target in parse_list(KINDS[kind], text, where):
                 return where
         raise KeyError(kind)
 
@@ -174,7 +174,7 @@ def parse_worker(
     permissions = asked.permissions.union(extra) if extra is not None else asked.permissions
     inspect = inspect or asked.inspect
     if inspect is not None:
-        permissions = permissions.union(Permissions({"listen": (inspect.address,)}))
+        permissions = permissions.union(Permissions({str(Kind.LISTEN): (inspect.address,)}))
     return WorkerConfig(
         key=key,
         type=type_,

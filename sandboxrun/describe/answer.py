@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from sandboxrun.config.permissions import KINDS, Permissions
+from sandboxrun.config.permissions import Kind, Permissions, Verdict
 from sandboxrun.config.worker import Asked, WorkerConfig
-from sandboxrun.describe.decide import Decision
+from sandboxrun.describe.decide import Decision, Ruling
 from sandboxrun.describe.fields import mask
 from sandboxrun.describe.question import Question
 from sandboxrun.errors import PolicyError
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @record
 class Answer:
-    """`verdict`: allowed, denied, missing, or refused (granted by the hash, and not by the operator's policy)."""
+    """A ruling by hash and policy, in words."""
 
     question: str
-    verdict: str
+    verdict: Ruling
     text: str
     entry: str
     where: str
@@ -34,7 +34,7 @@ class Answer:
     @property
     def as_json(self) -> dict[str, Any]:
         names = ("question", "verdict", "text", "entry", "where", "policy", "fix")
-        return {"allowed": self.verdict == "allowed", **{name: getattr(self, name) for name in names}}
+        return {"allowed": self.verdict is Ruling.ALLOWED, **{name: getattr(self, name) for name in names}}
 
 
 def answer(
@@ -50,34 +50,36 @@ def answer(
     by = f"{decision.entry} in {place}" if place else decision.entry
     why = f" ({decision.why})" if decision.why and by else decision.why
     kind = question.kind
-    if decision.verdict == "allowed":
+    if decision.verdict is Ruling.ALLOWED:
         policy = refusal(ceiling, kind, decision.entry, place) if decision.where else ""
-        verdict = "refused" if policy else "allowed"
+        verdict = Ruling.REFUSED if policy else Ruling.ALLOWED
         text = f"granted by {by}{why}, but refused: {policy}" if policy else f"allowed by {by}{why}" if by else why
         return Answer(str(question), verdict, text, decision.entry, place, policy, "")
-    field = KINDS[kind].field("deny" if decision.verdict == "denied" else "allow")
+    field = kind.field(Verdict.DENY if decision.verdict is Ruling.DENIED else Verdict.ALLOW)
     listed = [entry.strip() for entry in fields.get(field, "").split(",") if entry.strip()]
-    if decision.verdict == "denied":
-        left = [entry for entry in listed if str(KINDS[kind].parse(entry)) != decision.entry]
+    if decision.verdict is Ruling.DENIED:
+        left = [entry for entry in listed if str(kind.parse(entry)) != decision.entry]
         fix = _set(config, field, left) if decision.where == f"field {field} of {config.key}" else ""
-        return Answer(str(question), "denied", f"denied by {by}{why}", decision.entry, place, "", fix)
+        return Answer(str(question), Ruling.DENIED, f"denied by {by}{why}", decision.entry, place, "", fix)
     policy = refusal(ceiling, kind, str(question.target), f"{field} then")
-    text = f"not granted: no entry of {KINDS[kind].field()} covers it{why and f', and {decision.why}'}"
+    text = f"not granted: no entry of {kind.field()} covers it{why and f', and {decision.why}'}"
     text += f"; and the policy would refuse one: {policy}" if policy else ""
-    return Answer(str(question), "missing", text, "", "", policy, _set(config, field, [*listed, str(question.target)]))
+    return Answer(
+        str(question), Ruling.MISSING, text, "", "", policy, _set(config, field, [*listed, str(question.target)])
+    )
 
 
 def _set(config: WorkerConfig, field: str, entries: list[str]) -> str:
     return shlex.join(["sandboxrun", "set", config.type, config.id, f"{field}={','.join(entries)}"])
 
 
-def refusal(ceiling: Ceiling, kind: str, entry: str, where: str) -> str:
+def refusal(ceiling: Ceiling, kind: Kind, entry: str, where: str) -> str:
     """What the policy says against this entry, which stands `where`; empty where it agrees."""
     try:
-        target = KINDS[kind].parse(entry)
+        target = kind.parse(entry)
     except ValueError:  # two entries that grant a half each
         return ""
-    asked = Asked(Permissions({kind: (target,)}), lists=(("allow", kind, entry, where),))
+    asked = Asked(Permissions({str(kind): (target,)}), lists=((Verdict.ALLOW, kind, entry, where),))
     try:
         replace(ceiling, worker=replace(ceiling.worker, asked=asked, sha256=None)).check({})
     except PolicyError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from sandboxrun.config import keys
 from sandboxrun.config.fields import SECRET_FIELDS, too_long, value_limit
+from sandboxrun.config.permissions import Verdict
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.describe.fields import MASKED, is_secret, resembles, shown, spellings
 from sandboxrun.describe.words import lines
@@ -134,11 +135,15 @@ def in_words(before: WorkerConfig | None, after: WorkerConfig) -> dict[str, list
     """What the worker may and may not do now, and what no longer holds."""
     old = [(line.verdict, line.words) for line in lines(before.asked)] if before is not None else []
     new = [(line.verdict, line.words) for line in lines(after.asked)]
+
+    def only(verdict: Verdict, here: list[tuple[Verdict, str]], there: list[tuple[Verdict, str]]) -> list[str]:
+        return [words for said, words in here if said is verdict and (said, words) not in there]
+
     found = {
-        "may now": [words for verdict, words in new if verdict == "allow" and (verdict, words) not in old],
-        "may no longer": [words for verdict, words in old if verdict == "allow" and (verdict, words) not in new],
-        "must not": [words for verdict, words in new if verdict == "deny" and (verdict, words) not in old],
-        "no longer forbidden": [words for verdict, words in old if verdict == "deny" and (verdict, words) not in new],
+        "may now": only(Verdict.ALLOW, new, old),
+        "may no longer": only(Verdict.ALLOW, old, new),
+        "must not": only(Verdict.DENY, new, old),
+        "no longer forbidden": only(Verdict.DENY, old, new),
     }
     return {name: words for name, words in found.items() if words}
 

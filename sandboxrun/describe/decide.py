@@ -3,15 +3,25 @@ run would give the kernel; all else by the decisions of permissions.py. Pure, bu
 
 from __future__ import annotations
 
+import enum
 import os
 from collections.abc import Iterable
 
 from sandboxrun.config import keys
 from sandboxrun.config.covers import covers
-from sandboxrun.config.permissions import PROGRAM_FOLDERS, ListenTarget, NetTarget, Permissions, RedisTarget, is_public
+from sandboxrun.config.permissions import (
+    PROGRAM_FOLDERS,
+    Kind,
+    ListenTarget,
+    NetTarget,
+    Permissions,
+    RedisTarget,
+    Verdict,
+    is_public,
+)
 from sandboxrun.describe.question import ALWAYS_ENV, Question, address_of, parts_of
 from sandboxrun.describe.words import entries
-from sandboxrun.records import record
+from sandboxrun.records import never, record
 from sandboxrun.sandbox.compile.paths import follow, within
 
 TYPE_CHECKING = False
@@ -22,12 +32,21 @@ if TYPE_CHECKING:
     from sandboxrun.sandbox.compile.policy import SandboxPolicy
 
 
+class Ruling(enum.StrEnum):
+    """What becomes of an act."""
+
+    ALLOWED = "allowed"
+    DENIED = "denied"  # an entry forbids it
+    MISSING = "missing"  # no entry grants it
+    REFUSED = "refused"  # an entry grants it, and the operator's policy does not allow that entry
+
+
 @record
 class Decision:
-    """`verdict`: allowed, denied (an entry forbids it) or missing (none grants it). `entry` and `where` are what decides; both
-    empty where no entry does, and then `why` says what does."""
+    """`verdict` by the hash alone, so never REFUSED. `entry` and `where` are what decides; both empty where no entry does, and
+    then `why` says what does."""
 
-    verdict: str
+    verdict: Ruling
     entry: str = ""
     where: str = ""
     why: str = ""
@@ -36,48 +55,60 @@ class Decision:
 def decide(question: Question, config: WorkerConfig, policy: SandboxPolicy | None, redis: NetTarget | str) -> Decision:
     """`policy`: None where it cannot be made. `redis`: its endpoint, or a socket's path."""
     kind, target = question.kind, question.target
-    if kind == "net":
-        return _net(target, config, redis)
-    if kind == "listen":
-        return _listen(target, config)
-    if kind == "env":
-        return _env(target, config)
-    if kind == "redis":
-        return _redis(target, config)
-    return _run(target, config, policy) if kind == "run" else _path(kind, target, config, policy)
+    match kind:
+        case Kind.NET:
+            return _net(target, config, redis)
+        case Kind.LISTEN:
+            return _listen(target, config)
+        case Kind.ENV:
+            return _env(target, config)
+        case Kind.REDIS:
+            return _redis(target, config)
+        case Kind.RUN:
+            return _run(target, config, policy)
+        case Kind.READ | Kind.WRITE:
+            return _path(kind, target, config, policy)
+        case _:
+            raise never(kind)
 
 
-def _found(config: WorkerConfig, verdict: str, kind: str, test: Any) -> Decision | None:
+def _found(config: WorkerConfig, verdict: Verdict, kind: Kind, test: Any) -> Decision | None:
     """The first entry that the test holds for, as a decision."""
-    for _, entry, where in entries(config.asked, verdict, kind):
+    for entry, where in entries(config.asked, verdict, kind):
         if test(entry):
-            return Decision("allowed" if verdict == "allow" else "denied", str(entry), where)
+            return Decision(Ruling.ALLOWED if verdict is Verdict.ALLOW else Ruling.DENIED, str(entry), where)
     return None
 
 
 def _first(*found: Decision | None, otherwise: str = "") -> Decision:
-    return next((one for one in found if one is not None), Decision("missing", why=otherwise))
+    return next((one for one in found if one is not None), Decision(Ruling.MISSING, why=otherwise))
 
 
 def _net(target: NetTarget, config: WorkerConfig, redis: NetTarget | str) -> Decision:
     address, name, port = address_of(target), target.host, target.port or 0
-    other = Decision("allowed", why="it is the worker's Redis, which is always granted") if target == redis else None
+    other = (
+        Decision(Ruling.ALLOWED, why="it is the worker's Redis, which is always granted") if target == redis else None
+    )
     if address is not None:
         names = (name,) if name is not None else ()
-        denied = _found(config, "deny", "net", lambda t: _only(t, denied=True).denies_net(address, port, names))
-        if name is not None and not any(entry.matches_name(name) for entry in config.permissions.allow.get("net", ())):
+        denied = _found(
+            config, Verdict.DENY, Kind.NET, lambda t: _only(t, denied=True).denies_net(address, port, names)
+        )
+        if name is not None and not any(
+            entry.matches_name(name) for entry in config.permissions.allow.get(Kind.NET, ())
+        ):
             return _first(denied, other, otherwise="the name itself has to be listed for it to be resolved")
-        granted = _found(config, "allow", "net", lambda t: _only(t).allows_net(address, port, names, names))
+        granted = _found(config, Verdict.ALLOW, Kind.NET, lambda t: _only(t).allows_net(address, port, names, names))
         why = "" if is_public(address) else "an address that is not public has to be listed itself"
         return _first(denied, granted, other, otherwise=why)
 
     def meets(entry: NetTarget) -> bool:
         return entry.matches_name(name or "") and entry.port in (None, port)
 
-    denied, granted = _found(config, "deny", "net", meets), _found(config, "allow", "net", meets)
+    denied, granted = _found(config, Verdict.DENY, Kind.NET, meets), _found(config, Verdict.ALLOW, Kind.NET, meets)
     if granted is not None:
         why = "as far as it resolves to public addresses; others have to be listed themselves"
-        if any(entry.network is not None for entry in config.permissions.deny.get("net", ())):
+        if any(entry.network is not None for entry in config.permissions.deny.get(Kind.NET, ())):
             why += ", and none that denyNet lists"
         granted = Decision(granted.verdict, granted.entry, granted.where, why)
     return _first(denied, granted, other)
@@ -85,16 +116,19 @@ def _net(target: NetTarget, config: WorkerConfig, redis: NetTarget | str) -> Dec
 
 def _only(entry: NetTarget, *, denied: bool = False) -> Permissions:
     """Permissions of this one entry, to see whether it is what decides."""
-    return Permissions(deny={"net": (entry,)}) if denied else Permissions({"net": (entry,)})
+    return Permissions(deny={Kind.NET: (entry,)}) if denied else Permissions({Kind.NET: (entry,)})
 
 
 def _listen(target: ListenTarget, config: WorkerConfig) -> Decision:
     asked = target.address, target.port
-    refuses = lambda entry: Permissions(deny={"listen": (entry,)}).denies_listen(*asked, both=True)  # noqa: E731
-    covers = lambda entry: Permissions({"listen": (entry,)}).allows_listen(*asked)  # noqa: E731
-    denied, granted = _found(config, "deny", "listen", refuses), _found(config, "allow", "listen", covers)
+    refuses = lambda entry: Permissions(deny={Kind.LISTEN: (entry,)}).denies_listen(*asked, both=True)  # noqa: E731
+    covers = lambda entry: Permissions({Kind.LISTEN: (entry,)}).allows_listen(*asked)  # noqa: E731
+    denied, granted = (
+        _found(config, Verdict.DENY, Kind.LISTEN, refuses),
+        _found(config, Verdict.ALLOW, Kind.LISTEN, covers),
+    )
     if config.inspect is not None and target == config.inspect.address and granted is None and denied is None:
-        return Decision("allowed", str(config.inspect.address), config.inspect.where, "for the debugger")
+        return Decision(Ruling.ALLOWED, str(config.inspect.address), config.inspect.where, "for the debugger")
     return _first(
         denied, granted, otherwise="0.0.0.0 is every IPv4 address, [::] every address; each port has to be listed"
     )
@@ -102,31 +136,33 @@ def _listen(target: ListenTarget, config: WorkerConfig) -> Decision:
 
 def _env(name: str, config: WorkerConfig) -> Decision:
     if name in ALWAYS_ENV:
-        return Decision("allowed", why="sandboxrun sets it itself")
+        return Decision(Ruling.ALLOWED, why="sandboxrun sets it itself")
     same = lambda entry: entry == name  # noqa: E731
-    granted = _found(config, "allow", "env", same)
+    granted = _found(config, Verdict.ALLOW, Kind.ENV, same)
     if granted is not None and name not in os.environ:
         granted = Decision(granted.verdict, granted.entry, granted.where, "but it is not set here")
-    return _first(_found(config, "deny", "env", same), granted)
+    return _first(_found(config, Verdict.DENY, Kind.ENV, same), granted)
 
 
 def _redis(target: RedisTarget, config: WorkerConfig) -> Decision:
     """Reading and writing may be granted apart. What denyRedis lists takes an entry of allowRedis away."""
-    taken = {entry for _, entry, _ in entries(config.asked, "deny", "redis")}
+    taken = {entry for entry, _ in entries(config.asked, Verdict.DENY, Kind.REDIS)}
     decisions = [_redis_part(part, config, taken) for part in parts_of(target)]
-    worst = next((one for one in decisions if one.verdict != "allowed"), decisions[0])
-    if worst.verdict == "allowed" and len({one.where for one in decisions}) > 1:
+    worst = next((one for one in decisions if one.verdict is not Ruling.ALLOWED), decisions[0])
+    if worst.verdict is Ruling.ALLOWED and len({one.where for one in decisions}) > 1:
         return Decision(
-            "allowed", " and ".join(one.entry or one.why for one in decisions), worst.where or decisions[1].where
+            Ruling.ALLOWED, " and ".join(one.entry or one.why for one in decisions), worst.where or decisions[1].where
         )
     return worst
 
 
 def _redis_part(part: RedisTarget, config: WorkerConfig, taken: set[Any]) -> Decision:
-    always = next((why for own, why in _own_keys(config) if covers("redis", own, part)), None)
-    granted = _found(config, "allow", "redis", lambda entry: entry not in taken and covers("redis", entry, part))
-    denied = _found(config, "deny", "redis", lambda entry: covers("redis", entry, part))
-    own = Decision("allowed", why=always) if always else None
+    always = next((why for own, why in _own_keys(config) if covers(Kind.REDIS, own, part)), None)
+    granted = _found(
+        config, Verdict.ALLOW, Kind.REDIS, lambda entry: entry not in taken and covers(Kind.REDIS, entry, part)
+    )
+    denied = _found(config, Verdict.DENY, Kind.REDIS, lambda entry: covers(Kind.REDIS, entry, part))
+    own = Decision(Ruling.ALLOWED, why=always) if always else None
     return _first(own, granted, denied)
 
 
@@ -145,9 +181,9 @@ def _own_keys(config: WorkerConfig) -> list[tuple[RedisTarget, str]]:
 def _run(target: str, config: WorkerConfig, policy: SandboxPolicy | None) -> Decision:
     wanted = _programs(target)
     meets = lambda entry: bool(set(_programs(entry)) & set(wanted))  # noqa: E731
-    denied, granted = _found(config, "deny", "run", meets), _found(config, "allow", "run", meets)
+    denied, granted = _found(config, Verdict.DENY, Kind.RUN, meets), _found(config, Verdict.ALLOW, Kind.RUN, meets)
     if denied is None and granted is None and not wanted:
-        return Decision("missing", why="there is no such program here")
+        return Decision(Ruling.MISSING, why="there is no such program here")
     if policy is not None and denied is None and not set(wanted) & set(policy.execute):
         granted = None
     return _first(denied, granted)
@@ -159,21 +195,23 @@ def _programs(name: str) -> list[str]:
     return [follow(path)[0] for path in places if os.path.isfile(path)][:1]
 
 
-def _path(kind: str, target: str, config: WorkerConfig, policy: SandboxPolicy | None) -> Decision:
+def _path(kind: Kind, target: str, config: WorkerConfig, policy: SandboxPolicy | None) -> Decision:
     real = follow(target)[0]
     inside = lambda entry: within(real, follow(entry)[0])  # noqa: E731
-    denied, granted = _found(config, "deny", kind, inside), _found(config, "allow", kind, inside)
+    denied, granted = _found(config, Verdict.DENY, kind, inside), _found(config, Verdict.ALLOW, kind, inside)
     if policy is None:
         return _first(denied, granted)
-    listed = policy.read if kind == "read" else policy.write
+    listed = policy.read if kind is Kind.READ else policy.write
     if _covered(real, listed):
-        return granted or Decision("allowed", why="every worker has it: Python, its libraries, or its own script")
+        return granted or Decision(Ruling.ALLOWED, why="every worker has it: Python, its libraries, or its own script")
     if denied is not None or granted is None:
-        return _first(denied, otherwise=_beside(real, policy) if kind == "write" else "")
-    around = _found(config, "deny", kind, lambda entry: within(follow(entry)[0], follow(granted.entry)[0]))
-    around = around or _found(config, "deny", "read", lambda entry: within(follow(entry)[0], follow(granted.entry)[0]))
+        return _first(denied, otherwise=_beside(real, policy) if kind is Kind.WRITE else "")
+    around = _found(config, Verdict.DENY, kind, lambda entry: within(follow(entry)[0], follow(granted.entry)[0]))
+    around = around or _found(
+        config, Verdict.DENY, Kind.READ, lambda entry: within(follow(entry)[0], follow(granted.entry)[0])
+    )
     why = f"a part of {granted.entry} is denied, so that only what else is in it when the worker starts is granted"
-    return Decision("denied", around.entry, around.where, why) if around is not None else Decision("missing")
+    return Decision(Ruling.DENIED, around.entry, around.where, why) if around is not None else Decision(Ruling.MISSING)
 
 
 def _covered(real: str, listed: Iterable[str]) -> bool:

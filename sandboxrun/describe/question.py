@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from sandboxrun.config.permissions import KINDS, NetTarget, RedisTarget
+from sandboxrun.config.permissions import Kind, NetTarget, RedisTarget
 from sandboxrun.errors import UsageError
 from sandboxrun.records import record
 
@@ -12,39 +12,30 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-FLAGS = {kind: f"--{kind}" for kind in KINDS} | {"redis": "--redis-keys"}  # --redis says where Redis is
+FLAGS = {kind: "--redis-keys" if kind is Kind.REDIS else f"--{kind}" for kind in Kind}  # --redis says where Redis is
 ALWAYS_ENV = ("PATH", "LANG", "HOME", "TMPDIR", "REDIS_URL")
-KINDS_ASKED = {
-    "net": ("HOST:PORT", "connecting there"),
-    "read": ("PATH", "reading this file or folder"),
-    "write": ("PATH", "writing it, or making it"),
-    "run": ("PROGRAM", "running it"),
-    "listen": ("ADDRESS:PORT", "listening there"),
-    "env": ("NAME", "seeing this variable of yours"),
-    "redis": ("KEYS", "reading and writing keys; %%R~KEYS reading, %%W~KEYS writing, +pubsub:CHANNEL, +COMMAND"),
-}
 
 
 @record
 class Question:
     """`target` is an entry of the kind that grants exactly what is asked."""
 
-    kind: str
+    kind: Kind
     target: Any
 
     def __str__(self) -> str:
         return f"{self.kind} {self.target}"
 
 
-def parse(kind: str, text: str) -> Question:
+def parse(kind: Kind, text: str) -> Question:
     """Raises UsageError."""
     flag = FLAGS[kind]
-    if kind == "env" and text in ALWAYS_ENV:  # no hash can list them
+    if kind is Kind.ENV and text in ALWAYS_ENV:  # no hash can list them
         return Question(kind, text)
     try:
-        target = KINDS[kind].parse(text)
+        target = kind.parse(text)
     except ValueError as error:
-        raise UsageError(f"{flag} is {text[:80]!r}: {error}; expected {KINDS_ASKED[kind][0]}") from error
+        raise UsageError(f"{flag} is {text[:80]!r}: {error}; expected {kind.metavar}") from error
     if isinstance(target, NetTarget) and not _is_one(target):
         raise UsageError(f"{flag} is {text[:80]!r}: expected one host or address and its port, as in example.com:443")
     if isinstance(target, str) and "," in target:

@@ -8,11 +8,11 @@ import os
 from sandboxrun.config import keys
 from sandboxrun.config.covers import ANY_PORT
 from sandboxrun.config.limits import LIMITS
-from sandboxrun.config.permissions import KINDS, VERDICTS, ListenTarget
+from sandboxrun.config.permissions import Kind, ListenTarget, Verdict
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.describe.examine import Examination
 from sandboxrun.describe.fields import is_known, is_secret, mask, shown
-from sandboxrun.describe.words import always, default_policy, lines
+from sandboxrun.describe.words import always, lines
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.fetch.resolve import LocalSource, is_commit, is_mutable
 from sandboxrun.policy.ceiling import Ceiling
@@ -99,7 +99,7 @@ def code(found: Examination) -> Json | None:
 
 def permissions(config: WorkerConfig | None, redis: str, hashes: Hashes) -> Json:
     """Allowed and denied by kind, as lists of entry, words and where it stands; and what every worker has."""
-    both: Json = {verdict: {kind: [] for kind in KINDS} for verdict in VERDICTS}
+    both: Json = {verdict: {kind: [] for kind in Kind} for verdict in Verdict}
     if config is None:
         return {**both, "always": []}
     for line in lines(config.asked):
@@ -130,19 +130,19 @@ def policy(found: Examination) -> Json | None:
     return {
         "within": not found.refusals,
         "refused": [mask(str(error)) for error in found.refusals],
-        "allows": {kind: _most(found.ceiling, kind) for kind in KINDS},
+        "allows": {kind: _most(found.ceiling, kind) for kind in Kind},
         "requires": [place for section in found.ceiling.sections for place in _requires(section)],
     }
 
 
-def _most(ceiling: Ceiling, kind: str) -> list[Json]:
+def _most(ceiling: Ceiling, kind: Kind) -> list[Json]:
     """Of each file that sets the kind; else of the default policy."""
     found = [
         {"entries": [_entry(entry) for entry in section.allow[kind]], "where": section.places["allow-" + kind]}
         for section in ceiling.sections
         if kind in section.allow
     ]
-    return found or [{"entries": [default_policy(kind, ceiling.data)], "where": "default policy"}]
+    return found or [{"entries": [kind.default.format(ceiling.data)], "where": "default policy"}]
 
 
 def _entry(entry: Any) -> str:

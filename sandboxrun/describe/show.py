@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sandboxrun.config.permissions import Verdict
 from sandboxrun.describe.paint import Paint
 
 TYPE_CHECKING = False
@@ -80,13 +81,13 @@ def _code(code: Json | None, paint: Paint) -> Iterator[str]:
 
 def may(found: Json, paint: Paint) -> Iterator[str]:
     """What is granted and denied, in words."""
-    for verdict, head in (("allow", "may"), ("deny", "may not")):
+    for verdict, head in ((Verdict.ALLOW, "may"), (Verdict.DENY, "may not")):
         listed = [line for kind in found[verdict].values() for line in kind]
-        if verdict == "allow" or listed:
+        if verdict is Verdict.ALLOW or listed:
             yield paint(head, "head")
         for line in listed:
             yield f"  {paint(line['words'])}  {paint('(' + _field(line['where'], found['key']) + ')', 'faint')}"
-        if verdict == "allow" and not listed:
+        if verdict is Verdict.ALLOW and not listed:
             yield f"  {paint('nothing but what every worker has')}"
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from sandboxrun.config.permissions import KINDS, VERDICTS, ListenTarget, NetTarget, RedisTarget, parse_list
+from sandboxrun.config.permissions import Kind, ListenTarget, NetTarget, RedisTarget, Verdict, parse_list
 from sandboxrun.config.worker import Asked
 from sandboxrun.records import record
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Line:
     """One entry of what is granted or denied: `verdict` and `kind` of it, in `words`, and the field or flag where it stands."""
 
-    verdict: str
-    kind: str
+    verdict: Verdict
+    kind: Kind
     target: Any
     words: str
     where: str
@@ -27,19 +27,19 @@ class Line:
 def lines(asked: Asked) -> list[Line]:
     """All that a hash grants and denies, as it lists it."""
     found = []
-    for verdict in VERDICTS:
-        for kind in KINDS:
-            for name, target, where in entries(asked, verdict, kind):
-                found.append(Line(verdict, name, target, _WORDS[name](target), where))
+    for verdict in Verdict:
+        for kind in Kind:
+            for target, where in entries(asked, verdict, kind):
+                found.append(Line(verdict, kind, target, kind.words.format(_in_words(target)), where))
     return found
 
 
-def entries(asked: Asked, verdict: str, kind: str) -> Iterator[tuple[str, Any, str]]:
-    """Kind, entry, and where it stands."""
-    for listed, name, text, where in asked.lists:
-        if (listed, name) == (verdict, kind):
-            for target in parse_list(KINDS[kind], text, where):
-                yield name, target, where
+def entries(asked: Asked, verdict: Verdict, kind: Kind) -> Iterator[tuple[Any, str]]:
+    """Each entry, and where it stands."""
+    for said, name, text, where in asked.lists:
+        if said == verdict and name == kind:
+            for target in parse_list(kind, text, where):
+                yield target, where
 
 
 def always(key: str, shared: str, redis: str) -> list[str]:
@@ -52,20 +52,15 @@ def always(key: str, shared: str, redis: str) -> list[str]:
     ]
 
 
-def default_policy(kind: str, data: str) -> str:
-    """What a hash may be granted of a kind where no policy file says. `data`: the worker's own data folder."""
-    return _DEFAULTS[kind].format(data)
-
-
-_DEFAULTS: Mapping[str, str] = {
-    "net": "hosts and single addresses; no wildcards, no blocks, none where clouds keep credentials",
-    "read": "what is in {}",
-    "write": "what is in {}",
-    "run": "nothing",
-    "listen": "nothing",
-    "env": "nothing",
-    "redis": "keys and channels without a wildcard in front of the first colon; no commands",
-}
+def _in_words(target: Any) -> str:
+    """An entry, to stand in the words of its kind."""
+    if isinstance(target, NetTarget):
+        return _net(target)
+    if isinstance(target, ListenTarget):
+        return _listen(target)
+    if isinstance(target, RedisTarget):
+        return _REDIS[target.access].format(target.pattern)
+    return str(target)
 
 
 def _net(target: NetTarget) -> str:
@@ -77,7 +72,7 @@ def _net(target: NetTarget) -> str:
         what = target.host
     else:
         what = f"every name below {target.suffix[1:]}" if target.suffix else "every public address"
-    return f"connect to {what}, {port}"
+    return f"{what}, {port}"
 
 
 def _listen(target: ListenTarget) -> str:
@@ -87,7 +82,7 @@ def _listen(target: ListenTarget) -> str:
     )
     reach = every if target.address.is_unspecified else f"on {target.address}"
     who = "from this machine only" if target.address.is_loopback else "from wherever it can be reached"
-    return f"listen {reach}, {port}, {who}"
+    return f"{reach}, {port}, {who}"
 
 
 _REDIS: Mapping[str, str] = {
@@ -96,19 +91,4 @@ _REDIS: Mapping[str, str] = {
     "w": "write the Redis keys {}",
     "channel": "publish and subscribe to the Redis channel {}",
     "command": "use the Redis command {}",
-}
-
-
-def _redis(target: RedisTarget) -> str:
-    return _REDIS[target.access].format(target.pattern)
-
-
-_WORDS: Mapping[str, Callable[[Any], str]] = {
-    "net": _net,
-    "read": "read {} and what is below it".format,
-    "write": "write, make and remove {} and what is below it".format,
-    "run": "run the program {}, in the same sandbox".format,
-    "listen": _listen,
-    "env": "see the variable {} of the operator's environment".format,
-    "redis": _redis,
 }

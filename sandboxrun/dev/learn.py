@@ -1,6 +1,6 @@
 """What a worker tried and was refused, and the smallest set of grants that would have allowed it. Pure.
 
-A worker can write such a line itself: what is learned is to be read before it is pasted.
+A worker can write such an event or line itself: what is learned is to be read before it is pasted.
 """
 
 from __future__ import annotations
@@ -13,30 +13,37 @@ from typing import Any
 from sandboxrun.config.covers import covered
 from sandboxrun.config.permissions import KINDS
 
-_REFUSAL = re.compile(
-    r'Requires [a-z]+ access to ".*"; grant it with: --allow-([a-z]+)=(.+) \(field [A-Za-z]+ of [^ ]+\)'
-)
+# The worker's own traceback ends with a denial as text (sandbox/child/tracebacks.py), which is all that leaves the sandbox.
+_LINE = re.compile(r'Requires [a-z]+ access to ".*"; grant it with: --allow-([a-z]+)=(.+) \(field [A-Za-z]+ of [^ ]+\)')
 LEARNED_MAX = 200
 
 
 class Learned:
-    """Refusals, line by line."""
+    """Denials, one by one."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], Any] = {}
 
+    def event(self, fields: Mapping[str, object]) -> None:
+        """The fields of a log event `denied`, as Denial.fields gives them; one that no grant would allow teaches nothing."""
+        kind, grant = fields.get("kind"), fields.get("grant")
+        if isinstance(kind, str) and isinstance(grant, str):
+            self._add(kind, grant)
+
     def line(self, text: str) -> None:
-        """A line of the supervisor's or of the worker's hooks; any other is passed over."""
-        found = _REFUSAL.fullmatch(text.strip())
-        if found is None or len(self._found) >= LEARNED_MAX or found[1] not in KINDS:
-            return
-        if "," in found[2]:  # a path that no list can hold
+        """A line that the worker printed; only the denial after its traceback teaches something."""
+        found = _LINE.fullmatch(text.strip())
+        if found is not None:
+            self._add(found[1], found[2])
+
+    def _add(self, kind: str, grant: str) -> None:
+        if len(self._found) >= LEARNED_MAX or kind not in KINDS or "," in grant:  # a path that no list can hold
             return
         try:
-            target = KINDS[found[1]].parse(found[2])
+            target = KINDS[kind].parse(grant)
         except ValueError:
             return
-        self._found[found[1], str(target)] = target
+        self._found[kind, str(target)] = target
 
     def grants(self, before: Mapping[str, Iterable[Any]] | None = None) -> dict[str, tuple[str, ...]]:
         """By kind, what to add to what is allowed `before`: nothing that another entry covers."""

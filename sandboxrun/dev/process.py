@@ -25,8 +25,8 @@ class Process:
     """Born in standby, where asked: it has all imported and waits for `go`, so that a start takes half the time.
 
     `said` is given each line, from a thread: whether it is a message of the supervisor's, which gives (level, message), or
-    the worker's own, with level "" for its standard output and "worker" for its standard error. Make it in a thread that
-    lives as long as the program: the child ends with that.
+    the worker's own, with level "" for its standard output and "worker" for its standard error; `denied` is given the
+    fields of each denial first. Make it in a thread that lives as long as the program: the child ends with that.
     """
 
     def __init__(
@@ -37,12 +37,13 @@ class Process:
         key_file: str | None,
         standby: bool,
         said: Callable[[str, str], None],
+        denied: Callable[[Mapping[str, Any]], None],
         ended: Callable[[Process], None],
     ) -> None:
         command = [sys.executable, "-I", "-m", "sandboxrun", "run", *words, "--json-logs", "--no-log"]
         self.started = threading.Event()  # the supervisor has claimed the hash and lets the worker go
         self.started_at = 0.0
-        self._said, self._ended, self._go = said, ended, -1
+        self._said, self._denied, self._ended, self._go = said, denied, ended, -1
         with contextlib.ExitStack() as stack:
             stdin: IO[bytes] | int = stack.enter_context(open(key_file, "rb")) if key_file else subprocess.DEVNULL
             fds: tuple[int, ...] = ()
@@ -118,6 +119,8 @@ class Process:
             self.started_at = time.time()
             self.started.set()
         else:
+            if message["event"] == "denied":
+                self._denied(message)
             self._said(message["level"], escape(message["message"]))
 
 

@@ -32,13 +32,14 @@ SAVED_SECONDS = 5.0  # a file's time that is older was not set by this save
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What a session is made from. `say` is given (kind, text) from any thread; kinds are "", "worker", the levels of a
-    message, "good" and "bad"."""
+    message, "good" and "bad". `denied` is given the fields of each denial, from any thread."""
 
     target: Target
     options: Sequence[str]  # of sandboxrun TYPE ID
     env: Mapping[str, str]
     key_file: str | None
     say: Callable[[str, str], None]
+    denied: Callable[[Mapping[str, object]], None]
 
 
 @dataclass(slots=True)
@@ -164,6 +165,7 @@ class Session:
             key_file=self.setting.key_file,
             standby=standby,
             said=self.setting.say,
+            denied=self.setting.denied,
             ended=self._events.put,
         )
 

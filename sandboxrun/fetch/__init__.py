@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 from collections.abc import Callable
 
 from sandboxrun.errors import FetchError, IntegrityError
@@ -12,6 +13,15 @@ from sandboxrun.fetch.resolve import ImportList, LocalSource, Source
 from sandboxrun.records import record, replace
 
 
+class Obtained(enum.StrEnum):
+    """How an artifact was obtained."""
+
+    LOCAL = "local"  # from the worker's own folder or file
+    CACHED = "cached"  # from the cache, without asking anybody, or because nobody answered
+    REVALIDATED = "revalidated"  # from the cache, because its host says that it has not changed
+    FETCHED = "fetched"
+
+
 @record
 class Artifact:
     """A script that may run: our own copy of its bytes, and where they came from."""
@@ -19,7 +29,7 @@ class Artifact:
     source: bytes
     sha256: str
     origin: str  # URL or path
-    how: str  # "cached", "fetched", "revalidated", "local"
+    how: str  # an Obtained
     instead_of: str | None = None  # the digest that the version had before, where it is another now
     code: bytes | None = None  # marshalled, of a cached script; None: the child compiles
 
@@ -39,7 +49,9 @@ def obtain(
     if isinstance(source, LocalSource):
         data = source.read()
         integrity.check_python(data, source.script)
-        return Artifact(data, integrity.check_digest(data, expected_sha256, source.script), source.script, "local")
+        return Artifact(
+            data, integrity.check_digest(data, expected_sha256, source.script), source.script, Obtained.LOCAL
+        )
     with cache.locked(source):
         found = _obtain(source, cache, allowed, expected_sha256, reload, cached_only, warn, progress)
         return found if found.code is not None else replace(found, code=_code(found, source.url, cache))
@@ -69,7 +81,7 @@ def _obtain(
     pin = cache.pin(source)
     data = cache.read(pin.sha256) if pin is not None else None
     if pin is not None and data is not None and not reload and (cached_only or not source.mutable):
-        return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, "cached")
+        return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, Obtained.CACHED)
     if cached_only:
         raise FetchError(
             f"{source.url} is not in the cache, and --cached-only forbids to fetch it: run once without it"
@@ -88,10 +100,10 @@ def _obtain(
         if pin is None or data is None or reload:
             raise
         warn(f"{error}; running the copy of {pin.fetched} from the cache")
-        return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, "cached")
+        return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, Obtained.CACHED)
     if fetched is None:  # 304 Not Modified
         assert pin is not None and data is not None
-        return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, "revalidated")
+        return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, Obtained.REVALIDATED)
     code = integrity.compile_python(fetched.body, source.url)
     digest = integrity.check_digest(fetched.body, expected, source.url)
     if pin is not None and not source.mutable and not reload and pin.sha256 != digest:
@@ -102,4 +114,4 @@ def _obtain(
     cache.write(source, fetched.body, Pin(digest, fetched.etag))
     cache.keep_code(code, digest, source.url)
     instead_of = pin.sha256 if pin is not None and pin.sha256 != digest else None
-    return Artifact(fetched.body, digest, source.url, "fetched", instead_of, code)
+    return Artifact(fetched.body, digest, source.url, Obtained.FETCHED, instead_of, code)

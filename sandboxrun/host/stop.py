@@ -12,6 +12,7 @@ from typing import Any
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.fleet.workers import State, read_pids, state_of
+from sandboxrun.records import never
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, holder, start_time, this_host
 from sandboxrun.redis.transaction import optimistic
@@ -127,9 +128,15 @@ def _ask(connection: Connection, key: str, *, only_stale: bool) -> tuple[State, 
     """Remove `pid` of one that runs, or all that one that does not has left; what was found."""
 
     def wanted(state: State) -> Sequence[str]:
-        if state in (State.STALE, State.UNKNOWN):
-            return PID_FIELDS
-        return ("pid",) if state == State.RUNNING and not only_stale else ()
+        match state:
+            case State.STALE | State.UNKNOWN:
+                return PID_FIELDS
+            case State.RUNNING:
+                return () if only_stale else ("pid",)
+            case State.ENDING | State.STOPPED | State.UNREADABLE:
+                return ()
+            case _:
+                raise never(state)
 
     return _change(connection, key, wanted)
 

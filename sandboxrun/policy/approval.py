@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from sandboxrun.config import keys
 from sandboxrun.config.covers import covered, covers
 from sandboxrun.config.limits import LIMITS
-from sandboxrun.config.permissions import KINDS, VERDICTS, IPNetwork, Kind, NetTarget, Permissions
+from sandboxrun.config.permissions import KINDS, IPNetwork, Kind, NetTarget, Permissions, RedisTarget, Verdict
 from sandboxrun.config.worker import Asked
 from sandboxrun.errors import ConfigError, PolicyError
 from sandboxrun.files import write_whole
@@ -72,8 +72,8 @@ def save(path: str, asked: Asked) -> None:
     record = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **{
-            verdict: {kind: [str(target) for target in targets] for kind, targets in lists.items() if targets}
-            for verdict, lists in (("allow", permissions.allow), ("deny", permissions.deny))
+            str(verdict): {kind: [str(target) for target in targets] for kind, targets in lists.items() if targets}
+            for verdict, lists in ((Verdict.ALLOW, permissions.allow), (Verdict.DENY, permissions.deny))
         },
         "limits": dict(asked.limits),
         **({"inspect": str(asked.inspect)} if asked.inspect is not None else {}),
@@ -141,22 +141,22 @@ def _ask(question: str) -> bytes | None:
 
 
 def _grown_permissions(before: Permissions, now: Permissions) -> Iterator[str]:
-    for kind in KINDS:
+    for kind in Kind:
         allowed = now.allow.get(kind, ())
         for target in allowed:
             if not covered(kind, before.allow.get(kind, ()), target):
-                yield f"{KINDS[kind].flag()} {target}"
+                yield f"{kind.flag()} {target}"
         for target in before.deny.get(kind, ()):
             still = covered(kind, now.deny.get(kind, ()), target)
             if not still and any(_may_meet(kind, target, other) for other in allowed):
-                yield f"no longer {KINDS[kind].flag('deny')} {target}"
+                yield f"no longer {kind.flag(Verdict.DENY)} {target}"
 
 
-def _may_meet(kind: str, a: Any, b: Any) -> bool:
+def _may_meet(kind: Kind, a: Any, b: Any) -> bool:
     """Whether something might be in both; names and addresses might, and so might two patterns."""
     if isinstance(a, NetTarget):
         return a.network is None or b.network is None or _overlap(a.network, b.network)
-    if kind == "redis":
+    if isinstance(a, RedisTarget):
         return True
     return covers(kind, a, b) or covers(kind, b, a)
 
@@ -190,7 +190,7 @@ def _from_json(data: bytes) -> Asked:
     """Strict, with ValueError and its like for anything that `save` does not write: a record cut short must not look like one."""
     record = json.loads(data)
     allow, deny = (
-        {kind: _targets(KINDS[kind], texts) for kind, texts in record[verdict].items()} for verdict in VERDICTS
+        {kind: _targets(KINDS[kind], texts) for kind, texts in record[verdict].items()} for verdict in Verdict
     )
     limits = record["limits"]
     if not all(name in LIMITS and type(value) is int and value >= 0 for name, value in limits.items()):

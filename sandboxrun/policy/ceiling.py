@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from sandboxrun.config import keys
 from sandboxrun.config.covers import covered, glob_covers, is_below
 from sandboxrun.config.limits import LIMITS, Limits
-from sandboxrun.config.permissions import KINDS, NetTarget, RedisTarget
+from sandboxrun.config.permissions import KINDS, Kind, NetTarget, RedisTarget
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError, PolicyError
-from sandboxrun.records import asdict, field, record, replace
+from sandboxrun.records import asdict, field, never, record, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Ceiling:
         """
         for kind, targets in self.worker.asked.permissions.allow.items():
             for target in targets:
-                self._check_target(kind, target, os.path.realpath)
+                self._check_target(KINDS[kind], target, os.path.realpath)
         for section in self.sections:
             if section.sha256 is not None and self.worker.sha256 is not None:
                 self._check_digest(section, self.worker.sha256, f"field sha256 of {self.worker.key}")
@@ -87,7 +87,9 @@ class Ceiling:
     def check_path(self, kind: str, path: str, real: str) -> None:
         """Raise PolicyError where a path of the hash now leads out of the ceiling; of the command line's it is not asked."""
         if path in self.worker.asked.permissions.allow.get(kind, ()):
-            self._check_target(kind, path, lambda looked_at: real if looked_at == path else os.path.realpath(looked_at))
+            self._check_target(
+                KINDS[kind], path, lambda looked_at: real if looked_at == path else os.path.realpath(looked_at)
+            )
 
     def check_source(self, *, host: tuple[str, int] | None, path: str | None, branch: bool) -> None:
         """Raise PolicyError unless the script may come from here: `host` and port of its URL, or the real `path`."""
@@ -128,7 +130,7 @@ class Ceiling:
     def make_data(self) -> None:
         """The worker's own data folder, for us alone, where the hash is granted something in it. Raises ConfigError."""
         allow = self.worker.asked.permissions.allow
-        if not any(is_below(path, self.data) for kind in ("read", "write") for path in allow.get(kind, ())):
+        if not any(is_below(path, self.data) for kind in Kind if kind.is_folder for path in allow.get(kind, ())):
             return
         try:
             os.makedirs(os.path.dirname(self._root), exist_ok=True)
@@ -146,8 +148,8 @@ class Ceiling:
         """Where all workers' data folders are."""
         return os.path.dirname(os.path.dirname(self.data))
 
-    def _check_target(self, kind: str, target: Any, real: Callable[[str], str]) -> None:
-        if kind == "run" and "/" in target and is_below(real(target), real(self._root)):
+    def _check_target(self, kind: Kind, target: Any, real: Callable[[str], str]) -> None:
+        if kind is Kind.RUN and "/" in target and is_below(real(target), real(self._root)):
             where = f"lies in {self._root}, which workers may write"
             raise self._beyond(kind, target, where, "what is there is never run")
         setting = [section for section in self.sections if kind in section.allow]
@@ -166,19 +168,23 @@ class Ceiling:
         own = isinstance(entry, str) and (entry + "/").startswith(OWN_DATA + "/")
         return self.data + entry.removeprefix(OWN_DATA) if own else entry
 
-    def _beyond(self, kind: str, target: Any, by: str, mend: str) -> PolicyError:
+    def _beyond(self, kind: Kind, target: Any, by: str, mend: str) -> PolicyError:
         where = self.worker.asked.where(kind, target)
         return PolicyError(f"{where} has {str(target)[:200]!r}, which {by}: {mend}")
 
-    def _beyond_default(self, kind: str, target: Any, real: Callable[[str], str]) -> str:
+    def _beyond_default(self, kind: Kind, target: Any, real: Callable[[str], str]) -> str:
         """What is wrong with a target where no file sets its kind; empty where nothing is."""
-        if kind == "net":
-            return _beyond_default_net(target)
-        if kind == "redis":
-            return _beyond_default_redis(target, self.worker)
-        if kind in ("read", "write"):
-            return "" if _covered(kind, [self.data], target, real) else f"only what is in {self.data}"
-        return f"nothing of {KINDS[kind].field()}"
+        match kind:
+            case Kind.NET:
+                return _beyond_default_net(target)
+            case Kind.REDIS:
+                return _beyond_default_redis(target, self.worker)
+            case Kind.READ | Kind.WRITE:
+                return "" if _covered(kind, [self.data], target, real) else f"only what is in {self.data}"
+            case Kind.RUN | Kind.LISTEN | Kind.ENV:
+                return f"nothing of {kind.field()}"
+            case _:
+                raise never(kind)
 
     def _bounds(self, flags: Mapping[str, int]) -> dict[str, int]:
         """By limit, what holds instead of a default that is beyond the ceiling. Raises PolicyError where the hash asks for that."""
@@ -233,15 +239,15 @@ class Ceiling:
             )
 
 
-def _covered(kind: str, entries: list[Any], target: Any, real: Callable[[str], str]) -> bool:
+def _covered(kind: Kind, entries: list[Any], target: Any, real: Callable[[str], str]) -> bool:
     """Paths by where they lead, on both sides: a symlink in a folder of the ceiling must not lead out of it."""
-    if kind == "run":
+    if kind is Kind.RUN:
         # A name stands for a program in the system's folders, whatever that is a link to.
         if covered(kind, [entry for entry in entries if "/" not in entry], target):
             return True
         if "/" not in target:
             return False
-    if kind in ("read", "write", "run"):
+    if kind.is_path:
         return covered(kind, [real(entry) if entry.startswith("/") else entry for entry in entries], real(target))
     return covered(kind, entries, target)
 

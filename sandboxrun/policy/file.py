@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from sandboxrun.config.covers import ANY, ANY_PORT, glob_covers
 from sandboxrun.config.limits import LIMITS
-from sandboxrun.config.permissions import KINDS, ListenTarget, NetTarget, RedisTarget, parse_path
+from sandboxrun.config.permissions import KINDS, Kind, ListenTarget, NetTarget, RedisTarget, Verdict, parse_path
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError
 from sandboxrun.policy.ceiling import OWN_DATA, Ceiling, Section
@@ -147,8 +147,9 @@ def _read_key(key: str, value: Any, place: str, found: dict[str, Any]) -> None:
         raise ConfigError(f"{place} has {key} = {str(value)[:80]!r}: expected {expected}")
 
     verdict, _, name = key.partition("-")
-    if verdict == "allow" and name in KINDS:
-        found["allow"][name] = _list(value, wrong, lambda text: _entry(name, text), KINDS[name].expected)
+    if verdict == Verdict.ALLOW and name in KINDS:
+        kind = KINDS[name]
+        found["allow"][name] = _list(value, wrong, lambda text: _entry(kind, text), kind.expected)
     elif verdict == "limit" and name in LIMITS:
         if isinstance(value, bool) or not isinstance(value, int | str):
             wrong(f"{LIMITS[name].expected} or 0 for no limit")
@@ -160,7 +161,7 @@ def _read_key(key: str, value: Any, place: str, found: dict[str, Any]) -> None:
     elif key in ("pinned", "local", "inspect", "open-redis"):
         found[key.replace("-", "_")] = value if isinstance(value, bool) else wrong("true or false")
     else:
-        known = [*(f"allow-{kind}" for kind in KINDS), *(f"limit-{limit}" for limit in LIMITS)]
+        known = [*(kind.flag().removeprefix("--") for kind in Kind), *(f"limit-{limit}" for limit in LIMITS)]
         raise ConfigError(
             f"{place} has {key[:80]!r}: expected one of {', '.join((*known, 'import', 'pinned', 'local', 'inspect', 'open-redis', 'sha256'))}"
         )
@@ -178,18 +179,18 @@ def _list(value: Any, wrong: Callable[[str], NoReturn], parse: Callable[[str], A
     return tuple(parsed)
 
 
-def _entry(kind: str, text: str) -> Any:
+def _entry(kind: Kind, text: str) -> Any:
     """As in a hash, and what only a ceiling has. Raises ValueError."""
-    if text == ANY and kind in ("read", "write", "run", "listen", "env"):
+    if text == ANY and not kind.has_wildcards:
         return ANY
-    if kind in ("read", "write") and (text + "/").startswith(OWN_DATA + "/"):
+    if kind.is_folder and (text + "/").startswith(OWN_DATA + "/"):
         parse_path("/" + text)
         return text.rstrip("/")
-    if kind == "listen" and text.endswith(":*"):
+    if kind is Kind.LISTEN and text.endswith(":*"):
         return ListenTarget(ListenTarget.parse(text.removesuffix("*") + "0").address, ANY_PORT)
-    if kind == "redis" and text == "+*":
+    if kind is Kind.REDIS and text == "+*":
         return RedisTarget("command", ANY)
-    return KINDS[kind].parse(text)
+    return kind.parse(text)
 
 
 def _host(text: str) -> tuple[str, int]:

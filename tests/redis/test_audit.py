@@ -57,7 +57,7 @@ def test_a_run_from_its_start_to_its_end(r: redis.Redis, run: Runner, host: RawH
     assert len({line["sha256"] for line in lines[1:]}) == 1
     by = {line["event"]: line["details"] for line in lines}
     assert by["grant"]["allow"] == {"net": ["a.example"], "env": ["TOKEN"]}
-    assert by["denial"]["target"] == "192.0.2.1:80"
+    assert (by["denial"]["kind"], by["denial"]["target"], by["denial"]["grant"]) == ("net", *["192.0.2.1:80"] * 2)
     assert by["end"] == {"exit_code": 7}
     assert log.stat().st_mode & 0o777 == 0o600
     password = run.env["REDIS_URL"].partition("@")[0].rpartition(":")[2]

@@ -27,14 +27,15 @@ SUPERVISOR = frozenset(
     json.scanner keyword operator pwd re reprlib resource select signal struct threading types warnings sandboxrun
     sandboxrun.cli sandboxrun.cli.commands sandboxrun.cli.run sandboxrun.config sandboxrun.config.covers
     sandboxrun.config.fields sandboxrun.config.keys sandboxrun.config.limits sandboxrun.config.permissions
-    sandboxrun.config.secrets sandboxrun.config.worker sandboxrun.digests sandboxrun.errors sandboxrun.fetch
-    sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse sandboxrun.fetch.resolve
-    sandboxrun.files sandboxrun.host sandboxrun.host.configuration sandboxrun.host.ending sandboxrun.host.folders
-    sandboxrun.host.run sandboxrun.log sandboxrun.policy sandboxrun.policy.approval sandboxrun.policy.audit
-    sandboxrun.policy.ceiling sandboxrun.policy.file sandboxrun.records sandboxrun.redis sandboxrun.redis.acl
-    sandboxrun.redis.address sandboxrun.redis.claim sandboxrun.redis.connection sandboxrun.redis.hashes
-    sandboxrun.redis.lease sandboxrun.redis.login sandboxrun.redis.replies sandboxrun.redis.store
-    sandboxrun.redis.transaction sandboxrun.redis.users sandboxrun.redis.watch sandboxrun.sandbox
+    sandboxrun.config.secrets sandboxrun.config.targets sandboxrun.config.worker sandboxrun.digests
+    sandboxrun.errors sandboxrun.fetch sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse
+    sandboxrun.fetch.resolve sandboxrun.files sandboxrun.host sandboxrun.host.configuration sandboxrun.host.ending
+    sandboxrun.host.folders sandboxrun.host.run sandboxrun.log sandboxrun.policy sandboxrun.policy.approval
+    sandboxrun.policy.audit sandboxrun.policy.ceiling sandboxrun.policy.file sandboxrun.records sandboxrun.redis
+    sandboxrun.redis.acl sandboxrun.redis.address sandboxrun.redis.claim sandboxrun.redis.connection
+    sandboxrun.redis.hashes sandboxrun.redis.lease sandboxrun.redis.login sandboxrun.redis.replies
+    sandboxrun.redis.store sandboxrun.redis.transaction sandboxrun.redis.users sandboxrun.redis.watch
+    sandboxrun.sandbox
     sandboxrun.sandbox.compile sandboxrun.sandbox.compile.code_paths sandboxrun.sandbox.compile.elf
     sandboxrun.sandbox.compile.features sandboxrun.sandbox.compile.filters sandboxrun.sandbox.compile.grants
     sandboxrun.sandbox.compile.landlock sandboxrun.sandbox.compile.paths sandboxrun.sandbox.compile.policy

@@ -537,7 +537,7 @@ def test_json_logs_are_one_object_a_line(r: redis.Redis, run: Runner, local: Loc
     local("import socket\nsocket.socket().connect_ex(('192.0.2.1', 80))\n")
     lines = [json.loads(line) for line in run("t", "1", "--json-logs").err.splitlines()]
     assert [line["event"] for line in lines] == ["start", "denied"]
-    assert lines[1]["target"] == "192.0.2.1:80"
+    assert (lines[1]["kind"], lines[1]["target"], lines[1]["grant"]) == ("net", *["192.0.2.1:80"] * 2)
     failed = run("t", "2", "--json-logs")
     assert json.loads(failed.err)["exit_code"] == failed.code == 78
 

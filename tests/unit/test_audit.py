@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sandboxrun.config.permissions import Denial, Kind
 from sandboxrun.errors import ConfigError, PolicyError
 from sandboxrun.log import Log
 from sandboxrun.policy.audit import LINE_MAX_BYTES, Audit
@@ -81,11 +82,13 @@ def test_only_decisions_among_our_messages_are_written_down_also_those_not_shown
         log.observer = audit.logged
         log.info("fetch", "x")
         log.info("start", "runs", pid=5)
-        log.denied("Requires", kind="net", target="a:1")
+        log.denied(Denial(Kind.NET, "a:1", None, "t:1:h"))
         log.debug("stop", "SIGTERM")
         log.warning("config", "x")
     assert [line["event"] for line in read(path)] == ["start", "denial", "stop"]
-    assert read(path)[1]["details"] == {"message": "Requires", "kind": "net", "target": "a:1"}
+    assert read(path)[1]["details"] == {
+        "message": 'Requires net access to "a:1", which denyNet of t:1:h refuses', "kind": "net", "target": "a:1", "grant": None,
+    }  # fmt: skip
 
 
 def test_before_the_start_a_failure_refuses_and_afterwards_it_is_said_once(tmp_path: Path) -> None:

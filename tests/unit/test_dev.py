@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from sandboxrun.config.permissions import KINDS, denial
+from sandboxrun.config.permissions import KINDS, Denial, Kind
 from sandboxrun.dev import source
 from sandboxrun.dev.learn import Learned, as_flags, as_set
 from sandboxrun.dev.process import parse_message, shown
 from sandboxrun.dev.target import type_from
 from sandboxrun.errors import UsageError
+from sandboxrun.sandbox.child import tracebacks
 
 
 def learned(*wanted: tuple[str, str]) -> Learned:
     found = Learned()
     for kind, target in wanted:
-        found.line(denial(kind, target, "t:1:h"))
+        found.event(json.loads(json.dumps(Denial(Kind(kind), target, target, "t:1:h").fields)))
     return found
 
 
@@ -52,7 +54,7 @@ def test_a_hash_keeps_what_it_allows_already() -> None:
     [
         "",
         "Requires net access",
-        denial("net", "a:1", "t:1:h", by_deny=True),  # no grant would allow it
+        str(Denial(Kind.NET, "a:1", None, "t:1:h")),  # no grant would allow it
         'Requires read access to "/a,b"; grant it with: --allow-read=/a,b (field allowRead of t:1:h)',
         'Requires magic access to "x"; grant it with: --allow-magic=x (field allowMagic of t:1:h)',
     ],
@@ -61,6 +63,39 @@ def test_a_line_that_names_no_grant_teaches_nothing(line: str) -> None:
     found = Learned()
     found.line(line)
     assert found.grants() == {}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        Denial(Kind.NET, "a:1", None, "t:1:h").fields,  # no grant would allow it
+        {"kind": "read", "grant": "/a,b"},
+        {"kind": "magic", "grant": "x"},
+        {"kind": ["net"], "grant": "a:1"},
+        {"kind": "net", "grant": 1},
+        {"kind": "net", "grant": "a:b:c"},
+        {"message": str(Denial(Kind.NET, "a:1", "a:1", "t:1:h"))},  # prose
+    ],
+)
+def test_an_event_that_names_no_grant_teaches_nothing(fields: dict[str, object]) -> None:
+    found = Learned()
+    found.event(fields)
+    assert found.grants() == {}
+
+
+@pytest.mark.parametrize("kind", ["read", "write", "run"])
+@pytest.mark.parametrize(("path", "above"), [("/etc/passwd", "/etc/passwd"), ("/var/tmp/absent", "/var/tmp")])
+def test_the_line_of_a_workers_traceback_is_that_of_a_denial_and_is_read_back(
+    monkeypatch: pytest.MonkeyPatch, kind: str, path: str, above: str
+) -> None:
+    monkeypatch.setattr(tracebacks, "_wanted", lambda error: kind)
+    line = tracebacks.missing_grant(PermissionError(13, "Permission denied", path), "t:1:h")
+    grant = above if kind == "write" else path
+    assert line == str(Denial(Kind(kind), path, grant, "t:1:h"))
+    found = Learned()
+    found.line(f"{line}\n")
+    assert found.grants() == {kind: (grant,)}
 
 
 def test_a_syntax_error_is_shown_with_its_line(tmp_path: Path) -> None:

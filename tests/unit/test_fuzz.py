@@ -237,7 +237,7 @@ def test_a_refused_connection_is_allowed_by_the_grant_its_message_names(address:
     target = NetTarget.parse(shown)
     assert target.port == port
     assert Permissions(allow={"net": (target,)}).allows_net(address, port)
-    assert f"--allow-net={shown} " in permissions.denial("net", shown, KEY)
+    assert f"--allow-net={shown} " in str(permissions.Denial(permissions.Kind.NET, shown, shown, KEY))
 
 
 @fuzz(TEXT, examples=250)
@@ -639,7 +639,7 @@ def test_questions_are_answered_within_bounds_and_only_listed_names_are_looked_u
         assert len(answer) < 1000
     assert all(canonical_host(target.rpartition(":")[0] or target) for target in denied)
     for target in denied:
-        assert permissions.denial("net", target, KEY).isprintable()
+        assert str(permissions.Denial(permissions.Kind.NET, target, target, KEY)).isprintable()
         NetTarget.parse(target)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxrun.cli.commands import COMMANDS
-from sandboxrun.config.permissions import KINDS, NetTarget, endpoint
+from sandboxrun.config.permissions import KINDS, Kind, NetTarget, endpoint
 from sandboxrun.config.worker import READ_FIELDS, WorkerConfig, parse_worker
 from sandboxrun.describe import change, decide, fields, question, timeline, words
 from sandboxrun.describe.examine import beyond
@@ -101,16 +101,14 @@ def test_every_kind_has_words_and_a_default_policy() -> None:
         "listen": "127.0.0.1:0,0.0.0.0:80,[::1]:1", "redis": "a,%R~a,%W~a,+pubsub:a,+eval",
     }  # fmt: skip
     assert set(lists) == set(KINDS)
-    config = worker(
-        **{kind.field(verdict): lists[kind.name] for kind in KINDS.values() for verdict in ("allow", "deny")}
-    )
+    config = worker(**{kind.field(verdict): lists[kind] for kind in KINDS.values() for verdict in ("allow", "deny")})
     found = words.lines(config.asked)
     assert (
         len({(line.verdict, line.words) for line in found})
         == len(found)
         == 2 * sum(text.count(",") + 1 for text in lists.values())
     )
-    assert all(words.default_policy(kind, "/data") for kind in KINDS)
+    assert all(kind.default.format("/data") for kind in Kind)
 
 
 def test_paint_escapes_before_it_colours() -> None:
@@ -131,7 +129,7 @@ def test_paint_escapes_before_it_colours() -> None:
 )  # fmt: skip
 def test_what_is_no_question(kind: str, text: str) -> None:
     with pytest.raises(UsageError, match=r"^--"):
-        question.parse(kind, text)
+        question.parse(Kind(kind), text)
 
 
 ADDRESSES = st.sampled_from(
@@ -149,7 +147,7 @@ ENTRIES = st.lists(
 @given(ADDRESSES, st.sampled_from([80, 443]), ENTRIES, ENTRIES)
 def test_an_address_is_decided_as_a_connect_is(address: str, port: int, allow: list[str], deny: list[str]) -> None:
     config = worker(allowNet=",".join(allow), denyNet=",".join(deny))
-    asked = question.parse("net", endpoint(address, port))
+    asked = question.parse(Kind.NET, endpoint(address, port))
     found = decide.decide(asked, config, None, NetTarget.parse("elsewhere.example:6379"))
     allowed = config.permissions.allows_net(ipaddress.ip_address(address), port)
     denied = config.permissions.denies_net(ipaddress.ip_address(address), port)

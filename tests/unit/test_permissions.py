@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import ipaddress
+import json
+import marshal
 
 import pytest
 
 from sandboxrun.config.permissions import (
     KINDS,
+    Denial,
+    Kind,
     NetTarget,
     Permissions,
     RedisTarget,
+    Verdict,
     canonical_address,
     canonical_host,
-    denial,
     is_public,
     parse_list,
 )
@@ -136,15 +140,17 @@ def test_public_addresses_and_canonical_forms() -> None:
 
 
 def test_a_denial_names_the_narrowest_grant() -> None:
-    assert denial("net", "1.2.3.4:80", "demo-worker:1:h") == (
+    denial = Denial(Kind.NET, "1.2.3.4:80", "1.2.3.4:80", "demo-worker:1:h")
+    assert denial.fields == {"kind": "net", "target": "1.2.3.4:80", "grant": "1.2.3.4:80"}
+    assert str(denial) == (
         'Requires net access to "1.2.3.4:80"; grant it with: --allow-net=1.2.3.4:80 (field allowNet of demo-worker:1:h)'
     )
 
 
 def test_a_denial_by_an_entry_names_no_grant_that_would_not_help() -> None:
-    assert denial("net", "1.2.3.4:80", "demo-worker:1:h", by_deny=True) == (
-        'Requires net access to "1.2.3.4:80", which denyNet of demo-worker:1:h refuses'
-    )
+    denial = Denial(Kind.NET, "1.2.3.4:80", None, "demo-worker:1:h")
+    assert denial.fields["grant"] is None
+    assert str(denial) == ('Requires net access to "1.2.3.4:80", which denyNet of demo-worker:1:h refuses')
     permissions = net("10.0.0.0/8,*.example.com", "10.1.0.0/16:80,secret.example.com,half.example.com:22")
     for address, port, names, denied in [
         ("10.1.2.3", 80, (), True),
@@ -186,6 +192,15 @@ def test_every_kind_has_its_flag_and_field() -> None:
         ("--allow-net", "allowNet", "--deny-net", "denyNet"),
         ("--allow-read", "allowRead", "--deny-read", "denyRead"),
     ]
+
+
+def test_a_kind_is_its_text_in_json_and_as_a_key_and_permissions_can_be_marshalled() -> None:
+    for kind in Kind:
+        assert (f"{kind}", json.dumps({kind: kind})) == (KINDS[kind], f'{{"{kind}": "{kind}"}}')
+        assert {str(kind): 1}[kind] == 1
+    lists = [(verdict, kind, "", "x") for verdict in Verdict for kind in Kind]
+    permissions = Permissions.parse(lists)
+    assert marshal.loads(marshal.dumps((permissions.allow, permissions.deny))) == (dict.fromkeys(KINDS, ()),) * 2
 
 
 def test_what_is_shown_reads_back_as_the_same() -> None:

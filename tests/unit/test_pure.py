@@ -12,7 +12,7 @@ import pytest
 
 from sandboxrun.config import keys
 from sandboxrun.config.fields import parse_loop
-from sandboxrun.config.permissions import Permissions
+from sandboxrun.config.permissions import Denial, Kind, Permissions
 from sandboxrun.errors import UsageError
 from sandboxrun.log import Log, escape
 from sandboxrun.redis.address import parse_url
@@ -42,9 +42,12 @@ def test_quiet_keeps_warnings_and_denials() -> None:
     log.info("a", "info")
     log.debug("a", "debug")
     log.warning("a", "warning")
-    log.denied("denied")
+    log.denied(Denial(Kind.NET, "a:1", None, "t:1:h"))
+    log.denied(Denial(Kind.NET, "a:1", "a:1", "t:1:h"), message="denied")
     log.error("a", "error")
-    assert stream.getvalue() == "warning: warning\ndenied\nerror: error\n"
+    assert stream.getvalue() == (
+        'warning: warning\nRequires net access to "a:1", which denyNet of t:1:h refuses\ndenied\nerror: error\n'
+    )
 
 
 def test_log_lines_are_bounded() -> None:

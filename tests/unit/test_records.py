@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from sandboxrun.records import asdict, field, record, replace
+from sandboxrun.records import asdict, field, never, record, replace
 
 
 @record
@@ -73,3 +73,8 @@ def test_fields_that_are_missing_or_too_many_are_type_errors(
     for kind in (Point, Twin):
         with pytest.raises(TypeError):
             kind(*args, **named)  # type: ignore[arg-type]
+
+
+def test_a_closed_set_has_a_branch_for_each_member() -> None:
+    with pytest.raises(AssertionError, match="no branch for 'new'"):
+        never("new")

@@ -16,7 +16,15 @@ import time
 from _queue import SimpleQueue  # queue brings heapq along
 from collections.abc import Callable
 
-from sandboxrun.config.permissions import IPAddress, Permissions, canonical_address, canonical_host, endpoint, is_public
+from sandboxrun.config.permissions import (
+    IPAddress,
+    Permissions,
+    canonical_address,
+    canonical_host,
+    endpoint,
+    is_public,
+    requirement,
+)
 
 PIN_SECONDS = 60.0
 PINS_MAX = 1024
@@ -147,7 +155,7 @@ class Resolver:
         port = next((t.port for t in self._net.allow.get("net", ()) if t.host == name), None)
         target = endpoint(name, port) if port else name
         self._denied("net", target, self._net.denies_name(name))
-        return _answer(number, "denied", [f'Requires net access to "{target}"{why}'])
+        return _answer(number, "denied", [requirement("net", target) + why])
 
 
 def _is_localhost(name: str, address: IPAddress) -> bool:

@@ -19,7 +19,7 @@ from _queue import SimpleQueue  # queue itself brings heapq along
 from collections.abc import Callable, Iterable
 
 from sandboxrun.config.limits import LIMITS
-from sandboxrun.config.permissions import denial
+from sandboxrun.config.permissions import KINDS, Denial
 from sandboxrun.log import Log
 from sandboxrun.sandbox.compile.grants import TRAPPED
 from sandboxrun.sandbox.compile.policy import SandboxPolicy
@@ -299,11 +299,10 @@ class Supervisor:
         if (kind, target) in self._shown or len(self._shown) > DENIALS_SHOWN_MAX:
             return
         self._shown.add((kind, target))
-        if len(self._shown) > DENIALS_SHOWN_MAX:
-            line = f"{DENIALS_SHOWN_MAX} different targets were refused; further ones are not shown"
-        else:
-            line = denial(kind, target, self._key, by_deny=by_deny)
-        self._messages.put(lambda log: log.denied(line, kind=kind, target=target))
+        denial = Denial(KINDS[kind], target, None if by_deny else target, self._key)
+        last = len(self._shown) > DENIALS_SHOWN_MAX
+        message = f"{DENIALS_SHOWN_MAX} different targets were refused; further ones are not shown" if last else None
+        self._messages.put(lambda log: log.denied(denial, message=message))
 
     def _check_scratch(self) -> None:
         most = self._policy.limits.scratch
