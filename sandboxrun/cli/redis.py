@@ -11,7 +11,6 @@ from sandboxrun.log import escape
 from sandboxrun.redis.connection import Connection, ReplyError, refused
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
-GROUP = "worker"
 
 
 @contextlib.contextmanager
