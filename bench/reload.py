@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sandboxrun import client
-from sandboxrun.errors import CallError
+from sandboxrun.protocol.call import CallError
 from sandboxrun.redis import embedded
 
 PYTHON = """\

@@ -20,8 +20,8 @@ from sandboxrun import client
 from sandboxrun.config import keys
 from sandboxrun.config.secrets import encrypt
 from sandboxrun.errors import SandboxrunError
+from sandboxrun.protocol.request import now
 from sandboxrun.redis import embedded
-from sandboxrun.worker.request import now
 
 TYPE, ID = "demo-worker", "1"
 KEY = keys.worker_key(TYPE, ID)

@@ -72,8 +72,7 @@ def exit_codes() -> list[tuple[int, str]]:
     classes = [errors.SandboxrunError, *errors.SandboxrunError.__subclasses__()]
     found: dict[int, str] = {}
     for kind in classes:
-        if kind is not errors.CallError:
-            found.setdefault(kind.exit_code, (kind.__doc__ or "").splitlines()[0])
+        found.setdefault(kind.exit_code, (kind.__doc__ or "").splitlines()[0])
     return sorted({**found, 70: "A defect of sandboxrun; of call: the handler failed."}.items())
 
 

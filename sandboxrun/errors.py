@@ -1,4 +1,4 @@
-"""Every error that reaches a user, grouped by who can mend it; each class has its exit code.
+"""Every error of a command or a worker that reaches a user (of calls: protocol/call.py), grouped by who can mend it; each class has its exit code.
 
 The codes are those of sysexits.h(3head), so that a process manager can tell "try again" from "mend this first".
 A worker's own exit code is passed through and may coincide; our failures always print a line on standard error.
@@ -79,41 +79,6 @@ class MissingSecret(SecretError, KeyError):
     __str__ = Exception.__str__  # KeyError's shows the message as a literal
 
 
-class CallError(SandboxrunError):
-    """A call of a worker that brought no result. `may_have_run`: whether the handler may have done something."""
-
-    exit_code = 70
-    may_have_run = True
-
-    def __init__(self, message: str, reply: dict[str, object] | None = None) -> None:
-        super().__init__(message)
-        self.reply = reply  # what the worker answered, where it did
-
-
-class BadRequest(CallError):
-    """Code 400: the worker does not accept the request. Its handler did not run, or refused by itself."""
-
-    exit_code = 65
-    may_have_run = False
-
-
-class Expired(CallError):
-    """Code 504: the deadline had passed before the handler began, so it never ran."""
-
-    exit_code = 75
-    may_have_run = False
-
-
-class RemoteError(CallError):
-    """Code 500: the handler ran and failed, or was given up after it had ended its worker too often."""
-
-
-class CallTimeout(CallError):
-    """No reply came in time. Whether the handler ran, runs or will run is unknown; with a deadline, it will not begin."""
-
-    exit_code = 75
-
-
 class ConnectionLost(StoreError):
     """Redis cannot be reached or cannot serve at the moment: what is worth another try."""
 
@@ -126,10 +91,3 @@ class TakenOver(StoreError):
     """Another run has this worker's `pid` now."""
 
     exit_code = 73  # EX_CANTCREAT
-
-
-class NotSent(CallError, ConnectionLost):
-    """Redis was away, or could take nothing at the moment: the request is not in the stream, and its handler never runs."""
-
-    exit_code = 75
-    may_have_run = False

@@ -7,8 +7,9 @@ import sys
 import time
 
 from sandboxrun.cli.parser import type_parser
-from sandboxrun.errors import CallError, NotSent, UsageError
+from sandboxrun.errors import UsageError
 from sandboxrun.log import escape
+from sandboxrun.protocol.call import CallError, NotSent
 
 COUNT_MOST = 10_000_000
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from sandboxrun.cli.call import parse_data
 from sandboxrun.cli.parser import Parser, connect_option
-from sandboxrun.errors import CallError, SandboxrunError, UsageError
+from sandboxrun.errors import SandboxrunError, UsageError
 from sandboxrun.log import escape
+from sandboxrun.protocol.call import CallError
 
 if TYPE_CHECKING:
     from sandboxrun.client import Client

@@ -8,10 +8,11 @@ import time
 from typing import Any
 
 from sandboxrun.cli.parser import type_parser
-from sandboxrun.cli.redis import GROUP, connected, record, text
+from sandboxrun.cli.redis import connected, record, text
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
 from sandboxrun.log import escape
+from sandboxrun.protocol import GROUP
 from sandboxrun.redis.pages import ENTRY_MAX_BYTES, ask_all
 from sandboxrun.redis.replies import ReplyError
 

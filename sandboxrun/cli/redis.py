@@ -12,7 +12,6 @@ from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError, refused
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
-GROUP = "worker"
 
 
 @contextlib.contextmanager

@@ -8,9 +8,10 @@ import json
 import sys
 
 from sandboxrun.cli.parser import type_parser
-from sandboxrun.cli.redis import GROUP, connected, pairs, show_entry, text
+from sandboxrun.cli.redis import connected, pairs, show_entry, text
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, UsageError
+from sandboxrun.protocol import GROUP
 from sandboxrun.redis.pages import ENTRY_MAX_BYTES, entries
 from sandboxrun.redis.replies import ReplyError
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from sandboxrun.client.blocking import Client, call
 from sandboxrun.client.redis_py import send, wait
-from sandboxrun.errors import BadRequest, CallError, CallTimeout, Expired, NotSent, RemoteError
+from sandboxrun.protocol.call import BadRequest, CallError, CallTimeout, Expired, NotSent, RemoteError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import os
 from sandboxrun.client import forks
 from sandboxrun.client.blocking import DEFAULT_URL
 from sandboxrun.client.line import Line
-from sandboxrun.client.request import Request
+from sandboxrun.client.request import Outgoing
 from sandboxrun.config import keys
 from sandboxrun.redis.address import parse_url
 
@@ -71,7 +71,7 @@ class AsyncClient:
     ) -> dict[str, Any]:
         """As Client.call. A call that is cancelled before it was sent is not sent."""
         keys.check_type(type_)
-        request = Request(type_, data, timeout, trace, retry=retry)
+        request = Outgoing(type_, data, timeout, trace, retry=retry)
         outcome = await self._line().call(request)
         if isinstance(outcome, Exception):
             raise outcome

@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 
 from sandboxrun.client.exchange import Exchange
-from sandboxrun.client.request import Request, seconds_of
+from sandboxrun.client.request import Outgoing, seconds_of
 from sandboxrun.client.wire import Wire
 from sandboxrun.config import keys
-from sandboxrun.errors import BadRequest, CallError, StoreError
+from sandboxrun.errors import StoreError
+from sandboxrun.protocol.call import BadRequest, CallError
 from sandboxrun.redis.address import parse_url
 
 TYPE_CHECKING = False
@@ -80,7 +81,7 @@ class Client:
         A request that Redis may have taken is never sent again. Raises CallError, StoreError, ConfigError.
         """
         keys.check_type(type_)
-        request = Request(type_, data, timeout, trace, retry=retry)
+        request = Outgoing(type_, data, timeout, trace, retry=retry)
         idle = self._idle
         exchange = Exchange(self._take())
         exchange.add(request)
@@ -125,7 +126,7 @@ class Client:
                     if not more:
                         break
                     try:
-                        request = Request(type_, data, timeout, None, retry=retry)
+                        request = Outgoing(type_, data, timeout, None, retry=retry)
                     except (TypeError, ValueError, RecursionError) as error:
                         yield index, BadRequest(f"item {index} is not JSON: {error}"), 0.0
                         continue

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 from sandboxrun.client.put import LOOK_REQUESTS, batch_of, look, looked, pop_key, put, taken
-from sandboxrun.client.request import ReplyTooLarge, Request, State
-from sandboxrun.errors import CallError, ConnectionLost, NotSent, StoreError
+from sandboxrun.client.request import Outgoing, ReplyTooLarge, State
+from sandboxrun.errors import ConnectionLost, StoreError
+from sandboxrun.protocol.call import CallError, NotSent
 from sandboxrun.redis.connection import delays, pack
 from sandboxrun.redis.replies import ReplyError, refused
 
@@ -28,15 +29,15 @@ class Exchange:
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self.waiting: dict[bytes, Request] = {}
-        self._done: list[tuple[Request, Outcome]] = []
+        self.waiting: dict[bytes, Outgoing] = {}
+        self._done: list[tuple[Outgoing, Outcome]] = []
         self._delays = delays()
         self._trouble: ConnectionLost | None = None  # what Redis cannot do at the moment
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Outgoing) -> None:
         self.waiting[request.key] = request
 
-    def step(self) -> list[tuple[Request, Outcome]]:
+    def step(self) -> list[tuple[Outgoing, Outcome]]:
         """Send, wait a while, and return what is done: nothing, or requests with their replies or errors.
 
         A StoreError among them that is no CallError is what Redis refuses for good.
@@ -56,7 +57,7 @@ class Exchange:
         done, self._done = self._done, []
         return done
 
-    def _end(self, request: Request, outcome: Outcome) -> None:
+    def _end(self, request: Outgoing, outcome: Outcome) -> None:
         if self.waiting.pop(request.key, None) is not None:
             self._done.append((request, outcome))
 
@@ -85,7 +86,7 @@ class Exchange:
         """Seconds until the last call times out."""
         return max([request.left for request in self.waiting.values()])
 
-    def _in(self, *states: State) -> list[Request]:
+    def _in(self, *states: State) -> list[Outgoing]:
         return [request for request in self.waiting.values() if request.state in states]
 
     def _advance(self) -> None:
@@ -109,7 +110,7 @@ class Exchange:
 
     # --- sending
 
-    def _put(self, batch: list[Request], *, and_wait: bool) -> None:
+    def _put(self, batch: list[Outgoing], *, and_wait: bool) -> None:
         data, count = put(batch, self.wire.fence)
         seconds = self._seconds()
         if and_wait:
@@ -211,7 +212,7 @@ class Exchange:
                 self._end(request, request.too_large())
             self._fetch(answered)
 
-    def _fetch(self, answered: Iterable[Request]) -> None:
+    def _fetch(self, answered: Iterable[Outgoing]) -> None:
         for request in answered:
             self.wire.ask(pack("HGET", request.trace_key, request.trace_field), 1, left=self._last())
             value = self.wire.read()

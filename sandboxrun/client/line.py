@@ -8,8 +8,10 @@ from collections import deque
 
 from sandboxrun.client import forks
 from sandboxrun.client.put import LOOK_REQUESTS, batch_of, look, looked, pop_key, put, taken
-from sandboxrun.client.request import ReplyTooLarge, Request, State
-from sandboxrun.errors import CallError, CallTimeout, ConnectionLost, LoginRefused, NotSent, StoreError
+from sandboxrun.client.request import Outgoing, ReplyTooLarge, State
+from sandboxrun.config import keys
+from sandboxrun.errors import ConnectionLost, LoginRefused, StoreError
+from sandboxrun.protocol.call import CallError, CallTimeout, NotSent
 from sandboxrun.redis.aio import Link
 from sandboxrun.redis.connection import delays, pack
 from sandboxrun.redis.replies import ReplyError, refused
@@ -32,7 +34,7 @@ class Call:
 
     __slots__ = ("future", "request")
 
-    def __init__(self, request: Request, future: asyncio.Future[Outcome]) -> None:
+    def __init__(self, request: Outgoing, future: asyncio.Future[Outcome]) -> None:
         self.request, self.future = request, future
 
     def end(self, outcome: Outcome) -> None:
@@ -45,7 +47,8 @@ class Line:
 
     def __init__(self, url: str) -> None:
         self._sender, self._waiter = (Link(url, f"sandboxrun-client-{name}") for name in ("sends", "waits"))
-        self._wake = f"res:wake-{os.urandom(12).hex()}"  # a push to it ends the wait, so that it can begin anew
+        # A push to it ends the wait, so that it can begin anew.
+        self._wake = keys.reply_key(f"wake-{os.urandom(12).hex()}")
         self._calls: dict[bytes, Call] = {}  # by reply key
         self._unsent: deque[Call] = deque()
         self._unsure: list[Call] = []  # a connection was lost while they were sent
@@ -55,7 +58,7 @@ class Line:
         forks.register(self)
         self._tasks = [asyncio.create_task(self._run(work)) for work in (self._send, self._wait)]
 
-    async def call(self, request: Request) -> Outcome:
+    async def call(self, request: Outgoing) -> Outcome:
         call = Call(request, asyncio.get_running_loop().create_future())
         self._calls[request.key] = call
         self._unsent.append(call)
@@ -327,6 +330,6 @@ class Line:
                     part[request.key].end(outcome)
 
 
-def _closed(request: Request) -> CallTimeout | NotSent:
+def _closed(request: Outgoing) -> CallTimeout | NotSent:
     sure = request.state is State.UNSENT and not request.perhaps
     return NotSent("the client was closed") if sure else CallTimeout("the client was closed")

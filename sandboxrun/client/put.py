@@ -20,8 +20,11 @@ from __future__ import annotations
 
 import os
 
-from sandboxrun.client.request import PUT_COMMANDS, REPLY_MAX_BYTES, Request, State
-from sandboxrun.errors import ConnectionLost, NotSent, SandboxrunError
+from sandboxrun.client.request import PUT_COMMANDS, Outgoing, State
+from sandboxrun.config import keys
+from sandboxrun.errors import ConnectionLost, SandboxrunError
+from sandboxrun.protocol import REPLY_MAX_BYTES
+from sandboxrun.protocol.call import NotSent
 from sandboxrun.redis.connection import pack
 from sandboxrun.redis.replies import ReplyError, refused
 
@@ -39,12 +42,12 @@ _BREAK_COMMANDS = 2  # of one fence, between MULTI and EXEC
 
 def new_fence() -> str:
     """It needs no other permission than a trace does."""
-    return f"req:fence-{os.urandom(12).hex()}:h"
+    return keys.trace_key(f"fence-{os.urandom(12).hex()}")
 
 
-def batch_of(requests: Iterable[Request]) -> list[Request]:
+def batch_of(requests: Iterable[Outgoing]) -> list[Outgoing]:
     """The first of these, as many as one transaction takes."""
-    batch: list[Request] = []
+    batch: list[Outgoing] = []
     size = 0
     for request in requests:
         batch.append(request)
@@ -54,7 +57,7 @@ def batch_of(requests: Iterable[Request]) -> list[Request]:
     return batch
 
 
-def put(batch: Sequence[Request], fence: str) -> tuple[bytes, int]:
+def put(batch: Sequence[Outgoing], fence: str) -> tuple[bytes, int]:
     """The commands that put these requests on their streams, and the number of replies."""
     data = [pack("MULTI"), *[request.commands() for request in batch], pack("EXEC")]
     if fence:
@@ -62,14 +65,14 @@ def put(batch: Sequence[Request], fence: str) -> tuple[bytes, int]:
     return b"".join(data), PUT_COMMANDS * len(batch) + 2 + bool(fence)
 
 
-def taken(batch: Sequence[Request], replies: Sequence[Any], shown: str) -> list[tuple[Request, SandboxrunError]]:
+def taken(batch: Sequence[Outgoing], replies: Sequence[Any], shown: str) -> list[tuple[Outgoing, SandboxrunError]]:
     """Set the requests' states by the replies to `put`. Those that Redis refused: a NotSent is worth another try.
 
     `shown`: the address of Redis.
     """
     begun = not isinstance(replies[0], ReplyError)  # if not, Redis has carried out each command by itself
     results = replies[1 + PUT_COMMANDS * len(batch)]
-    refusals: list[tuple[Request, SandboxrunError]] = []
+    refusals: list[tuple[Outgoing, SandboxrunError]] = []
     for number, request in enumerate(batch):
         first = PUT_COMMANDS * number
         queued = replies[1 + first : 1 + first + PUT_COMMANDS]
@@ -93,7 +96,7 @@ def _not_sent(reason: ReplyError, shown: str) -> SandboxrunError:
     return NotSent(f"{error}; the request was not sent") if isinstance(error, ConnectionLost) else error
 
 
-def look(requests: Sequence[Request]) -> tuple[bytes, int]:
+def look(requests: Sequence[Outgoing]) -> tuple[bytes, int]:
     """The commands that find out what became of requests whose connection was lost, and the number of replies."""
     fences = _fences(requests)
     data = []
@@ -107,7 +110,7 @@ def look(requests: Sequence[Request]) -> tuple[bytes, int]:
     return b"".join(data), _before(fences) + LOOK_COMMANDS * len(requests)
 
 
-def looked(requests: Sequence[Request], replies: Sequence[Any]) -> tuple[list[Request], list[Request]]:
+def looked(requests: Sequence[Outgoing], replies: Sequence[Any]) -> tuple[list[Outgoing], list[Outgoing]]:
     """Set the requests' states by the replies to `look`: those whose trace has the reply, and those with too large a one.
 
     A request stays UNSURE if Redis refuses to answer, or to break the fence, or if there was no fence.
@@ -115,8 +118,8 @@ def looked(requests: Sequence[Request], replies: Sequence[Any]) -> tuple[list[Re
     fences = _fences(requests)
     count = _before(fences)
     broken = bool(fences) and isinstance(replies[count - 1], list)
-    answered: list[Request] = []
-    too_large: list[Request] = []
+    answered: list[Outgoing] = []
+    too_large: list[Outgoing] = []
     for number, request in enumerate(requests):
         length, exists = replies[count + LOOK_COMMANDS * number :][:LOOK_COMMANDS]
         if isinstance(length, int) and length > 0:
@@ -131,7 +134,7 @@ def looked(requests: Sequence[Request], replies: Sequence[Any]) -> tuple[list[Re
     return answered, too_large
 
 
-def _fences(requests: Sequence[Request]) -> list[str]:
+def _fences(requests: Sequence[Outgoing]) -> list[str]:
     return sorted({request.fence for request in requests if request.state is State.UNSURE and request.fence})
 
 

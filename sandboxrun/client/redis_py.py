@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 
-from sandboxrun.client.request import TRACE_EXPIRE_SECONDS, decoded, seconds_of
+from sandboxrun.client.request import seconds_of
 from sandboxrun.config import keys
-from sandboxrun.errors import CallError, RemoteError
+from sandboxrun.protocol import TRACE_EXPIRE_SECONDS
+from sandboxrun.protocol.call import CallError, RemoteError
+from sandboxrun.protocol.reply import decoded
+from sandboxrun.protocol.request import encode, entry, trace_fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,11 +28,13 @@ def send(redis: Redis, type_: str, data: Any, *, now: str) -> str:
     """Put a request on the worker type's stream and make its trace hash; the `ref` to wait for."""
     keys.check_type(type_)
     ref = os.urandom(12).hex()
-    text = json.dumps(data, allow_nan=False)
+    text = encode(data)
+    words = entry(ref, type_, text, now)
+    fields: dict[Any, Any] = trace_fields(ref, type_, text, now)  # redis-py's type of keys is invariant
     with redis.pipeline(transaction=True) as pipe:
-        pipe.hset(keys.trace_key(ref), mapping={"ref": ref, "type": type_, "requestData": text, "created": now})
+        pipe.hset(keys.trace_key(ref), mapping=fields)
         pipe.expire(keys.trace_key(ref), TRACE_EXPIRE_SECONDS)
-        pipe.xadd(keys.request_stream(type_), {"ref": ref, "type": type_, "data": text, "time": now})
+        pipe.xadd(keys.request_stream(type_), dict(zip(words[::2], words[1::2], strict=True)))
         pipe.execute()
     return ref
 

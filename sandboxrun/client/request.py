@@ -10,15 +10,11 @@ import time
 
 from sandboxrun.client import forks
 from sandboxrun.config import keys
-from sandboxrun.errors import (
-    BadRequest,
-    CallError,
-    CallTimeout,
-    ConnectionLost,
-    Expired,
-    NotSent,
-    RemoteError,
-)
+from sandboxrun.errors import ConnectionLost
+from sandboxrun.protocol import OK, REPLY_MAX_BYTES, TRACE_EXPIRE_SECONDS
+from sandboxrun.protocol.call import CallError, CallTimeout, NotSent, RemoteError, error_of
+from sandboxrun.protocol.reply import Unusable, checked, decoded, error_text, reply_in
+from sandboxrun.protocol.request import encode, entry, iso, trace_fields
 from sandboxrun.redis.connection import pack
 
 TYPE_CHECKING = False
@@ -30,12 +26,9 @@ if TYPE_CHECKING:
     Timeout = float | Decimal | timedelta | None
     Outcome = dict[str, Any] | Exception
 
-TRACE_EXPIRE_SECONDS = 120
 UNLIMITED_EXPIRE_SECONDS = 24 * 3600  # of the trace of a request without a time-out
 UNLIMITED_SECONDS = 1e9  # a time-out of 31 years or more is none
-REPLY_MAX_BYTES = 8 * 1024 * 1024 + 64 * 1024  # a worker sends at most 8 MiB, and its trace has the times as well
 PUT_COMMANDS = 3  # of one request
-_MESSAGE_MAX_CHARS = 500
 
 
 class State(enum.Enum):
@@ -71,7 +64,7 @@ def seconds_of(timeout: Timeout) -> float | None:
     return None if seconds >= UNLIMITED_SECONDS else seconds
 
 
-class Request:
+class Outgoing:
     """One request on its way."""
 
     __slots__ = (
@@ -96,7 +89,7 @@ class Request:
         self.look = False  # its reply may have been lost together with a connection: the trace has it as well
         self.reason = ""  # why it is not sent, or not answered
         self.process = forks.generation
-        self._type, self._text = type_, _encode(data)
+        self._type, self._text = type_, encode(data)
         self._trace = {
             name: value if isinstance(value, str) else json.dumps(value) for name, value in (trace or {}).items()
         }
@@ -128,20 +121,18 @@ class Request:
 
     def commands(self) -> bytes:
         """The trace and the entry; PUT_COMMANDS replies."""
-        seconds, millis = divmod(int(self.began * 1000), 1000)
-        created = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(seconds)) + f"{millis:03d}Z"
-        fields = {"ref": self.ref, "type": self._type, "requestData": self._text, "created": created}
-        words = [word for pair in {**self._trace, **fields}.items() for word in pair]
-        entry = ["ref", self.ref, "type", self._type, "data", self._text, "time", created]
+        created = iso(int(self.began * 1000))
+        fields = {**self._trace, **trace_fields(self.ref, self._type, self._text, created)}
+        words = [word for pair in fields.items() for word in pair]
         if self.timeout is None:
-            expire = UNLIMITED_EXPIRE_SECONDS
+            expire, deadline = UNLIMITED_EXPIRE_SECONDS, None
         else:
-            expire = max(TRACE_EXPIRE_SECONDS, int(self.timeout) + 1)
-            entry += ["deadline", str(int((self.began + self.timeout) * 1000))]
+            expire, deadline = max(TRACE_EXPIRE_SECONDS, int(self.timeout) + 1), self.began + self.timeout
+        added = entry(self.ref, self._type, self._text, created, deadline)
         return (
             pack("HSET", self.trace_key, *words)
             + pack("EXPIRE", self.trace_key, expire)
-            + pack("XADD", keys.request_stream(self._type), "*", *entry)
+            + pack("XADD", keys.request_stream(self._type), "*", *added)
         )
 
     def sending(self, fence: str) -> None:
@@ -191,49 +182,16 @@ class Request:
     def traced(self, value: bytes) -> dict[str, Any] | CallError | None:
         """Of the trace that the worker writes together with the reply. None if it has no reply."""
         try:
-            trace = decoded(value)
+            reply = reply_in(decoded(value))
         except ValueError as error:
             return self.unusable(f"is not JSON: {error}")
-        reply = trace.get("res") if isinstance(trace, dict) else None
         return None if reply is None else self._judged(reply)
 
     def _judged(self, reply: object) -> dict[str, Any] | CallError:
-        if not isinstance(reply, dict):
-            return self.unusable(f"is not a JSON object but {_kind(reply)}")
-        ref, code = reply.get("ref"), reply.get("code")
-        if ref is not None and ref != self.ref:
-            return self.unusable(f"is for another request: its ref is {ref!r:.80}")
-        if not isinstance(code, int) or isinstance(code, bool):
-            problem = f"has the code {code!r:.80}: expected a whole number" if "code" in reply else "has no code"
-            return self.unusable(problem)
-        if code == 200:
-            return reply
-        kind = {400: BadRequest, 504: Expired}.get(code, RemoteError)
-        err = reply.get("err")
-        message = err.get("message") if isinstance(err, dict) else None
-        return kind(f"{self._type} answers {code}: {str(message)[:_MESSAGE_MAX_CHARS]}", reply)
-
-
-def decoded(value: bytes | str) -> object:
-    """JSON as RFC 8259 has it, without NaN. Raises ValueError."""
-    try:
-        return _decoder.decode(value.decode() if isinstance(value, bytes) else value)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 (byte {error.start})") from None
-    except ValueError as error:
-        raise ValueError(str(error)[:_MESSAGE_MAX_CHARS]) from None
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON")
-
-
-_encode = json.JSONEncoder(allow_nan=False).encode  # made once: json.dumps makes another each time
-_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def _kind(value: object) -> str:
-    names = {list: "a list", str: "text", type(None): "null"}
-    return names.get(type(value), "a number" if not isinstance(value, bool) else "true or false")
+        try:
+            code, fields = checked(reply, self.ref)
+        except Unusable as error:
+            return self.unusable(str(error))
+        if code == OK:
+            return fields
+        return error_of(code)(f"{self._type} answers {code}: {error_text(fields)}", fields)

@@ -8,8 +8,9 @@ from _socket import MSG_DONTWAIT, MSG_PEEK
 
 from sandboxrun.client import forks
 from sandboxrun.client.put import new_fence
-from sandboxrun.client.request import REPLY_MAX_BYTES, ReplyTooLarge
+from sandboxrun.client.request import ReplyTooLarge
 from sandboxrun.errors import ConnectionLost
+from sandboxrun.protocol import REPLY_MAX_BYTES
 from sandboxrun.redis.connection import RECEIVE_BYTES, Connection, check_greeting, greeting
 from sandboxrun.redis.replies import ProtocolError
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, UsageError
+from sandboxrun.protocol import GROUP
 from sandboxrun.records import field, record, replace
 from sandboxrun.redis.bounded import bounded
 from sandboxrun.redis.connection import Connection
@@ -17,7 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-GROUP = "worker"
 ENTRIES_MAX = 20_000  # looked at, in each search of a stream
 SEARCH_MAX_BYTES = 32 * 1024 * 1024
 LARGE_COUNTS_BYTES = 1024 * 1024  # a few entries that are too large must not end a search

@@ -14,6 +14,7 @@ from typing import Any
 
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, ConnectionLost, StoreError
+from sandboxrun.protocol import GROUP
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import LEASE_SECONDS, PID_FIELDS, holder, is_alive, this_host
@@ -26,7 +27,6 @@ PAGE = 200  # hashes read at once
 PAGE_MAX_BYTES = 8 * 1024 * 1024  # whoever can write to Redis must not fill our memory
 ONE_MAX_BYTES = 512 * 1024
 SCAN_MAX_BYTES = 64 * 1024 * 1024
-GROUP = "worker"
 _FIELDS = (*PID_FIELDS, "version", "workerVersion", "requestStream", "consumerId")
 _SHARED = ("version", "workerVersion", "requestStream")
 

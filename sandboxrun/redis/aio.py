@@ -7,8 +7,9 @@ import os
 
 from sandboxrun.client import forks
 from sandboxrun.client.put import new_fence
-from sandboxrun.client.request import REPLY_MAX_BYTES, ReplyTooLarge
+from sandboxrun.client.request import ReplyTooLarge
 from sandboxrun.errors import ConnectionLost
+from sandboxrun.protocol import REPLY_MAX_BYTES
 from sandboxrun.redis.address import parse_url
 from sandboxrun.redis.connection import CONNECT_SECONDS, RECEIVE_BYTES, check_greeting, greeting, pack
 from sandboxrun.redis.replies import ProtocolError, reader

@@ -23,10 +23,10 @@ numpy; @worker.encoder says what other objects are:
 
 from __future__ import annotations
 
-from sandboxrun.worker.context import Context, current
-from sandboxrun.worker.handlers import HandlerTimeout, encoder, handler
-from sandboxrun.worker.loop import run
-from sandboxrun.worker.request import BadRequest, Request
+from sandboxrun.protocol import BadRequest, HandlerTimeout
+from sandboxrun.worker.app import default
+from sandboxrun.worker.context import Context
+from sandboxrun.worker.request import Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,17 +45,19 @@ __all__ = [
     "secrets",
 ]
 
+handler, encoder, run = default.handler, default.encoder, default.run
+
 
 def config() -> dict[str, str]:
     """This worker's hash: `TYPE:h` under `TYPE:ID:h`, as text, without its secrets."""
-    return current().config()
+    return default.context.config()
 
 
 def secrets() -> dict[str, object]:
     """The decrypted `encryptedJson`; an empty dict where the hash has none. Raises SecretError."""
-    return current().secrets()
+    return default.context.secrets()
 
 
 def connect() -> Any:
     """A redis.Redis of the worker's own, from REDIS_URL; its replies are bytes."""
-    return current().connect()
+    return default.context.connect()

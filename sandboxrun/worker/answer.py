@@ -12,21 +12,12 @@ import sys
 import time
 
 from sandboxrun.config import keys
+from sandboxrun.protocol import BAD_REQUEST, FAILED, OK, RESULT_MAX_BYTES, Expired, code_of
+from sandboxrun.protocol.reply import failure, last_resort, message_of
+from sandboxrun.protocol.request import now, ref_of
 from sandboxrun.worker.output import say
 from sandboxrun.worker.process import leave_child
-from sandboxrun.worker.request import (
-    RESULT_MAX_BYTES,
-    BadRequest,
-    Expired,
-    Request,
-    failure,
-    last_resort,
-    message_of,
-    now,
-    parse,
-    ref_of,
-    reply,
-)
+from sandboxrun.worker.request import Encoder, Request, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,10 +46,12 @@ class Answers:
         type_: str,
         consumer: str,
         render: Renderer,
+        encoder: Encoder,
         tell: Callable[[Request, dict[str, Any]], None],
     ) -> None:
         """`tell`: what `request.progress` calls."""
-        self._handlers, self._type, self._consumer, self._render, self._tell = handlers, type_, consumer, render, tell
+        self._handlers, self._type, self._consumer, self._render = handlers, type_, consumer, render
+        self._encoder, self._tell = encoder, tell
         self._dead = keys.dead_stream(type_)
         self.limited: Callable[[Handler, Request], Any] | None = None  # calls a handler with a timeout, where it can be
         self.is_child = False  # this process was forked by a handler: it answers nothing
@@ -66,10 +59,10 @@ class Answers:
 
     def parse(self, entry: Entry) -> tuple[Handler, Request]:
         """The request and its handler. Raises BadRequest and Expired."""
-        request = parse(entry.xid.decode(), entry.raw, self._handlers, default=self._type)
+        request = parse(
+            entry.xid.decode(), entry.raw, self._handlers, self._type, entry.deliveries, self._encoder, self._tell
+        )
         entry.ref = request.ref
-        request.deliveries = entry.deliveries
-        request._tell = self._tell
         check_deadline(request)
         return self._handlers[request.type], request
 
@@ -105,17 +98,15 @@ class Answers:
             leave_child(None)
         try:
             if result is not None and not isinstance(result, dict):
-                from sandboxrun.worker.results import fields
-
-                result = fields(result)
+                result = self._encoder.forms.fields(result)
             done = now()
-            body = reply(entry.ref, self._type, 200, result or {}, done)
+            body = self._encoder.reply(entry.ref, self._type, OK, result or {}, done)
         except BaseException as error:
             raise ResultError(f"the handler's result is not JSON: {message_of(error)}") from error
         if len(body) > RESULT_MAX_BYTES:
             raise ResultError(f"the reply has {len(body)} bytes: at most {RESULT_MAX_BYTES} are sent")
         try:
-            self._render.reply(entry, 200, body, received, done, request._noted)
+            self._render.reply(entry, OK, body, received, done, request._noted)
         except BaseException as error:
             raise ResultError(message_of(error)) from error
 
@@ -126,25 +117,26 @@ class Answers:
         try:
             self._fail(entry, received, request, error)
         except BaseException:
-            self._render.reply(entry, 500, last_resort(entry.ref, self._type, received), received, received)
+            self._render.reply(entry, FAILED, last_resort(entry.ref, self._type, received), received, received)
 
     def _fail(self, entry: Entry, received: str, request: Request | None, error: BaseException) -> None:
-        kind = type(error)  # isinstance would ask the error's own __class__
-        code = 400 if issubclass(kind, BadRequest) else 504 if issubclass(kind, Expired) else 500
+        code = code_of(type(error))  # isinstance would ask the error's own __class__
         if request is None:
             entry.ref = ref_of(entry.raw)
-        if code == 500:
+        if code == FAILED:
             self._show(entry, error)
         done = now()
-        body = reply(entry.ref, self._type, code, failure(error, entry.raw, with_payload=code == 500), done)
+        result = failure(error, entry.raw, with_payload=code == FAILED)
+        body = self._encoder.reply(entry.ref, self._type, code, result, done)
         if len(body) > RESULT_MAX_BYTES:
-            body = reply(entry.ref, self._type, code, failure(error, entry.raw, with_payload=False), done)
+            result = failure(error, entry.raw, with_payload=False)
+            body = self._encoder.reply(entry.ref, self._type, code, result, done)
         notes = request._noted if request is not None else None
         try:
             self._render.reply(entry, code, body, received, done, notes)
         except BaseException:  # a note that cannot be written
             self._render.reply(entry, code, body, received, done)
-        if entry.ref is None and code == 400:
+        if entry.ref is None and code == BAD_REQUEST:
             self._render.bury(entry, NO_REF, self._consumer, done)
             self._no_ref += 1
             self.say_no_ref()
@@ -166,7 +158,7 @@ class Answers:
             entry.raw = {b"type": entry.raw.get(b"type", b"")}  # nor can its dead letter, as it seems
         entry.spent = True
         body = failure(RuntimeError(reason), entry.raw, with_payload=False)
-        self._render.reply(entry, 500, reply(entry.ref, self._type, 500, body, at), at, at)
+        self._render.reply(entry, FAILED, self._encoder.reply(entry.ref, self._type, FAILED, body, at), at, at)
         self._render.bury(entry, reason, self._consumer, at)
         say(f"request {entry.xid.decode()}: {reason}; it is in {self._dead}")
 

@@ -4,6 +4,8 @@ but five words of a reply are the same for all replies of a worker."""
 from __future__ import annotations
 
 from sandboxrun.config import keys
+from sandboxrun.protocol import GROUP, TRACE_EXPIRE_SECONDS
+from sandboxrun.protocol.reply import STORY, STORY_BYTES
 from sandboxrun.redis.connection import pack
 from sandboxrun.worker.request import noted
 
@@ -14,11 +16,11 @@ if TYPE_CHECKING:
 
     from sandboxrun.config.fields import Loop
 
-GROUP = "worker"
-TRACE_EXPIRE_SECONDS = 120
 DEAD_STREAM_LIMIT = 10_000  # entries, approximate
 MULTI, EXEC = pack("MULTI"), pack("EXEC")
-_STORY = len(b'{"received":"","completed":"","res":}')
+# Keys as parts of a template, and what their names have beside the ref.
+_REPLY, _TRACE = keys.reply_key("%b").encode(), keys.trace_key("%b").encode()
+_REPLY_BYTES, _TRACE_BYTES = len(keys.reply_key("")), len(keys.trace_key(""))
 
 
 class Entry:
@@ -60,17 +62,19 @@ class Renderer:
             + b"%b"
         )
         self._push = (
-            b"*3\r\n" + _words("LPUSH") + b"$%d\r\nres:%b\r\n%b"
-            b"*3\r\n" + _words("EXPIRE") + b"$%d\r\nres:%b\r\n" + _words(loop.reply_expire_seconds)
+            b"*3\r\n" + _words("LPUSH") + b"$%d\r\n" + _REPLY + b"\r\n%b"
+            b"*3\r\n" + _words("EXPIRE") + b"$%d\r\n" + _REPLY + b"\r\n" + _words(loop.reply_expire_seconds)
         )
         self._trace = (
             b"*4\r\n"
             + _words("HSET")
-            + b"$%d\r\nreq:%b:h\r\n"
+            + (b"$%d\r\n" + _TRACE + b"\r\n")
             + _words(keys.trace_field(type_))
-            + b'$%d\r\n{"received":"%b","completed":"%b","res":%b}\r\n'
+            + (b"$%d\r\n" + STORY + b"\r\n")
         )
-        self._lasting = b"*4\r\n" + _words("EXPIRE") + b"$%d\r\nreq:%b:h\r\n" + _words(TRACE_EXPIRE_SECONDS, "NX")
+        self._lasting = (
+            b"*4\r\n" + _words("EXPIRE") + b"$%d\r\n" + _TRACE + b"\r\n" + _words(TRACE_EXPIRE_SECONDS, "NX")
+        )
         self._usual = self._push + self._record + self._trace + self._lasting
 
     def reply(
@@ -90,20 +94,20 @@ class Renderer:
             entry.commands, entry.count = self._record % record, 1
             return
         begin, end = received.encode(), completed.encode()
-        push = (size + 4, name, word, size + 4, name)
-        trace = (size + 6, name, len(begin) + len(end) + len(text) + _STORY, begin, end, text)
+        push = (size + _REPLY_BYTES, name, word, size + _REPLY_BYTES, name)
+        trace = (size + _TRACE_BYTES, name, len(begin) + len(end) + len(text) + STORY_BYTES, begin, end, text)
         if self.expire_nx:
-            entry.commands, entry.count = self._usual % (*push, *record, *trace, size + 6, name), 5
+            entry.commands, entry.count = self._usual % (*push, *record, *trace, size + _TRACE_BYTES, name), 5
         else:
             entry.commands, entry.count = (self._push + self._record + self._trace) % (*push, *record, *trace), 4
         if notes:
-            entry.commands += pack("HSET", b"req:%b:h" % name, *noted(notes))
+            entry.commands += pack("HSET", _TRACE % name, *noted(notes))
             entry.count += 1
 
     def expire_trace(self, entry: Entry) -> None:
         """For a Redis without EXPIRE … NX, where the trace was found to have no expiry."""
         if entry.ref is not None:
-            entry.commands += pack("EXPIRE", f"req:{entry.ref}:h", TRACE_EXPIRE_SECONDS)
+            entry.commands += pack("EXPIRE", keys.trace_key(entry.ref), TRACE_EXPIRE_SECONDS)
             entry.count += 1
 
     def bury(self, entry: Entry, reason: str, consumer: str, time: str) -> None:

@@ -25,9 +25,10 @@ from collections import deque
 
 from sandboxrun.config import keys
 from sandboxrun.errors import ConnectionLost, LoginRefused, TakenOver
+from sandboxrun.protocol import GROUP
 from sandboxrun.redis.connection import Connection, pack
 from sandboxrun.redis.replies import ReplyError, translated
-from sandboxrun.worker.batch import EXEC, GROUP, MULTI, Entry, acknowledge
+from sandboxrun.worker.batch import EXEC, MULTI, Entry, acknowledge
 from sandboxrun.worker.session import Session
 from sandboxrun.worker.streams import order, pairs, read_command, read_entries
 

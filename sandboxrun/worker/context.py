@@ -1,4 +1,4 @@
-"""Who this worker is: its key, its hash, its secrets. Found out once, when first asked."""
+"""Who a worker is: its key, its hash, its secrets. Found out once, when first asked."""
 
 from __future__ import annotations
 
@@ -97,17 +97,11 @@ class _Secrets(dict[str, "Any"]):
         )
 
 
-def current() -> Context:
-    """The context of this process. Raises ConfigError where it was not started as a worker."""
-    global _current
-    if _current is None:
-        if len(sys.argv) != 2 or "REDIS_URL" not in os.environ:
-            raise ConfigError(
-                f"{sys.argv[0] or 'this script'} is a worker: start it with sandboxrun TYPE ID, which gives it its key and REDIS_URL"
-            )
-        token = getattr(sys, "_sandboxrun_token", "")  # from bootstrap.py: the hash may be another run's by now
-        _current = Context(sys.argv[1], os.environ["REDIS_URL"], os.environ.get("SANDBOXRUN_HASH_URL"), token)
-    return _current
-
-
-_current: Context | None = None
+def of_process() -> Context:
+    """The context that this process was started with. Raises ConfigError where it was not started as a worker."""
+    if len(sys.argv) != 2 or "REDIS_URL" not in os.environ:
+        raise ConfigError(
+            f"{sys.argv[0] or 'this script'} is a worker: start it with sandboxrun TYPE ID, which gives it its key and REDIS_URL"
+        )
+    token = getattr(sys, "_sandboxrun_token", "")  # from bootstrap.py: the hash may be another run's by now
+    return Context(sys.argv[1], os.environ["REDIS_URL"], os.environ.get("SANDBOXRUN_HASH_URL"), token)

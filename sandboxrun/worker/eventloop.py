@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sandboxrun.errors import SandboxrunError
+from sandboxrun.protocol.reply import message_of
 from sandboxrun.worker import process
 from sandboxrun.worker.output import say
-from sandboxrun.worker.request import message_of
 
 ESCAPES_MOST = 50  # within a second: more is an event loop that has lost its descriptors
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from sandboxrun.errors import ConfigError
-from sandboxrun.worker.request import BadRequest, Request
+from sandboxrun.protocol import BadRequest
+from sandboxrun.worker.request import Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-registered: dict[str | None, Handler] = {}
-custom: Callable[[Any], Any] | None = None  # the function of @worker.encoder
+    from sandboxrun.worker.request import Encoder
+
 # Flags of a code object: inspect(3) in the standard library, which is slow to import
 _VARARGS, _GENERATOR, _COROUTINE, _MARKED_COROUTINE, _ASYNC_GENERATOR = 0x4, 0x20, 0x80, 0x100, 0x200
-
-
-class HandlerTimeout(Exception):
-    """The handler took longer than its `timeout`: answered with code 500."""
 
 
 class Shape:
@@ -39,13 +36,16 @@ class Shape:
 class Handler:
     """One registered callable. `may_await`: what it returns is perhaps to be awaited, though it is not async itself."""
 
-    def __init__(self, function: Callable[..., Any], payload: Any, timeout: float | None) -> None:
+    def __init__(
+        self, function: Callable[..., Any], payload: Any, timeout: float | None, encoder: Encoder | None = None
+    ) -> None:
+        """`encoder`: says what the values of an enum are in JSON, in a payload that has one."""
         self.function, self.timeout = function, timeout
-        shape = _shape(function)
+        shape = shape_of(function)
         if shape.is_generator:
             raise ConfigError(f"the handler {shape.name} is a generator: return a list instead of yield")
         self.is_async, self.may_await = bool(shape.is_async), shape.is_async is None
-        self._target, self._convert = _payload(shape, payload)
+        self._target, self._convert = _payload(shape, payload, encoder)
 
     def call(self, request: Request) -> Any:
         """What the function returns: the result, or a coroutine. Raises BadRequest for a payload of the wrong shape."""
@@ -68,61 +68,21 @@ class Handler:
         return self.function(request)
 
 
-def handler(function_or_type: Any = None, *, payload: Any = None, timeout: float | None = None) -> Any:
-    """Decorator: `@worker.handler` for requests of the worker's own type, `@worker.handler("type")` for another.
-
-    `payload`: a dataclass, TypedDict, pydantic model or other type that `request.data` is made into; a parameter's
-    annotation says the same. `timeout`: seconds after which the handler is given up, with code 500.
-    """
-    if timeout is not None and timeout <= 0:
-        raise ConfigError(f"the handler's timeout is {timeout}: expected seconds above 0")
-
-    def decorate(function: Any) -> Any:
-        if not callable(function):
-            raise ConfigError(f"the handler is {_name(function)}, which cannot be called: expected a function")
-        registered[type_] = Handler(function, payload, timeout)
-        return function
-
-    if callable(function_or_type):
-        type_: str | None = None
-        return decorate(function_or_type)
-    if function_or_type is not None and not isinstance(function_or_type, str):
-        raise ConfigError(
-            f"@worker.handler is given {_name(function_or_type)}: expected a function, or the name of a type of requests"
-        )
-    type_ = function_or_type
-    return decorate
-
-
-def encoder(function: Any) -> Any:
-    """Decorator: `@worker.encoder` for the one function that says what an object is in JSON that has no form there.
-
-    It is called with such an object, of a result or of `request.trace`, and returns a dict, a list, text or whatever
-    else a result may have in it; or it raises TypeError with the reason.
-    """
-    global custom
-    if not callable(function) or _shape(function).is_async is not False:
-        raise ConfigError(f"@worker.encoder is given {_name(function)}: expected a function that is not async")
-    if custom is not None:
-        raise ConfigError(
-            f"the worker has two encoders, {_name(custom)} and {_name(function)}: expected one, that asks for the type"
-        )
-    custom = function
-    return function
-
-
 # --- parameters
 
 
-def _shape(function: Any) -> Shape:
-    if type(function) is not type(_shape) or function.__dict__:  # functools.wraps leaves a mark there
-        from sandboxrun.worker.unusual import shape
+def shape_of(function: Any) -> Shape:
+    """The parameters of any callable, and what comes of a call."""
+    found = Shape()
+    found.name = name_of(function)
+    if type(function) is not type(shape_of) or function.__dict__:  # functools.wraps leaves a mark there
+        from sandboxrun.worker.unusual import look_into
 
-        return shape(function, _name(function))
+        look_into(function, found)
+        return found
     code = function.__code__
     count, only = code.co_argcount, code.co_kwonlyargcount
-    found = Shape()
-    found.name, found.source, found.notes = function.__name__, function, annotations_of(function)
+    found.name, found.source, found.notes = function.__name__, function, _annotations(function)
     found.positional = code.co_varnames[:count]
     found.required = count - len(function.__defaults__ or ())
     defaults = function.__kwdefaults__ or {}
@@ -133,27 +93,26 @@ def _shape(function: Any) -> Shape:
     return found
 
 
-def annotations_of(function: Any) -> Mapping[str, Any]:
-    """By name. Python 3.14 evaluates them when they are asked for, and not all may have a meaning at run time."""
+def _annotations(function: Any) -> Mapping[str, Any]:
     try:
         found: Mapping[str, Any] = function.__annotations__
     except NameError:
-        from importlib import import_module
+        from sandboxrun.worker.hints import annotations_of
 
-        annotationlib = import_module("annotationlib")
-        found = annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
+        found = annotations_of(function)
     return found
 
 
-def _name(function: Any) -> str:
+def name_of(function: Any) -> str:
+    """What a message calls it."""
     inner = getattr(function, "func", None)
     if callable(inner):
-        return f"{_name(inner)} (partial)"
+        return f"{name_of(inner)} (partial)"
     name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
     return name.rpartition("<locals>.")[2] if isinstance(name, str) else f"an object of {type(function).__qualname__}"
 
 
-def _payload(shape: Shape, payload: Any) -> tuple[int | str, Callable[[Any], Any] | None]:
+def _payload(shape: Shape, payload: Any, encoder: Encoder | None) -> tuple[int | str, Callable[[Any], Any] | None]:
     """Which of the parameters is the payload (-1: it stays in the request), and what makes it."""
     target, note = (-1, None) if payload is not None else _annotated(shape)
     wanted = None
@@ -169,7 +128,7 @@ def _payload(shape: Shape, payload: Any) -> tuple[int | str, Callable[[Any], Any
     from sandboxrun.worker.hints import local_names
     from sandboxrun.worker.payload import converter
 
-    return target, converter(wanted, local_names(shape.source))
+    return target, converter(wanted, local_names(shape.source), None if encoder is None else encoder.forms)
 
 
 def _annotated(shape: Shape) -> tuple[int | str, Any]:

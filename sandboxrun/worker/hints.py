@@ -6,10 +6,10 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from sandboxrun.errors import ConfigError
-from sandboxrun.worker.handlers import annotations_of
 from sandboxrun.worker.request import Request
 
 _FUNCTION = 0x2  # CO_NEWLOCALS: the frame is a function's
@@ -27,6 +27,16 @@ def resolve(note: Any, scope: Mapping[str, Any], local: Mapping[str, Any], place
             f"{place} has the annotation {str(text)[:80]!r}, which cannot be resolved ({error}): "
             "import or define it where it is there at run time too, not under TYPE_CHECKING"
         ) from None
+
+
+def annotations_of(function: Any) -> Mapping[str, Any]:
+    """By name. Python 3.14 evaluates them when they are asked for, and not all may have a meaning at run time."""
+    try:
+        found: Mapping[str, Any] = function.__annotations__
+    except NameError:
+        annotationlib = import_module("annotationlib")
+        found = annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
+    return found
 
 
 def of_function(note: Any, source: Any, place: str) -> Any:

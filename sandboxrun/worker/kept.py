@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sandboxrun.config.fields import Loop
 from sandboxrun.errors import ConnectionLost, LoginRefused
+from sandboxrun.worker.base import LOOK_SECONDS, RENEW_PART, GaveUp, Worker
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
-from sandboxrun.worker.loop import LOOK_SECONDS, RENEW_PART, GaveUp, Worker
+from sandboxrun.worker.handlers import Handler
 from sandboxrun.worker.reader import Reader, Room
+from sandboxrun.worker.request import Encoder
 
 ALONE_FROM = 2  # begun so often without a reply: begun alone from now on
 
@@ -29,8 +31,8 @@ class Kept(Worker):
     _reader: Reader
     _over: asyncio.Event
 
-    def __init__(self, context: Context, loop: Loop) -> None:
-        super().__init__(context, loop)
+    def __init__(self, context: Context, loop: Loop, handlers: Mapping[str, Handler], encoder: Encoder) -> None:
+        super().__init__(context, loop, handlers, encoder)
         self._running: dict[Entry, asyncio.Task[None] | None] = {}  # None: in a thread
         self._ready: list[Entry] = []
         self._winding = False  # nothing runs any more, or the time is up: what is left is handed back

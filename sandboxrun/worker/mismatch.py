@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandboxrun.worker.handlers import HandlerTimeout
+from sandboxrun.protocol import HandlerTimeout
 
 DEPTH_MAX = 100  # objects and lists in one another, of a payload with a type
 PATH_MAX_CHARS = 200

@@ -14,13 +14,14 @@ import enum
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sandboxrun.errors import ConfigError
 from sandboxrun.worker import scalars
 from sandboxrun.worker.hints import of_class, substituted
 from sandboxrun.worker.mismatch import NAMES, Mismatch, Unusable, at, deeper, furthest, mismatch
+from sandboxrun.worker.results import Forms
 from sandboxrun.worker.values import Convert, any_key, choice_of, enum_of, from_text, key_choice, simple
 
 __all__ = ["Mismatch", "converter"]
@@ -52,13 +53,13 @@ _TRANSPARENT = (typing.Annotated, typing.Required, typing.NotRequired, typing.Fi
 _EXPECTED = "expected a dataclass, TypedDict, NamedTuple, pydantic model, or a type that has a form in JSON"
 
 
-def converter(wanted: Any, local: Mapping[str, Any] | None = None) -> Callable[[Any], Any]:
+def converter(wanted: Any, local: Mapping[str, Any] | None = None, forms: Forms | None = None) -> Callable[[Any], Any]:
     """What makes JSON values into `wanted`, and raises Mismatch. Raises ConfigError for a type that cannot be one.
 
-    `local`: what annotations may name beside the globals of where they stand.
+    `local`: what annotations may name beside the globals of where they stand. `forms`: of the values of enums.
     """
     try:
-        compiler = _Compiler(local or {})
+        compiler = _Compiler(local or {}, forms or Forms())
         convert = compiler.compile(wanted, "")
     except Unusable as error:
         raise ConfigError(f"{shown(wanted)} cannot be a payload: {error}") from None
@@ -83,9 +84,14 @@ def shown(wanted: Any) -> str:
     return wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else str(wanted)[:120]
 
 
+def _pairs(choices: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """What JSON has, and what it means."""
+    return [(choice.value if isinstance(choice, enum.Enum) else choice, choice) for choice in choices]
+
+
 class _Compiler:
-    def __init__(self, local: Mapping[str, Any]) -> None:
-        self._local = local
+    def __init__(self, local: Mapping[str, Any], forms: Forms) -> None:
+        self._local, self._forms = local, forms
         self._known: dict[Any, list[Convert]] = {}  # classes, so that one may contain itself
         self._classes: list[type] = []  # those at work, for Self
         # What no alternative fits, by union and value: alternatives that have alternatives themselves would try it
@@ -114,7 +120,7 @@ class _Compiler:
         if origin in (typing.Union, types.UnionType):
             return self._union(arguments, place)
         if origin is typing.Literal:
-            return choice_of([(value.value if isinstance(value, enum.Enum) else value, value) for value in arguments])
+            return choice_of(_pairs(arguments), self._forms)
         return self._class(wanted, origin or wanted, arguments, place)
 
     def _class(self, wanted: Any, kind: Any, arguments: tuple[Any, ...], place: str) -> Convert:
@@ -131,7 +137,7 @@ class _Compiler:
             if hasattr(kind, "model_validate") or hasattr(kind, "__pydantic_validator__"):
                 return _pydantic(wanted, kind)
             if issubclass(kind, enum.Enum):
-                return enum_of(kind, place)
+                return enum_of(kind, self._forms, place)
             for applies, make in (
                 (dataclasses.is_dataclass(kind), self._dataclass),
                 (typing.is_typeddict(kind), self._typeddict),
@@ -263,10 +269,10 @@ class _Compiler:
         if origin in (typing.Union, types.UnionType):
             return any_key([self._key(kind, place) for kind in arguments])
         if origin is typing.Literal:
-            return key_choice([(value.value if isinstance(value, enum.Enum) else value, value) for value in arguments])
+            return key_choice(_pairs(arguments), self._forms)
         if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
             try:
-                return key_choice([(member.value, member) for member in wanted.__members__.values()])
+                return key_choice(_pairs(wanted.__members__.values()), self._forms)
             except (TypeError, ValueError) as error:
                 raise Unusable(
                     f"{f'its field {place} has' if place else 'it has'} keys of {wanted.__name__}: {error}"
@@ -279,9 +285,9 @@ class _Compiler:
             read: Callable[[str], Any] = scalars.integer if wanted is int else scalars.number
             return lambda text: from_text(wanted, text, NAMES[wanted], lambda _, text: read(text))
         if wanted is bool:
-            return key_choice([(True, True), (False, False)])
+            return key_choice(_pairs([True, False]), self._forms)
         if wanted in (None, type(None)):
-            return key_choice([(None, None)])
+            return key_choice(_pairs([None]), self._forms)
         raise Unusable(
             f"{f'its field {place} has' if place else 'it has'} keys of {shown(wanted)}; {_EXPECTED} as text"
         )

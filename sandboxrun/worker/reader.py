@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError
+from sandboxrun.protocol import GROUP
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError
-from sandboxrun.worker.batch import GROUP, Entry
+from sandboxrun.worker.base import BATCH_MOST, LOOK_SECONDS
+from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.claims import HANDED_BACK_MILLIS, Claims
-from sandboxrun.worker.loop import BATCH_MOST, LOOK_SECONDS
 from sandboxrun.worker.outage import Backoff
 from sandboxrun.worker.streams import read_command, read_entries
 

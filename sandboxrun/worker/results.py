@@ -12,67 +12,15 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
 from typing import Any
 
-from sandboxrun.worker import handlers
+from sandboxrun.protocol import HandlerTimeout
+from sandboxrun.protocol.request import path_text
 
 STEPS_MAX = 100  # from an object to what JSON has: more is an encoder that never arrives
-PATH_MAX_CHARS = 200
 _LARGE_BITS = 10_000  # Python refuses to write integers of more than 4300 digits, 14,284 bits
 
 
 class Whole(dict[str, Any]):
     """The reply's fields of a result that is no object: all of it is the field `result`."""
-
-
-def fields(result: Any) -> dict[str, Any]:
-    """The reply's fields of a result that is no dict: those of a mapping, a dataclass or a model, else `result`.
-
-    Raises TypeError or ValueError, which say what and where.
-    """
-    made = result
-    try:
-        for _ in range(STEPS_MAX):
-            if isinstance(made, dict):
-                return made
-            if made is None or isinstance(made, str | int | float | list | tuple):
-                return Whole(result=made)
-            made = simple(made)
-    except Exception:
-        plain(result, "result")  # raises the same with its path
-        raise
-    plain(result, "result")
-    raise TypeError("result: it does not become JSON")
-
-
-def plain(value: Any, root: str) -> Any:
-    """`value` in what JSON has: dict, list, str, int, float, bool, None. `root`: what the path begins with.
-
-    Raises TypeError, or ValueError for a number that JSON has not, as `root.items[3].price: nan is not JSON`.
-    """
-    path: list[str | int] = [root]
-    holders: list[tuple[Any, int]] = []
-    try:
-        if isinstance(value, Whole):
-            return {"result": _walk(value["result"], path, holders)}
-        return _walk(value, path, holders)
-    except handlers.HandlerTimeout:
-        raise
-    except RecursionError:
-        raise ValueError(_circle(path, holders)) from None
-    except _NoJson as error:
-        raise TypeError(f"{_shown(path)}: {error}") from error.__cause__
-    except _NoNumber as error:
-        raise ValueError(f"{_shown(path)}: {error}") from None
-    except Exception as error:  # of the object's own code
-        raise TypeError(f"{_shown(path)}: {type(error).__name__}: {error}") from error
-
-
-def simple(value: Any) -> Any:
-    """One step from an object towards what JSON has. Raises TypeError, ValueError, or what the object's own code does."""
-    kind = type(value)
-    rule = _rules.get(kind)
-    if rule is None:
-        rule = _rules[kind] = _rule(kind)
-    return rule(value)
 
 
 class _NoJson(TypeError):
@@ -83,61 +31,132 @@ class _NoNumber(ValueError):
     pass
 
 
-def _walk(value: Any, path: list[str | int], holders: list[tuple[Any, int]]) -> Any:
-    """On an error `path` is left where it happened."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, int):
-        if value.bit_length() > _LARGE_BITS:
-            _digits(value)
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise _NoNumber(f"{float.__repr__(value)} is not JSON")
-        return value
-    holders.append((value, len(path)))
-    made: Any
-    if isinstance(value, dict):
-        made = {}
-        for key, item in [*value.items()]:
-            name = key_text(key)
-            if name in made:
-                raise _NoJson(f"two of its keys are {name[:80]!r} as JSON")
-            path.append(name)
-            made[name] = _walk(item, path, holders)
-            path.pop()
-    elif isinstance(value, list | tuple):
-        made = []
-        for index, item in enumerate(value):
-            path.append(index)
-            made.append(_walk(item, path, holders))
-            path.pop()
-    else:
-        made = _walk(simple(value), path, holders)
-    holders.pop()
-    return made
+class Forms:
+    """What objects become in JSON for one worker: the usual forms, and those of its `@worker.encoder`."""
 
+    def __init__(self, custom: Callable[[Any], Any] | None = None) -> None:
+        self.custom = custom
 
-def key_text(key: Any) -> str:
-    """An object's key, as json.dumps makes text of numbers; UUIDs, dates, enums in their own form."""
-    if isinstance(key, str):
-        return key
-    made = key
-    for _ in range(STEPS_MAX):
-        if made is None or isinstance(made, bool):
-            return {None: "null", True: "true", False: "false"}[made]
-        if isinstance(made, str):
-            return made
-        if isinstance(made, int):
-            return _digits(made)
-        if isinstance(made, float):
-            if not math.isfinite(made):
-                raise _NoNumber(f"the key {float.__repr__(made)} is not JSON")
-            return float.__repr__(made)
-        if isinstance(made, dict | list | tuple):
-            break
-        made = simple(made)
-    raise _NoJson(f"the key {repr(key)[:80]} is of type {type(key).__name__}: expected one that becomes text")
+    def fields(self, result: Any) -> dict[str, Any]:
+        """The reply's fields of a result that is no dict: those of a mapping, a dataclass or a model, else `result`.
+
+        Raises TypeError or ValueError, which say what and where.
+        """
+        made = result
+        try:
+            for _ in range(STEPS_MAX):
+                if isinstance(made, dict):
+                    return made
+                if made is None or isinstance(made, str | int | float | list | tuple):
+                    return Whole(result=made)
+                made = self.simple(made)
+        except Exception:
+            self.plain(result, "result")  # raises the same with its path
+            raise
+        self.plain(result, "result")
+        raise TypeError("result: it does not become JSON")
+
+    def plain(self, value: Any, root: str) -> Any:
+        """`value` in what JSON has: dict, list, str, int, float, bool, None. `root`: what the path begins with.
+
+        Raises TypeError, or ValueError for a number that JSON has not, as `root.items[3].price: nan is not JSON`.
+        """
+        path: list[str | int] = [root]
+        holders: list[tuple[Any, int]] = []
+        try:
+            if isinstance(value, Whole):
+                return {"result": self._walk(value["result"], path, holders)}
+            return self._walk(value, path, holders)
+        except HandlerTimeout:
+            raise
+        except RecursionError:
+            raise ValueError(_circle(path, holders)) from None
+        except _NoJson as error:
+            raise TypeError(f"{path_text(path)}: {error}") from error.__cause__
+        except _NoNumber as error:
+            raise ValueError(f"{path_text(path)}: {error}") from None
+        except Exception as error:  # of the object's own code
+            raise TypeError(f"{path_text(path)}: {type(error).__name__}: {error}") from error
+
+    def simple(self, value: Any) -> Any:
+        """One step from an object towards what JSON has. Raises TypeError, ValueError, or what the object's own code does."""
+        kind = type(value)
+        if kind not in _rules:
+            _rules[kind] = _rule(kind)
+        rule = _rules[kind]
+        return self._unknown(value) if rule is None else rule(value)
+
+    def _walk(self, value: Any, path: list[str | int], holders: list[tuple[Any, int]]) -> Any:
+        """On an error `path` is left where it happened."""
+        if value is None or isinstance(value, str | bool):
+            return value
+        if isinstance(value, int):
+            if value.bit_length() > _LARGE_BITS:
+                _digits(value)
+            return value
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise _NoNumber(f"{float.__repr__(value)} is not JSON")
+            return value
+        holders.append((value, len(path)))
+        made: Any
+        if isinstance(value, dict):
+            made = {}
+            for key, item in [*value.items()]:
+                name = self.key_text(key)
+                if name in made:
+                    raise _NoJson(f"two of its keys are {name[:80]!r} as JSON")
+                path.append(name)
+                made[name] = self._walk(item, path, holders)
+                path.pop()
+        elif isinstance(value, list | tuple):
+            made = []
+            for index, item in enumerate(value):
+                path.append(index)
+                made.append(self._walk(item, path, holders))
+                path.pop()
+        else:
+            made = self._walk(self.simple(value), path, holders)
+        holders.pop()
+        return made
+
+    def key_text(self, key: Any) -> str:
+        """An object's key, as json.dumps makes text of numbers; UUIDs, dates, enums in their own form."""
+        if isinstance(key, str):
+            return key
+        made = key
+        for _ in range(STEPS_MAX):
+            if made is None or isinstance(made, bool):
+                return {None: "null", True: "true", False: "false"}[made]
+            if isinstance(made, str):
+                return made
+            if isinstance(made, int):
+                return _digits(made)
+            if isinstance(made, float):
+                if not math.isfinite(made):
+                    raise _NoNumber(f"the key {float.__repr__(made)} is not JSON")
+                return float.__repr__(made)
+            if isinstance(made, dict | list | tuple):
+                break
+            made = self.simple(made)
+        raise _NoJson(f"the key {repr(key)[:80]} is of type {type(key).__name__}: expected one that becomes text")
+
+    def _unknown(self, value: Any) -> Any:
+        name = type(value).__name__
+        if hasattr(value, "__await__") or hasattr(value, "__anext__") or hasattr(value, "__next__"):
+            advice = "await it in an async handler" if hasattr(value, "__await__") else "return a list of what it gives"
+            if hasattr(value, "close") and hasattr(value, "cr_frame"):
+                value.close()  # else Python warns that it was never awaited
+            raise _NoJson(f"{name} is not JSON: {advice}")
+        if self.custom is None:
+            raise _NoJson(f"{name} is not JSON: return its values, or say with @worker.encoder what it is")
+        try:
+            made = self.custom(value)
+        except TypeError as error:
+            raise _NoJson(f"{name} is not JSON: {error}") from error
+        if made is value:
+            raise _NoJson(f"{name} is not JSON: the encoder returned it as it is")
+        return made
 
 
 def _digits(value: int) -> str:
@@ -152,30 +171,16 @@ def _circle(path: list[str | int], holders: list[tuple[Any, int]]) -> str:
     seen: set[int] = set()
     for holder, length in holders:
         if id(holder) in seen:
-            return f"{_shown(path[:length])}: it contains itself"
+            return f"{path_text(path[:length])}: it contains itself"
         seen.add(id(holder))
-    return f"{_shown(path)}: it is nested too deeply"
-
-
-def _shown(path: list[str | int]) -> str:
-    text = ""
-    for step in path:
-        if isinstance(step, int):
-            text += f"[{step}]"
-        elif step.isprintable() and " " not in step and len(step) <= 80:
-            text += f".{step}" if text else step
-        else:
-            text += f"[{step[:80]!r}]"
-        if len(text) > PATH_MAX_CHARS:
-            return text[:PATH_MAX_CHARS] + "…"
-    return text
+    return f"{path_text(path)}: it is nested too deeply"
 
 
 # --- what each kind of object becomes
 
 
-def _rule(kind: type) -> Callable[[Any], Any]:
-    """By name where naming the type would import its module: a value of it shows that it is there."""
+def _rule(kind: type) -> Callable[[Any], Any] | None:
+    """None if there is no usual form. By name where naming the type would import its module: a value of it shows that it is there."""
     if issubclass(kind, enum.Enum):
         return lambda value: value.value
     for base in kind.__mro__:
@@ -197,25 +202,7 @@ def _rule(kind: type) -> Callable[[Any], Any]:
         return list
     if hasattr(kind, "__fspath__"):
         return _path
-    return _unknown
-
-
-def _unknown(value: Any) -> Any:
-    name = type(value).__name__
-    if hasattr(value, "__await__") or hasattr(value, "__anext__") or hasattr(value, "__next__"):
-        advice = "await it in an async handler" if hasattr(value, "__await__") else "return a list of what it gives"
-        if hasattr(value, "close") and hasattr(value, "cr_frame"):
-            value.close()  # else Python warns that it was never awaited
-        raise _NoJson(f"{name} is not JSON: {advice}")
-    if handlers.custom is None:
-        raise _NoJson(f"{name} is not JSON: return its values, or say with @worker.encoder what it is")
-    try:
-        made = handlers.custom(value)
-    except TypeError as error:
-        raise _NoJson(f"{name} is not JSON: {error}") from error
-    if made is value:
-        raise _NoJson(f"{name} is not JSON: the encoder returned it as it is")
-    return made
+    return None
 
 
 def _datetime(value: Any) -> str:
@@ -298,4 +285,4 @@ _BY_NAME: dict[str, Callable[[Any], Any]] = {
         f"ipaddress.IPv{version}{what}": str for version in (4, 6) for what in ("Address", "Interface", "Network")
     },
 }  # fmt: skip
-_rules: dict[type, Callable[[Any], Any]] = {}
+_rules: dict[type, Callable[[Any], Any] | None] = {}  # found out once; the same for all workers

@@ -12,19 +12,21 @@ import time
 from collections import deque
 
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError, StoreError
+from sandboxrun.protocol import HandlerTimeout
+from sandboxrun.protocol.reply import message_of
 from sandboxrun.redis.replies import ReplyError
+from sandboxrun.worker.base import BATCH_MOST, CUT_SECONDS, GRACE_SECONDS, RENEW_PART, GaveUp, Worker
 from sandboxrun.worker.batch import Entry
-from sandboxrun.worker.context import Context
-from sandboxrun.worker.handlers import Handler, HandlerTimeout
-from sandboxrun.worker.loop import BATCH_MOST, CUT_SECONDS, GRACE_SECONDS, RENEW_PART, GaveUp, Worker
-from sandboxrun.worker.request import Request, message_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from sandboxrun.config.fields import Loop
+    from sandboxrun.worker.context import Context
+    from sandboxrun.worker.handlers import Handler
+    from sandboxrun.worker.request import Encoder, Request
 
 BATCH_SECONDS = 0.05  # what is in hand must not wait for long, nor be kept from other workers
 BATCH_BYTES = 8 * 1024 * 1024
@@ -38,8 +40,8 @@ STUCK_SECONDS = 0.2  # a handler that takes longer: what waits behind it is hand
 class Serial(Worker):
     """One thread: requests one after another. A second thread renews claims while a handler takes long."""
 
-    def __init__(self, context: Context, loop: Loop) -> None:
-        super().__init__(context, loop)
+    def __init__(self, context: Context, loop: Loop, handlers: Mapping[str, Handler], encoder: Encoder) -> None:
+        super().__init__(context, loop, handlers, encoder)
         self._todo: deque[Entry] = deque()
         self._ready: list[Entry] = []  # answered, not sent
         self._count = 1

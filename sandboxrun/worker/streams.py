@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from sandboxrun.protocol import GROUP
 from sandboxrun.redis.connection import pack
-from sandboxrun.worker.batch import GROUP, Entry
+from sandboxrun.worker.batch import Entry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

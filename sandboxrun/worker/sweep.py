@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sandboxrun.config import keys
+from sandboxrun.protocol import GROUP
 from sandboxrun.redis.replies import ReplyError
-from sandboxrun.worker.batch import GROUP
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.streams import gone, order, record
 

@@ -15,25 +15,27 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sandboxrun.config.fields import Loop
 from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError
+from sandboxrun.protocol import HandlerTimeout
+from sandboxrun.protocol.request import now
 from sandboxrun.redis.connection import RETRY_MOST_SECONDS, Connection
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker import eventloop
 from sandboxrun.worker.answer import check_deadline
+from sandboxrun.worker.base import CUT_SECONDS, GRACE_SECONDS, LOOK_SECONDS
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
-from sandboxrun.worker.handlers import HandlerTimeout
+from sandboxrun.worker.handlers import Handler
 from sandboxrun.worker.job import Job, Key
 from sandboxrun.worker.kept import Kept
-from sandboxrun.worker.loop import CUT_SECONDS, GRACE_SECONDS, LOOK_SECONDS
 from sandboxrun.worker.outage import Backoff
 from sandboxrun.worker.reader import Reader, Room
-from sandboxrun.worker.request import Request, now
+from sandboxrun.worker.request import Encoder, Request
 
 CONFIRMED_SECONDS = 0.002  # until replies are tried again that wait for the confirmation of others
 
@@ -42,9 +44,15 @@ class Tasks(Kept):
     """`concurrency` requests at once; with `key`, those with equal keys one after another, in order."""
 
     def __init__(
-        self, context: Context, loop: Loop, concurrency: int, key: Callable[[Request], Any] | None = None
+        self,
+        context: Context,
+        loop: Loop,
+        handlers: Mapping[str, Handler],
+        encoder: Encoder,
+        concurrency: int,
+        key: Callable[[Request], Any] | None = None,
     ) -> None:
-        super().__init__(context, loop)
+        super().__init__(context, loop, handlers, encoder)
         if any(not h.is_async and h.timeout is not None for h in self._handlers.values()):
             raise ConfigError(
                 "a handler has a timeout, is not async and would run in a thread, which cannot be interrupted: "

@@ -8,15 +8,11 @@ import inspect
 import types
 from typing import Any
 
-from sandboxrun.worker.handlers import Shape
-
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def shape(function: Any, name: str) -> Shape:
-    """The parameters of any callable, as inspect.signature has them; a builtin that does not say them takes one."""
-    found = Shape()
-    found.name = name
+def look_into(function: Any, found: Any) -> None:
+    """Fill in a Shape (handlers.py) as inspect.signature has it; a builtin that does not say its parameters takes one."""
     parameters = _parameters(function)
     positional = [p for p in parameters if p.kind in _POSITIONAL]
     found.positional = tuple(p.name for p in positional)
@@ -30,14 +26,13 @@ def shape(function: Any, name: str) -> Shape:
     if not found.is_async and inspect.iscoroutinefunction(inner):
         found.is_async = None
     found.is_generator = inspect.isgeneratorfunction(surface) or inspect.isasyncgenfunction(surface)
-    return found
 
 
 def _parameters(function: Any) -> list[inspect.Parameter]:
     try:
         try:
             signature = inspect.signature(function)
-        except NameError:  # see handlers.annotations_of
+        except NameError:  # see hints.annotations_of
             form = importlib.import_module("annotationlib").Format.FORWARDREF
             signature = inspect.signature(function, annotation_format=form)  # type: ignore[call-arg,unused-ignore]
     except (ValueError, TypeError):

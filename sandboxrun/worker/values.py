@@ -10,7 +10,7 @@ from typing import Any
 
 from sandboxrun.worker import scalars
 from sandboxrun.worker.mismatch import NAMES, Mismatch, Unusable, furthest, mismatch
-from sandboxrun.worker.results import key_text, plain
+from sandboxrun.worker.results import Forms
 
 Convert = Callable[[Any, int], Any]  # the data, and how deep it lies
 
@@ -81,9 +81,9 @@ def _of_number(kind: Any, data: Any, expected: str, make: scalars.FromText) -> A
 # --- one of several values
 
 
-def choice_of(pairs: Sequence[tuple[Any, Any]], missing: Callable[[Any], Any] | None = None) -> Convert:
+def choice_of(pairs: Sequence[tuple[Any, Any]], forms: Forms, missing: Callable[[Any], Any] | None = None) -> Convert:
     """Of pairs of what JSON has and what it means. By type too: `true` and 1.0 are not 1."""
-    values = [plain(value, "value") for value, _ in pairs]
+    values = [forms.plain(value, "value") for value, _ in pairs]
     table = {_mark(value): meant for value, (_, meant) in zip(reversed(values), reversed(pairs), strict=True)}
     expected = " or ".join(dict.fromkeys(repr(value) for value in values))[:300]
 
@@ -111,7 +111,7 @@ def _mark(value: Any) -> Any:
     return kind, value
 
 
-def enum_of(kind: type[enum.Enum], place: str) -> Convert:
+def enum_of(kind: type[enum.Enum], forms: Forms, place: str) -> Convert:
     missing: Callable[[Any], Any] | None = None
     if issubclass(kind, enum.Flag):
 
@@ -128,13 +128,13 @@ def enum_of(kind: type[enum.Enum], place: str) -> Convert:
             return found if isinstance(found, kind) else None
 
     try:
-        return choice_of([(member.value, member) for member in kind.__members__.values()], missing)
+        return choice_of([(member.value, member) for member in kind.__members__.values()], forms, missing)
     except (TypeError, ValueError) as error:
         raise Unusable(f"{f'its field {place} is ' if place else ''}{kind.__name__}, of which a {error}") from None
 
 
-def key_choice(pairs: Sequence[tuple[Any, Any]]) -> Callable[[str], Any]:
-    table = {key_text(value): meant for value, meant in reversed(pairs)}
+def key_choice(pairs: Sequence[tuple[Any, Any]], forms: Forms) -> Callable[[str], Any]:
+    table = {forms.key_text(value): meant for value, meant in reversed(pairs)}
     expected = " or ".join(repr(name) for name in reversed(table))[:300]
     return lambda text: table[text] if text in table else _refuse(expected, text)
 

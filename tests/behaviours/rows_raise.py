@@ -12,6 +12,7 @@ import sys
 from rows import ASYNC, BAD, FAILED, PLAIN, THREADS, add, raising, row
 
 from sandboxrun import errors, worker
+from sandboxrun.protocol import call
 
 ARGS = {
     "UnicodeDecodeError": ("utf-8", b"\xff", 0, 1, "wrong"),
@@ -36,8 +37,8 @@ for label, error in {
     "ConnectionLost of ours": errors.ConnectionLost("Redis is away"),
     "StoreError of ours": errors.StoreError("no"),
     "ConfigError of ours": errors.ConfigError("no"),
-    "client's BadRequest": errors.BadRequest("of another worker"),
-    "client's Expired": errors.Expired("of another worker"),
+    "client's BadRequest": call.BadRequest("of another worker"),
+    "client's Expired": call.Expired("of another worker"),
     "HandlerTimeout by itself": worker.HandlerTimeout("slow"),
     "SystemExit None": SystemExit(),
     "SystemExit 0": SystemExit(0),

@@ -11,7 +11,7 @@ import redis
 from runner import Runner
 
 from sandboxrun import client
-from sandboxrun.errors import BadRequest
+from sandboxrun.client import BadRequest
 
 Local = Callable[..., Path]
 # The same payload as each of the kinds: Place in a list in Order.

@@ -58,10 +58,11 @@ WORKER = frozenset(
     hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder json.scanner keyword
     operator os os.path posixpath re reprlib resource signal stat stringprep struct types unicodedata urllib
     urllib.parse warnings sandboxrun sandboxrun.config sandboxrun.config.fields sandboxrun.config.keys
-    sandboxrun.errors sandboxrun.redis sandboxrun.redis.address sandboxrun.redis.connection
-    sandboxrun.redis.replies sandboxrun.worker sandboxrun.worker.answer sandboxrun.worker.batch
-    sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers
-    sandboxrun.worker.loop sandboxrun.worker.outage sandboxrun.worker.output sandboxrun.worker.process
+    sandboxrun.errors sandboxrun.protocol sandboxrun.protocol.reply sandboxrun.protocol.request sandboxrun.redis
+    sandboxrun.redis.address sandboxrun.redis.connection sandboxrun.redis.replies sandboxrun.worker
+    sandboxrun.worker.answer sandboxrun.worker.app sandboxrun.worker.base sandboxrun.worker.batch
+    sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers sandboxrun.worker.loop
+    sandboxrun.worker.outage sandboxrun.worker.output sandboxrun.worker.process
     sandboxrun.worker.request sandboxrun.worker.responses sandboxrun.worker.serial sandboxrun.worker.session
     sandboxrun.worker.streams sandboxrun.worker.sweep
     """.split()
@@ -118,7 +119,7 @@ def imported(r: redis.Redis, run: Runner, tmp_path) -> tuple[set[str], set[str]]
     supervisor = public(imports(done.stderr)) - public(imports(idle.stderr))
     worker = public(done.stdout.split()) - public(child.stdout.split())
     assert {"sandboxrun.cli.run", "sandboxrun.host.run"} <= supervisor
-    assert {"sandboxrun.worker.loop"} <= worker
+    assert {"sandboxrun.worker.app"} <= worker
     return supervisor, worker
 
 

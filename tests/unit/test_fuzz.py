@@ -37,6 +37,9 @@ from sandboxrun.config.permissions import (
 from sandboxrun.errors import ConfigError, FetchError, SandboxrunError, SecretError, UsageError
 from sandboxrun.fetch import resolve
 from sandboxrun.log import LINE_MAX_CHARS, Log, escape
+from sandboxrun.protocol import BadRequest
+from sandboxrun.protocol.reply import failure
+from sandboxrun.protocol.request import ref_of
 from sandboxrun.redis.address import parse_url
 from sandboxrun.sandbox.supervisor import listener as notify
 from sandboxrun.sandbox.supervisor import resolver as resolver_module
@@ -775,12 +778,12 @@ def test_deeply_nested_secrets_are_a_secret_error() -> None:
     )
 )
 def test_requests_are_parsed_or_bad(raw: dict[bytes, bytes]) -> None:
-    ref = request.ref_of(raw)
+    ref = ref_of(raw)
     try:
         found = request.parse("1-1", raw, frozenset({"t"}), default="t")
-    except request.BadRequest as error:
+    except BadRequest as error:
         one_line(error)
-        request.reply(ref, "t:1", 400, request.failure(error, raw, with_payload=True), "now")
+        request.Encoder().reply(ref, "t:1", 400, failure(error, raw, with_payload=True), "now")
         return
     assert found.ref == ref == raw[b"ref"].decode()
     assert keys.is_ref(found.ref)

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sandboxrun.errors import ConfigError
-from sandboxrun.worker.handlers import Handler, handler, registered
-from sandboxrun.worker.request import BadRequest, Request
+from sandboxrun.protocol import BadRequest
+from sandboxrun.worker.app import App
+from sandboxrun.worker.handlers import Handler
+from sandboxrun.worker.request import Request
 
 if TYPE_CHECKING:
     from nowhere import Answer, Question  # type: ignore[import-not-found]
@@ -273,10 +275,11 @@ def test_what_could_never_be_called_is_an_error_at_the_start(name: str) -> None:
 
 @pytest.mark.parametrize("wrong", [5, classmethod(lambda cls: None), object()])
 def test_what_is_no_function_and_no_type_is_refused_not_forgotten(wrong: Any) -> None:
-    for decorate in (handler, handler("some-type")):
+    app = App()
+    for decorate in (app.handler, app.handler("some-type")):
         with pytest.raises(ConfigError, match="expected a function"):
             decorate(wrong)
-    assert "some-type" not in registered
+    assert not app.registered
 
 
 def test_a_plain_function_needs_no_inspect() -> None:

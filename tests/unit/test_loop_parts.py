@@ -13,12 +13,14 @@ import pytest
 
 from sandboxrun.config.fields import parse_loop
 from sandboxrun.errors import ConfigError, ConnectionLost, UsageError
+from sandboxrun.protocol import BadRequest
+from sandboxrun.protocol.request import now
 from sandboxrun.redis.address import parse_url
 from sandboxrun.redis.connection import RETRY_MOST_SECONDS, delays, pack
 from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.handlers import Handler
 from sandboxrun.worker.payload import Mismatch, converter
-from sandboxrun.worker.request import BadRequest, Request, now, parse, reply
+from sandboxrun.worker.request import Encoder, Request, parse
 from sandboxrun.worker.streams import gone, order
 
 
@@ -205,7 +207,7 @@ def test_a_reply_is_the_commands_that_the_protocol_names(expire_nx: bool, ref: s
 
 
 def test_the_envelope_wins_and_the_time_is_iso() -> None:
-    found = json.loads(reply("r", "t", 200, {"ref": "x", "code": 1, "a": [1]}, now()))
+    found = json.loads(Encoder().reply("r", "t", 200, {"ref": "x", "code": 1, "a": [1]}, now()))
     assert (found["ref"], found["code"], found["source"], found["a"]) == ("r", 200, "t", [1])
     assert found["time"].endswith("Z")
     assert len(found["time"]) == 24

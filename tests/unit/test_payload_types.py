@@ -32,7 +32,7 @@ from typing import (
 import pytest
 
 from sandboxrun.errors import ConfigError
-from sandboxrun.worker.handlers import HandlerTimeout
+from sandboxrun.protocol import HandlerTimeout
 from sandboxrun.worker.payload import Mismatch, converter
 
 T = TypeVar("T")

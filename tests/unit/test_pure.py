@@ -15,12 +15,14 @@ from sandboxrun.config.fields import parse_loop
 from sandboxrun.config.permissions import Denial, Kind, Permissions
 from sandboxrun.errors import UsageError
 from sandboxrun.log import Log, escape
+from sandboxrun.protocol import BadRequest
+from sandboxrun.protocol.request import ref_of
 from sandboxrun.redis.address import parse_url
 from sandboxrun.redis.lease import is_alive, this_host
 from sandboxrun.sandbox.compile.filters import for_pid
 from sandboxrun.sandbox.supervisor.handlers.connect import InetAddress, parse_sockaddr
 from sandboxrun.sandbox.supervisor.resolver import Resolver
-from sandboxrun.worker.request import BadRequest, parse, ref_of
+from sandboxrun.worker.request import parse
 
 
 def test_nothing_printed_can_drive_a_terminal() -> None:

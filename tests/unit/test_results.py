@@ -15,15 +15,14 @@ import json
 import pathlib
 import types
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 
 from sandboxrun.errors import ConfigError
-from sandboxrun.worker import handlers
-from sandboxrun.worker.request import Request, reply
-from sandboxrun.worker.results import fields, simple
+from sandboxrun.worker.app import App
+from sandboxrun.worker.request import Encoder, Request
 
 UTC = dt.UTC
 ENVELOPE = ("ref", "source", "code", "time")
@@ -93,14 +92,17 @@ class Failing(collections.abc.Mapping[str, int]):
         return 1
 
 
-def sent(result: Any) -> Any:
+USUAL = Encoder()
+
+
+def sent(result: Any, encoder: Encoder = USUAL) -> Any:
     """The result as whoever called reads it."""
 
     def refuse(text: str) -> None:
         raise AssertionError(f"{text} in the reply")
 
-    made = result if isinstance(result, dict) else fields(result)
-    found = json.loads(reply("r", "t", 200, made, "now"), parse_constant=refuse)
+    made = result if isinstance(result, dict) else encoder.forms.fields(result)
+    found = json.loads(encoder.reply("r", "t", 200, made, "now"), parse_constant=refuse)
     return {name: value for name, value in found.items() if name not in ENVELOPE}
 
 
@@ -217,7 +219,7 @@ def test_a_coroutine_in_a_result_is_closed_and_said() -> None:
 )
 def test_durations_are_those_of_pydantic(value: dt.timedelta) -> None:
     pydantic = pytest.importorskip("pydantic")
-    assert simple(value) == pydantic.TypeAdapter(dt.timedelta).dump_python(value, mode="json")
+    assert USUAL.forms.simple(value) == pydantic.TypeAdapter(dt.timedelta).dump_python(value, mode="json")
 
 
 def test_pydantic_models_and_dataclasses_are_results_by_their_own_rules() -> None:
@@ -266,14 +268,10 @@ def test_numpy_needs_no_conversion_by_hand() -> None:
         sent({"x": np.longdouble(1)})
 
 
-@pytest.fixture
-def encoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
-    monkeypatch.setattr(handlers, "custom", None)
-    return handlers.encoder  # type: ignore[no-any-return]
+def test_an_encoder_says_what_other_objects_are() -> None:
+    app = App()
 
-
-def test_an_encoder_says_what_other_objects_are(encoder: Callable[[Any], Any]) -> None:
-    @encoder
+    @app.encoder
     def encode(value: object) -> Any:
         if isinstance(value, Money):
             return {"amount": value.amount, "at": [AT]}
@@ -288,10 +286,10 @@ def test_an_encoder_says_what_other_objects_are(encoder: Callable[[Any], Any]) -
         raise TypeError("nobody knows it")
 
     money = {"amount": "1.10", "at": ["2026-01-02T03:04:05Z"]}
-    assert sent({"x": Money()}) == {"x": money}
-    assert sent(Money()) == money
-    assert sent({"x": [1j], "k": {uuid.UUID(int=1): Money()}})["x"] == [money]
-    request = Request("1-0", "r", "t", None, {})
+    assert sent({"x": Money()}, app.json) == {"x": money}
+    assert sent(Money(), app.json) == money
+    assert sent({"x": [1j], "k": {uuid.UUID(int=1): Money()}}, app.json)["x"] == [money]
+    request = Request("1-0", "r", "t", None, {}, encoder=app.json)
     request.trace(cost=Money())
     assert json.loads((request._noted or {})["cost"]) == money
     for value, message in [
@@ -301,25 +299,26 @@ def test_an_encoder_says_what_other_objects_are(encoder: Callable[[Any], Any]) -
         (asyncio.Lock(), "result.x: KeyError: 'lock'"),
     ]:
         with pytest.raises((TypeError, ValueError)) as error:
-            sent({"x": value})
+            sent({"x": value}, app.json)
         assert str(error.value) == message
     with pytest.raises(ConfigError, match="two encoders"):
-        encoder(encode)
+        app.encoder(encode)
 
 
-def test_an_encoder_that_never_arrives_is_an_error(encoder: Callable[[Any], Any]) -> None:
-    encoder(lambda value: Plain())
+def test_an_encoder_that_never_arrives_is_an_error() -> None:
+    app = App()
+    app.encoder(lambda value: Plain())
     for result in (Plain(), {"x": Plain()}):
         with pytest.raises(ValueError, match="nested too deeply"):
-            sent(result)
+            sent(result, app.json)
 
 
-def test_an_encoder_is_a_plain_function(encoder: Callable[[Any], Any]) -> None:
+def test_an_encoder_is_a_plain_function() -> None:
     async def later(value: object) -> None: ...
 
     for wrong in (later, 5):
         with pytest.raises(ConfigError, match=r"@worker.encoder is given .*: expected a function"):
-            encoder(wrong)
+            App().encoder(wrong)
 
 
 def test_a_trace_is_text_that_redis_can_be_sent() -> None:

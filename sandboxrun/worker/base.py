@@ -1,38 +1,37 @@
 """The request loop: read from the group, handle, reply and acknowledge in one transaction.
 
-What both ways of working share: one request after another (serial.py), and many at once (tasks.py).
+What both ways of working share: one request after another (serial.py), and many at once (tasks.py). app.py starts it.
 """
 
 from __future__ import annotations
 
 import _thread
-import atexit
 import os
-import sys
 import time
 
 from sandboxrun.config import keys
-from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError, StoreError
+from sandboxrun.errors import ConnectionLost, LoginRefused
+from sandboxrun.protocol import TRACE_EXPIRE_SECONDS
 from sandboxrun.redis.connection import RETRY_MOST_SECONDS
-from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker import process
 from sandboxrun.worker.answer import Answers
 from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.claims import Claims
-from sandboxrun.worker.context import Context, current
-from sandboxrun.worker.handlers import Handler, registered
 from sandboxrun.worker.outage import Backoff, Outages
-from sandboxrun.worker.output import keep_writable, say
-from sandboxrun.worker.request import Request, noted
+from sandboxrun.worker.output import say
+from sandboxrun.worker.request import noted
 from sandboxrun.worker.responses import Responses
 from sandboxrun.worker.sweep import look_around, remove_gone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
     from sandboxrun.config.fields import Loop
+    from sandboxrun.worker.context import Context
+    from sandboxrun.worker.handlers import Handler
+    from sandboxrun.worker.request import Encoder, Request
 
 BATCH_MOST = 100  # more brings nothing: the round trip is a hundredth of it
 LOOK_SECONDS = 1.0  # between looks at stale claims
@@ -43,78 +42,12 @@ LOGIN_SECONDS = 30.0  # in which a server that was started anew, or took over, i
 RENEW_PART = 6  # takeoverMillis / 6: how often a claim is renewed
 
 
-def run(*, concurrency: int | None = None, key: Callable[[Request], Any] | None = None) -> None:
-    """Handle requests until SIGTERM, a removed or changed `pid`, or `requestLimit`; then return.
-
-    `concurrency`: how many requests are handled at once; by default 1, and 100 where a handler is async. Handlers that
-    are not async run in threads then. `key`: a function of the request; those with equal keys are handled in order, one
-    after another. An error in the hash or the secrets ends the process with one line and the exit code of the error.
-
-    Call it in the main thread and outside of an event loop; anything else is such an error. In a child of multiprocessing,
-    which imports the script again, it does nothing. Raises RuntimeError while it runs already.
-    """
-    global _state
-    if process.is_multiprocessing_child():
-        return
-    if _state == "running":
-        raise RuntimeError("worker.run() runs already: one call serves all handlers")
-    _state = "running"
-    try:
-        _run(concurrency, key)
-    except SandboxrunError as error:
-        say(str(error), "error")
-        if not process.in_main_thread():
-            process.leave(error.exit_code)  # sys.exit would end the thread alone
-        sys.exit(error.exit_code)
-    finally:
-        _state = "ended"
-
-
-def _run(concurrency: int | None, key: Callable[[Request], Any] | None) -> None:
-    process.check_place()
-    keep_writable()
-    try:
-        context = current()
-        context.secrets()  # now, not at the first request
-        make(context, context.loop(), concurrency, key).run()
-    except ReplyError as error:
-        raise StoreError(f"Redis refuses what the worker asks of it: {error}") from error
-
-
-_state = "new"
-_pid = os.getpid()
-
-
-@atexit.register
-def _say_never_run() -> None:
-    """Of a worker that ends without an error and without ever having asked for a request."""
-    started = len(sys.argv) == 2 and "REDIS_URL" in os.environ and os.getpid() == _pid
-    idle = registered and _state == "new" and not hasattr(sys, "last_type")
-    if started and idle and not process.is_multiprocessing_child():
-        say("the script has ended without worker.run(): none of its handlers was ever called")
-
-
-def make(context: Context, loop: Loop, concurrency: int | None, key: Callable[[Request], Any] | None) -> Worker:
-    """The worker for the registered handlers: one thread, unless more is asked for."""
-    if not registered:
-        raise ConfigError("the worker has no handler: put @worker.handler before a function, then call worker.run()")
-    if concurrency is not None and not 1 <= concurrency <= 10_000:
-        raise ConfigError(f"concurrency is {concurrency}: expected 1 to 10000")
-    if not any(handler.is_async or handler.may_await for handler in registered.values()) and (concurrency or 1) == 1:
-        from sandboxrun.worker.serial import Serial
-
-        return Serial(context, loop)
-    from sandboxrun.worker.tasks import Tasks
-
-    return Tasks(context, loop, concurrency or 100, key)
-
-
 class Worker:
     """What both ways of working share: one session after another until the end, and how a request is answered."""
 
-    def __init__(self, context: Context, loop: Loop) -> None:
-        self._context, self._loop = context, loop
-        self._handlers: dict[str, Handler] = {type_ or context.type: found for type_, found in registered.items()}
+    def __init__(self, context: Context, loop: Loop, handlers: Mapping[str, Handler], encoder: Encoder) -> None:
+        """`handlers`: by the type of their requests."""
+        self._context, self._loop, self._handlers = context, loop, handlers
         self._render = Renderer(loop, context.type, keys.dead_stream(context.type))
         self._claims = Claims(
             context.connection,
@@ -125,7 +58,7 @@ class Worker:
             token=context.token,
         )
         self._claims.warn = self._warn
-        self._answers = Answers(self._handlers, context.type, loop.consumer_id, self._render, self._tell)
+        self._answers = Answers(handlers, context.type, loop.consumer_id, self._render, encoder, self._tell)
         self._signals = process.Signals()
         self._signals.forked.append(self._forked)
         self._pid = os.getpid()
@@ -256,7 +189,8 @@ class Worker:
             return
         try:
             self._claims.exchange(
-                ("HSET", trace, *words), *([("EXPIRE", trace, 120, "NX")] if self._render.expire_nx else [])
+                ("HSET", trace, *words),
+                *([("EXPIRE", trace, TRACE_EXPIRE_SECONDS, "NX")] if self._render.expire_nx else []),
             )
         except (ConnectionLost, LoginRefused):
             pass  # the reply finds out, and tries again

@@ -1,0 +1,49 @@
+"""What clients and workers say to each other: names, limits, codes, and the errors that a code stands for.
+
+The messages themselves are in request.py and reply.py, and what a failed call raises in call.py. Pure, and light: every
+worker and every client starts with it.
+"""
+
+from __future__ import annotations
+
+from sandboxrun.errors import SandboxrunError
+
+GROUP = "worker"  # the consumer group of a request stream
+TRACE_EXPIRE_SECONDS = 120  # of `req:REF:h`, at least
+PAYLOAD_MAX_BYTES = 1024 * 1024  # of a request's fields together
+RESULT_MAX_BYTES = 8 * 1024 * 1024  # of a reply
+REPLY_MAX_BYTES = RESULT_MAX_BYTES + 64 * 1024  # that a client reads: the trace has the times as well
+MESSAGE_MAX_CHARS = 2000  # of the message in an error's reply
+
+# Codes of replies.
+OK = 200
+BAD_REQUEST = 400  # the handler did not run, or refused the request itself
+UNKNOWN_METHOD = 404
+TOO_MANY = 429  # more requests than the limit of a rate allows
+CANCELLED = 499
+FAILED = 500  # the handler ran and failed
+NO_MOCK = 501  # no recorded answer matches the request
+EXPIRED = 504  # the deadline had passed before the handler began
+
+
+class BadRequest(Exception):
+    """The request cannot be accepted: answered with code 400 and this message."""
+
+
+class Expired(Exception):
+    """The request's deadline had passed before it could be begun: answered with code 504."""
+
+
+class HandlerTimeout(Exception):
+    """The handler took longer than its `timeout`: answered with code 500."""
+
+
+def code_of(kind: type[BaseException]) -> int:
+    """The code that answers an error of this class.
+
+    A failed call (call.py) is a BadRequest or an Expired too, but of a request that the handler itself has made. Its own
+    request was accepted and begun, so it is answered 500, as with every other error of this package.
+    """
+    if issubclass(kind, BadRequest | Expired) and not issubclass(kind, SandboxrunError):
+        return BAD_REQUEST if issubclass(kind, BadRequest) else EXPIRED
+    return FAILED

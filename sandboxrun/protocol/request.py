@@ -1,0 +1,182 @@
+"""A request as an entry of a stream: how a client makes it, and how a worker reads it. Pure."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from sandboxrun.config import keys
+from sandboxrun.protocol import PAYLOAD_MAX_BYTES, BadRequest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+PATH_MAX_CHARS = 200
+_ENVELOPE = ("ref", "type", "time", "deadline")  # all other fields are the payload's
+
+
+# --- making
+
+
+def entry(ref: str, type_: str, text: str, created: str, deadline: float | None = None) -> list[str]:
+    """The words of the entry: field, value, field, value … `text`: of `encode`. `deadline`: seconds since the epoch."""
+    words = ["ref", ref, "type", type_, "data", text, "time", created]
+    if deadline is not None:
+        words += ("deadline", str(int(deadline * 1000)))
+    return words
+
+
+def trace_fields(ref: str, type_: str, text: str, created: str) -> dict[str, str]:
+    """The fields of `req:REF:h` that a client writes together with the entry."""
+    return {"ref": ref, "type": type_, "requestData": text, "created": created}
+
+
+# Made once: json.dumps makes another each time.
+encode: Callable[[Any], str] = json.JSONEncoder(allow_nan=False).encode
+
+
+def iso(millis: int) -> str:
+    """Milliseconds since the epoch as ISO 8601 in UTC, as JavaScript's toISOString."""
+    seconds, rest = divmod(millis, 1000)
+    return _strftime("%Y-%m-%dT%H:%M:%S.", _gmtime(seconds)) + f"{rest:03d}Z"
+
+
+def now() -> str:
+    """The time as `iso` writes it."""
+    global _last
+    millis = _time_ns() // 1_000_000
+    if millis != _last[0]:
+        _last = (millis, iso(millis))
+    return _last[1]
+
+
+# As they are now: a script may put others in their places, to freeze the time for instance.
+_time_ns, _strftime, _gmtime = time.time_ns, time.strftime, time.gmtime
+_last = (0, "")  # formatting it takes longer than all else of a small request
+
+
+# --- reading
+
+
+def ref_of(raw: Mapping[bytes, bytes]) -> str | None:
+    """The reference to answer under, or None where there is none that could be part of a key."""
+    try:
+        ref = raw.get(b"ref", b"").decode()
+    except UnicodeDecodeError:
+        return None
+    return ref if keys.is_ref(ref) else None
+
+
+def read(
+    raw: Mapping[bytes, bytes], accepted: Mapping[str, object], default: str
+) -> tuple[str, str, Any, float | None]:
+    """The ref, the type, the data, and the deadline in seconds since the epoch. `default`: the type if none is named.
+
+    Raises BadRequest saying what is missing or wrong.
+    """
+    if sum(map(len, raw.values())) + sum(map(len, raw)) > PAYLOAD_MAX_BYTES:
+        raise BadRequest(f"the request has more than {PAYLOAD_MAX_BYTES} bytes")
+    try:
+        type_ = raw[b"type"].decode() if raw.get(b"type") else default
+        text = raw[b"data"].decode() if b"data" in raw else None
+        fields = {k.decode(): v.decode() for k, v in raw.items()} if text is None else None
+    except UnicodeDecodeError:
+        raise BadRequest("the request is not UTF-8 text") from None
+    ref = ref_of(raw)
+    if ref is None:
+        raise BadRequest("the request has no ref, or none that can be answered")
+    if type_ not in accepted:
+        raise BadRequest(f"the request's type is {type_[:80]!r}, expected {' or '.join(sorted(accepted))}")
+    deadline = _deadline(raw[b"deadline"].decode("utf-8", "replace")) if b"deadline" in raw else None
+    if fields is not None:
+        return ref, type_, {name: value for name, value in fields.items() if name not in _ENVELOPE}, deadline
+    return ref, type_, _decoded(text or ""), deadline
+
+
+def _deadline(text: str) -> float:
+    """Milliseconds since the epoch, as in an entry's id, to seconds."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 16):
+        raise BadRequest(f"the request's deadline is {text[:40]!r}: expected milliseconds since 1970, as 1767225600000")
+    return int(text) / 1000
+
+
+def _decoded(text: str) -> Any:
+    try:
+        data, end = _scan(text, 0)  # what json.loads comes to, for what has no white space around it
+        if end == len(text):
+            return data
+    except (ValueError, StopIteration, RecursionError):
+        pass
+    try:
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+    except RecursionError:
+        raise BadRequest("the request's data is nested too deeply") from None
+    except _NotFinite:
+        raise BadRequest(f"the request's data is not JSON: {_first_not_finite(text)}") from None
+    except ValueError as error:
+        reason = "it has an integer with too many digits" if "integer string conversion" in str(error) else error
+        raise BadRequest(f"the request's data is not JSON: {reason}") from None
+
+
+class _NotFinite(ValueError):
+    """Python's json reads NaN, Infinity and 1e999; JSON has none of them, and no reply could repeat them."""
+
+
+def _no_constant(text: str) -> Any:
+    raise _NotFinite(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:
+        raise _NotFinite(text)
+    return value
+
+
+_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder(  # type: ignore[attr-defined]  # set in __init__
+    parse_constant=_no_constant, parse_float=_finite
+).scan_once
+
+
+def _first_not_finite(text: str) -> str:
+    """Which number is none, and where: `data.items[3].price: nan is not JSON`."""
+    path: list[str | int] = ["data"]
+    try:
+        value = _find_not_finite(json.loads(text), path)
+    except (ValueError, RecursionError):
+        value = None
+    if value is None:
+        return "it has a number that is not finite"  # under a key that comes again, with another value
+    return f"{path_text(path)}: {value!r} is not JSON"
+
+
+def _find_not_finite(value: Any, path: list[str | int]) -> float | None:
+    """The first such number, with `path` left where it is."""
+    if isinstance(value, float):
+        return value if value - value != 0 else None
+    if not isinstance(value, dict | list):
+        return None
+    for step, item in value.items() if isinstance(value, dict) else enumerate(value):
+        path.append(step)
+        found = _find_not_finite(item, path)
+        if found is not None:
+            return found
+        path.pop()
+    return None
+
+
+def path_text(path: list[str | int]) -> str:
+    """Where in a JSON text something is, as `data.items[3].price`; of odd names in quotes, and bounded."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        elif step.isprintable() and " " not in step and len(step) <= 80:
+            text += f".{step}" if text else step
+        else:
+            text += f"[{step[:80]!r}]"
+        if len(text) > PATH_MAX_CHARS:
+            return text[:PATH_MAX_CHARS] + "…"
+    return text

@@ -1,0 +1,156 @@
+"""A worker as its script makes it: handlers, an encoder, and `run`. What `sandboxrun.worker` offers is one such object's."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+
+from sandboxrun.errors import ConfigError, SandboxrunError, StoreError
+from sandboxrun.redis.replies import ReplyError
+from sandboxrun.worker import process
+from sandboxrun.worker.context import of_process
+from sandboxrun.worker.handlers import Handler, name_of, shape_of
+from sandboxrun.worker.output import keep_writable, say
+from sandboxrun.worker.request import Encoder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from sandboxrun.worker.base import Worker
+    from sandboxrun.worker.context import Context
+    from sandboxrun.worker.request import Request
+
+CONCURRENCY = 100  # of handlers that are async, if nothing else is asked for
+
+
+class App:
+    """The handlers of one worker, the encoder of their results, and who the worker is. Several of them share nothing."""
+
+    def __init__(self, context: Context | None = None) -> None:
+        """`context`: what this process was started with, if it is not given."""
+        self.registered: dict[str | None, Handler] = {}  # by type; None is the worker's own
+        self.json = Encoder()  # what writes its results
+        self._context = context
+        self._running = self._ran = False
+        self._pid = os.getpid()
+
+    @property
+    def context(self) -> Context:
+        """Raises ConfigError where this process was not started as a worker."""
+        if self._context is None:
+            self._context = of_process()
+        return self._context
+
+    # --- what a script says
+
+    def handler(self, function_or_type: Any = None, *, payload: Any = None, timeout: float | None = None) -> Any:
+        """Decorator: `@worker.handler` for requests of the worker's own type, `@worker.handler("type")` for another.
+
+        `payload`: a dataclass, TypedDict, pydantic model or other type that `request.data` is made into; a parameter's
+        annotation says the same. `timeout`: seconds after which the handler is given up, with code 500.
+        """
+        if timeout is not None and timeout <= 0:
+            raise ConfigError(f"the handler's timeout is {timeout}: expected seconds above 0")
+
+        def decorate(function: Any) -> Any:
+            if not callable(function):
+                raise ConfigError(f"the handler is {name_of(function)}, which cannot be called: expected a function")
+            self.registered[type_] = Handler(function, payload, timeout, self.json)
+            return function
+
+        if callable(function_or_type):
+            type_: str | None = None
+            return decorate(function_or_type)
+        if function_or_type is not None and not isinstance(function_or_type, str):
+            raise ConfigError(
+                f"@worker.handler is given {name_of(function_or_type)}: expected a function, or the name of a type of requests"
+            )
+        type_ = function_or_type
+        return decorate
+
+    def encoder(self, function: Any) -> Any:
+        """Decorator: `@worker.encoder` for the one function that says what an object is in JSON that has no form there.
+
+        It is called with such an object, of a result or of `request.trace`, and returns a dict, a list, text or whatever
+        else a result may have in it; or it raises TypeError with the reason.
+        """
+        if not callable(function) or shape_of(function).is_async is not False:
+            raise ConfigError(f"@worker.encoder is given {name_of(function)}: expected a function that is not async")
+        if self.json.custom is not None:
+            raise ConfigError(
+                f"the worker has two encoders, {name_of(self.json.custom)} and {name_of(function)}: expected one, that asks for the type"
+            )
+        self.json.custom = function
+        return function
+
+    # --- the loop
+
+    def run(self, *, concurrency: int | None = None, key: Callable[[Request], Any] | None = None) -> None:
+        """Handle requests until SIGTERM, a removed or changed `pid`, or `requestLimit`; then return.
+
+        `concurrency`: how many requests are handled at once; by default 1, and 100 where a handler is async. Handlers that
+        are not async run in threads then. `key`: a function of the request; those with equal keys are handled in order, one
+        after another. An error in the hash or the secrets ends the process with one line and the exit code of the error.
+
+        Call it in the main thread and outside of an event loop; anything else is such an error. In a child of
+        multiprocessing, which imports the script again, it does nothing. Raises RuntimeError while it runs already.
+        """
+        if process.is_multiprocessing_child():
+            return
+        if self._running:
+            raise RuntimeError("worker.run() runs already: one call serves all handlers")
+        self._running = self._ran = True
+        try:
+            self._run(concurrency, key)
+        except SandboxrunError as error:
+            say(str(error), "error")
+            if not process.in_main_thread():
+                process.leave(error.exit_code)  # sys.exit would end the thread alone
+            sys.exit(error.exit_code)
+        finally:
+            self._running = False
+
+    def _run(self, concurrency: int | None, key: Callable[[Request], Any] | None) -> None:
+        process.check_place()
+        keep_writable()
+        try:
+            self.context.secrets()  # now, not at the first request
+            self._make(concurrency, key).run()
+        except ReplyError as error:
+            raise StoreError(f"Redis refuses what the worker asks of it: {error}") from error
+
+    def _make(self, concurrency: int | None, key: Callable[[Request], Any] | None) -> Worker:
+        """The worker for the handlers: one thread, unless more is asked for."""
+        loop = self.context.loop()
+        handlers = self.handlers()
+        if not handlers:
+            raise ConfigError(
+                "the worker has no handler: put @worker.handler before a function, then call worker.run()"
+            )
+        if concurrency is not None and not 1 <= concurrency <= 10_000:
+            raise ConfigError(f"concurrency is {concurrency}: expected 1 to 10000")
+        if not any(handler.is_async or handler.may_await for handler in handlers.values()) and (concurrency or 1) == 1:
+            from sandboxrun.worker.serial import Serial
+
+            return Serial(self.context, loop, handlers, self.json)
+        from sandboxrun.worker.tasks import Tasks
+
+        return Tasks(self.context, loop, handlers, self.json, concurrency or CONCURRENCY, key)
+
+    def handlers(self) -> dict[str, Handler]:
+        """By the type of their requests."""
+        return {type_ or self.context.type: found for type_, found in self.registered.items()}
+
+    def say_never_run(self) -> None:
+        """At the end of a worker that ends without an error and without ever having asked for a request."""
+        started = len(sys.argv) == 2 and "REDIS_URL" in os.environ and os.getpid() == self._pid
+        idle = self.registered and not self._ran and not hasattr(sys, "last_type")
+        if started and idle and not process.is_multiprocessing_child():
+            say("the script has ended without worker.run(): none of its handlers was ever called")
+
+
+default = App()  # what the functions of sandboxrun.worker are of
+atexit.register(default.say_never_run)
