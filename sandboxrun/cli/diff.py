@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 from sandboxrun.cli.parser import worker_parser
+from sandboxrun.cli.redis import connected
 from sandboxrun.config.worker import Asked
 from sandboxrun.log import escape
 
@@ -32,17 +32,18 @@ def main(args: list[str]) -> int:
 
 def look(options: argparse.Namespace) -> tuple[Asked, Asked | None, str]:
     """What the hash asks for now, within the ceiling; what was agreed to; and where that is recorded."""
-    import contextlib
-
     from sandboxrun.config import keys
     from sandboxrun.config.worker import parse_worker
     from sandboxrun.host.folders import Folders
     from sandboxrun.policy import approval
-    from sandboxrun.redis.store import DEFAULT_URL, Store
+    from sandboxrun.redis.hashes import read
 
     keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
-    with contextlib.closing(Store(options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL)) as store:
-        config = parse_worker(options.type, options.id, *store.read(options.type, options.id))
+    with connected(options.redis) as connection:
+        hashes = read(connection, options.type, options.id)
+    for stored in (hashes.shared, hashes.own):
+        stored.check()
+    config = parse_worker(options.type, options.id, hashes.shared.fields, hashes.own.fields)
     folders = Folders.of_user()
     config = folders.ceiling(config, options.policy).check({})
     path = approval.record_path(folders.approved, options.type, options.id)

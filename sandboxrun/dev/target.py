@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sandboxrun.config import keys
 from sandboxrun.config.worker import WorkerConfig, parse_worker
 from sandboxrun.errors import ConfigError, StoreError, UsageError
+from sandboxrun.redis import hashes
 from sandboxrun.redis.connection import Connection
 
 ID = "dev"  # of a worker whose hash we make
@@ -72,13 +72,10 @@ class Target:
 
 def read(connection: Connection, type_: str, id_: str) -> WorkerConfig:
     """The hash as it is now. Raises ConfigError, StoreError."""
-    names = (keys.type_key(keys.check_type(type_)), keys.worker_key(type_, keys.check_id(id_)))
-    hashes = [_mapping(connection.call("HGETALL", name)) for name in names]
-    return parse_worker(type_, id_, *hashes)
-
-
-def _mapping(flat: list[bytes]) -> Mapping[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    found = hashes.read(connection, keys.check_type(type_), keys.check_id(id_))
+    for stored in (found.shared, found.own):
+        stored.check()
+    return parse_worker(type_, id_, found.shared.fields, found.own.fields)
 
 
 def type_from(name: str) -> str:
@@ -120,8 +117,9 @@ class OwnKeys:
         """Whether the hash is ours now. One that is just like it, and that nobody runs, a killed session has left."""
         call, key = self._connection.call, self._target.key
         call("WATCH", key)
-        found = {name.decode("utf-8", "replace"): value for name, value in _mapping(call("HGETALL", key)).items()}
-        if found and found != {name: value.encode() for name, value in fields.items()}:
+        found = hashes.read(self._connection, self._target.type, self._target.id).own
+        wanted = {name.encode(): value.encode() for name, value in fields.items()}
+        if found.kind != "none" and (found.long or found.fields != wanted):
             call("UNWATCH")
             return False
         words = [word for pair in fields.items() for word in pair]
