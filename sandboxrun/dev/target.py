@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from sandboxrun.config import keys
-from sandboxrun.config.worker import WorkerConfig, parse_worker
+from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError, StoreError, UsageError
 from sandboxrun.redis import hashes
 from sandboxrun.redis.connection import Connection
@@ -72,10 +72,13 @@ class Target:
 
 def read(connection: Connection, type_: str, id_: str) -> WorkerConfig:
     """The hash as it is now. Raises ConfigError, StoreError."""
-    found = hashes.read(connection, keys.check_type(type_), keys.check_id(id_))
-    for stored in (found.shared, found.own):
-        stored.check()
-    return parse_worker(type_, id_, found.shared.fields, found.own.fields)
+    from sandboxrun.host.folders import Folders
+    from sandboxrun.host.plan import Preparation, RunOptions
+
+    found = Preparation(RunOptions(keys.check_type(type_), keys.check_id(id_), ""), Folders.of_user())
+    found.parse_stored(hashes.read(connection, type_, id_))
+    assert found.config is not None
+    return found.config
 
 
 def type_from(name: str) -> str:

@@ -29,7 +29,8 @@ SUPERVISOR = frozenset(
     sandboxrun.config.keys sandboxrun.config.limits sandboxrun.config.permissions sandboxrun.config.secrets
     sandboxrun.config.worker sandboxrun.digests sandboxrun.errors sandboxrun.fetch sandboxrun.fetch.cache
     sandboxrun.fetch.integrity sandboxrun.fetch.parse sandboxrun.fetch.resolve sandboxrun.files sandboxrun.host
-    sandboxrun.host.configuration sandboxrun.host.ending sandboxrun.host.folders sandboxrun.host.run sandboxrun.log
+    sandboxrun.host.configuration sandboxrun.host.ending sandboxrun.host.folders sandboxrun.host.plan sandboxrun.host.run
+    sandboxrun.log
     sandboxrun.policy sandboxrun.policy.approval sandboxrun.policy.audit sandboxrun.policy.ceiling
     sandboxrun.policy.file sandboxrun.records sandboxrun.redis sandboxrun.redis.acl sandboxrun.redis.connection
     sandboxrun.redis.lease sandboxrun.redis.login sandboxrun.redis.store sandboxrun.redis.watch sandboxrun.sandbox
