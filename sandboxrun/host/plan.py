@@ -30,7 +30,7 @@ from sandboxrun.sandbox.supervisor.child import this_interpreter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     from sandboxrun.config.debugger import Inspect
     from sandboxrun.config.limits import Limits
@@ -100,6 +100,19 @@ class RunPlan:
         """For a run that has this folder of its own."""
         real = os.path.realpath(scratch)
         return replace(self.policy, read=(*self.policy.read, real), write=(*self.policy.write, real))
+
+    def to_plain(self) -> dict[str, Any]:
+        """As values that marshal and JSON know."""
+        from sandboxrun.host.plain import to_plain
+
+        return to_plain(self)
+
+    @classmethod
+    def from_plain(cls, value: Any) -> RunPlan:
+        """What `to_plain` has made. Raises ConfigError for anything else."""
+        from sandboxrun.host.plain import from_plain
+
+        return from_plain(value)
 
 
 @record
