@@ -22,9 +22,9 @@ def main(args: list[str]) -> int:
     key = f"{options.type}:{options.id}:h"
     log = Log(debug=options.debug)
     with Audit(options.audit, worker=key, warn=lambda message: log.warning("audit", message)) as audit:
-        asked, before, path = look(options)
-        show(before, asked, key)
-        audit.record("approval", "allowed", how="approve", grown=approval.growth(before or asked, asked))
+        asked, agreement, path = look(options)
+        show(agreement, asked, key)
+        audit.record("approval", "allowed", how="approve", grown=agreement.grown)
         approval.save(path, asked)
     print("approved")
     return 0

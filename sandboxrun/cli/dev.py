@@ -87,7 +87,8 @@ def _develop(options: argparse.Namespace, rest: list[str]) -> int:
     learned = Learned()
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(_redis(options.redis, terminal))
-        connection = stack.enter_context(contextlib.closing(Connection(url, name="sandboxrun dev")))
+        # By the older protocol whatever the URL says: a session reads replies in its shapes.
+        connection = stack.enter_context(contextlib.closing(Connection(url, name="sandboxrun dev", protocol=2)))
         connection.open()
         target = found or Target.of_hash(connection, *words)
         stack.enter_context(OwnKeys(connection, target))
@@ -201,15 +202,15 @@ def _said(kind: str, text: str, terminal: _Terminal, learned: Learned) -> None:
 
 def _show_learned(learned: Learned, connection: Connection, target: Target, command: str) -> None:
     from sandboxrun.dev import learn
+    from sandboxrun.redis.hashes import read
 
-    flat = connection.call("HGETALL", target.key)
-    pairs = [word.decode("utf-8", "replace") for word in flat]
+    stored = read(connection, target.type, target.id).own.fields
     grants = learned.grants()
     if not grants:
         print("learned: nothing was refused that a grant would allow")
         return
     # What was made for a folder is gone: whoever keeps a hash for it most likely calls it so.
-    fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    fields = {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in stored.items()}
     id_, url = ("1", fields.get("url")) if target.made else (target.id, None)
     print("learned: what it tried and was refused; read it, then paste what it is to have")
     print(escape("  " + learn.as_set(target.type, id_, grants, fields, url=url)))

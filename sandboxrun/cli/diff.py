@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
+from sandboxrun.cli.looking import run_options
 from sandboxrun.cli.parser import worker_parser
+from sandboxrun.cli.redis import connected
 from sandboxrun.config.worker import Asked
 from sandboxrun.log import escape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.host.plan import Agreement
 
 
 def main(args: list[str]) -> int:
@@ -19,43 +24,38 @@ def main(args: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)
-    asked, before, _ = look(options)
+    asked, agreement, _ = look(options)
     if options.json:
-        from sandboxrun.policy.approval import growth
-
-        grown = growth(before, asked) if before is not None else None
-        print(json.dumps({"recorded": before is not None, "grown": grown}))
+        recorded = agreement.how != "first"
+        print(json.dumps({"recorded": recorded, "grown": agreement.grown if recorded else None}))
     else:
-        show(before, asked, f"{options.type}:{options.id}:h")
+        show(agreement, asked, f"{options.type}:{options.id}:h")
     return 0
 
 
-def look(options: argparse.Namespace) -> tuple[Asked, Asked | None, str]:
-    """What the hash asks for now, within the ceiling; what was agreed to; and where that is recorded."""
-    import contextlib
-
-    from sandboxrun.config import keys
-    from sandboxrun.config.worker import parse_worker
+def look(options: argparse.Namespace) -> tuple[Asked, Agreement, str]:
+    """What the hash asks for now, within the ceiling; what of it was agreed to; and where that is recorded."""
     from sandboxrun.host.folders import Folders
-    from sandboxrun.policy import approval
-    from sandboxrun.redis.store import DEFAULT_URL, Store
+    from sandboxrun.host.plan import Preparation
+    from sandboxrun.redis.hashes import read
 
-    keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
-    with contextlib.closing(Store(options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL)) as store:
-        config = parse_worker(options.type, options.id, *store.read(options.type, options.id))
-    folders = Folders.of_user()
-    config = folders.ceiling(config, options.policy).check({})
-    path = approval.record_path(folders.approved, options.type, options.id)
-    return config.asked, approval.load(path), path
+    found = Preparation(run_options(options), Folders.of_user())
+    with connected(options.redis) as connection:
+        found.parse_stored(read(connection, options.type, options.id))
+    found.bound()
+    found.approve(ask=False)
+    assert found.config is not None and found.agreement is not None
+    return found.config.asked, found.agreement, found.approved
 
 
-def show(before: Asked | None, asked: Asked, key: str) -> None:
+def show(agreement: Agreement, asked: Asked, key: str) -> None:
     from sandboxrun.policy.approval import growth
 
-    if before is None:
+    recorded = agreement.how != "first"
+    lines = agreement.grown if recorded else growth(Asked(), asked)
+    if not recorded:
         print(f"{key} was never run or approved; it asks for:")
-    lines = growth(before or Asked(), asked)
     for line in lines:
         print(escape(f"  + {line}"))
     if not lines:
-        print("  nothing" if before is None else f"{key} asks for nothing more than it was allowed")
+        print(f"{key} asks for nothing more than it was allowed" if recorded else "  nothing")

@@ -14,25 +14,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from sandboxrun.describe.examine import Examination
     from sandboxrun.describe.paint import Paint
-    from sandboxrun.host.run import RunOptions
+    from sandboxrun.host.plan import Preparation, RunOptions
     from sandboxrun.redis.hashes import Hashes
 
 
 def run_options(options: argparse.Namespace) -> RunOptions:
     """As sandboxrun TYPE ID would have them."""
     from sandboxrun.config import keys
-    from sandboxrun.host.run import RunOptions
+    from sandboxrun.host.plan import RunOptions
 
     keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
     url = options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL
     return RunOptions(options.type, options.id, url, policy=options.policy)
 
 
-def examined(options: argparse.Namespace) -> tuple[Hashes, Examination]:
+def examined(options: argparse.Namespace) -> tuple[Hashes, Preparation]:
     """Both hashes, and what a run would make of them. Raises ConfigError where there are none."""
-    from sandboxrun.describe.examine import examine
+    from sandboxrun.host.examine import examine
     from sandboxrun.host.folders import Folders
     from sandboxrun.redis.hashes import read
 
@@ -46,7 +45,7 @@ def examined(options: argparse.Namespace) -> tuple[Hashes, Examination]:
     return hashes, examine(hashes, run, Folders.of_user())
 
 
-def first_fault(found: Examination) -> SandboxrunError:
+def first_fault(found: Preparation) -> SandboxrunError:
     """What sandboxrun TYPE ID would end with, to be raised where nothing can be said beside it."""
     from sandboxrun.describe.fields import mask
 

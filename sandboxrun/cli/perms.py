@@ -71,7 +71,7 @@ def _answer_all(options: argparse.Namespace, questions: list[Question]) -> int:
     from sandboxrun.config.worker import read_fields
     from sandboxrun.describe.answer import answer
     from sandboxrun.describe.decide import decide
-    from sandboxrun.host.run import redis_target
+    from sandboxrun.host.plan import redis_target
     from sandboxrun.redis.address import parse_url
 
     hashes, found = examined(options)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sandboxrun import __version__
-from sandboxrun import timing as trace
+from sandboxrun import __version__, timing
 from sandboxrun.config.limits import LIMITS
 from sandboxrun.config.permissions import Kind, Permissions, Verdict
 from sandboxrun.errors import UsageError
@@ -148,15 +147,16 @@ def main(args: list[str], born: Birth | None = None) -> int:
 
     # The value is optional, and follows a "=": or TYPE would be one.
     options = _parser().parse_args([f"{arg}={_INSPECT[arg]}" if arg in _INSPECT else arg for arg in args])
-    trace.mark("options parsed")
+    timing.mark("options parsed")
     if options.reload and options.cached_only:
         raise UsageError("--reload and --cached-only contradict each other: give one")
 
     from sandboxrun.fetch.resolve import ImportList
-    from sandboxrun.host.run import RunOptions, run
+    from sandboxrun.host.plan import RunOptions
+    from sandboxrun.host.run import run
     from sandboxrun.redis.store import DEFAULT_URL
 
-    trace.mark("modules of a run imported")
+    timing.mark("modules of a run imported")
     return run(
         RunOptions(
             type=options.type,
@@ -187,10 +187,11 @@ def main(args: list[str], born: Birth | None = None) -> int:
 
 def run_plainly(type_: str, id_: str, born: Birth | None) -> int:
     """Without an option. `born`: the child, which is there already."""
-    from sandboxrun.host.run import RunOptions, run
+    from sandboxrun.host.plan import RunOptions
+    from sandboxrun.host.run import run
     from sandboxrun.redis.store import DEFAULT_URL
 
-    trace.mark("modules of a run imported")
+    timing.mark("modules of a run imported")
     return run(RunOptions(type_, id_, os.environ.get("REDIS_URL") or DEFAULT_URL), Log(), born)
 
 

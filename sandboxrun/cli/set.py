@@ -15,7 +15,7 @@ from sandboxrun.log import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandboxrun.describe.examine import Examination
+    from sandboxrun.host.plan import Preparation
 
 _EXAMPLE = """\
   sandboxrun set demo-worker 1 url=https://raw.githubusercontent.com/OWNER/REPO/main/worker.py version=v1.2.0
@@ -65,16 +65,16 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _refused(after: Examination) -> SandboxrunError:
+def _refused(after: Preparation) -> SandboxrunError:
     found = first_fault(after)
     return type(found)(f"{found} (nothing was written)")
 
 
-def _examined(options: argparse.Namespace, change: Change) -> tuple[Examination, Examination]:
+def _examined(options: argparse.Namespace, change: Change) -> tuple[Preparation, Preparation]:
     """The hash before and after, as a run would find it."""
     from sandboxrun.describe.bring import bringer
-    from sandboxrun.describe.examine import examine
     from sandboxrun.fetch.resolve import ImportList
+    from sandboxrun.host.examine import examine
     from sandboxrun.host.folders import Folders
     from sandboxrun.records import replace
 
@@ -93,13 +93,13 @@ def _examined(options: argparse.Namespace, change: Change) -> tuple[Examination,
     return before, examine(change.after, run, folders, get)
 
 
-def _result(options: argparse.Namespace, change: Change, before: Examination, after: Examination) -> dict[str, Any]:
+def _result(options: argparse.Namespace, change: Change, before: Preparation, after: Preparation) -> dict[str, Any]:
     from sandboxrun.describe.report import running
 
     name, following = f"{options.type} {options.id}", []
     found = running(change.before)
     written = bool(change.names) and not options.dry_run
-    if after.grown and change.names:
+    if after.agreement is not None and after.agreement.grown and change.names:
         following.append(f"the next start asks for agreement: sandboxrun approve {name}")
     if found is not None and found["alive"] and written:
         following.append(

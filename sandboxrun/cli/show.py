@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from sandboxrun.cli.looking import examined, painter, redis_shown, to_json
+from sandboxrun.cli.looking import examined, first_fault, painter, redis_shown, to_json
 from sandboxrun.cli.parser import worker_parser
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.host.plan import Preparation
 
 
 def main(args: list[str]) -> int:
@@ -11,11 +15,19 @@ def main(args: list[str]) -> int:
         "show",
         description="Show a worker's hash and what it means: code, permissions in words, the operator's policy, whether it runs, "
         "and what is wrong. Secrets are never shown. Exit code 0, whatever is wrong with it.",
-        example="  sandboxrun show demo-worker 1\n  sandboxrun show demo-worker 1 --json | jq .faults",
+        example="  sandboxrun show demo-worker 1\n  sandboxrun show demo-worker 1 --json | jq .faults\n"
+        "  sandboxrun show demo-worker 1 --plan",
+    )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="the plan of a run instead, decided to the last path; where there is none, the error that the run would end with",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)
     hashes, found = examined(options)
+    if options.plan:
+        return _plan(found, as_json=options.json)
 
     from sandboxrun.describe.report import last_run, report
     from sandboxrun.describe.show import text
@@ -24,4 +36,14 @@ def main(args: list[str]) -> int:
     last = last_run(Folders.of_user().runs, options.type, options.id)
     made = report(hashes, found, redis=redis_shown(options), last=last)
     print(to_json(made) if options.json else text(made, painter()))
+    return 0
+
+
+def _plan(found: Preparation, *, as_json: bool) -> int:
+    from sandboxrun.describe.plan import masked, text
+
+    if found.faults:
+        raise first_fault(found)
+    plan = masked(found.plan().to_plain())
+    print(to_json(plan) if as_json else text(plan, painter()))
     return 0

@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Callable
 
 from sandboxrun.config.worker import WorkerConfig
-from sandboxrun.describe.examine import Get, from_cache
 from sandboxrun.fetch import Artifact, obtain
 from sandboxrun.fetch.cache import Cache
+from sandboxrun.fetch.cached import from_cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source
 from sandboxrun.host.folders import Folders
+from sandboxrun.host.plan import Get
 
 Needed = Callable[[WorkerConfig], bool]
 

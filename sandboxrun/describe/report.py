@@ -10,11 +10,11 @@ from sandboxrun.config.covers import ANY_PORT
 from sandboxrun.config.limits import LIMITS
 from sandboxrun.config.permissions import Kind, ListenTarget, Verdict
 from sandboxrun.config.worker import WorkerConfig
-from sandboxrun.describe.examine import Examination
 from sandboxrun.describe.fields import is_known, is_secret, mask, shown
 from sandboxrun.describe.words import always, lines
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.fetch.resolve import LocalSource, is_commit, is_mutable
+from sandboxrun.host.plan import Preparation
 from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.redis.hashes import Hashes
 from sandboxrun.redis.lease import is_alive, this_host
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RECORD_MAX_BYTES = 16 * 1024 * 1024
 
 
-def report(hashes: Hashes, found: Examination, *, redis: str, last: Json | None) -> Json:
+def report(hashes: Hashes, found: Preparation, *, redis: str, last: Json | None) -> Json:
     """`redis`: where Redis is, without a password. `last`: of `last_run`."""
     type_, id_ = keys.split_worker_key(hashes.own.key)
     return {
@@ -40,12 +40,20 @@ def report(hashes: Hashes, found: Examination, *, redis: str, last: Json | None)
         **permissions(found.config, redis, hashes),
         "limits": limits(found),
         "policy": policy(found),
-        "agreed": {"recorded": found.recorded, "grown": list(found.grown)},
+        "agreed": agreed(found),
         "faults": [fault(error) for error in found.faults],
         "last_run": last
         and {**last, "same_code": bool(found.artifact and found.artifact.sha256 == last.get("sha256"))},
         "fields": fields(hashes),
     }
+
+
+def agreed(found: Preparation) -> Json:
+    """Whether anything was agreed to before, and what the next run would ask."""
+    agreement = found.agreement
+    if agreement is None:
+        return {"recorded": False, "grown": []}
+    return {"recorded": agreement.how != "first", "grown": list(agreement.grown)}
 
 
 def fields(hashes: Hashes) -> Json:
@@ -77,7 +85,7 @@ def running(hashes: Hashes) -> Json | None:
     }
 
 
-def code(found: Examination) -> Json | None:
+def code(found: Preparation) -> Json | None:
     """Where the script comes from; None where the hash does not say."""
     config, source, artifact = found.config, found.source, found.artifact
     if config is None:
@@ -108,7 +116,7 @@ def permissions(config: WorkerConfig | None, redis: str, hashes: Hashes) -> Json
     return {**both, "always": always(config.key, keys.type_key(config.type), redis)}
 
 
-def limits(examined: Examination) -> Json:
+def limits(examined: Preparation) -> Json:
     """By name: what holds, and whether the hash, the policy or nobody set it."""
     config = examined.config
     if config is None:
@@ -123,7 +131,7 @@ def limits(examined: Examination) -> Json:
     return found
 
 
-def policy(found: Examination) -> Json | None:
+def policy(found: Preparation) -> Json | None:
     """The operator's ceiling: by kind what it allows at most and where that stands, and what it refuses of the hash."""
     if found.ceiling is None:
         return None

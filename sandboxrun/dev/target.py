@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sandboxrun.config import keys
-from sandboxrun.config.worker import WorkerConfig, parse_worker
+from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError, StoreError, UsageError
 from sandboxrun.redis import hashes
 from sandboxrun.redis.connection import Connection
@@ -76,13 +75,13 @@ class Target:
 
 def read(connection: Connection, type_: str, id_: str) -> WorkerConfig:
     """The hash as it is now. Raises ConfigError, StoreError."""
-    names = (keys.type_key(keys.check_type(type_)), keys.worker_key(type_, keys.check_id(id_)))
-    hashes = [_mapping(connection.call("HGETALL", name)) for name in names]
-    return parse_worker(type_, id_, *hashes)
+    from sandboxrun.host.folders import Folders
+    from sandboxrun.host.plan import Preparation, RunOptions
 
-
-def _mapping(flat: list[bytes]) -> Mapping[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    found = Preparation(RunOptions(keys.check_type(type_), keys.check_id(id_), ""), Folders.of_user())
+    found.parse_stored(hashes.read(connection, type_, id_))
+    assert found.config is not None
+    return found.config
 
 
 def type_from(name: str) -> str:

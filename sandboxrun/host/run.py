@@ -1,4 +1,4 @@
-"""The ordered story of one run: hash, source, policy, child, confinement, pid, life, end."""
+"""One run of a worker: its plan, then scratch folder and Redis user, child, supervisor, and the end of all of them."""
 
 from __future__ import annotations
 
@@ -11,70 +11,38 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Mapping
 
-from sandboxrun import timing as trace
+from sandboxrun import timing
 from sandboxrun.config import keys
-from sandboxrun.config.permissions import NetTarget, Permissions
-from sandboxrun.config.permissions import endpoint as host_and_port
 from sandboxrun.config.secrets import KEY_LINE_MAX_BYTES, parse_key_line
-from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxrunError, StoreError
-from sandboxrun.fetch import Artifact, obtain
-from sandboxrun.fetch.cache import Cache
-from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
 from sandboxrun.files import write_whole
-from sandboxrun.host import configuration
 from sandboxrun.host.folders import Folders
+from sandboxrun.host.plan import Preparation, RunOptions, RunPlan, prepare
 from sandboxrun.log import Log
-from sandboxrun.policy import approval
-from sandboxrun.policy.audit import JOURNAL, Audit
-from sandboxrun.policy.ceiling import Ceiling
-from sandboxrun.records import asdict, field, record
+from sandboxrun.policy.audit import Audit
+from sandboxrun.records import asdict, record, replace
 from sandboxrun.redis.address import Address, parse_url
 from sandboxrun.redis.lease import Run, new_token
 from sandboxrun.redis.login import Login, admitted
 from sandboxrun.redis.store import Store
 from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD
 from sandboxrun.redis.watch import Loss
-from sandboxrun.sandbox.compile import code_paths as places
 from sandboxrun.sandbox.compile import features
-from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy, build
 from sandboxrun.sandbox.supervisor import ending
-from sandboxrun.sandbox.supervisor.child import Child, Script, this_interpreter
+from sandboxrun.sandbox.supervisor.child import Child, Script
 from sandboxrun.sandbox.supervisor.output import OutputLog
 from sandboxrun.sandbox.supervisor.scratch import scratch_folder
 from sandboxrun.sandbox.supervisor.supervisor import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandboxrun.config.debugger import Inspect
+    from contextlib import AbstractContextManager
+
     from sandboxrun.sandbox.supervisor.spawn import Birth
 
 DESCRIPTORS = 1024  # enough for all connects that may hang at once, and below what select(2) can take
 KEY_SECONDS = 10  # for the key to come on standard input
-
-
-@record
-class RunOptions:
-    """The command line of one run, parsed."""
-
-    type: str
-    id: str
-    redis_url: str
-    allowed: ImportList | None = None  # None: the policy's hosts, else the default ones
-    extra: Permissions = field(default_factory=Permissions)
-    limits: Mapping[str, int] = field(default_factory=dict)
-    degraded: tuple[str, ...] = ()  # names of kernel features the operator does without
-    reload: bool = False
-    cached_only: bool = False
-    policy: str | None = None  # a policy file instead of the user's
-    yes: bool = False  # more permissions than last time are agreed to
-    audit: tuple[str, ...] = ()  # files, or "journal"
-    inspect: Inspect | None = None
-    output_log: bool = True  # what the worker prints is kept, for `sandboxrun logs`
-    wait: bool = False  # for Redis and for the hash, instead of ending
-    standby: int | None = None  # a descriptor: start when a byte can be read from it, or not at all when it is closed
 
 
 def run(options: RunOptions, log: Log, born: Birth | None = None) -> int:
@@ -122,6 +90,17 @@ def _output_log(options: RunOptions, log: Log) -> OutputLog:
     return OutputLog(path, warn)
 
 
+@record
+class _Held:
+    """What a run holds besides its plan."""
+
+    child: Child
+    store: Store
+    audit: Audit
+    log: Log
+    output_log: OutputLog
+
+
 def _start(options: RunOptions, key: str, born: Birth | None, audit: Audit, log: Log, kept: OutputLog) -> int:
     kernel = features.probe()
     for message in kernel.require(options.degraded, others=(REDIS_ACL, REDIS_PASSWORD)):
@@ -133,7 +112,7 @@ def _start(options: RunOptions, key: str, born: Birth | None, audit: Audit, log:
             return 0
         store = Store(options.redis_url)
         try:
-            return _run(options, key, child, store, audit, log, kept)
+            return _run(options, _Held(child, store, audit, log, kept))
         finally:
             store.close()
     finally:
@@ -147,141 +126,60 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
 
 
-def _run(options: RunOptions, key: str, child: Child, store: Store, audit: Audit, log: Log, kept: OutputLog) -> int:
-    config, stands_on = configuration.read(
-        store,
-        options.type,
-        options.id,
-        extra=options.extra,
-        limits=options.limits,
-        inspect=options.inspect,
-        wait=options.wait,
-        log=log,
-    )
-    audit.about(version=config.version)
+def _run(options: RunOptions, held: _Held) -> int:
+    child, store, audit, log = held.child, held.store, held.audit, held.log
     folders = Folders.of_user()
-    ceiling = folders.ceiling(config, options.policy)
-    config = ceiling.check(options.limits)
-    check_debugger(config)
-    for warning in config.warnings:
-        log.warning("config", warning)
-    trace.mark("hash parsed")
-    source = resolve(config.url, config.version, key=key)
-    allowed = import_list(options, ceiling, source)
-    artifact = obtain(
-        source,
-        cache=Cache(folders.cache, folders.state),
-        allowed=allowed,
-        expected_sha256=config.sha256,
-        reload=options.reload,
-        cached_only=options.cached_only,
-        warn=lambda message: log.warning("fetch", message),
-        progress=lambda message: log.info("fetch", message) if os.isatty(2) else None,
-    )
-    log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
-    trace.mark("source obtained")
-    _agree(options, config, ceiling, folders, artifact, audit)
-    trace.mark("agreed")
-    key_line = _read_key() if config.has_secrets else None
+    preparation = Preparation(options, folders)
+    forgone = child.features.forgone(options.degraded)
+    plan = prepare(preparation, store, audit=audit, log=log, degraded=tuple(forgone))
+    key_line = _read_key() if plan.worker.has_secrets else None
     ending.defer()
-    with scratch_folder(folders.scratch) as scratch, admitted(config, ceiling, store, options.degraded, log) as login:
+    with scratch_folder(folders.scratch) as scratch, _admitted(preparation, plan, held) as login:
         ending.check()
-        trace.mark("Redis identity made")
-        interpreter = this_interpreter()
-        with contextlib.suppress(OSError):  # it is there before anything that contains it is granted
-            os.makedirs(folders.logs, mode=0o700, exist_ok=True)
-        policy = policy_for(config, source, store.address, folders, interpreter, scratch, ceiling, options)
-        trace.mark("policy built")
-        script = _script(source, artifact)
-        run_ = Run(config.key, child.pid, new_token(), stands_on)
-        env = _environment(config, login, scratch)
+        timing.mark("Redis identity made")
+        plan = replace(plan, degraded=(*plan.degraded, *login.degraded))
+        policy = plan.policy_with(scratch)
+        run_ = Run(plan.worker.key, child.pid, new_token(), plan.stands_on)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
         child.check_supervision()
-        degraded = child.features.forgone(options.degraded) + login.degraded
-        _record(folders, config, artifact, degraded)
-        audit.record("grant", "allowed", **_given(config), degraded=degraded)
-        trace.mark("run recorded")
+        _record(folders, plan)
+        audit.record("grant", "allowed", **_given(plan), degraded=plan.degraded)
+        timing.mark("run recorded")
         listener = child.confine(
             policy,
-            script,
-            key=key,
-            interpreter=interpreter,
+            _script(preparation, plan),
+            key=plan.worker.key,
+            interpreter=plan.environment,
             scratch=scratch,
-            env=env,
+            env=_environment(plan, login, scratch),
             kept=folders.filters,
-            inspect=config.inspect.plan if config.inspect is not None else None,
+            inspect=plan.inspect.plan if plan.inspect is not None else None,
             token=run_.token,
         )
         supervisor = Supervisor(
             child,
             listener,
             policy,
-            key=key,
+            key=plan.worker.key,
             scratch=scratch,
             trusted=_trusted(store.address),
             log=log,
-            output_log=kept,
+            output_log=held.output_log,
         )
-        trace.mark("supervisor made")
+        timing.mark("supervisor made")
         try:
-            return _live(supervisor, child, store, run_, config.version, artifact, key_line, log)
+            return _live(plan, run_, supervisor, held, key_line)
         finally:
             supervisor.close()
 
 
-def check_debugger(config: WorkerConfig) -> None:
-    """Raise ConfigError where one is asked for and there is none."""
-    if config.inspect is None:
-        return
-    import importlib.util
-
-    if importlib.util.find_spec("debugpy") is None:
-        raise ConfigError(
-            f"{config.inspect.where} asks for a debugger, and debugpy is not installed: pip install 'sandboxrun[debug]'"
-        )
+def _admitted(preparation: Preparation, plan: RunPlan, held: _Held) -> AbstractContextManager[Login]:
+    assert preparation.ceiling is not None  # where there is a plan
+    return admitted(plan.worker, preparation.ceiling, held.store, preparation.options.degraded, held.log)
 
 
-def import_list(options: RunOptions, ceiling: Ceiling, source: Source | LocalSource) -> ImportList:
-    """The hosts that the script may come from. Raises PolicyError where its own is none by the policy."""
-    host = origin_of(source.url) if isinstance(source, Source) and options.allowed is None else None
-    path = source.script if isinstance(source, LocalSource) else None
-    ceiling.check_source(host=host, path=path, branch=isinstance(source, Source) and source.mutable)
-    if options.allowed is not None:
-        return options.allowed
-    return ImportList.default() if ceiling.imports is None else ImportList(ceiling.imports, loopback=False)
-
-
-def _agree(
-    options: RunOptions,
-    config: WorkerConfig,
-    ceiling: Ceiling,
-    folders: Folders,
-    artifact: Artifact,
-    audit: Audit,
-) -> None:
-    """What was fetched may run, and what the hash asks the operator has agreed to. Raises PolicyError."""
-    audit.about(sha256=artifact.sha256)
-    if artifact.how == "fetched":
-        outcome = "pinned" if artifact.instead_of is None else "reloaded" if options.reload else "moved"
-        audit.record("pin", outcome, origin=artifact.origin, instead_of=artifact.instead_of)
-    ceiling.check_digest(artifact.sha256)
-    path = approval.record_path(folders.approved, config.type, config.id)
-    how, grown = approval.settle(path, config.asked, type_=config.type, id_=config.id, yes=options.yes)
-    if how != "same":
-        audit.record("approval", "allowed", how=how, grown=grown)
-    ceiling.make_data()
-
-
-def _live(
-    supervisor: Supervisor,
-    child: Child,
-    store: Store,
-    run_: Run,
-    version: str,
-    artifact: Artifact,
-    key_line: bytes | None,
-    log: Log,
-) -> int:
+def _live(plan: RunPlan, run_: Run, supervisor: Supervisor, held: _Held, key_line: bytes | None) -> int:
+    child, store, log = held.child, held.store, held.log
     supervisor.resolver.pin_denied()
     supervisor.handle_signals()
     ending.check()
@@ -293,15 +191,15 @@ def _live(
 
     code = None
     try:
-        store.claim(run_, version=version)
-        trace.mark("pid claimed")
+        store.claim(run_, version=plan.worker.version)
+        timing.mark("pid claimed")
         store.watch(run_, lost=lost, warn=lambda message: supervisor.warn("redis", message))
         threading.Thread(target=_give_key, args=(child, key_line), daemon=True).start()
         log.info(
             "start",
-            f"{run_.key} runs {artifact.origin} as process {child.pid}",
+            f"{run_.key} runs {plan.script.origin} as process {child.pid}",
             pid=child.pid,
-            sha256=artifact.sha256,
+            sha256=plan.script.sha256,
         )
         gc.freeze()  # all that a run has made so far stays until its end
         gc.enable()
@@ -319,62 +217,20 @@ def _live(
     return code if lost_code is None else lost_code
 
 
-def policy_for(
-    config: WorkerConfig,
-    source: Source | LocalSource,
-    endpoint: Address,
-    folders: Folders,
-    interpreter: Interpreter,
-    scratch: str,
-    ceiling: Ceiling,
-    options: RunOptions,
-) -> SandboxPolicy:
-    """What the kernel will be told. Raises ConfigError, PolicyError."""
-    local = source if isinstance(source, LocalSource) else None
-    decisions = [*folders.policies, options.policy, *(place for place in options.audit if place != JOURNAL)]
-    protected = [folders.cache, folders.state, *places.of_operator()]
-    protected += [os.path.abspath(path) for path in decisions if path is not None]
-    if local is not None:
-        protected.append(local.script)  # worker.py itself may be a symlink
-    return build(
-        config.permissions,
-        key=config.key,
-        interpreter=interpreter,
-        scratch=scratch,
-        local_source=local.named if local is not None else None,
-        redis=endpoint.path or redis_target(endpoint),
-        protected=protected,
-        hidden=(folders.logs,),
-        limits=config.limits,
-        certificates=endpoint.ca_file,
-        check_path=ceiling.check_path,
-    )
-
-
-def redis_target(endpoint: Address) -> NetTarget:
-    """As an entry of a net list. Raises ConfigError."""
-    try:
-        return NetTarget.parse(host_and_port(endpoint.host, endpoint.port))
-    except ValueError as error:
-        raise ConfigError(f"the Redis URL's host {endpoint.host!r} is not valid: {error}") from error
-
-
-def _trusted(endpoint: Address) -> tuple[str, int] | None:
+def _trusted(address: Address) -> tuple[str, int] | None:
     """Redis by name: the operator chose it, so that it may be a private address."""
-    return (endpoint.host.lower().removesuffix("."), endpoint.port) if not endpoint.path else None
+    return (address.host.lower().removesuffix("."), address.port) if not address.path else None
 
 
-def _script(source: Source | LocalSource, artifact: Artifact) -> Script:
-    if isinstance(source, LocalSource):
-        return Script(artifact.source, source.script, source.folder, None, is_file=True)
-    return Script(artifact.source, source.url, None, artifact.code, is_file=False)
+def _script(preparation: Preparation, plan: RunPlan) -> Script:
+    """With what the cache has compiled of it."""
+    code = preparation.artifact.code if preparation.artifact is not None else None
+    script = plan.script
+    return Script(script.source, script.origin, script.folder, code, is_file=script.is_file)
 
 
-def _environment(config: WorkerConfig, login: Login, scratch: str) -> dict[str, str]:
-    env = {name: os.environ[name] for name in config.permissions.allow.get("env", ()) if name in os.environ}
-    for name in config.permissions.deny.get("env", ()):
-        env.pop(name, None)
-    return env | {
+def _environment(plan: RunPlan, login: Login, scratch: str) -> dict[str, str]:
+    return {name: os.environ[name] for name in plan.env if name in os.environ} | {
         **login.env,
         "PATH": "/usr/bin:/bin",
         "LANG": "C.UTF-8",
@@ -383,29 +239,30 @@ def _environment(config: WorkerConfig, login: Login, scratch: str) -> dict[str, 
     }
 
 
-def _given(config: WorkerConfig) -> dict[str, object]:
-    lists = (("allow", config.permissions.allow), ("deny", config.permissions.deny))
+def _given(plan: RunPlan) -> dict[str, object]:
+    permissions = plan.worker.permissions
+    lists = (("allow", permissions.allow), ("deny", permissions.deny))
     return {
         **{
             verdict: {kind: [str(target) for target in targets] for kind, targets in found.items() if targets}
             for verdict, found in lists
         },
-        "limits": asdict(config.limits),
-        **({"inspect": str(config.inspect)} if config.inspect is not None else {}),
+        "limits": asdict(plan.limits),
+        **({"inspect": str(plan.inspect)} if plan.inspect is not None else {}),
     }
 
 
-def _record(folders: Folders, config: WorkerConfig, artifact: Artifact, degraded: list[str]) -> None:
+def _record(folders: Folders, plan: RunPlan) -> None:
     """What this worker is given now, for the operator to look up later. Raises ConfigError."""
     record = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "worker": config.key,
-        "origin": artifact.origin,
-        "sha256": artifact.sha256,
-        **_given(config),
-        "degraded": degraded,
+        "worker": plan.worker.key,
+        "origin": plan.script.origin,
+        "sha256": plan.script.sha256,
+        **_given(plan),
+        "degraded": plan.degraded,
     }
-    path = os.path.join(folders.runs, f"{config.type}:{config.id}.json")
+    path = os.path.join(folders.runs, f"{plan.worker.type}:{plan.worker.id}.json")
     try:
         os.makedirs(folders.runs, mode=0o700, exist_ok=True)
         write_whole(path, json.dumps(record).encode(), sync=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from arena import wait_for
 from runner import Runner
 
 Local = Callable[..., Path]
@@ -121,6 +122,34 @@ def test_diff_shows_and_approve_agrees_to_exactly_that(r: redis.Redis, grown: Ru
     r.hset("t:1:h", "allowNet", "a.example:443,b.example")
     assert grown("t", "1").out == "ran\n"
     assert grown("diff", "t", "1").out == "t:1:h asks for nothing more than it was allowed\n"
+
+
+def test_diff_and_approve_work_while_the_worker_runs(r: redis.Redis, run: Runner, local: Local) -> None:
+    local("import time\ntime.sleep(600)\n", allowNet="a.example")
+    with run.start("t", "1") as process:
+        wait_for(lambda: r.hexists("t:1:h", "pid"))
+        assert run("diff", "t", "1").out == "t:1:h asks for nothing more than it was allowed\n"
+        assert run("set", "t", "1", "allowNet=a.example,b.example").code == 0
+        done = run("diff", "t", "1", "--json")
+        assert (done.code, json.loads(done.out)["grown"]) == (0, ["--allow-net b.example"])
+        done = run("approve", "t", "1")
+        assert (done.code, done.out) == (0, "  + --allow-net b.example\napproved\n")
+        assert process.poll() is None
+        assert run("t", "1").code == 73  # which a second run still is
+    local(RAN, allowNet="a.example,b.example")
+    wait_for(lambda: run("t", "1").out == "ran\n")
+
+
+def test_what_is_too_much_to_read_is_said_by_diff_as_by_a_run(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(RAN)
+    run("t", "1")
+    for fields in ({"allowNet": "x" * 70_000}, {f"f{n}": "" for n in range(600)}):
+        r.hset("t:1:h", mapping=fields)
+        expected = run("t", "1")
+        assert expected.code == 78
+        for command in ("diff", "approve"):
+            done = run(command, "t", "1")
+            assert (done.code, done.out, done.err) == (78, "", expected.err)
 
 
 def test_the_first_run_asks_nothing_and_approve_before_it_counts(r: redis.Redis, run: Runner, local: Local) -> None:

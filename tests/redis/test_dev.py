@@ -200,6 +200,25 @@ def test_without_a_terminal_it_runs_until_a_signal_and_leaves_nothing(
     assert not r.hexists("t:1:h", "pid")
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_either_protocol_of_redis_will_do(
+    r: redis.Redis, redis_url: str, run: Runner, local: Local, dev: Callable[..., Terminal], protocol: int
+) -> None:
+    folder = local(SLOW, allowNet="127.0.0.1:9")
+    run.env |= {"REDIS_URL": f"{redis_url}?protocol={protocol}", "TERM": "dumb"}
+    for words, grant in (((str(folder),), "allowNet=127.0.0.1:10"), (("t", "1"), "allowNet=127.0.0.1:9,127.0.0.1:10")):
+        terminal = dev(*words, "--learn")
+        terminal.until("> ")
+        terminal.type("n=7")
+        terminal.until('"n": 7')
+        (folder / "worker.py").write_text("import socket\nsocket.create_connection(('127.0.0.1', 10))\n" + SLOW)
+        terminal.until("the worker ended with exit code 1")
+        terminal.type("exit")
+        assert grant in terminal.left()
+        (folder / "worker.py").write_text(SLOW)
+    assert r.keys("*:dev:h") == []
+
+
 def test_an_interrupt_at_the_terminal_ends_the_worker_before_its_redis(
     alone: Runner, folder: Path, dev: Callable[..., Terminal]
 ) -> None:

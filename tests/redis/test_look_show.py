@@ -13,9 +13,11 @@ from typing import Any
 import pexpect
 import pytest
 import redis
+from arena import wait_for
 from raw_host import RawHost
 from runner import Runner
 
+from sandboxrun.host.plan import RunPlan
 from sandboxrun.redis.address import parse_url
 
 Local = Callable[..., Path]
@@ -269,3 +271,36 @@ def test_colours_are_for_a_terminal_that_wants_them(run: Runner, local: Local) -
         )
         assert (b"\x1b[1mt 1\x1b[0m" in out) is coloured
         assert (b"\x1b" in out) is coloured
+
+
+# --- the plan
+
+
+def test_the_plan_that_is_shown_is_that_of_the_run(r: redis.Redis, run: Runner, local: Local) -> None:
+    folder = local("import time\ntime.sleep(600)\n", allowNet="a.example:443", allowEnv="TZ", limitMemory="1G")
+    done = run("show", "t", "1", "--plan", "--json")
+    assert (done.code, done.err) == (0, "")
+    plan = RunPlan.from_plain(json.loads(done.out))
+    with run.start("t", "1"):
+        wait_for(lambda: r.hexists("t:1:h", "pid"))
+        assert run("show", "t", "1", "--plan", "--json").out == done.out
+    recorded = json.loads((run.home / ".local/state/sandboxrun/runs/t:1.json").read_text())
+    assert (recorded["origin"], recorded["sha256"]) == (plan.script.origin, plan.script.sha256)
+    assert recorded["allow"] == {"net": ["a.example:443"], "env": ["TZ"]}
+    assert recorded["limits"]["memory"] == plan.limits.memory == 1 << 30
+    assert (plan.script.origin, plan.env, plan.stands_on) == (str(folder / "worker.py"), ("TZ",), ("t:1:h",))
+    out = run("show", "t", "1", "--plan").out
+    for line in ("  net            a.example:443", "  memory         1G", f"  comes from     {folder}/worker.py"):
+        assert line + "\n" in out, out
+
+
+def test_where_there_is_no_plan_the_error_is_that_of_the_run(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(SCRIPT, allowRead="/nowhere")
+    for args in ((), ("--json",)):
+        done = run("show", "t", "1", "--plan", *args)
+        assert (done.code, done.out, done.err) == (78, "", run("t", "1").err)
+    r.hset(
+        "t:1:h", mapping={"url": "https://raw.githubusercontent.com/o/r/main/w.py", "version": "v1", "allowRead": ""}
+    )
+    done = run("show", "t", "1", "--plan")
+    assert (done.code, done.out, "was not fetched here yet" in done.err) == (69, "", True)

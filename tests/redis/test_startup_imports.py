@@ -30,12 +30,12 @@ SUPERVISOR = frozenset(
     sandboxrun.config.secrets sandboxrun.config.targets sandboxrun.config.worker sandboxrun.digests
     sandboxrun.errors sandboxrun.fetch sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse
     sandboxrun.fetch.resolve sandboxrun.files sandboxrun.host sandboxrun.host.configuration sandboxrun.host.ending
-    sandboxrun.host.folders sandboxrun.host.run sandboxrun.log sandboxrun.policy sandboxrun.policy.approval
-    sandboxrun.policy.audit sandboxrun.policy.ceiling sandboxrun.policy.file sandboxrun.records sandboxrun.redis
-    sandboxrun.redis.acl sandboxrun.redis.address sandboxrun.redis.claim sandboxrun.redis.connection
-    sandboxrun.redis.hashes sandboxrun.redis.lease sandboxrun.redis.login sandboxrun.redis.replies
-    sandboxrun.redis.store sandboxrun.redis.transaction sandboxrun.redis.users sandboxrun.redis.watch
-    sandboxrun.sandbox
+    sandboxrun.host.folders sandboxrun.host.plan sandboxrun.host.run sandboxrun.log sandboxrun.policy
+    sandboxrun.policy.approval sandboxrun.policy.audit sandboxrun.policy.ceiling sandboxrun.policy.file
+    sandboxrun.records sandboxrun.redis sandboxrun.redis.acl sandboxrun.redis.address sandboxrun.redis.claim
+    sandboxrun.redis.connection sandboxrun.redis.hashes sandboxrun.redis.lease sandboxrun.redis.login
+    sandboxrun.redis.replies sandboxrun.redis.store sandboxrun.redis.transaction sandboxrun.redis.users
+    sandboxrun.redis.watch sandboxrun.sandbox
     sandboxrun.sandbox.compile sandboxrun.sandbox.compile.code_paths sandboxrun.sandbox.compile.elf
     sandboxrun.sandbox.compile.features sandboxrun.sandbox.compile.filters sandboxrun.sandbox.compile.grants
     sandboxrun.sandbox.compile.landlock sandboxrun.sandbox.compile.paths sandboxrun.sandbox.compile.policy

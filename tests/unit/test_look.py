@@ -16,10 +16,10 @@ from sandboxrun.cli.commands import COMMANDS
 from sandboxrun.config.permissions import KINDS, Kind, NetTarget, endpoint
 from sandboxrun.config.worker import READ_FIELDS, WorkerConfig, parse_worker
 from sandboxrun.describe import change, decide, fields, question, timeline, words
-from sandboxrun.describe.examine import beyond
 from sandboxrun.describe.paint import Paint
 from sandboxrun.describe.requests import Facts, Letter, check_ref, parse_millis
 from sandboxrun.errors import ConfigError, PolicyError, UsageError
+from sandboxrun.policy.beyond import beyond
 from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.redis.hashes import Hashes, Stored
 

@@ -1,0 +1,360 @@
+"""What becomes of a worker's hashes before it runs, step by step, and the plan at the end: the one telling of it, for whatever
+runs a worker and whatever only looks at one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+
+from sandboxrun import timing
+from sandboxrun.config import keys
+from sandboxrun.config.permissions import NetTarget, Permissions, endpoint
+from sandboxrun.config.worker import Asked, WorkerConfig, parse_worker
+from sandboxrun.errors import ConfigError, FetchError, PolicyError, SandboxrunError
+from sandboxrun.fetch import Artifact, obtain
+from sandboxrun.fetch.cache import Cache, Pin
+from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
+from sandboxrun.host import configuration
+from sandboxrun.host.folders import Folders
+from sandboxrun.log import Log
+from sandboxrun.policy import approval
+from sandboxrun.policy.audit import JOURNAL, Audit
+from sandboxrun.policy.ceiling import Ceiling
+from sandboxrun.records import field, record, replace
+from sandboxrun.redis.address import Address, parse_url
+from sandboxrun.redis.store import Store
+from sandboxrun.sandbox.compile import code_paths
+from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy, build
+from sandboxrun.sandbox.supervisor.child import this_interpreter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    from sandboxrun.config.debugger import Inspect
+    from sandboxrun.config.limits import Limits
+    from sandboxrun.redis.hashes import Hashes
+
+    T = TypeVar("T")
+
+Get = Callable[[WorkerConfig, Source | LocalSource, ImportList], Artifact | None]
+
+_NEEDED = (frozenset((b"url", b"workerUrl")), frozenset((b"version", b"workerVersion")))
+
+
+@record
+class RunOptions:
+    """The command line of one run, parsed."""
+
+    type: str
+    id: str
+    redis_url: str
+    allowed: ImportList | None = None  # None: the policy's hosts, else the default ones
+    extra: Permissions = field(default_factory=Permissions)
+    limits: Mapping[str, int] = field(default_factory=dict)
+    degraded: tuple[str, ...] = ()  # names of kernel features the operator does without
+    reload: bool = False
+    cached_only: bool = False
+    policy: str | None = None  # a policy file instead of the user's
+    yes: bool = False  # more permissions than last time are agreed to
+    audit: tuple[str, ...] = ()  # files, or "journal"
+    inspect: Inspect | None = None
+    output_log: bool = True  # what the worker prints is kept, for `sandboxrun logs`
+    wait: bool = False  # for Redis and for the hash, instead of ending
+    standby: int | None = None  # a descriptor: start when a byte can be read from it, or not at all when it is closed
+
+
+@record
+class Bundle:
+    """The script, verified."""
+
+    source: bytes = field(repr=False)
+    sha256: str
+    origin: str  # URL or path; shown in tracebacks
+    folder: str | None  # of a local worker: first on its sys.path
+    is_file: bool  # whether `origin` is a path
+
+
+@record
+class RunPlan:
+    """All that is decided of a run before its child is confined; no secret, and nothing that differs from run to run."""
+
+    worker: WorkerConfig  # with what the command line adds, and within the ceiling
+    script: Bundle
+    environment: Interpreter
+    policy: SandboxPolicy  # but for the run's own scratch folder
+    env: tuple[str, ...]  # the operator's variables that the worker sees, by name
+    degraded: tuple[str, ...]  # what of the boundary does not hold
+    stands_on: tuple[str, ...]  # the hashes without which the worker could not be started again
+
+    @property
+    def limits(self) -> Limits:
+        return self.worker.limits
+
+    @property
+    def inspect(self) -> Inspect | None:
+        return self.worker.inspect
+
+    def policy_with(self, scratch: str) -> SandboxPolicy:
+        """For a run that has this folder of its own."""
+        real = os.path.realpath(scratch)
+        return replace(self.policy, read=(*self.policy.read, real), write=(*self.policy.write, real))
+
+    def to_plain(self) -> dict[str, Any]:
+        """As values that marshal and JSON know."""
+        from sandboxrun.host.plain import to_plain
+
+        return to_plain(self)
+
+    @classmethod
+    def from_plain(cls, value: Any) -> RunPlan:
+        """What `to_plain` has made. Raises ConfigError for anything else."""
+        from sandboxrun.host.plain import from_plain
+
+        return from_plain(value)
+
+
+@record
+class Agreement:
+    """Whether the operator agrees to what the hash asks. `how`: "first" where nothing was recorded, "same" where it asks for
+    nothing more, "--yes", "terminal"; empty where nobody has agreed to what has `grown`."""
+
+    how: str
+    grown: tuple[str, ...]
+
+
+class Preparation:
+    """The steps from a worker's hashes to its plan, in the order of the methods. Each sets an attribute, which is None before,
+    and raises the SandboxrunError that a run ends with. `faults` are those that did not end it, in their order."""
+
+    __slots__ = (
+        "agreement", "artifact", "ceiling", "config", "faults", "folders", "interpreter", "options", "pin", "policy", "source",
+        "stands_on",
+    )  # fmt: skip
+
+    def __init__(self, options: RunOptions, folders: Folders) -> None:
+        self.options, self.folders = options, folders
+        self.config: WorkerConfig | None = None
+        self.stands_on: tuple[str, ...] = ()
+        self.ceiling: Ceiling | None = None
+        self.source: Source | LocalSource | None = None
+        self.pin: Pin | None = None  # of the source, where it was fetched and somebody has looked
+        self.artifact: Artifact | None = None
+        self.agreement: Agreement | None = None
+        self.interpreter: Interpreter | None = None
+        self.policy: SandboxPolicy | None = None
+        self.faults: list[SandboxrunError] = []
+
+    def parse(self, shared: Mapping[bytes, bytes], own: Mapping[bytes, bytes]) -> None:
+        """What the hashes say, with what the command line adds."""
+        options = self.options
+        config = parse_worker(
+            options.type, options.id, shared, own, extra=options.extra, limits=options.limits, inspect=options.inspect
+        )
+        by_type = any(not names & own.keys() for names in _NEEDED)
+        self.stands_on = (*([config.key] if own else []), *([keys.type_key(config.type)] if by_type else []))
+        self.config = config
+
+    def parse_stored(self, hashes: Hashes) -> None:
+        """The same, of hashes that may be such as a run would not read at all."""
+        for stored in (hashes.shared, hashes.own):
+            stored.check()
+        self.parse(hashes.shared.fields, hashes.own.fields)
+
+    def bound(self) -> None:
+        """The operator's ceiling, and the configuration within it."""
+        config = _needed(self.config)
+        self.ceiling = self.folders.ceiling(config, self.options.policy)
+        self.config = self.ceiling.check(self.options.limits)
+
+    def resolve(self) -> None:
+        """Where the script is."""
+        config = _needed(self.config)
+        self.source = resolve(config.url, config.version, key=config.key)
+
+    def fetch(self, get: Get) -> None:
+        """The script, from where it may come, as `get` brings it; None where that does not have it."""
+        config, source, ceiling = _needed(self.config), self.source, _needed(self.ceiling)
+        assert source is not None
+        allowed = _import_list(self.options, ceiling, source)
+        if isinstance(source, Source):
+            allowed.check(source.url)
+        self.artifact = get(config, source, allowed)
+        if self.artifact is not None:
+            ceiling.check_digest(self.artifact.sha256)
+
+    def approve(self, *, ask: bool) -> None:
+        """What the hash asks beyond what was agreed to; `ask`: the operator, and record what is agreed to now."""
+        config = _needed(self.config)
+        if ask:
+            how, grown = approval.settle(
+                self.approved, config.asked, type_=config.type, id_=config.id, yes=self.options.yes
+            )
+        else:
+            before = approval.load(self.approved)
+            grown = approval.growth(before, config.asked) if before is not None else ()
+            how = "first" if before is None else "" if grown else "same"
+        self.agreement = Agreement(how, grown)
+
+    def compile(self, *, made: bool = True) -> None:
+        """What the kernel will be told. `made`: the worker's data folder is there, where one is granted; else it is left out."""
+        config, source, ceiling = _needed(self.config), _needed(self.source), _needed(self.ceiling)
+        folders, address = self.folders, parse_url(self.options.redis_url)
+        local = source if isinstance(source, LocalSource) else None
+        sinks = (place for place in self.options.audit if place != JOURNAL)
+        decisions = [path for path in (*folders.policies, self.options.policy, *sinks) if path is not None]
+        protected = [folders.cache, folders.state, *code_paths.of_operator(), *map(os.path.abspath, decisions)]
+        if local is not None:
+            protected.append(local.script)  # worker.py itself may be a symlink
+        self.interpreter = this_interpreter()
+        self.policy = build(
+            config.permissions if made else _without(config.permissions, ceiling.data),
+            key=config.key,
+            interpreter=self.interpreter,
+            scratch=os.path.join(folders.scratch, "none"),  # a run makes one of its own
+            local_source=local.named if local is not None else None,
+            redis=address.path or redis_target(address),
+            protected=protected,
+            hidden=(folders.logs,),
+            limits=config.limits,
+            certificates=address.ca_file,
+            check_path=ceiling.check_path,
+        )
+
+    def plan(self, degraded: tuple[str, ...] = ()) -> RunPlan:
+        """After all the steps. Raises the first of `faults`, and FetchError where there is no script yet."""
+        if self.faults:
+            raise self.faults[0]
+        config, source, artifact = _needed(self.config), _needed(self.source), self.artifact
+        if artifact is None:
+            raise FetchError(
+                f"the script of {config.key} was not fetched here yet, so that there is no plan: sandboxrun {config.type} "
+                f"{config.id} fetches it"
+            )
+        denied = config.permissions.deny.get("env", ())
+        return RunPlan(
+            worker=replace(config, asked=Asked(), warnings=()),
+            script=Bundle(
+                artifact.source,
+                artifact.sha256,
+                artifact.origin,
+                source.folder if isinstance(source, LocalSource) else None,
+                is_file=isinstance(source, LocalSource),
+            ),
+            environment=_needed(self.interpreter),
+            policy=_needed(self.policy),
+            env=tuple(name for name in config.permissions.allow.get("env", ()) if name not in denied),
+            degraded=degraded,
+            stands_on=self.stands_on,
+        )
+
+    @property
+    def approved(self) -> str:
+        """Where it is recorded what was agreed to."""
+        return approval.record_path(self.folders.approved, self.options.type, self.options.id)
+
+    @property
+    def refusals(self) -> list[PolicyError]:
+        """The faults that are the operator's policy."""
+        return [fault for fault in self.faults if isinstance(fault, PolicyError)]
+
+
+def prepare(
+    preparation: Preparation, store: Store, *, audit: Audit, log: Log, degraded: tuple[str, ...] = ()
+) -> RunPlan:
+    """For a run. `degraded`: features of the kernel that it does without. Raises SandboxrunError: the first fault ends it."""
+    options = preparation.options
+    configuration.read(store, options.type, options.id, preparation.parse, wait=options.wait, log=log)
+    audit.about(version=_needed(preparation.config).version)
+    preparation.bound()
+    config, ceiling = _needed(preparation.config), _needed(preparation.ceiling)
+    check_debugger(config)
+    for warning in config.warnings:
+        log.warning("config", warning)
+    timing.mark("hash parsed")
+    preparation.resolve()
+    preparation.fetch(_obtain(preparation, audit, log))
+    preparation.approve(ask=True)
+    agreement = _needed(preparation.agreement)
+    if agreement.how != "same":
+        audit.record("approval", "allowed", how=agreement.how, grown=agreement.grown)
+    ceiling.make_data()
+    timing.mark("agreed")
+    with contextlib.suppress(OSError):  # it is there before anything that contains it is granted
+        os.makedirs(preparation.folders.logs, mode=0o700, exist_ok=True)
+    preparation.compile()
+    timing.mark("policy built")
+    return preparation.plan(degraded)
+
+
+def _obtain(preparation: Preparation, audit: Audit, log: Log) -> Get:
+    """From the cache or its origin; what was pinned by that is in the audit log before anything else is decided."""
+    options, folders = preparation.options, preparation.folders
+
+    def get(config: WorkerConfig, source: Source | LocalSource, allowed: ImportList) -> Artifact:
+        artifact = obtain(
+            source,
+            cache=Cache(folders.cache, folders.state),
+            allowed=allowed,
+            expected_sha256=config.sha256,
+            reload=options.reload,
+            cached_only=options.cached_only,
+            warn=lambda message: log.warning("fetch", message),
+            progress=lambda message: log.info("fetch", message) if os.isatty(2) else None,
+        )
+        log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
+        timing.mark("source obtained")
+        audit.about(sha256=artifact.sha256)
+        if artifact.how == "fetched":
+            outcome = "pinned" if artifact.instead_of is None else "reloaded" if options.reload else "moved"
+            audit.record("pin", outcome, origin=artifact.origin, instead_of=artifact.instead_of)
+        return artifact
+
+    return get
+
+
+def check_debugger(config: WorkerConfig) -> None:
+    """Raise ConfigError where one is asked for and there is none."""
+    if config.inspect is None:
+        return
+    import importlib.util
+
+    if importlib.util.find_spec("debugpy") is None:
+        raise ConfigError(
+            f"{config.inspect.where} asks for a debugger, and debugpy is not installed: pip install 'sandboxrun[debug]'"
+        )
+
+
+def redis_target(address: Address) -> NetTarget:
+    """As an entry of a net list. Raises ConfigError."""
+    try:
+        return NetTarget.parse(endpoint(address.host, address.port))
+    except ValueError as error:
+        raise ConfigError(f"the Redis URL's host {address.host!r} is not valid: {error}") from error
+
+
+def _import_list(options: RunOptions, ceiling: Ceiling, source: Source | LocalSource) -> ImportList:
+    """The hosts that the script may come from. Raises PolicyError where its own is none by the policy."""
+    host = origin_of(source.url) if isinstance(source, Source) and options.allowed is None else None
+    path = source.script if isinstance(source, LocalSource) else None
+    ceiling.check_source(host=host, path=path, branch=isinstance(source, Source) and source.mutable)
+    if options.allowed is not None:
+        return options.allowed
+    return ImportList.default() if ceiling.imports is None else ImportList(ceiling.imports, loopback=False)
+
+
+def _without(permissions: Permissions, data: str) -> Permissions:
+    """Without what a run would make first: the worker's own data folder, where it is not there yet."""
+    allow = dict(permissions.allow)
+    if not os.path.exists(data):
+        for kind in ("read", "write"):
+            if kind in allow:
+                allow[kind] = tuple(path for path in allow[kind] if path != data)
+    return Permissions(allow, permissions.deny)
+
+
+def _needed(value: T | None) -> T:
+    """What an earlier step has set."""
+    assert value is not None
+    return value
