@@ -17,6 +17,8 @@ from sandboxrun.sandbox.selftest import check
 
 ROOT = Path(__file__).parent.parent
 README, SECURITY = ((ROOT / name).read_text() for name in ("README.md", "SECURITY.md"))
+DOCUMENTS = ["README.md", "SECURITY.md", "CONTRIBUTING.md"]
+DOCUMENTS += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 TESTS = sorted(set(re.findall(r"tests/[\w/]+\.py(?:::\w+)?", README + SECURITY)))
 
 
@@ -33,9 +35,16 @@ def test_every_test_of_the_boundary_stands_for_a_promise() -> None:
     assert {path.name for path in (ROOT / "tests/kernel").glob("test_*.py")} <= named | about_tests
 
 
-def test_links_lead_somewhere() -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", README + SECURITY):
-        assert "://" in link or (ROOT / link).exists(), link
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_paths_lead_somewhere(document: str) -> None:
+    """Paths of Python files are from the root, from sandboxrun/ or from the document's folder; NAME.py stands for any."""
+    text, folder = (ROOT / document).read_text(), (ROOT / document).parent
+    links = re.findall(r"\]\(([^)#\s]+)|^\[[^\]]+\]:\s+([^#\s]+)", text, re.MULTILINE)
+    for link in map("".join, links):
+        assert "://" in link or (folder / link).exists(), link
+    for path in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.py)(?:::\w+)?`", text):
+        bases = (ROOT, ROOT / "sandboxrun", folder)
+        assert Path(path).stem.isupper() or any((base / path).is_file() for base in bases), path
 
 
 def test_every_kind_limit_and_exit_code_is_in_the_readme() -> None:
