@@ -14,7 +14,7 @@ ONE_IMPORTER = {
     "pyseccomp": {"sandbox/compile/seccomp.py"},
     "cryptography": {"config/secrets.py"},
     "redis": {"redis/embedded.py", "worker/context.py", "client/redis_py.py"},
-    "hiredis": {"redis/connection.py"},
+    "hiredis": {"redis/connection.py", "redis/replies.py"},
     "pydantic": {"worker/payload.py", "worker/results.py"},
     "watchfiles": {"dev/watch.py"},
     "debugpy": {"sandbox/child/debugger.py"},

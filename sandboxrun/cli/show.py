@@ -41,9 +41,10 @@ def main(args: list[str]) -> int:
 
 def _plan(found: Preparation, *, as_json: bool) -> int:
     from sandboxrun.describe.plan import masked, text
+    from sandboxrun.host.plain import to_plain
 
     if found.faults:
         raise first_fault(found)
-    plan = masked(found.plan().to_plain())
+    plan = masked(to_plain(found.plan()))
     print(to_json(plan) if as_json else text(plan, painter()))
     return 0

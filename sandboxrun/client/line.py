@@ -7,12 +7,12 @@ import os
 from collections import deque
 
 from sandboxrun.client import forks
+from sandboxrun.client.link import Link
 from sandboxrun.client.put import LOOK_REQUESTS, batch_of, look, looked, pop_key, put, taken
 from sandboxrun.client.request import Outgoing, ReplyTooLarge, State
 from sandboxrun.config import keys
 from sandboxrun.errors import ConnectionLost, LoginRefused, StoreError
 from sandboxrun.protocol.call import CallError, CallTimeout, NotSent
-from sandboxrun.redis.aio import Link
 from sandboxrun.redis.connection import delays, pack
 from sandboxrun.redis.replies import ReplyError, refused
 

@@ -29,7 +29,7 @@ class Artifact:
     source: bytes
     sha256: str
     origin: str  # URL or path
-    how: str  # an Obtained
+    how: Obtained
     instead_of: str | None = None  # the digest that the version had before, where it is another now
     code: bytes | None = None  # marshalled, of a cached script; None: the child compiles
 

@@ -155,7 +155,7 @@ def _tuples(values: Json) -> Json:
 def _permissions(permissions: Permissions) -> Json:
     both = ((verdict, getattr(permissions, verdict)) for verdict in VERDICTS)
     return {
-        verdict: {kind: [str(target) for target in targets] for kind, targets in lists.items()}
+        str(verdict): {str(kind): [str(target) for target in targets] for kind, targets in lists.items()}
         for verdict, lists in both
     }
 

@@ -12,7 +12,7 @@ from sandboxrun.config import keys
 from sandboxrun.config.permissions import NetTarget, Permissions, endpoint
 from sandboxrun.config.worker import Asked, WorkerConfig, parse_worker
 from sandboxrun.errors import ConfigError, FetchError, PolicyError, SandboxrunError
-from sandboxrun.fetch import Artifact, obtain
+from sandboxrun.fetch import Artifact, Obtained, obtain
 from sandboxrun.fetch.cache import Cache, Pin
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
 from sandboxrun.host import configuration
@@ -30,7 +30,7 @@ from sandboxrun.sandbox.supervisor.child import this_interpreter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeVar
+    from typing import TypeVar
 
     from sandboxrun.config.debugger import Inspect
     from sandboxrun.config.limits import Limits
@@ -100,19 +100,6 @@ class RunPlan:
         """For a run that has this folder of its own."""
         real = os.path.realpath(scratch)
         return replace(self.policy, read=(*self.policy.read, real), write=(*self.policy.write, real))
-
-    def to_plain(self) -> dict[str, Any]:
-        """As values that marshal and JSON know."""
-        from sandboxrun.host.plain import to_plain
-
-        return to_plain(self)
-
-    @classmethod
-    def from_plain(cls, value: Any) -> RunPlan:
-        """What `to_plain` has made. Raises ConfigError for anything else."""
-        from sandboxrun.host.plain import from_plain
-
-        return from_plain(value)
 
 
 @record
@@ -306,7 +293,7 @@ def _obtain(preparation: Preparation, audit: Audit, log: Log) -> Get:
         log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
         timing.mark("source obtained")
         audit.about(sha256=artifact.sha256)
-        if artifact.how == "fetched":
+        if artifact.how is Obtained.FETCHED:
             outcome = "pinned" if artifact.instead_of is None else "reloaded" if options.reload else "moved"
             audit.record("pin", outcome, origin=artifact.origin, instead_of=artifact.instead_of)
         return artifact

@@ -17,7 +17,7 @@ from arena import wait_for
 from raw_host import RawHost
 from runner import Runner
 
-from sandboxrun.host.plan import RunPlan
+from sandboxrun.host.plain import from_plain
 from sandboxrun.redis.address import parse_url
 
 Local = Callable[..., Path]
@@ -280,7 +280,7 @@ def test_the_plan_that_is_shown_is_that_of_the_run(r: redis.Redis, run: Runner, 
     folder = local("import time\ntime.sleep(600)\n", allowNet="a.example:443", allowEnv="TZ", limitMemory="1G")
     done = run("show", "t", "1", "--plan", "--json")
     assert (done.code, done.err) == (0, "")
-    plan = RunPlan.from_plain(json.loads(done.out))
+    plan = from_plain(json.loads(done.out))
     with run.start("t", "1"):
         wait_for(lambda: r.hexists("t:1:h", "pid"))
         assert run("show", "t", "1", "--plan", "--json").out == done.out

@@ -29,7 +29,7 @@ SUPERVISOR = frozenset(
     sandboxrun.config.fields sandboxrun.config.keys sandboxrun.config.limits sandboxrun.config.permissions
     sandboxrun.config.secrets sandboxrun.config.targets sandboxrun.config.worker sandboxrun.digests
     sandboxrun.errors sandboxrun.fetch sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse
-    sandboxrun.fetch.resolve sandboxrun.files sandboxrun.host sandboxrun.host.configuration sandboxrun.host.ending
+    sandboxrun.fetch.resolve sandboxrun.files sandboxrun.host sandboxrun.host.configuration
     sandboxrun.host.folders sandboxrun.host.plan sandboxrun.host.run sandboxrun.log sandboxrun.policy
     sandboxrun.policy.approval sandboxrun.policy.audit sandboxrun.policy.ceiling sandboxrun.policy.file
     sandboxrun.records sandboxrun.redis sandboxrun.redis.acl sandboxrun.redis.address sandboxrun.redis.claim
@@ -61,7 +61,7 @@ WORKER = frozenset(
     sandboxrun.errors sandboxrun.protocol sandboxrun.protocol.reply sandboxrun.protocol.request sandboxrun.redis
     sandboxrun.redis.address sandboxrun.redis.connection sandboxrun.redis.replies sandboxrun.worker
     sandboxrun.worker.answer sandboxrun.worker.app sandboxrun.worker.base sandboxrun.worker.batch
-    sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers sandboxrun.worker.loop
+    sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers 
     sandboxrun.worker.outage sandboxrun.worker.output sandboxrun.worker.process
     sandboxrun.worker.request sandboxrun.worker.responses sandboxrun.worker.serial sandboxrun.worker.session
     sandboxrun.worker.streams sandboxrun.worker.sweep

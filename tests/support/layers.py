@@ -30,6 +30,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "ground": frozenset(),
     "config": frozenset({"ground"}),
     "policy": _CONFIG,
+    "protocol": _CONFIG,
     "redis": _CONFIG | {"policy"},
     "fetch": _CONFIG,
     "sandbox": frozenset({"ground"}),  # what both of these share: system calls
@@ -38,11 +39,11 @@ LAYERS: dict[str, frozenset[str]] = {
     "sandbox/child": frozenset(),
     "sandbox/supervisor": _CONFIG | {"sandbox", "sandbox/compile"},
     "sandbox/selftest": _CONFIG | {"sandbox", "sandbox/compile", "sandbox/supervisor"},
-    "protocol": _CONFIG | {"redis"},
     # What runs inside a worker, or in somebody else's program: nothing of the operator's.
     "worker": _WIRE,
     "client": _WIRE,
-    "fleet": _CONFIG | {"redis"},  # what Redis says of all workers: below the host, which runs and stops its own
+    "fleet": _CONFIG
+    | {"redis", "protocol"},  # what Redis says of all workers: below the host, which runs and stops its own
     "host": _RUN,
     "describe": _RUN | {"sandbox/selftest", "host", "protocol"},
     "dev": _RUN | {"host"},

@@ -19,7 +19,7 @@ from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.cached import from_cache
 from sandboxrun.host.examine import examine
 from sandboxrun.host.folders import Folders
-from sandboxrun.host.plain import differences
+from sandboxrun.host.plain import differences, from_plain, to_plain
 from sandboxrun.host.plan import Preparation, RunOptions, RunPlan
 from sandboxrun.policy import approval
 from sandboxrun.records import replace
@@ -160,10 +160,10 @@ def test_the_policy_with_a_scratch_folder_is_what_is_built_with_it(
 
 def test_a_plan_comes_back_from_marshal_and_json(planned: Callable[..., RunPlan]) -> None:
     for plan in (planned(), planned(**FULL)):
-        plain = plan.to_plain()
+        plain = to_plain(plan)
         for there_and_back in (marshal.loads(marshal.dumps(plain)), json.loads(json.dumps(plain, sort_keys=True))):
             assert there_and_back == plain
-            assert RunPlan.from_plain(there_and_back) == plan
+            assert from_plain(there_and_back) == plan
 
 
 def test_a_plan_has_no_secret(planned: Callable[..., RunPlan], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_a_plan_has_no_secret(planned: Callable[..., RunPlan], monkeypatch: pyte
     plan = planned(**FULL)
     assert plan.env == ("TZ", "API_KEY")
     assert plan.worker.has_secrets
-    plain = plan.to_plain()
+    plain = to_plain(plan)
     for shown in (repr(plan), json.dumps(plain), text(plain, Paint(False))):
         assert "GEHEIM" not in shown
     assert b"GEHEIM" not in marshal.dumps(plain)
@@ -183,10 +183,10 @@ def test_plans_compare_and_say_what_differs(planned: Callable[..., RunPlan], fol
     (folder / "worker.py").write_text("print()")
     after = planned(allowNet="a.example", limitMemory="1G")
     assert after != before
-    found = differences(before.to_plain(), after.to_plain())
+    found = differences(to_plain(before), to_plain(after))
     assert sorted(found) == ["limits.memory", "script.sha256", "script.source"]
     assert found["limits.memory"] == (4 << 30, 1 << 30)
-    assert differences(after.to_plain(), after.to_plain()) == {}
+    assert differences(to_plain(after), to_plain(after)) == {}
 
 
 def _changed(plain: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -204,22 +204,22 @@ def _changed(plain: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_what_is_no_plan_is_said(planned: Callable[..., RunPlan], path: str, value: Any) -> None:
-    plain = planned().to_plain()
+    plain = to_plain(planned())
     with pytest.raises(ConfigError, match=r"^this is no plan of sandboxrun: "):
-        RunPlan.from_plain(_changed(plain, path, value))
+        from_plain(_changed(plain, path, value))
 
 
 @pytest.mark.parametrize("value", [None, [], "", 5, {}])
 def test_what_is_nothing_like_a_plan_is_said_too(value: Any) -> None:
     with pytest.raises(ConfigError, match="no plan"):
-        RunPlan.from_plain(value)
+        from_plain(value)
 
 
 def test_the_token_of_a_url_is_masked_where_a_plan_is_shown(planned: Callable[..., RunPlan]) -> None:
     plan = planned()
     url = "https://h.example/w.py?token=GEHEIM"
     plan = replace(plan, worker=replace(plan.worker, url=url), script=replace(plan.script, origin=url))
-    plain = masked(plan.to_plain())
+    plain = masked(to_plain(plan))
     assert "GEHEIM" not in json.dumps(plain) + text(plain, Paint(False))
     assert "token=***" in text(plain, Paint(False))
 
@@ -227,5 +227,5 @@ def test_the_token_of_a_url_is_masked_where_a_plan_is_shown(planned: Callable[..
 def test_a_plan_cannot_drive_the_terminal(planned: Callable[..., RunPlan], folder: Path) -> None:
     named = folder / "a\x1b[2J\nb"
     named.mkdir()
-    shown = text(planned(allowRead=str(named)).to_plain(), Paint(False))
+    shown = text(to_plain(planned(allowRead=str(named))), Paint(False))
     assert all(c.isprintable() or c == "\n" for c in shown)
