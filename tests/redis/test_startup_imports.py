@@ -61,7 +61,7 @@ WORKER = frozenset(
     sandboxrun.errors sandboxrun.protocol sandboxrun.protocol.reply sandboxrun.protocol.request sandboxrun.redis
     sandboxrun.redis.address sandboxrun.redis.connection sandboxrun.redis.replies sandboxrun.worker
     sandboxrun.worker.answer sandboxrun.worker.app sandboxrun.worker.base sandboxrun.worker.batch
-    sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers 
+    sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers
     sandboxrun.worker.outage sandboxrun.worker.output sandboxrun.worker.process
     sandboxrun.worker.request sandboxrun.worker.responses sandboxrun.worker.serial sandboxrun.worker.session
     sandboxrun.worker.streams sandboxrun.worker.sweep
