@@ -116,10 +116,14 @@ def enum_of(kind: type[enum.Enum], forms: Forms, place: str) -> Convert:
     if issubclass(kind, enum.Flag):
 
         def missing(data: Any) -> Any:
+            if type(data) is not int or data < 0:
+                return None
             try:
-                return kind(data) if type(data) is int and data >= 0 else None
+                found = kind(data)
             except ValueError:  # a bit that has no name
                 return None
+            # Python 3.11.2 gives a Flag of no bits instead of the error.
+            return found if found.value == data else None
 
     elif "_missing_" in {name for base in kind.__mro__ if base not in (enum.Enum, object) for name in vars(base)}:
 
