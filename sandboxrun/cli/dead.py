@@ -88,7 +88,7 @@ def _letters(connection: Connection, stream: str, ids: Iterable[str]) -> Iterato
 
 
 def _all(connection: Connection, stream: str) -> Iterator[Entry]:
-    """Those that are there now, and not what comes meanwhile."""
+    """The letters that are there now; later ones are left out."""
     return itertools.islice(entries(connection, stream), int(connection.call("XLEN", stream)))
 
 

@@ -21,7 +21,7 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="the plan of a run instead, decided to the last path; where there is none, the error that the run would end with",
+        help="print the plan of a run instead, with every path; if there is no plan, the error that would end the run",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)
