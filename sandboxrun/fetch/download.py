@@ -52,8 +52,10 @@ def download(url: str, *, allowed: ImportList, etag: str | None, progress: Calla
             outcome.put(_get(url, allowed, etag, received, connections))
         except FetchError as error:
             outcome.put(error)
-        except Exception as error:  # whatever httpx lets through must not leave us waiting
+        except Exception as error:  # whatever httpx lets through must not leave the caller waiting
             outcome.put(FetchError(f"{url} cannot be fetched: {type(error).__name__}: {error}"))
+        finally:
+            connections.close()
 
     thread = threading.Thread(target=work, name="download", daemon=True)
     thread.start()
@@ -105,11 +107,14 @@ class _Connections:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
+        self._streams: list[Any] = []  # of httpcore, which leaves them open if `trace` raises
         self._aborted = False
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
         """An extension of httpcore: it is called at each step of a request. Raises _Aborted."""
         with self._lock:
+            if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+                self._streams.append(info["return_value"])
             if self._aborted:
                 raise _Aborted
             if event.endswith("connect_tcp.complete"):
@@ -125,6 +130,11 @@ class _Connections:
                     sock.shutdown(socket.SHUT_RDWR)
                 sock.close()
             self._sockets.clear()
+
+    def close(self) -> None:
+        """Close every stream; for the downloading thread, when it ends."""
+        for stream in self._streams:
+            stream.close()
 
 
 def _get(

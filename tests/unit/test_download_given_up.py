@@ -6,15 +6,21 @@ import contextlib
 import os
 import select
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from sandboxrun.fetch import download as module
 from sandboxrun.fetch.download import Unreachable, download
 from sandboxrun.fetch.resolve import ImportList
+from tests.support import certificates
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
 # What a server says first, what it says for ever then, and the pause between two of these.
@@ -35,8 +41,8 @@ SERVERS = {
 class Server:
     """Says what it is to say to each client, until one has gone."""
 
-    def __init__(self, first: bytes, then: bytes, pause: float) -> None:
-        self._first, self._then, self._pause = first, then, pause
+    def __init__(self, first: bytes, then: bytes, pause: float, tls: ssl.SSLContext | None = None) -> None:
+        self._first, self._then, self._pause, self._tls = first, then, pause, tls
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.came, self.gone = threading.Event(), threading.Event()
@@ -46,12 +52,19 @@ class Server:
     def _serve(self) -> None:
         peer, _ = self._listener.accept()
         self.came.set()
-        with peer, contextlib.suppress(OSError):
-            peer.recv(65536)
-            peer.sendall(self._first)
-            while not self._has_gone(peer):
-                peer.sendall(self._then)
+        with contextlib.suppress(OSError):
+            if self._tls:
+                peer = self._tls.wrap_socket(peer, server_side=True)
+            self._speak(peer)
+        peer.close()
         self.gone.set()
+
+    def _speak(self, peer: socket.socket) -> None:
+        if not peer.recv(65536):
+            return
+        peer.sendall(self._first)
+        while not self._has_gone(peer):
+            peer.sendall(self._then)
 
     def _has_gone(self, peer: socket.socket) -> bool:
         ready = select.select([peer], [], [], self._pause)[0]
@@ -117,3 +130,45 @@ def test_an_interrupted_download_is_given_up_too(monkeypatch: pytest.MonkeyPatch
     assert found.gone.wait(10)
     assert downloads() == []
     found.close()
+
+
+@pytest.mark.parametrize(
+    ("step", "scheme"),
+    [("connect_tcp.complete", "http"), ("send_request_headers.complete", "http"), ("start_tls.complete", "https")],
+)
+def test_a_download_given_up_between_two_steps_closes_its_connection(
+    step: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is over just when a step is done, before the download could note what the step made."""
+    trace, abort = module._Connections.trace, module._Connections.abort
+    reached, aborted = threading.Event(), threading.Event()
+
+    def slow_trace(self: module._Connections, event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith(step):
+            reached.set()
+            assert aborted.wait(10)
+        trace(self, event, info)
+
+    def noted_abort(self: module._Connections) -> None:
+        abort(self)
+        aborted.set()
+
+    monkeypatch.setattr(module._Connections, "trace", slow_trace)
+    monkeypatch.setattr(module._Connections, "abort", noted_abort)
+    monkeypatch.setattr(module, "TOTAL_SECONDS", 1)
+    tls = None
+    if scheme == "https":
+        made = certificates.make(tmp_path)
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(made.certificate, made.key)
+        trusting = ssl.create_default_context(cafile=made.authority)
+        monkeypatch.setattr(module.httpx, "Client", partial(httpx.Client, verify=trusting))
+    found = Server(b"", b"", 0.05, tls)
+    before = sockets()
+    with pytest.raises(Unreachable, match="did not arrive within 1 s"):
+        get(f"{scheme}://127.0.0.1:{found.port}/worker.py")
+    assert reached.is_set()
+    assert found.gone.wait(10), "the server still has its client"
+    found.close()
+    assert downloads() == []
+    assert set(sockets()) <= set(before)
