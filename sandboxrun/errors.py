@@ -6,9 +6,17 @@ A worker's own exit code is passed through and may coincide; our failures always
 
 
 class SandboxrunError(Exception):
-    """Base of all errors. The message is one line: what, where, and how to fix it."""
+    """Base of all errors.
 
-    exit_code = 70  # EX_SOFTWARE: a defect of ours
+    `message`: one line, what is wrong, with the value and where it stands.
+    `hint`: one command to paste, or the lines to write, valid as they stand; values in it are quoted for a shell.
+    """
+
+    exit_code = 70  # EX_SOFTWARE: a defect of sandboxrun
+
+    def __init__(self, message: str = "", hint: "str | tuple[str, ...]" = "") -> None:
+        super().__init__(message)
+        self.hint: tuple[str, ...] = hint if isinstance(hint, tuple) else (hint,) if hint else ()
 
 
 class UsageError(SandboxrunError):

@@ -32,8 +32,17 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def shown_hint(hint: tuple[str, ...]) -> str:
+    """`hint: ` and a command; what is more than one line stands below, as it is to be pasted."""
+    lines = [escape(line)[:LINE_MAX_CHARS] for line in hint]
+    return f"hint: {lines[0]}" if len(lines) == 1 else "hint: " + "\n".join(lines)
+
+
 class Log:
-    """Where the supervisor's messages go: standard error, or `stream`. `event` is a stable name for machines; `message` is for people."""
+    """Where the supervisor's messages go: standard error, or `stream`.
+
+    `event` is a stable name for machines, `message` is for people, and `hint` is what to paste: a line for each string.
+    """
 
     def __init__(self, *, quiet: bool = False, json: bool = False, debug: bool = False, stream: TextIO | None = None):
         self._quiet, self._json, self.debug_on = quiet, json, debug
@@ -47,17 +56,21 @@ class Log:
     def info(self, event: str, message: str, **fields: object) -> None:
         self._write("info", event, message, fields)
 
-    def warning(self, event: str, message: str, **fields: object) -> None:
-        self._write("warning", event, message, fields)
+    def warning(self, event: str, message: str, *, hint: tuple[str, ...] = (), **fields: object) -> None:
+        self._write("warning", event, message, fields, hint)
 
     def denied(self, denial: Denial, *, message: str | None = None) -> None:
         """A refusal of the sandbox, or `message` in place of its text. The line says all that is needed, without a prefix."""
         self._write("denied", "denied", str(denial) if message is None else message, denial.fields)
 
-    def error(self, event: str, message: str, **fields: object) -> None:
-        self._write("error", event, message, fields)
+    def error(self, event: str, message: str, *, hint: tuple[str, ...] = (), **fields: object) -> None:
+        self._write("error", event, message, fields, hint)
 
-    def _write(self, level: str, event: str, message: str, fields: dict[str, object]) -> None:
+    def _write(
+        self, level: str, event: str, message: str, fields: dict[str, object], hint: tuple[str, ...] = ()
+    ) -> None:
+        if hint:
+            fields["hint"] = list(hint)
         if self.observer is not None:
             self.observer(level, event, message, fields)
         if (level == "debug" and not self.debug_on) or (level == "info" and self._quiet):
@@ -71,6 +84,8 @@ class Log:
         else:
             line = escape(message)[:LINE_MAX_CHARS]
             line = {"info": "sandboxrun: ", "denied": ""}.get(level, f"{level}: ") + line
+            if hint:
+                line += "\n" + shown_hint(hint)
             if self._stream is None and os.environ.get("TERM", "dumb") != "dumb" and os.isatty(2):
                 line = PLAIN + line
         try:

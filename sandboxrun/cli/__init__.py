@@ -60,7 +60,7 @@ def _explain(error: Exception, args: list[str]) -> int:
         traceback.print_exception(error)
     log = Log(json="--json-logs" in args)
     if isinstance(error, SandboxrunError):
-        log.error("error", str(error), exit_code=error.exit_code)
+        log.error("error", str(error), hint=error.hint, exit_code=error.exit_code)
         return error.exit_code
     number = received()
     if number:  # it came while C code ran, which may make another error of it

@@ -180,7 +180,7 @@ def _requires(section: Any) -> list[str]:
 
 
 def fault(error: SandboxrunError) -> Json:
-    return {"error": mask(str(error)), "exit_code": error.exit_code}
+    return {"error": mask(str(error)), "hint": list(error.hint), "exit_code": error.exit_code}
 
 
 def last_run(folder: str, type_: str, id_: str) -> Json | None:

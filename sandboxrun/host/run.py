@@ -19,7 +19,7 @@ from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxrunError,
 from sandboxrun.files import write_whole
 from sandboxrun.host.folders import Folders
 from sandboxrun.host.plan import Preparation, RunOptions, RunPlan, prepare
-from sandboxrun.log import Log
+from sandboxrun.log import Log, shown_hint
 from sandboxrun.policy.audit import Audit
 from sandboxrun.records import asdict, record, replace
 from sandboxrun.redis.address import Address, parse_url
@@ -57,7 +57,7 @@ def run(options: RunOptions, log: Log, born: Birth | None = None) -> int:
         def observe(level: str, event: str, message: str, fields: dict[str, object]) -> None:
             audit.logged(level, event, message, fields)
             if level != "debug":
-                kept.write(level.encode(), _line(message))
+                kept.write(level.encode(), _line(message, fields.get("hint", ())))
 
         log.observer = observe
         audit.record("run", "asked", redis=parse_url(options.redis_url).shown, reload=options.reload)
@@ -69,15 +69,16 @@ def run(options: RunOptions, log: Log, born: Birth | None = None) -> int:
         except AlreadyRunningError:  # the log is that of the one that runs
             raise
         except SandboxrunError as error:
-            kept.write(b"error", _line(str(error)))
+            kept.write(b"error", _line(str(error), error.hint))
             raise
         kept.write(b"end", b"%d\n" % code)
         audit.record("end", "ended", exit_code=code)
         return code
 
 
-def _line(message: str) -> bytes:
-    return message.encode("utf-8", "backslashreplace") + b"\n"
+def _line(message: str, hint: object = ()) -> bytes:
+    lines = [message, shown_hint(tuple(hint))] if hint else [message]  # type: ignore[arg-type]  # a field of a message
+    return "\n".join(lines).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _output_log(options: RunOptions, log: Log) -> OutputLog:

@@ -106,7 +106,7 @@ class App:
         try:
             self._run(concurrency, key)
         except SandboxrunError as error:
-            say(str(error), "error")
+            say(str(error), "error", error.hint)
             if not process.in_main_thread():
                 process.leave(error.exit_code)  # sys.exit would end the thread alone
             sys.exit(error.exit_code)

@@ -77,9 +77,9 @@ def _say_lost(fd: int, error: OSError) -> None:
         say(f"{_NAMES[fd]} cannot be written ({error.strerror}): what the worker prints is lost")
 
 
-def say(message: str, kind: str = "worker") -> None:
+def say(message: str, kind: str = "worker", hint: tuple[str, ...] = ()) -> None:
     """One line on standard error, whatever a script has made of sys.stderr. Never raises."""
-    line = f"{kind}: {message}\n"
+    line = f"{kind}: {message}\n" + (f"hint: {chr(10).join(hint)}\n" if hint else "")
     try:
         sys.stderr.write(line)
         sys.stderr.flush()
