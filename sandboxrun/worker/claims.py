@@ -226,7 +226,14 @@ class Claims(Session):
         return self.hand.get(entry.xid) is entry
 
     def write(self, entries: Iterable[Entry]) -> None:
-        """Queue the replies of those that are still ours, with their acknowledgement, as one transaction."""
+        """Queue the replies of those that are still ours, with their acknowledgement, as one transaction.
+
+        A reply over which the connection was lost repeatedly is left to `write_alone`: together with others it would take
+        their transaction with it again, until they seem to be what cannot be sent.
+        """
+        self._write([entry for entry in entries if entry.losses < TOGETHER_TRIES])
+
+    def _write(self, entries: Iterable[Entry]) -> None:
         while self.busy:
             self.receive()
         entries = [entry for entry in entries if self.has(entry) and not entry.sent]
@@ -337,7 +344,7 @@ class Claims(Session):
             entry.sent = False
             if entry.losses in UNSENDABLE_TRIES:
                 self.unsendable(entry)
-        self.write([entry for entry in entries if entry.losses < TOGETHER_TRIES])
+        self.write(entries)
 
     def write_alone(self, at: float, *, now: bool = False) -> bool:
         """Queue the next of the replies that are kept apart, if one is due at this time; whether there was one.
@@ -352,7 +359,7 @@ class Claims(Session):
                 return False
             self._alone_at = at + ALONE_SECONDS
         self._alone.remove(entry)
-        self.write([entry])
+        self._write([entry])
         return True
 
     def _pending_of(self, xids: Iterable[bytes]) -> set[bytes]:
