@@ -97,8 +97,7 @@ class Encoder:
         Raises TypeError or ValueError, which say what and where: `result.items[3].price: nan is not JSON`.
         """
         try:
-            fields = {**result, "ref": ref, "source": source, "code": code, "time": time}
-            return "".join(self._chunks(fields, 0))
+            return "".join(self._chunks(enveloped(result, ref, source, code, time), 0))
         except Exception:  # also of an object's own code; now slowly, for keys that are no text, and for the path
             made = self.forms.plain(result, "result")
         return "".join(self._chunks(enveloped(made, ref, source, code, time), 0))
