@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandboxrun.config import keys
-from sandboxrun.errors import ConfigError, ConnectionLost, StoreError
+from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.protocol import GROUP
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
@@ -104,7 +104,7 @@ def find(
 ) -> Found:
     """The hashes of workers, of one type or of all. `known`: some that there may be, which are looked at in any case."""
     found = {worker for worker in known if type_ in (None, worker[0])}
-    users = _at_most(connection, SCAN_MAX_BYTES, [("ACL", "USERS")])
+    users = connection.pipeline_within([("ACL", "USERS")], SCAN_MAX_BYTES, reopen=True)
     cut = f"ACL USERS has more than {SCAN_MAX_BYTES >> 20} MiB, so not read" if users is None else ""
     for name in users[0] if users is not None and isinstance(users[0], list) else ():
         owner = Owner.of_user(name.decode("utf-8", "replace"))
@@ -122,7 +122,7 @@ def _scan(connection: Connection, type_: str | None, found: set[tuple[str, str]]
     pattern = keys.worker_key(type_ or "*", "*")
     while True:
         command = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT, "TYPE", "hash")
-        replies = _at_most(connection, SCAN_MAX_BYTES, [command])
+        replies = connection.pipeline_within([command], SCAN_MAX_BYTES, reopen=True)
         if replies is None:
             return f"names of keys have more than {SCAN_MAX_BYTES >> 20} MiB, so that not all were looked at: name TYPE and ID"
         reply = replies[0]
@@ -203,9 +203,10 @@ def read_pids(connection: Connection, keys_: Sequence[str]) -> list[list[Any]]:
 
 
 def _bounded(
-    connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]], most: int
+    connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]], max_bytes: int
 ) -> list[list[Any] | None] | None:
-    replies = _at_most(connection, most, [("HMGET", key, *fields) for key, fields in wanted])
+    commands = [("HMGET", key, *fields) for key, fields in wanted]
+    replies = connection.pipeline_within(commands, max_bytes, reopen=True)
     if replies is None:
         return None
     for reply in replies:
@@ -214,26 +215,13 @@ def _bounded(
     return [None if isinstance(reply, ReplyError) else reply for reply in replies]
 
 
-def _at_most(connection: Connection, most: int, commands: Sequence[Sequence[Any]]) -> list[Any] | None:
-    """The replies, or None if they have more bytes together; then the connection is a new one."""
-    connection.receive_most = connection.received + most
-    try:
-        return connection.pipeline(commands)
-    except ConnectionLost:
-        if connection.received <= connection.receive_most:
-            raise
-    finally:
-        connection.receive_most = 0
-    connection.open()
-    return None
-
-
 def _with_pending(connection: Connection, workers: list[Worker]) -> list[Worker]:
     """Add how many requests each has begun: one summary a stream."""
     streams = sorted({worker.stream for worker in workers if worker.state in (State.RUNNING, State.STALE)})
     counts: dict[str, dict[str, int]] = {}
     for stream in streams:
-        reply = (_at_most(connection, PAGE_MAX_BYTES, [("XPENDING", stream, GROUP)]) or [None])[0]
+        summary = connection.pipeline_within([("XPENDING", stream, GROUP)], PAGE_MAX_BYTES, reopen=True)
+        reply = summary[0] if summary else None
         if isinstance(reply, list) and len(reply) == 4:
             counts[stream] = {_text(name): int(count) for name, count in reply[3] or ()}
     return [

@@ -15,7 +15,7 @@ import hiredis
 
 from sandboxrun.errors import ConnectionLost, StoreError
 from sandboxrun.redis.address import Address, parse_url
-from sandboxrun.redis.replies import ProtocolError, ReplyError, login_refused, reader, translated
+from sandboxrun.redis.replies import ProtocolError, ReplyError, TooManyBytes, Within, login_refused, reader, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -261,19 +261,17 @@ class Connection:
         return self.read_many(len(commands))
 
     def pipeline_within(
-        self, commands: Sequence[Sequence[str | bytes | int | float]], max_bytes: int
+        self, commands: Sequence[Sequence[str | bytes | int | float]], max_bytes: int, *, reopen: bool = False
     ) -> list[Any] | None:
-        """As `pipeline`; None if the replies have more than `max_bytes` together, and then the connection is closed."""
-        outer, limit = self.receive_most, self.received + max_bytes
-        self.receive_most = min(limit, outer) if outer else limit
+        """As `pipeline`; None if the replies have more than `max_bytes` together, and then the connection is closed, or with
+        `reopen` a new one."""
         try:
-            return self.pipeline(commands)
-        except ConnectionLost:
-            if self.received <= limit or (outer and self.received > outer):
-                raise
+            with Within(self, max_bytes):
+                return self.pipeline(commands)
+        except TooManyBytes:
+            if reopen:
+                self.open()
             return None
-        finally:
-            self.receive_most = outer
 
     def call(self, *words: str | bytes | int | float) -> Any:
         """The reply to one command. An error of Redis is raised: ConnectionLost for a passing one, else ReplyError."""

@@ -10,7 +10,7 @@ from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.records import field, record
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, holder
-from sandboxrun.redis.replies import ReplyError, raise_errors
+from sandboxrun.redis.replies import ReplyError, TooManyBytes, Within, raise_errors
 from sandboxrun.redis.transaction import optimistic
 
 TYPE_CHECKING = False
@@ -82,13 +82,16 @@ def read(connection: Connection, type_: str, id_: str) -> Hashes:
 
     Raises ConfigError for more than READ_MAX_BYTES, ReplyError.
     """
-    from sandboxrun.redis.bounded import bounded
-
     both = keys.type_key(type_), keys.worker_key(type_, id_)
-    mend = "look with redis-cli HKEYS, and remove what does not belong there with HDEL"
-    with bounded(connection, READ_MAX_BYTES, f"{both[0]} and {both[1]} have", mend):
-        shared, own = (_by_size(connection, key) for key in both)
-        return Hashes(shared, own, int(connection.call("TIME")[0]))
+    try:
+        with Within(connection, READ_MAX_BYTES):
+            shared, own = (_by_size(connection, key) for key in both)
+            return Hashes(shared, own, int(connection.call("TIME")[0]))
+    except TooManyBytes as error:
+        raise ConfigError(
+            f"{both[0]} and {both[1]} have more than {READ_MAX_BYTES >> 20} MiB: look with redis-cli HKEYS, and remove what "
+            "does not belong there with HDEL"
+        ) from error
 
 
 def read_for_start(
@@ -156,7 +159,7 @@ def _sizes(connection: Connection, key: str, only: Iterable[bytes] | None = None
     raise_errors([count])
     if count > FIELDS_MAX:
         return Stored(key, kind, count), []
-    names = sorted(connection.call("HKEYS", key)[: FIELDS_MAX + 1] if only is None else only, key=_rank)
+    names = _in_order(connection.call("HKEYS", key)[: FIELDS_MAX + 1] if only is None else only)
     sizes = connection.pipeline([("HSTRLEN", key, name) for name in names])
     long = {
         name: size
@@ -166,12 +169,11 @@ def _sizes(connection: Connection, key: str, only: Iterable[bytes] | None = None
     return Stored(key, kind, count, long=long), [name for name in names if name not in long]
 
 
-def _rank(name: bytes) -> int:
-    """In the order in which a run reads them, and so finds what is wrong; what it does not read comes last, as Redis has it."""
-    return _RANKS.get(name, len(_RANKS))
-
-
-_RANKS = {name.encode(): rank for rank, name in enumerate(READ_FIELDS)}
+def _in_order(names: Iterable[bytes]) -> list[bytes]:
+    """As a start reads them, so that the same fault is found first: _START_FIELDS, then the others as Redis has them."""
+    there = dict.fromkeys(names)
+    known = [raw for name in _START_FIELDS if (raw := name.encode()) in there]
+    return list(dict.fromkeys((*known, *there)))
 
 
 def write(connection: Connection, before: Hashes, put: Mapping[str, str], remove: list[str]) -> None:

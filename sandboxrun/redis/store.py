@@ -17,7 +17,7 @@ from sandboxrun.redis.address import Address
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.hashes import Hashes, read_for_start
 from sandboxrun.redis.lease import PID_FIELDS, Run
-from sandboxrun.redis.replies import ReplyError, refused
+from sandboxrun.redis.replies import ReplyError, Within, refused
 from sandboxrun.redis.watch import Loss, Watch
 
 TYPE_CHECKING = False
@@ -150,14 +150,12 @@ class Store:
         try:
             if not connection.is_open:
                 connection.open()
-            connection.receive_most = connection.received + BLOCK_MAX_BYTES
-            yield connection
+            with Within(connection, BLOCK_MAX_BYTES):
+                yield connection
         except ReplyError as error:
             raise refused(error, self.address.shown) from error
         except ConnectionLost as error:
             raise ConnectionLost(f"{error}: start it, or name it with --redis URL or REDIS_URL") from error
-        finally:
-            connection.receive_most = 0
 
 
 def _without_pid(fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
