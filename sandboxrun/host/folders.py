@@ -1,8 +1,4 @@
-"""Where things are kept for the user, and the policy files that hold for him: the XDG Base Directory Specification.
-
-By hand, for it is asked at every start: platformdirs imports pathlib and typing, four milliseconds, for what is four paths
-on Linux.
-"""
+"""The user's folders and the policy files that apply, by the XDG Base Directory Specification, as platformdirs reads it."""
 
 from __future__ import annotations
 
@@ -15,12 +11,7 @@ from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.policy.file import ceiling_for
 from sandboxrun.records import record
 
-_XDG = {
-    "XDG_CACHE_HOME": ".cache",
-    "XDG_STATE_HOME": ".local/state",
-    "XDG_DATA_HOME": ".local/share",
-    "XDG_CONFIG_HOME": ".config",
-}
+_XDG = ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")
 
 
 @record
@@ -68,23 +59,17 @@ class Folders:
 
     @classmethod
     def of_user(cls) -> Folders:
-        cache, state, data, config = (
-            os.path.join(os.environ.get(variable) or os.path.expanduser(f"~/{usual}"), "sandboxrun")
-            for variable, usual in _XDG.items()
-        )
-        if not all(map(os.path.isabs, (cache, state, data, config))):
-            raise ConfigError(
-                "there is no home folder for the cache: set HOME, or XDG_CACHE_HOME, XDG_STATE_HOME, XDG_DATA_HOME and "
-                "XDG_CONFIG_HOME, to absolute paths"
-            )
-        system = [
-            os.path.join(folder, "sandboxrun")
-            for folder in os.environ.get("XDG_CONFIG_DIRS", "").split(os.pathsep)
-            if os.path.isabs(folder)
-        ]
-        # Whatever XDG_CONFIG_DIRS says, the usual place is looked at, for an administrator writes there.
-        folders = dict.fromkeys((*system, "/etc/xdg/sandboxrun", config))
-        return cls(cache, state, data, tuple(os.path.join(folder, "policy.toml") for folder in folders))
+        from platformdirs.unix import Unix
+
+        user = Unix("sandboxrun", multipath=True)
+        own = (user.user_cache_dir, user.user_state_dir, user.user_data_dir, user.user_config_dir)
+        if not all(map(os.path.isabs, own)):
+            raise _relative()
+        *kept, config = own
+        # Whatever XDG_CONFIG_DIRS says, /etc/xdg is read, because administrators write there.
+        system = (*filter(os.path.isabs, user.site_config_dir.split(os.pathsep)), "/etc/xdg/sandboxrun")
+        folders = dict.fromkeys((*system, config))
+        return cls(*kept, tuple(os.path.join(folder, "policy.toml") for folder in folders))
 
     def ceiling(self, worker: WorkerConfig, policy: str | None) -> Ceiling:
         """`policy`: a file instead of the user's. Raises ConfigError."""
@@ -93,3 +78,15 @@ class Folders:
         return ceiling_for(
             worker, system=system, user=os.path.abspath(policy or user), required=policy is not None, data=data
         )
+
+
+def _relative() -> ConfigError:
+    """By the specification, a relative path is invalid. If it were ignored, the policy file below it would not bound."""
+    for variable in _XDG:
+        path = os.environ.get(variable, "")
+        if path.strip() and not os.path.isabs(path):
+            return ConfigError(f"{variable} is {path[:200]!r}, and must be an absolute path", hint=f"unset {variable}")
+    home = os.environ.get("HOME")
+    return ConfigError(
+        f"there is no home folder: HOME is {home!r}, and must be an absolute path", hint="export HOME=/FOLDER"
+    )
