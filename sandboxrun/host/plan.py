@@ -24,6 +24,7 @@ from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.records import field, record, replace
 from sandboxrun.redis.address import Address, parse_url
 from sandboxrun.redis.store import Store
+from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD
 from sandboxrun.sandbox.compile import code_paths
 from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy, build
 from sandboxrun.sandbox.supervisor.child import this_interpreter
@@ -155,6 +156,17 @@ class Preparation:
         self.ceiling = self.folders.ceiling(config, self.options.policy)
         self.config = self.ceiling.check(self.options.limits)
 
+    def accept_open_redis(self, url: str, say: Callable[[str], None]) -> None:
+        """A Redis that requires no password, which the operator has accepted, or accepts now at a terminal."""
+        ceiling = _needed(self.ceiling)
+        if ceiling.accepts_open_redis(url):
+            return
+        from sandboxrun.policy import open_redis
+
+        if not open_redis.accept(ceiling, url, say):
+            raise open_redis.refusal(ceiling, url)
+        self.ceiling = self.folders.ceiling(ceiling.worker, self.options.policy)
+
     def resolve(self) -> None:
         """Where the script is."""
         config = _needed(self.config)
@@ -259,6 +271,9 @@ def prepare(
     check_debugger(config)
     for warning in config.warnings:
         log.warning("config", warning)
+    if store.open_to_all and not {REDIS_ACL, REDIS_PASSWORD} & {*options.degraded}:
+        preparation.accept_open_redis(store.address.shown, lambda message: log.info("policy", message))
+        ceiling = _needed(preparation.ceiling)
     timing.mark("hash parsed")
     preparation.resolve()
     preparation.fetch(_obtain(preparation, audit, log))

@@ -47,12 +47,10 @@ def admitted(
 def _admit(made: Identity, owner: Owner, ceiling: Ceiling, store: Store, degraded: Collection[str], log: Log) -> Login:
     forgone = []
     if store.open_to_all and REDIS_ACL not in degraded:
-        if REDIS_PASSWORD not in degraded and not ceiling.open_redis:
-            raise SandboxError(
-                f"{store.address.shown} takes commands without a password, so that no worker needs the login that holds it: "
-                "give Redis one (CONFIG SET requirepass PASSWORD, its configuration, and REDIS_URL=redis://:PASSWORD@HOST:PORT), "
-                f"or accept it with --allow-degraded={REDIS_PASSWORD}, or open-redis = true in {ceiling.hint}"
-            )
+        if REDIS_PASSWORD not in degraded and not ceiling.accepts_open_redis(store.address.shown):
+            from sandboxrun.policy.open_redis import refusal
+
+            raise refusal(ceiling, store.address.shown)
         log.warning("degraded", f"degraded: without {REDIS_PASSWORD}, the worker can do at Redis whatever anybody can")
         forgone.append(REDIS_PASSWORD)
     try:
