@@ -59,17 +59,22 @@ class Folders:
 
     @classmethod
     def of_user(cls) -> Folders:
+        _check_environment()
         from platformdirs.unix import Unix
 
         user = Unix("sandboxrun", multipath=True)
-        own = (user.user_cache_dir, user.user_state_dir, user.user_data_dir, user.user_config_dir)
-        if not all(map(os.path.isabs, own)):
-            raise _relative()
-        *kept, config = own
+        own: tuple[str, ...] = ()
+        try:
+            own = (user.user_cache_dir, user.user_state_dir, user.user_data_dir, user.user_config_dir)
+        except RuntimeError:  # an older platformdirs returns a relative path instead
+            pass
+        if not own or not all(map(os.path.isabs, own)):
+            raise ConfigError("there is no home folder: HOME is not set, and this user has none", hint=_home_hint())
+        cache, state, data, config = own
         # Whatever XDG_CONFIG_DIRS says, /etc/xdg is read, because administrators write there.
         system = (*filter(os.path.isabs, user.site_config_dir.split(os.pathsep)), "/etc/xdg/sandboxrun")
         folders = dict.fromkeys((*system, config))
-        return cls(*kept, tuple(os.path.join(folder, "policy.toml") for folder in folders))
+        return cls(cache, state, data, tuple(os.path.join(folder, "policy.toml") for folder in folders))
 
     def ceiling(self, worker: WorkerConfig, policy: str | None) -> Ceiling:
         """`policy`: a file instead of the user's. Raises ConfigError."""
@@ -80,13 +85,19 @@ class Folders:
         )
 
 
-def _relative() -> ConfigError:
-    """By the specification, a relative path is invalid. If it were ignored, the policy file below it would not bound."""
+def _check_environment() -> None:
+    """Raise ConfigError for a relative path. The XDG specification calls it invalid, and versions of platformdirs differ: they
+    take it, or the usual folder instead. Either way a policy file that the operator means could be another, or none."""
+    usual = False
     for variable in _XDG:
         path = os.environ.get(variable, "")
+        usual |= not path.strip()
         if path.strip() and not os.path.isabs(path):
-            return ConfigError(f"{variable} is {path[:200]!r}, and must be an absolute path", hint=f"unset {variable}")
+            raise ConfigError(f"{variable} is {path[:200]!r}, and must be an absolute path", hint=f"unset {variable}")
     home = os.environ.get("HOME")
-    return ConfigError(
-        f"there is no home folder: HOME is {home!r}, and must be an absolute path", hint="export HOME=/FOLDER"
-    )
+    if usual and home is not None and not os.path.isabs(home):
+        raise ConfigError(f"HOME is {home[:200]!r}, and must be an absolute path", hint=_home_hint())
+
+
+def _home_hint() -> str:
+    return "export HOME=/FOLDER"

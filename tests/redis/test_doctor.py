@@ -117,7 +117,7 @@ def test_folders_and_policies_that_are_wrong_are_named(healthy: Runner) -> None:
     assert done.code == 0
     assert f"{healthy.policy} applies, with 1 sections: '*'" in texts(done, "ok")
     healthy.env["HOME"] = "relative"
-    assert "there is no home folder" in texts(healthy("doctor", "--json"), "FAILS")
+    assert "HOME is 'relative', and must be an absolute path" in texts(healthy("doctor", "--json"), "FAILS")
 
 
 def test_nothing_in_redis_drives_the_terminal(healthy: Runner, r: redis.Redis, tmp_path: Path) -> None:
