@@ -196,8 +196,7 @@ def read_pids(connection: Connection, keys_: Sequence[str]) -> list[list[Any]]:
     found = _bounded(connection, [(key, PID_FIELDS) for key in keys_], PAGE_MAX_BYTES)
     if found is None:
         raise StoreError(
-            f"the pid fields of {keys_[0]} and {len(keys_) - 1} others have more than {PAGE_MAX_BYTES >> 20} MiB: look with "
-            "HSTRLEN, and remove what somebody put there with HDEL"
+            f"the pid fields of {keys_[0]} and {len(keys_) - 1} others have more than {PAGE_MAX_BYTES >> 20} MiB"
         )
     return [values if values is not None else [None] * len(PID_FIELDS) for values in found]
 

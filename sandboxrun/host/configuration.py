@@ -32,6 +32,6 @@ def read(store: Store, type_: str, id_: str, parse: Parse, *, wait: bool, log: L
                 raise
             reason = f"{error}; waiting for {'it' if isinstance(error, NotConfigured) else 'Redis'}"
             if reason not in said:
-                log.warning("wait", reason)
+                log.warning("wait", reason, hint=error.hint)
             said.add(reason)
         time.sleep(next(tries))

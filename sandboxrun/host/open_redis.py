@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sandboxrun.config.worker import parse_worker
 from sandboxrun.host.folders import Folders
-from sandboxrun.policy import open_redis
+from sandboxrun.redis import acceptance
 from sandboxrun.redis.store import Store
 
 
@@ -26,6 +26,6 @@ def check_open_redis(
         shown = store.address.shown
     worker = parse_worker(type_, id_, {}, {b"url": b"/", b"version": b"local"})  # its sections of the policy count
     ceiling = Folders.of_user().ceiling(worker, policy)
-    if ceiling.accepts_open_redis(shown) or (ask and open_redis.accept(ceiling, shown, say)):
+    if ceiling.accepts_open_redis(shown) or (ask and acceptance.accept(ceiling, shown, say)):
         return
-    raise open_redis.refusal(ceiling, shown)
+    raise acceptance.refusal(ceiling, shown)

@@ -161,10 +161,10 @@ class Preparation:
         ceiling = _needed(self.ceiling)
         if ceiling.accepts_open_redis(url):
             return
-        from sandboxrun.policy import open_redis
+        from sandboxrun.redis import acceptance
 
-        if not open_redis.accept(ceiling, url, say):
-            raise open_redis.refusal(ceiling, url)
+        if not acceptance.accept(ceiling, url, say):
+            raise acceptance.refusal(ceiling, url)
         self.ceiling = self.folders.ceiling(ceiling.worker, self.options.policy)
 
     def resolve(self) -> None:
@@ -228,8 +228,8 @@ class Preparation:
         config, source, artifact = _needed(self.config), _needed(self.source), self.artifact
         if artifact is None:
             raise FetchError(
-                f"the script of {config.key} was not fetched here yet, so that there is no plan: sandboxrun {config.type} "
-                f"{config.id} fetches it"
+                f"the script of {config.key} was not fetched here yet, so there is no plan",
+                hint=f"sandboxrun {config.type} {config.id}",
             )
         denied = config.permissions.deny.get("env", ())
         return RunPlan(
@@ -324,7 +324,8 @@ def check_debugger(config: WorkerConfig) -> None:
 
     if importlib.util.find_spec("debugpy") is None:
         raise ConfigError(
-            f"{config.inspect.where} asks for a debugger, and debugpy is not installed: pip install 'sandboxrun[debug]'"
+            f"{config.inspect.where} asks for a debugger, and debugpy is not installed",
+            hint="python3 -m pip install 'sandboxrun[debug]'",
         )
 
 

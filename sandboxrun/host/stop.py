@@ -121,7 +121,7 @@ def _check_there(connection: Connection, workers: Sequence[tuple[str, str]]) -> 
         connection.checked(kind)
         if kind != b"hash":
             type_ = name.partition(":")[0]
-            raise ConfigError(f"{name} is no hash in this Redis: sandboxrun ps {type_} --all shows those that are")
+            raise ConfigError(f"{name} is no hash in this Redis", hint=f"sandboxrun ps {type_} --all")
 
 
 def _ask(connection: Connection, key: str, *, only_stale: bool) -> tuple[State, Held]:
@@ -160,5 +160,5 @@ def _change(
         return [("HDEL", key, *fields)] if fields else []
 
     if not optimistic(connection, [key], decide):
-        raise StoreError(f"{key} changes so often that field pid cannot be removed: find out who writes to it")
+        raise StoreError(f"{key} changes so often that field pid cannot be removed")
     return before[-1]

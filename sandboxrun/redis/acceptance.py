@@ -38,7 +38,7 @@ def accept(ceiling: Ceiling, url: str, say: Callable[[str], None]) -> bool:
     answer = ask(
         f"Redis at {escape(url)} accepts commands without a password, so a worker could ignore its restricted login,\n"
         "and read and write every key there, its own permissions too.\n"
-        f"The answer is recorded in {escape(ceiling.hint)}.\n"
+        f"A yes is recorded in {escape(ceiling.hint)}.\n"
         "Accept that for this machine? [y/N] "
     )
     if answer is None or answer.strip().lower() not in YES:

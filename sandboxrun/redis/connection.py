@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import hiredis
 
 from sandboxrun.errors import ConnectionLost, StoreError
-from sandboxrun.redis.address import Address, parse_url
+from sandboxrun.redis.address import Address, parse_url, url_hint
 from sandboxrun.redis.replies import ProtocolError, ReplyError, TooManyBytes, Within, login_refused, reader, translated
 
 TYPE_CHECKING = False
@@ -78,7 +78,8 @@ class Connection:
                 self._socket = tls.wrap(self._socket, address, seconds=limit)
         except OSError as error:
             self.close()
-            raise ConnectionLost(f"Redis at {address.shown} cannot be reached ({error.strerror or error})") from error
+            why = error.strerror or error
+            raise ConnectionLost(f"Redis at {address.shown} cannot be reached ({why})", hint=url_hint()) from error
         self.set_wait(0)
         self._greet()
 

@@ -89,8 +89,7 @@ def read(connection: Connection, type_: str, id_: str) -> Hashes:
             return Hashes(shared, own, int(connection.call("TIME")[0]))
     except TooManyBytes as error:
         raise ConfigError(
-            f"{both[0]} and {both[1]} have more than {READ_MAX_BYTES >> 20} MiB: look with redis-cli HKEYS, and remove what "
-            "does not belong there with HDEL"
+            f"{both[0]} and {both[1]} have more than {READ_MAX_BYTES >> 20} MiB", hint=_remove_hint(both[1])
         ) from error
 
 
@@ -136,9 +135,16 @@ def _too_much(connection: Connection, both: tuple[str, str]) -> ConfigError:
     for key in both:
         _sizes(connection, key, [name.encode() for name in READ_FIELDS])[0].check()
     return ConfigError(
-        f"{' and '.join(both)} have more than {START_MAX_BYTES >> 20} MiB of names of fields: remove those that do not "
-        f"belong there"
+        f"{' and '.join(both)} have more than {START_MAX_BYTES >> 20} MiB of names of fields",
+        hint=_remove_hint(both[1]),
     )
+
+
+def _remove_hint(key: str) -> str:
+    """By redis-cli, because what is too large for a start is too large for sandboxrun set."""
+    from shlex import quote
+
+    return f'redis-cli -u "$REDIS_URL" HDEL {quote(key)} FIELD'
 
 
 def _by_size(connection: Connection, key: str) -> Stored:
@@ -192,13 +198,13 @@ def write(connection: Connection, before: Hashes, put: Mapping[str, str], remove
         changed = [*_changed(before.own, now.own), *_changed(before.shared, now.shared)]
         if changed:
             raise StoreError(
-                f"{', '.join(changed[:5])} changed meanwhile, so nothing was written: see sandboxrun show {type_} {id_}, and "
-                "run this again"
+                f"{', '.join(changed[:5])} changed meanwhile, so nothing was written",
+                hint=f"sandboxrun show {type_} {id_}",
             )
         return commands
 
     if not optimistic(connection, [key, before.shared.key], decide):
-        raise StoreError(f"{key} changes so often that it cannot be written: find out who writes to it")
+        raise StoreError(f"{key} changes so often that it cannot be written")
 
 
 def _changed(before: Stored, now: Stored) -> list[str]:

@@ -48,7 +48,7 @@ def _admit(made: Identity, owner: Owner, ceiling: Ceiling, store: Store, degrade
     forgone = []
     if store.open_to_all and REDIS_ACL not in degraded:
         if REDIS_PASSWORD not in degraded and not ceiling.accepts_open_redis(store.address.shown):
-            from sandboxrun.policy.open_redis import refusal
+            from sandboxrun.redis.acceptance import refusal
 
             raise refusal(ceiling, store.address.shown)
         log.warning("degraded", f"degraded: without {REDIS_PASSWORD}, the worker can do at Redis whatever anybody can")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hiredis
 
 from sandboxrun.errors import ConnectionLost, LoginRefused, StoreError
+from sandboxrun.redis.address import login_hint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def refused(error: ReplyError, shown: str) -> StoreError:
 
 
 def login_refused(error: ReplyError, shown: str) -> LoginRefused:
-    return LoginRefused(f"Redis at {shown} refuses the login ({str(error)[:200]}): check user and password of the URL")
+    return LoginRefused(f"Redis at {shown} refuses the login ({str(error)[:200]})", hint=login_hint(shown))
 
 
 def raise_errors(replies: list[Any]) -> list[Any]:

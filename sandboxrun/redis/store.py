@@ -163,8 +163,6 @@ class Store:
                 yield connection
         except ReplyError as error:
             raise refused(error, self.address.shown) from error
-        except ConnectionLost as error:
-            raise ConnectionLost(f"{error}: start it, or name it with --redis URL or REDIS_URL") from error
 
 
 def _without_pid(fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:

@@ -6,6 +6,7 @@ import socket
 import ssl
 
 from sandboxrun.errors import StoreError, UsageError
+from sandboxrun.redis.address import certificates_hint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ def context(address: Address) -> ssl.SSLContext:
         made = ssl.create_default_context(cafile=address.ca_file or None)
     except OSError as error:
         raise UsageError(
-            f"the Redis URL's ssl_ca_certs={address.ca_file} cannot be used ({error.strerror}): expected a file of "
-            f"certificates, in PEM"
+            f"the Redis URL's ssl_ca_certs={address.ca_file} cannot be read as certificates in PEM ({error.strerror})",
+            hint=certificates_hint(address),
         ) from error
     if not address.check:
         made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
@@ -54,6 +55,6 @@ def take_now(sock: ssl.SSLSocket, most: int) -> bytes:
 def untrusted(error: ssl.SSLCertVerificationError, address: Address) -> StoreError:
     """Lasting, whatever else of a connection may pass: nothing was sent."""
     return StoreError(
-        f"Redis at {address.shown} has a certificate that is not to be trusted ({error.verify_message}): name the file "
-        f"of its authority in the URL, ?ssl_ca_certs=FILE"
+        f"Redis at {address.shown} has a certificate that is not to be trusted ({error.verify_message})",
+        hint=certificates_hint(address),
     )

@@ -137,7 +137,9 @@ def test_a_policy_file_that_says_no_has_the_last_word(
         run.set_policy(text + (section(run) if where == "worker" else '[worker."*"]\nopen-redis = true\n'))
     before = run.policy.read_text()
     shown = at_terminal(run.command("t", "1"), run.env, run.home, answer=b"y\n")
-    line = f"error: Redis at {run.env['REDIS_URL']} accepts commands without a password, which {path}:2 does not allow\n"
+    line = (
+        f"error: Redis at {run.env['REDIS_URL']} accepts commands without a password, which {path}:2 does not allow\n"
+    )
     assert (shown.code, "[y/N]" in shown.text, line in shown.text) == (71, False, True)
     assert run.policy.read_text() == before
 
@@ -177,7 +179,9 @@ def test_a_yes_is_recorded_for_this_server_and_asked_once(
     assert run("other", "1").code == 78  # no hash: the server is no fault any more, of any worker
 
 
-@pytest.mark.parametrize("answer", [b"\n", b"n\n", b"\x04", b"yess\n", b"\x1b[?1;2cy\n", b"y\x1b[0n\n", b"x" * 300 + b"\n"])
+@pytest.mark.parametrize(
+    "answer", [b"\n", b"n\n", b"\x04", b"yess\n", b"\x1b[?1;2cy\n", b"y\x1b[0n\n", b"x" * 300 + b"\n"]
+)
 def test_anything_else_is_a_no(open_redis: redis.Redis, run: Runner, tmp_path, answer: bytes) -> None:  # type: ignore[no-untyped-def]
     worker(open_redis, tmp_path)
     run.set_policy(POLICY)
@@ -340,7 +344,9 @@ def test_no_grant_makes_the_policy_writable(open_redis: redis.Redis, run: Runner
     for granted in (run.home, folder.parent, folder, run.policy):
         own = tmp_path / "mine"
         own.write_text("x")
-        (tmp_path / "worker.py").write_text(WRITE_POLICY.format(policy=str(run.policy), own=str(own), folder=str(folder)))
+        (tmp_path / "worker.py").write_text(
+            WRITE_POLICY.format(policy=str(run.policy), own=str(own), folder=str(folder))
+        )
         open_redis.hset("t:1:h", mapping={"url": str(tmp_path / "worker.py"), "version": "local"})
         done = run("t", "1", "--allow-degraded=redis-password", f"--allow-write={granted}")
         assert "done" not in done.out, (granted, done)

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SECONDS = 60
-_CONTROLLING = (
-    "import fcntl, os, sys, termios\nfcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)\nos.execv(sys.argv[2], sys.argv[2:])"
-)
+_CONTROLLING = "import fcntl, os, sys, termios\nfcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)\nos.execv(sys.argv[2], sys.argv[2:])"
 
 
 class Shown(NamedTuple):
@@ -51,7 +49,9 @@ def at_terminal(
             cwd=folder,
             start_new_session=True,
             pass_fds=(slave,),
-            **files,
+            stdin=files["stdin"],
+            stdout=files["stdout"],
+            stderr=files["stderr"],
         )
         try:
             shown, is_answered, deadline = b"", False, time.monotonic() + SECONDS
@@ -59,7 +59,7 @@ def at_terminal(
                 assert time.monotonic() < deadline, shown
                 if select.select([master], [], [], 0.02)[0]:
                     shown += os.read(master, 65536)
-                if not is_answered and shown.endswith(b"[y/N] "):
+                if not is_answered and b"[y/N] " in shown:
                     is_answered = True
                     asked()
                     os.write(master, answer)

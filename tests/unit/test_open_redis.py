@@ -10,7 +10,7 @@ from sandboxrun.config.worker import parse_worker
 from sandboxrun.errors import ConfigError
 from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.policy.file import FILE_MAX_BYTES, ceiling_for, parse_policy
-from sandboxrun.policy.open_redis import record
+from sandboxrun.redis.acceptance import record
 
 URL = "redis://127.0.0.1:6379"
 WORKER = '[worker."{}"]\nopen-redis = {}\n'
@@ -80,7 +80,9 @@ def test_a_mistake_is_one_line_with_its_place(text: str, line: int, message: str
     assert "secret" not in str(found.value)
 
 
-@pytest.mark.parametrize("url", [URL, "rediss://redis.example:6380", "redis://::1:6379", 'unix:///run/a "b" \\c \x7f é.sock'])
+@pytest.mark.parametrize(
+    "url", [URL, "rediss://redis.example:6380", "redis://::1:6379", 'unix:///run/a "b" \\c \x7f é.sock']
+)
 @pytest.mark.parametrize("text", ["", "# mine", WORKER.format("t", "true"), "[worker]\r\n"])
 def test_an_answer_is_appended_and_read_back(tmp_path: Path, url: str, text: str) -> None:
     path = write(tmp_path / "0.toml", text)

@@ -6,17 +6,18 @@ from rules.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 from sandboxrun.describe.doctor.finding import Finding, fails, note, ok
-from sandboxrun.errors import StoreError
+from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.fleet import workers as fleet
 from sandboxrun.fleet.workers import State
 from sandboxrun.host.folders import Folders
-from sandboxrun.policy.file import policy_of
-from sandboxrun.policy.open_redis import accept_hint, password_hint
+from sandboxrun.policy.file import Policy, policy_of
+from sandboxrun.redis.acceptance import accept_hint, password_hint
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import start_time, this_host
@@ -114,12 +115,20 @@ def _open_to_all(connection: Connection) -> Iterator[Finding]:
     if not is_open(connection.first):
         yield ok("redis", "nothing can be written without a password")
         return
-    paths, url = Folders.of_user().policies, connection.address.shown
-    policies = [policy for policy in map(policy_of, paths) if policy is not None]
-    servers = [server for policy in policies for server in policy.servers if server.url == url and server.open_redis is not None]
+    url, hint = connection.address.shown, "export HOME"
+    policies: list[Policy] = []
+    with contextlib.suppress(ConfigError):  # said of the folders and the policies
+        paths = Folders.of_user().policies
+        hint = "\n".join(accept_hint(url, paths[-1]))
+        policies = [policy for policy in map(policy_of, paths) if policy is not None]
+    servers = [
+        server
+        for policy in policies
+        for server in policy.servers
+        if server.url == url and server.open_redis is not None
+    ]
     workers = [section for policy in policies for section in policy.workers if section.open_redis is not None]
     said = "it accepts commands without a password, so a worker could ignore its restricted login{}"
-    hint = "\n".join(accept_hint(url, paths[-1]))
     if any(server.open_redis is False for server in servers):
         place = next(server.place for server in servers if server.open_redis is False)
         yield fails("redis", said.format(f"; {place} does not allow that"), "\n".join(password_hint(url)))
