@@ -52,7 +52,7 @@ class Section:
     pinned: bool = False
     local: bool | None = None
     inspect: bool | None = None  # whether a hash may ask for a debugger
-    open_redis: bool | None = None  # whether it may run beside a Redis that takes commands without a password
+    open_redis: bool | None = None  # whether it may run beside a Redis that requires no password
     sha256: frozenset[str] | None = None
     places: Mapping[str, str] = field(default_factory=dict)  # FILE:LINE by key
 

@@ -58,7 +58,8 @@ def parse_url(url: str) -> Address:
     except ValueError:
         raise UsageError(_NOT_A_URL, hint=url_hint()) from None
     if not 0 < address.port < 65536:
-        raise UsageError(f"the Redis URL's port is {address.port}: expected 1 to 65535", hint=url_hint())
+        # Without the number: of a password with a slash in it, it may be the first part.
+        raise UsageError("the Redis URL's port is not between 1 and 65535", hint=url_hint())
     if address.protocol not in (2, 3):
         raise UsageError(f"the Redis URL's protocol is {address.protocol}: expected 2 or 3", hint=url_hint())
     address.check = options.get("ssl_cert_reqs", "required") != "none"

@@ -63,7 +63,9 @@ def test_a_server_that_asks_for_no_password_fails(healthy: Runner) -> None:
     with Own("maxmemory 100mb", "maxmemory-policy allkeys-lru") as server:
         done = healthy("doctor", "--json", "--redis", server.url)
         assert done.code == 71
-        assert "without a password, so that a worker can leave its login aside" in texts(done, "FAILS")
+        assert "it accepts commands without a password, so a worker could ignore its restricted login" in texts(
+            done, "FAILS"
+        )
         assert "removes any key (allkeys-lru)" in texts(done, "FAILS")
         assert "keeps no log of what it has acknowledged" in texts(done, "note")
         with Own(f"replicaof 127.0.0.1 {server.port}", "replica-read-only yes") as replica:

@@ -83,7 +83,7 @@ def no_redis(new: Newcomer) -> None:
     for url, code, said in (
         ("redis://127.0.0.1:1", 75, "cannot be reached (Connection refused)"),
         ("http://127.0.0.1", 64, "begins with 'http'"),
-        ("redis://127.0.0.1:70000", 64, "port is 70000"),
+        ("redis://127.0.0.1:70000", 64, "port is not between 1 and 65535"),
         ("redis://127.0.0.1:x", 64, "the Redis URL is not valid"),
         ("redis://127.0.0.1?protocol=4", 64, "protocol is 4"),
     ):
