@@ -15,7 +15,7 @@ Parse = Callable[[Mapping[bytes, bytes], Mapping[bytes, bytes]], None]
 
 
 def read(store: Store, type_: str, id_: str, parse: Parse, *, wait: bool, log: Log) -> None:
-    """Have both hashes parsed. `wait`: as long as Redis is away, or there is no hash or no url or version in it.
+    """Parse both hashes. `wait` until Redis is there, and until the hash exists and has a url and a version.
 
     Raises SandboxrunError.
     """

@@ -1,5 +1,4 @@
-"""What becomes of a worker's hashes before it runs, step by step, and the plan at the end: the one telling of it, for whatever
-runs a worker and whatever only looks at one."""
+"""From a worker's hashes to the plan of its run, step by step. Every command that runs or shows a worker takes these steps."""
 
 from __future__ import annotations
 
@@ -105,8 +104,8 @@ class RunPlan:
 
 @record
 class Agreement:
-    """Whether the operator agrees to what the hash asks. `how`: "first" where nothing was recorded, "same" where it asks for
-    nothing more, "--yes", "terminal"; empty where nobody has agreed to what has `grown`."""
+    """Whether the operator agrees to what the hash asks. `how`: "first" if nothing was recorded, "same" if it asks for
+    nothing more, "--yes", "terminal"; empty if nobody has approved what has `grown`."""
 
     how: str
     grown: tuple[str, ...]
@@ -127,7 +126,7 @@ class Preparation:
         self.stands_on: tuple[str, ...] = ()
         self.ceiling: Ceiling | None = None
         self.source: Source | LocalSource | None = None
-        self.pin: Pin | None = None  # of the source, where it was fetched and somebody has looked
+        self.pin: Pin | None = None  # of the source, if it was fetched
         self.artifact: Artifact | None = None
         self.agreement: Agreement | None = None
         self.interpreter: Interpreter | None = None
@@ -173,7 +172,7 @@ class Preparation:
         self.source = resolve(config.url, config.version, key=config.key)
 
     def fetch(self, get: Get) -> None:
-        """The script, from where it may come, as `get` brings it; None where that does not have it."""
+        """The script, fetched by `get` from a host that may serve it; None if `get` does not have it."""
         config, source, ceiling = _needed(self.config), self.source, _needed(self.ceiling)
         assert source is not None
         allowed = _import_list(self.options, ceiling, source)
@@ -184,7 +183,7 @@ class Preparation:
             ceiling.check_digest(self.artifact.sha256)
 
     def approve(self, *, ask: bool) -> None:
-        """What the hash asks beyond what was agreed to; `ask`: the operator, and record what is agreed to now."""
+        """What the hash asks beyond what was approved. `ask`: ask the operator, and record what is approved now."""
         config = _needed(self.config)
         if ask:
             how, grown = approval.settle(
@@ -222,7 +221,7 @@ class Preparation:
         )
 
     def plan(self, degraded: tuple[str, ...] = ()) -> RunPlan:
-        """After all the steps. Raises the first of `faults`, and FetchError where there is no script yet."""
+        """After all the steps. Raises the first of `faults`, and FetchError if there is no script yet."""
         if self.faults:
             raise self.faults[0]
         config, source, artifact = _needed(self.config), _needed(self.source), self.artifact
@@ -338,7 +337,7 @@ def redis_target(address: Address) -> NetTarget:
 
 
 def _import_list(options: RunOptions, ceiling: Ceiling, source: Source | LocalSource) -> ImportList:
-    """The hosts that the script may come from. Raises PolicyError where its own is none by the policy."""
+    """The hosts that the script may come from. Raises PolicyError if the policy does not allow its host."""
     host = origin_of(source.url) if isinstance(source, Source) and options.allowed is None else None
     path = source.script if isinstance(source, LocalSource) else None
     ceiling.check_source(host=host, path=path, branch=isinstance(source, Source) and source.mutable)
@@ -348,7 +347,7 @@ def _import_list(options: RunOptions, ceiling: Ceiling, source: Source | LocalSo
 
 
 def _without(permissions: Permissions, data: str) -> Permissions:
-    """Without what a run would make first: the worker's own data folder, where it is not there yet."""
+    """Without the worker's own data folder, if it does not exist yet: a run would make it first."""
     allow = dict(permissions.allow)
     if not os.path.exists(data):
         for kind in ("read", "write"):

@@ -76,7 +76,7 @@ class Owner:
 
     @classmethod
     def of_user(cls, name: str) -> Owner | None:
-        """None where it is not the name of a user of ours."""
+        """None if it is not the name of a worker's user."""
         match = re.fullmatch(_NAME, name, re.ASCII)
         try:
             key = keys.worker_key(keys.check_type(match[1]), keys.check_id(match[2])) if match else ""

@@ -175,7 +175,7 @@ class Connection:
         return replies
 
     def check(self) -> None:
-        """Raise ConnectionLost where the other side has closed the connection. Does not wait, and loses no reply."""
+        """Raise ConnectionLost if the other side has closed the connection. Does not wait, and loses no reply."""
         if self._socket is None:
             return  # a later read finds out
         try:
@@ -298,7 +298,7 @@ class Connection:
         sock, self._socket = self._socket, None
         if sock is None:
             return
-        self._reader = reader()  # what is left of the old one's bytes answers nothing that will be asked
+        self._reader = reader()  # its bytes are replies to commands of the old connection
         try:
             sock.close()
         except OSError:
@@ -332,7 +332,7 @@ def greeting(address: Address, name: str, protocol: int = 0) -> Commands:
 
 
 def check_greeting(address: Address, commands: Commands, replies: list[Any]) -> None:
-    """Raise StoreError, or ConnectionLost where it may pass, for what Redis refuses of a `greeting`."""
+    """Raise StoreError, or ConnectionLost if it may pass, for what Redis refuses of a `greeting`."""
     for command, reply in zip(commands, replies, strict=True):
         if not isinstance(reply, ReplyError):
             continue
@@ -368,7 +368,7 @@ def _off_standard(sock: Any) -> Any:
 def _connect_tcp(address: Address, attach: Callable[[Any], None], seconds: float) -> None:
     """To the first of the host's addresses that answers within so many seconds."""
     last: OSError | None = None
-    # As bytes, where it can be: for a text the codec for international names is imported.
+    # As bytes if possible: for text, Python imports the codec for international names.
     host = address.host.encode() if address.host.isascii() else address.host
     for family, kind, protocol, _, where in _socket.getaddrinfo(host, address.port, 0, _socket.SOCK_STREAM):
         sock = _off_standard(_socket.socket(family, kind, protocol))

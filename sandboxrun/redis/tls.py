@@ -1,4 +1,4 @@
-"""TLS to Redis. Imported where a URL asks for it: ssl takes long to import."""
+"""TLS to Redis. Imported only for a URL with TLS, because ssl takes long to import."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def context(address: Address) -> ssl.SSLContext:
-    """Raises UsageError where the file of certificates is none."""
+    """Raises UsageError if the file has no certificates."""
     try:
         made = ssl.create_default_context(cafile=address.ca_file or None)
     except OSError as error:
