@@ -32,7 +32,7 @@ RECORD_MAX_BYTES = 16 * 1024 * 1024
 QUESTION_MAX_LINES = 40  # what scrolls away was not seen
 QUESTION_MAX_CHARS = 4000
 ANSWER_MAX_BYTES = 256
-_YES = (b"y", b"yes")
+YES = (b"y", b"yes")
 
 
 def growth(before: Asked, now: Asked) -> tuple[str, ...]:
@@ -108,18 +108,18 @@ def _agree(grown: tuple[str, ...], type_: str, id_: str) -> None:
     if len(shown) > QUESTION_MAX_LINES or sum(map(len, shown)) > QUESTION_MAX_CHARS:
         raise PolicyError(f"{key} asks for {len(shown)} things more than at its last run, too many to ask here; {how}")
     question = "".join(f"  + {line}\n" for line in shown)
-    answer = _ask(f"{key} asks for more than at its last run:\n{question}Allow this? [y/N] ")
+    answer = ask(f"{key} asks for more than at its last run:\n{question}Allow this? [y/N] ")
     if answer is None:
         first = grown[0][:200]
         raise PolicyError(
             f"{key} asks for more than at its last run ({first}{f', and {len(grown) - 1} more' if len(grown) > 1 else ''}), and "
             f"there is no terminal to ask on; {how}"
         )
-    if answer.strip().lower() not in _YES:
+    if answer.strip().lower() not in YES:
         raise PolicyError(f"{key} asks for more than at its last run, and this was not agreed to; {how}")
 
 
-def _ask(question: str) -> bytes | None:
+def ask(question: str) -> bytes | None:
     """A line typed at the controlling terminal, as standard input carries the key; None where there is none, or where another
     program is in front of it."""
     try:

@@ -13,7 +13,7 @@ from sandboxrun.config.limits import LIMITS
 from sandboxrun.config.permissions import KINDS, Kind, ListenTarget, NetTarget, RedisTarget, Verdict, parse_path
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError
-from sandboxrun.policy.ceiling import OWN_DATA, Ceiling, Section
+from sandboxrun.policy.ceiling import OWN_DATA, Ceiling, Section, Server
 from sandboxrun.records import record
 
 TYPE_CHECKING = False
@@ -25,6 +25,16 @@ _PATTERN = r"[a-z*?][-a-z0-9_*?]{0,63}(:[A-Za-z0-9*?][-A-Za-z0-9_.*?]{0,127})?"
 _SHA256 = r"[0-9a-f]{64}"
 _HEADER = r"\s*\[[^,=]*\]\s*(#.*)?$"
 _EXAMPLE = '[worker."demo-*"]'
+_URL = r"rediss?://[^/@?#\s]+:[0-9]{1,5}|unix:///[^?#]+"
+_URL_EXAMPLE = '[redis."redis://127.0.0.1:6379"]'
+
+
+@record
+class Policy:
+    """One policy file: its sections for workers, and those for Redis servers."""
+
+    workers: tuple[Section, ...]
+    servers: tuple[Server, ...]
 
 
 def ceiling_for(worker: WorkerConfig, *, system: Iterable[str], user: str, required: bool, data: str) -> Ceiling:
@@ -32,18 +42,31 @@ def ceiling_for(worker: WorkerConfig, *, system: Iterable[str], user: str, requi
 
     `data` is the worker's own data folder. Raises ConfigError for a file that is wrong, wherever in it.
     """
-    files = [(path, _read(path, required and path == user)) for path in (*system, user)]
-    sections = [section_for(parse(text, path), worker.type, worker.id) for path, text in files if text is not None]
-    return Ceiling(worker, tuple(section for section in sections if section is not None), data, user)
+    files = [(path, read_text(path, required and path == user)) for path in (*system, user)]
+    policies = [parse_policy(text, path) for path, text in files if text is not None]
+    sections = [section_for(policy.workers, worker.type, worker.id) for policy in policies]
+    servers = tuple(server for policy in policies for server in policy.servers)
+    return Ceiling(worker, tuple(section for section in sections if section is not None), data, user, servers)
+
+
+def policy_of(path: str) -> Policy | None:
+    """What a file says, or None if there is none. Raises ConfigError."""
+    text = read_text(path, False)
+    return None if text is None else parse_policy(text, path)
 
 
 def sections_of(path: str) -> tuple[Section, ...] | None:
     """Those of a file, or None where there is none. Raises ConfigError."""
-    text = _read(path, False)
-    return None if text is None else parse(text, path)
+    policy = policy_of(path)
+    return None if policy is None else policy.workers
 
 
 def parse(text: str, path: str) -> tuple[Section, ...]:
+    """The sections for workers in the text of a policy file. Raises ConfigError."""
+    return parse_policy(text, path).workers
+
+
+def parse_policy(text: str, path: str) -> Policy:
     """From the text of a policy file; `path` is how it is named in errors. Raises ConfigError."""
     import tomllib  # only where there is a file: start-up is a feature
 
@@ -56,11 +79,14 @@ def parse(text: str, path: str) -> tuple[Section, ...]:
         raise ConfigError(f"{path}:{line} is not TOML: {why}") from error
     lines = _Lines(text, path)
     for name, value in document.items():
-        if name != "worker" or not isinstance(value, dict):
+        if name not in ("worker", "redis") or not isinstance(value, dict):
             raise ConfigError(
-                f"{lines.key(None, name)} has {name[:80]!r}: expected sections as {_EXAMPLE} and nothing else"
+                f"{lines.key(None, name)} has {name[:80]!r}: expected sections as {_EXAMPLE} or {_URL_EXAMPLE} and nothing else"
             )
-    return tuple(_section(pattern, table, lines) for pattern, table in document.get("worker", {}).items())
+    return Policy(
+        tuple(_section(pattern, table, lines) for pattern, table in document.get("worker", {}).items()),
+        tuple(_server(url, table, lines) for url, table in document.get("redis", {}).items()),
+    )
 
 
 def section_for(sections: Iterable[Section], type_: str, id_: str) -> Section | None:
@@ -121,7 +147,7 @@ class _Lines:
 
     def _header(self, pattern: str) -> int:
         quoted = re.escape(pattern)
-        header = re.compile(rf"""\s*\[\s*["']?worker["']?\s*\.\s*(?:"{quoted}"|'{quoted}'|{quoted})\s*\]""")
+        header = re.compile(rf"""\s*\[\s*["']?(?:worker|redis)["']?\s*\.\s*(?:"{quoted}"|'{quoted}'|{quoted})\s*\]""")
         lines = self.text.split("\n")
         named = [number for number, line in enumerate(lines, 1) if pattern in line]
         return next((number for number in named if header.match(lines[number - 1])), (named or [1])[0])
@@ -138,6 +164,22 @@ def _section(pattern: str, table: Any, lines: _Lines) -> Section:
     for key, value in table.items():
         _read_key(key, value, places[key], found)
     return Section(pattern, place, places=places, **found)
+
+
+def _server(url: str, table: Any, lines: _Lines) -> Server:
+    place = lines.header(url)
+    if not re.fullmatch(_URL, url) or not isinstance(table, dict):
+        raise ConfigError(
+            f"{place} has {url.rpartition('@')[2][:80]!r} for a Redis: expected a section as {_URL_EXAMPLE}, with the scheme and "
+            "the port, and without a login"
+        )
+    for key, value in table.items():
+        place = lines.key(url, key)
+        if key != "open-redis":
+            raise ConfigError(f"{place} has {key[:80]!r}: expected open-redis")
+        if not isinstance(value, bool):
+            raise ConfigError(f"{place} has {key} = {str(value)[:80]!r}: expected true or false")
+    return Server(url, table.get("open-redis"), place)
 
 
 def _read_key(key: str, value: Any, place: str, found: dict[str, Any]) -> None:
@@ -209,7 +251,7 @@ def _digest(text: str) -> str:
     return digest
 
 
-def _read(path: str, required: bool) -> str | None:
+def read_text(path: str, required: bool) -> str | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         with open(fd, "rb") as file:
