@@ -11,6 +11,10 @@ from sandboxrun.errors import UsageError
 from sandboxrun.log import escape
 from sandboxrun.protocol.call import CallError, NotSent
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 COUNT_MOST = 10_000_000
 
 
@@ -64,7 +68,7 @@ def _timeout(text: str) -> float | None:
     return seconds
 
 
-def parse_data(words: list[str]) -> object:
+def parse_data(words: list[str]) -> Any:
     if len(words) == 1 and "=" not in words[0].partition("{")[0].partition("[")[0].partition('"')[0]:
         try:
             return json.loads(words[0])

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from sandboxrun.client.request import Timeout
+    from sandboxrun.client.request import Payload, Timeout
 
 
 class AsyncClient:
@@ -63,7 +63,7 @@ class AsyncClient:
     async def call(
         self,
         type_: str,
-        data: Any,
+        data: Payload,
         *,
         timeout: Timeout = 10.0,
         trace: dict[str, Any] | None = None,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from sandboxrun.client.request import Timeout
+    from sandboxrun.client.request import Payload, Timeout
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
 WINDOW = 200  # requests of call_many that are on their way at once
@@ -27,7 +27,7 @@ WINDOW = 200  # requests of call_many that are on their way at once
 
 def call(
     type_: str,
-    data: Any,
+    data: Payload,
     *,
     timeout: Timeout = 10.0,
     trace: dict[str, Any] | None = None,
@@ -68,7 +68,7 @@ class Client:
     def call(
         self,
         type_: str,
-        data: Any,
+        data: Payload,
         *,
         timeout: Timeout = 10.0,
         trace: dict[str, Any] | None = None,
@@ -96,7 +96,7 @@ class Client:
         return outcome
 
     def call_many(
-        self, type_: str, items: Iterable[Any], *, timeout: Timeout = 10.0, retry: bool = True
+        self, type_: str, items: Iterable[Payload], *, timeout: Timeout = 10.0, retry: bool = True
     ) -> Iterator[tuple[int, dict[str, Any] | CallError, float]]:
         """Many calls at once on one connection, WINDOW on their way; as they come: (index, reply or error, seconds).
 

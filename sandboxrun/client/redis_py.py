@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from sandboxrun.client.request import Timeout
+    from sandboxrun.client.request import Payload, Timeout
 
 WAIT_SECONDS = 1.0  # of one BRPOP
 
 
-def send(redis: Redis, type_: str, data: Any, *, now: str) -> str:
+def send(redis: Redis, type_: str, data: Payload, *, now: str) -> str:
     """Put a request on the worker type's stream and make its trace hash; the `ref` to wait for."""
     keys.check_type(type_)
     ref = os.urandom(12).hex()

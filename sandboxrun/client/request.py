@@ -19,11 +19,13 @@ from sandboxrun.redis.connection import pack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import timedelta
     from decimal import Decimal
     from typing import Any
 
-    Timeout = float | Decimal | timedelta | None
+    Payload = Mapping[str, Any] | list[Any] | tuple[Any, ...] | str | float | None  # what JSON has
+    Timeout = float | Decimal | timedelta | None  # seconds
     Outcome = dict[str, Any] | Exception
 
 UNLIMITED_EXPIRE_SECONDS = 24 * 3600  # of the trace of a request without a time-out
@@ -73,7 +75,7 @@ class Outgoing:
     )  # fmt: skip
 
     def __init__(
-        self, type_: str, data: Any, timeout: Timeout, trace: dict[str, Any] | None, *, retry: bool = True
+        self, type_: str, data: Payload, timeout: Timeout, trace: dict[str, Any] | None, *, retry: bool = True
     ) -> None:
         """Raises TypeError or ValueError for a `data` or `trace` that is not JSON."""
         self.timeout = seconds_of(timeout)

@@ -5,16 +5,21 @@ from __future__ import annotations
 from sandboxrun import protocol
 from sandboxrun.errors import ConnectionLost, SandboxrunError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 class CallError(SandboxrunError):
     """A call of a worker that brought no result. `may_have_run`: whether the handler may have done something."""
 
     exit_code = 70
     may_have_run = True
+    reply: dict[str, Any] | None  # what the worker answered, if it did
 
-    def __init__(self, message: str, reply: dict[str, object] | None = None) -> None:
+    def __init__(self, message: str, reply: dict[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.reply = reply  # what the worker answered, where it did
+        self.reply = reply
 
 
 class BadRequest(CallError, protocol.BadRequest):

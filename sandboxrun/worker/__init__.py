@@ -32,6 +32,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from redis import Redis
+
 __all__ = [
     "BadRequest",
     "Context",
@@ -53,11 +55,11 @@ def config() -> dict[str, str]:
     return default.context.config()
 
 
-def secrets() -> dict[str, object]:
+def secrets() -> dict[str, Any]:
     """The decrypted `encryptedJson`; an empty dict where the hash has none. Raises SecretError."""
     return default.context.secrets()
 
 
-def connect() -> Any:
+def connect() -> Redis:
     """A redis.Redis of the worker's own, from REDIS_URL; its replies are bytes."""
     return default.context.connect()

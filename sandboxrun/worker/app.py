@@ -17,11 +17,14 @@ from sandboxrun.worker.request import Encoder
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Concatenate, TypeVar, overload
 
     from sandboxrun.worker.base import Worker
     from sandboxrun.worker.context import Context
     from sandboxrun.worker.request import Request
+
+    F = TypeVar("F", bound=Callable[Concatenate[Any, ...], Any])  # takes at least one argument
+    E = TypeVar("E", bound=Callable[[Any], Any])
 
 CONCURRENCY = 100  # of handlers that are async, if nothing else is asked for
 
@@ -46,7 +49,16 @@ class App:
 
     # --- what a script says
 
-    def handler(self, function_or_type: Any = None, *, payload: Any = None, timeout: float | None = None) -> Any:
+    if TYPE_CHECKING:
+
+        @overload
+        def handler(self, function: F, /, *, payload: Any = None, timeout: float | None = None) -> F: ...
+        @overload
+        def handler(
+            self, type_: str | None = None, /, *, payload: Any = None, timeout: float | None = None
+        ) -> Callable[[F], F]: ...
+
+    def handler(self, function_or_type: Any = None, /, *, payload: Any = None, timeout: float | None = None) -> Any:
         """Decorator: `@worker.handler` for requests of the worker's own type, `@worker.handler("type")` for another.
 
         `payload`: a dataclass, TypedDict, pydantic model or other type that `request.data` is made into; a parameter's
@@ -71,7 +83,7 @@ class App:
         type_ = function_or_type
         return decorate
 
-    def encoder(self, function: Any) -> Any:
+    def encoder(self, function: E, /) -> E:
         """Decorator: `@worker.encoder` for the one function that says what an object is in JSON that has no form there.
 
         It is called with such an object, of a result or of `request.trace`, and returns a dict, a list, text or whatever

@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from redis import Redis
+
 SOCKET_MARGIN_SECONDS = 5  # on top of BLOCK: a half-open connection is noticed then
 
 
@@ -32,7 +34,7 @@ class Context:
         self._hash: tuple[dict[str, str], dict[str, str]] | None = None
         self._secrets: dict[str, Any] | None = None
 
-    def connect(self) -> Any:
+    def connect(self) -> Redis:
         """A new redis.Redis for the script's own use."""
         import redis
 

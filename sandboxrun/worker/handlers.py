@@ -117,11 +117,11 @@ def _payload(shape: Shape, payload: Any, encoder: Encoder | None) -> tuple[int |
     target, note = (-1, None) if payload is not None else _annotated(shape)
     wanted = None
     if payload is not None or target != -1:
-        from sandboxrun.worker.hints import is_request, of_function
+        from sandboxrun.worker.hints import is_request, of_function, payload_of
 
         wanted = of_function(note if payload is None else payload, shape.source, f"the handler {shape.name}")
         if is_request(wanted):
-            target, wanted = -1, None
+            target, wanted = -1, payload_of(wanted)
     _check_call(shape, target)
     if wanted is None:
         return -1, None

@@ -47,7 +47,13 @@ def of_function(note: Any, source: Any, place: str) -> Any:
 
 def is_request(wanted: Any) -> bool:
     """Whether a parameter of this type is given the request, not its payload."""
-    return wanted is Request or wanted is Any or wanted is type(None)
+    return wanted is Request or typing.get_origin(wanted) is Request or wanted is Any or wanted is type(None)
+
+
+def payload_of(wanted: Any) -> Any:
+    """Order of `Request[Order]`; None if the request's type names no payload."""
+    payload = next(iter(typing.get_args(wanted)), None)
+    return None if payload is Any else payload
 
 
 def local_names(source: Any) -> dict[str, Any]:

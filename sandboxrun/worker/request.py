@@ -12,17 +12,39 @@ from sandboxrun.protocol.request import read
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any
+    from typing import Any, Generic
+
+    from typing_extensions import TypeVar  # the checker brings it; typing's has no `default` before Python 3.13
 
     from sandboxrun.worker.results import Forms
 
+    T = TypeVar("T", default=Any)
     Tell = Callable[["Request", dict[str, Any]], None]  # what `progress` calls
 
+    class _OfPayload(Generic[T]):
+        __slots__ = ()
+else:
+    T = object  # any: the class below is the same for all of them
 
-class Request:
-    """What a handler is given. `data`: the parsed JSON of the field `data`, or else the other fields as text."""
+    class _OfPayload:
+        """`Request[Order]`, without the import of typing."""
+
+        __slots__ = ()
+        __class_getitem__ = classmethod(type(list[int]))
+
+
+class Request(_OfPayload[T]):
+    """A request, as a handler is called with it.
+
+    `data`: the JSON of the entry's field `data`, parsed; without that field, the entry's other fields as text. A handler
+    with the parameter `request: Request[Order]` gets an Order there. `ref`, `type`, `xid` (the entry's ID) and `fields`
+    are text, `deadline` is in seconds since the epoch or None, and `deliveries` counts how often the request was begun,
+    this time included.
+    """
 
     __slots__ = ("_encoder", "_noted", "_raw", "_tell", "data", "deadline", "deliveries", "ref", "type", "xid")
+
+    data: T
 
     def __init__(
         self,
@@ -36,12 +58,12 @@ class Request:
         encoder: Encoder | None = None,
         tell: Tell | None = None,
     ) -> None:
-        self.xid = xid  # the entry's id
+        self.xid = xid
         self.ref = ref
         self.type = type
         self.data = data
-        self.deadline = deadline  # seconds since the epoch, or None
-        self.deliveries = deliveries  # how often it was begun, this time included
+        self.deadline = deadline
+        self.deliveries = deliveries
         self._raw = raw
         self._noted: dict[str, Any] | None = None
         self._encoder, self._tell = encoder, tell

@@ -100,6 +100,22 @@ async def later(request: Request, order: Order) -> Any:
     return (request.ref, order)
 
 
+def of_request(request: Request[Order]) -> Any:
+    return (request.ref, request.data)
+
+
+async def of_request_later(request: Request[Order]) -> Any:
+    return (request.ref, request.data)
+
+
+def of_nothing(request: Request[Any]) -> Any:
+    return request.data
+
+
+def of_second(request: Request[Any], order: Order) -> Any:
+    return (request.ref, order)
+
+
 def answer(request: Request, order: Order) -> Answer:
     return (request.ref, order)
 
@@ -151,6 +167,11 @@ CALLABLES: dict[str, tuple[Any, Any, str]] = {
     "decorated twice": (passing(passing(later)), BOTH, "perhaps"),
     "decorated partial": (passing(functools.partial(later)), BOTH, "perhaps"),
     "keyword-only payload": (keyword, BOTH, ""),
+    "payload of the request": (of_request, BOTH, ""),
+    "payload of the request, async": (of_request_later, BOTH, "async"),
+    "payload of the request, decorated": (passing(of_request), BOTH, ""),
+    "request of anything": (of_nothing, ORDER, ""),
+    "request of anything and a payload": (of_second, BOTH, ""),
     "defaults": (retries, 3, ""),
     "any arguments": (lambda *args: len(args), 1, ""),
     "lambda": (lambda request: request.ref, "r", ""),
