@@ -162,8 +162,10 @@ class Outgoing:
         if self.state is not State.SENT:
             reason = self.reason or "Redis did not answer in time"
             return CallTimeout(f"{reason}; no reply{within}, and whether it was taken is unknown")
-        hint = self.reason or f"does a worker run? Try sandboxrun info {self._type}"
-        return CallTimeout(f"no reply of {self._type} to {self.ref}{within}: {hint}")
+        reason = f": {self.reason}" if self.reason else ""
+        return CallTimeout(
+            f"no reply of {self._type} to {self.ref}{within}{reason}", hint=f"sandboxrun info {self._type}"
+        )
 
     def unusable(self, problem: str) -> RemoteError:
         """The error of a reply that cannot be used."""

@@ -17,8 +17,8 @@ class CallError(SandboxrunError):
     may_have_run = True
     reply: dict[str, Any] | None  # what the worker answered, if it did
 
-    def __init__(self, message: str, reply: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, reply: dict[str, Any] | None = None, *, hint: str | tuple[str, ...] = "") -> None:
+        super().__init__(message, hint)
         self.reply = reply
 
 

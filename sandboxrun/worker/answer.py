@@ -147,7 +147,7 @@ class Answers:
         at = now()
         self.fail(entry, at, None, RuntimeError(reason))
         self._render.bury(entry, reason, self._consumer, at)
-        say(f"request {entry.xid.decode()} is {reason}; it is in {self._dead}")
+        self._say_dead(f"request {entry.xid.decode()} is {reason}; it is in {self._dead}")
 
     def give_up_reply(self, entry: Entry) -> None:
         """Put a small reply in the place of one over which the connection was lost again and again, and a dead letter."""
@@ -160,14 +160,19 @@ class Answers:
         body = failure(RuntimeError(reason), entry.raw, with_payload=False)
         self._render.reply(entry, FAILED, self._encoder.reply(entry.ref, self._type, FAILED, body, at), at, at)
         self._render.bury(entry, reason, self._consumer, at)
-        say(f"request {entry.xid.decode()}: {reason}; it is in {self._dead}")
+        self._say_dead(f"request {entry.xid.decode()}: {reason}; it is in {self._dead}")
 
     def say_no_ref(self, *, last: bool = False) -> None:
         """Say how many requests could not be answered, at most once in a while. `last`: now, if there are any."""
         at = time.monotonic()
         if self._no_ref and (last or at >= self._no_ref_due):
             count, self._no_ref, self._no_ref_due = self._no_ref, 0, at + NO_REF_SECONDS
-            say(f"{count} request{'s' * (count > 1)} without a ref that can be answered: moved to {self._dead}")
+            self._say_dead(
+                f"{count} request{'s' * (count > 1)} without a ref that can be answered: moved to {self._dead}"
+            )
+
+    def _say_dead(self, message: str) -> None:
+        say(message, hint=(f"sandboxrun dead {self._type}",))
 
     def _show(self, entry: Entry, error: BaseException) -> None:
         """Print an error of the handler's. The hook adds, inside the sandbox, the grant that was missing."""

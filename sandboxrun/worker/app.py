@@ -65,11 +65,18 @@ class App:
         annotation says the same. `timeout`: seconds after which the handler is given up, with code 500.
         """
         if timeout is not None and timeout <= 0:
-            raise ConfigError(f"the handler's timeout is {timeout}: expected seconds above 0")
+            type_text = f"{function_or_type!r}, " if isinstance(function_or_type, str) else ""
+            raise ConfigError(
+                f"the handler's timeout is {timeout}: expected seconds above 0",
+                hint=f"@worker.handler({type_text}timeout=5)",
+            )
 
         def decorate(function: Any) -> Any:
             if not callable(function):
-                raise ConfigError(f"the handler is {name_of(function)}, which cannot be called: expected a function")
+                raise ConfigError(
+                    f"the handler is {name_of(function)}, which cannot be called: expected a function",
+                    hint=_handler_hint(),
+                )
             self.registered[type_] = Handler(function, payload, timeout, self.json)
             return function
 
@@ -78,7 +85,8 @@ class App:
             return decorate(function_or_type)
         if function_or_type is not None and not isinstance(function_or_type, str):
             raise ConfigError(
-                f"@worker.handler is given {name_of(function_or_type)}: expected a function, or the name of a type of requests"
+                f"@worker.handler is given {name_of(function_or_type)}: expected a function, or the type of requests as text",
+                hint=_handler_hint(),
             )
         type_ = function_or_type
         return decorate
@@ -90,10 +98,15 @@ class App:
         else a result may have in it; or it raises TypeError with the reason.
         """
         if not callable(function) or shape_of(function).is_async is not False:
-            raise ConfigError(f"@worker.encoder is given {name_of(function)}: expected a function that is not async")
-        if self.json.custom is not None:
             raise ConfigError(
-                f"the worker has two encoders, {name_of(self.json.custom)} and {name_of(function)}: expected one, that asks for the type"
+                f"@worker.encoder is given {name_of(function)}: expected a function that is not async",
+                hint=("@worker.encoder", "def encode(value):", "    return str(value)"),
+            )
+        if self.json.custom is not None:
+            names = name_of(self.json.custom), name_of(function)
+            raise ConfigError(
+                f"the worker has two encoders, {names[0]} and {names[1]}: expected one function, which asks for the type",
+                hint=_both_hint(*names),
             )
         self.json.custom = function
         return function
@@ -139,11 +152,9 @@ class App:
         loop = self.context.loop()
         handlers = self.handlers()
         if not handlers:
-            raise ConfigError(
-                "the worker has no handler: put @worker.handler before a function, then call worker.run()"
-            )
+            raise ConfigError("the worker has no handler that worker.run() could call", hint=_handler_hint())
         if concurrency is not None and not 1 <= concurrency <= 10_000:
-            raise ConfigError(f"concurrency is {concurrency}: expected 1 to 10000")
+            raise ConfigError(f"concurrency is {concurrency}: expected 1 to 10000", hint="worker.run(concurrency=100)")
         if not any(handler.is_async or handler.may_await for handler in handlers.values()) and (concurrency or 1) == 1:
             from sandboxrun.worker.serial import Serial
 
@@ -161,7 +172,26 @@ class App:
         started = len(sys.argv) == 2 and "REDIS_URL" in os.environ and os.getpid() == self._pid
         idle = self.registered and not self._ran and not hasattr(sys, "last_type")
         if started and idle and not process.is_multiprocessing_child():
-            say("the script has ended without worker.run(): none of its handlers was ever called")
+            say("the script has ended without worker.run(): no handler was ever called", hint=("worker.run()",))
+
+
+def _handler_hint() -> tuple[str, ...]:
+    """To write above worker.run()."""
+    return ("@worker.handler", "def handle(request):", '    return {"data": request.data}')
+
+
+def _both_hint(first: str, second: str) -> tuple[str, ...]:
+    """One encoder in place of two, for functions that can be named in a line."""
+    if not (first.isidentifier() and second.isidentifier()):
+        return ()
+    return (
+        "@worker.encoder",
+        "def encode(value):",
+        "    try:",
+        f"        return {first}(value)",
+        "    except TypeError:",
+        f"        return {second}(value)",
+    )
 
 
 default = App()  # what the functions of sandboxrun.worker are of

@@ -91,19 +91,30 @@ class _Secrets(dict[str, "Any"]):
     worker: Context
 
     def __missing__(self, name: str) -> NoReturn:
-        known = ", ".join(key for key in self if key != "type") or "none"
+        from difflib import get_close_matches
+
+        names = [key for key in self if key != "type"]
+        near = "".join(f", did you mean {key!r}?" for key in get_close_matches(str(name), names, 1))
         worker = self.worker
         raise MissingSecret(
-            f"{worker.key} has no secret {str(name)[:80]!r} (it has: {known}); store all of them with: "
-            f"echo JSON | sandboxrun encrypt {worker.type} {worker.id} --key-file FILE | redis-cli"
+            f"{worker.key} has no secret {str(name)[:80]!r}{near} (it has: {', '.join(names) or 'none'})",
+            hint=f"echo JSON | sandboxrun encrypt {worker.type} {worker.id} --key-file FILE | redis-cli",
         )
 
 
 def of_process() -> Context:
     """The context that this process was started with. Raises ConfigError where it was not started as a worker."""
     if len(sys.argv) != 2 or "REDIS_URL" not in os.environ:
+        script = sys.argv[0]
         raise ConfigError(
-            f"{sys.argv[0] or 'this script'} is a worker: start it with sandboxrun TYPE ID, which gives it its key and REDIS_URL"
+            f"{script or 'this script'} was not started by sandboxrun, which gives a worker its key and REDIS_URL",
+            hint=_dev_hint(script) if script.endswith(".py") else "",
         )
     token = getattr(sys, "_sandboxrun_token", "")  # from bootstrap.py: the hash may be another run's by now
     return Context(sys.argv[1], os.environ["REDIS_URL"], os.environ.get("SANDBOXRUN_HASH_URL"), token)
+
+
+def _dev_hint(script: str) -> str:
+    from shlex import quote
+
+    return f"sandboxrun dev {quote(script)}"

@@ -43,7 +43,9 @@ class Handler:
         self.function, self.timeout = function, timeout
         shape = shape_of(function)
         if shape.is_generator:
-            raise ConfigError(f"the handler {shape.name} is a generator: return a list instead of yield")
+            raise ConfigError(
+                f"the handler {shape.name} is a generator, because it has yield: expected a function that returns its result"
+            )
         self.is_async, self.may_await = bool(shape.is_async), shape.is_async is None
         self._target, self._convert = _payload(shape, payload, encoder)
 
@@ -137,7 +139,7 @@ def _annotated(shape: Shape) -> tuple[int | str, Any]:
     for index in (1, 0):
         if index < len(shape.positional) and shape.positional[index] in notes:
             note = notes[shape.positional[index]]
-            if note is Request or note in ("Request", "worker.Request"):
+            if _is_request(note):
                 break
             return index, note
     if len(shape.keywords) == 1 and shape.keywords[0] in notes and shape.required <= 1:
@@ -145,22 +147,62 @@ def _annotated(shape: Shape) -> tuple[int | str, Any]:
     return -1, None
 
 
+def _is_request(note: Any) -> bool:
+    return note is Request or note in ("Request", "worker.Request")
+
+
 def _check_call(shape: Shape, target: int | str) -> None:
-    """Raise ConfigError where a call with what there is to give would raise TypeError at each request."""
+    """Raise ConfigError if a call with a request, or a request and its payload, would raise TypeError each time."""
     given = 2 if target == 1 else 1
     if shape.required > given:
-        name = shape.positional[given]
-        if name not in shape.notes:
-            raise ConfigError(
-                f"the handler {shape.name} has a second parameter without a type: annotate {name} with the payload's"
-            )
-        raise ConfigError(
-            f"the handler {shape.name} is not given its parameter {name}: expected the request first, then the payload"
-        )
+        raise _too_many(shape, given)
     if len(shape.positional) < given and not shape.more:
-        raise ConfigError(f"the handler {shape.name} takes no argument: expected a parameter for the request")
-    left = [name for name in shape.keywords if name != target]
-    if left:
         raise ConfigError(
-            f"the handler {shape.name} needs {left[0]} by keyword: give it a default, or use functools.partial"
+            f"the handler {shape.name} takes no argument: expected a parameter for the request",
+            hint="" if shape.keywords else _def_hint(shape, "request"),
         )
+    annotated = [name for name in shape.keywords if name in shape.notes]
+    payload = annotated[0] if target == -1 and len(annotated) == 1 else target
+    missing = [name for name in shape.keywords if name not in (target, payload)]
+    if missing:
+        keywords = [_parameter(shape, name) + " = None" * (name in missing) for name in shape.keywords]
+        plain = shape.required == len(shape.positional) and not shape.more
+        raise ConfigError(
+            f"the handler {shape.name} needs {missing[0]} by keyword, which nobody gives it: expected a default",
+            hint=_def_hint(shape, *_parameters(shape), "*", *keywords) if plain else "",
+        )
+
+
+def _too_many(shape: Shape, given: int) -> ConfigError:
+    """The error of a handler that needs more positional arguments than there are."""
+    name = shape.positional[given]
+    two = shape.required == len(shape.positional) == 2 and not shape.keywords
+    if name not in shape.notes:
+        return ConfigError(
+            f"the handler {shape.name} has a second parameter without a type: {name}",
+            hint=_def_hint(shape, _parameter(shape, shape.positional[0]), f"{name}: dict") if two else "",
+        )
+    swapped = two and _is_request(shape.notes[name])
+    return ConfigError(
+        f"the handler {shape.name} is not given its parameter {name}: expected the request first, then the payload",
+        hint=_def_hint(shape, *reversed(_parameters(shape))) if swapped else "",
+    )
+
+
+def _parameters(shape: Shape) -> list[str]:
+    return [_parameter(shape, name) for name in shape.positional]
+
+
+def _parameter(shape: Shape, name: str) -> str:
+    """The parameter as it was written. The request's type is left out: it may be there by another name."""
+    note = shape.notes.get(name)
+    if note is None or _is_request(note):
+        return name
+    return f"{name}: {note.__qualname__ if isinstance(note, type) else note}"
+
+
+def _def_hint(shape: Shape, *parameters: str) -> str:
+    """The first line of the handler's function, with other parameters; nothing for a method, a partial or an object."""
+    if not shape.name.isidentifier():
+        return ""
+    return f"{'async ' if shape.is_async else ''}def {shape.name}({', '.join(parameters)}):"

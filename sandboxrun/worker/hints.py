@@ -24,9 +24,29 @@ def resolve(note: Any, scope: Mapping[str, Any], local: Mapping[str, Any], place
     except Exception as error:  # whatever the text does when it is evaluated
         text = note if isinstance(note, str) else getattr(note, "__forward_arg__", repr(note))
         raise ConfigError(
-            f"{place} has the annotation {str(text)[:80]!r}, which cannot be resolved ({error}): "
-            "import or define it where it is there at run time too, not under TYPE_CHECKING"
+            f"{place} has the annotation {str(text)[:80]!r}, which cannot be resolved when the worker starts ({error})",
+            hint=_import_hint(getattr(error, "name", None), scope) if isinstance(error, NameError) else "",
         ) from None
+
+
+def _import_hint(name: str | None, scope: Mapping[str, Any]) -> str:
+    """The import of the name that stands under `if TYPE_CHECKING:`, to be written above it."""
+    import ast
+
+    try:
+        with open(scope["__file__"], encoding="utf-8") as file:
+            tree = ast.parse(file.read())
+    except (KeyError, TypeError, OSError, ValueError, SyntaxError):
+        return ""
+    for branch in ast.walk(tree):
+        if isinstance(branch, ast.If) and ast.unparse(branch.test).endswith("TYPE_CHECKING"):
+            for node in branch.body:
+                for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
+                    if name == (alias.asname or alias.name):
+                        module = f"{'.' * node.level}{node.module or ''}" if isinstance(node, ast.ImportFrom) else ""
+                        imported = ast.unparse(alias)
+                        return f"from {module} import {imported}" if module else f"import {imported}"
+    return ""
 
 
 def annotations_of(function: Any) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sandboxrun.protocol import HandlerTimeout
@@ -75,6 +76,14 @@ def mismatch(expected: str, data: Any) -> Mismatch:
     else:
         found = repr(data)[:80]
     return Mismatch(f": expected {expected}, not {found}", expected, found)
+
+
+def unknown(name: str, known: Collection[str]) -> Mismatch:
+    """Of a field that the type does not have."""
+    from difflib import get_close_matches
+
+    near = "".join(f", did you mean {each}?" for each in get_close_matches(name[:80], known, 1))
+    return Mismatch(f" is unknown{near}" if near else f" is unknown: expected {', '.join(known)}")
 
 
 def deeper(data: Any, kind: type, depth: int) -> int:

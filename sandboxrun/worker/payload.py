@@ -20,7 +20,7 @@ from typing import Any
 from sandboxrun.errors import ConfigError
 from sandboxrun.worker import scalars
 from sandboxrun.worker.hints import of_class, substituted
-from sandboxrun.worker.mismatch import NAMES, Mismatch, Unusable, at, deeper, furthest, mismatch
+from sandboxrun.worker.mismatch import NAMES, Mismatch, Unusable, at, deeper, furthest, mismatch, unknown
 from sandboxrun.worker.results import Forms
 from sandboxrun.worker.values import Convert, any_key, choice_of, enum_of, from_text, key_choice, simple
 
@@ -62,7 +62,7 @@ def converter(wanted: Any, local: Mapping[str, Any] | None = None, forms: Forms 
         compiler = _Compiler(local or {}, forms or Forms())
         convert = compiler.compile(wanted, "")
     except Unusable as error:
-        raise ConfigError(f"{shown(wanted)} cannot be a payload: {error}") from None
+        raise ConfigError(f"{shown(wanted)} cannot be a payload: {error}", hint=_dataclass_hint(wanted)) from None
     except RecursionError:
         raise ConfigError(f"{shown(wanted)} cannot be a payload: its type never ends") from None
     except TypeError as error:  # what is no type
@@ -82,6 +82,18 @@ def converter(wanted: Any, local: Mapping[str, Any] | None = None, forms: Forms 
 def shown(wanted: Any) -> str:
     """A type as its author wrote it, about."""
     return wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else str(wanted)[:120]
+
+
+def _dataclass_hint(wanted: Any) -> tuple[str, ...]:
+    """For a class that has fields and says nothing else of its form."""
+    if not isinstance(wanted, type) or dataclasses.is_dataclass(wanted) or not getattr(wanted, "__annotations__", None):
+        return ()
+    bases = [base.__qualname__ for base in wanted.__bases__ if base is not object]
+    return (
+        "from dataclasses import dataclass",
+        "@dataclass",
+        f"class {wanted.__name__}{f'({chr(44).join(bases)})' if bases else ''}:",
+    )
 
 
 def _pairs(choices: Iterable[Any]) -> list[tuple[Any, Any]]:
@@ -177,7 +189,7 @@ class _Compiler:
             for name, value in data.items():
                 convert = converts.get(name)
                 if convert is None:
-                    raise at(Mismatch(f" is unknown: expected {', '.join(converts)}"), name[:80])
+                    raise at(unknown(name, converts), name[:80])
                 try:
                     made[name] = convert(value, depth)
                 except Exception as error:
@@ -384,8 +396,7 @@ def _pydantic(wanted: Any, kind: Any) -> Convert:
         if "extra" not in config:  # else what is misspelt would be left out
             for name in data:
                 if name not in names:
-                    expected = ", ".join(field.name for field in dataclasses.fields(kind))
-                    raise at(Mismatch(f" is unknown: expected {expected}"), name[:80])
+                    raise at(unknown(name, [field.name for field in dataclasses.fields(kind)]), name[:80])
         return validate(data)
 
     return made

@@ -36,14 +36,15 @@ def check_place() -> None:
     """Raise ConfigError unless this is the main thread, and no event loop runs in it."""
     if not in_main_thread():
         raise ConfigError(
-            "worker.run() was called in a thread, where a process gets no signals: call it in the main thread, and "
-            "start threads for what is to run beside it"
+            "worker.run() was called in a thread, which gets no signals: expected in the main thread, at the end of the script",
+            hint="worker.run()",
         )
     found = sys.modules.get("asyncio")
     if found is not None and found._get_running_loop() is not None:
         raise ConfigError(
-            "worker.run() was called in a running event loop: call it at the end of the script, outside of any coroutine; "
-            "it starts a loop of its own for async handlers"
+            "worker.run() was called in a running event loop: expected outside of any coroutine, at the end of the script, "
+            "because it starts a loop of its own",
+            hint="worker.run()",
         )
 
 

@@ -264,7 +264,7 @@ def nothing() -> Any: ...
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "generator": (generator, "the handler generator is a generator: return a list"),
+    "generator": (generator, "the handler generator is a generator, because it has yield"),
     "async generator": (async_generator, "is a generator"),
     "object that generates": (Generating(), "is a generator"),
     "partial of a generator": (functools.partial(generator), "is a generator"),
@@ -272,8 +272,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "unresolved in a partial": (functools.partial(unresolved), "the annotation 'Question', which cannot be resolved"),
     "unresolved in a decorated one": (passing(unresolved), "the annotation 'Question', which cannot be resolved"),
     "no payload": (unknown, "Shop cannot be a payload: expected a dataclass"),
-    "second without a type": (untyped, "has a second parameter without a type: annotate order"),
-    "second of a method": (functools.partial(untyped), "has a second parameter without a type: annotate order"),
+    "second without a type": (untyped, "has a second parameter without a type: order"),
+    "second of a method": (functools.partial(untyped), "has a second parameter without a type: order"),
     "payload first": (payload_first, "is not given its parameter request: expected the request first"),
     "too many": (three, "the handler three is not given its parameter request"),
     "too many of a partial": (
