@@ -1,4 +1,4 @@
-"""A request as a handler is given it, and what is written of it as JSON."""
+"""The request that a handler is called with, and the encoding of its reply and trace as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sandboxrun.worker.results import Forms
 
     T = TypeVar("T", default=Any)
-    Tell = Callable[["Request", dict[str, Any]], None]  # what `progress` calls
+    Tell = Callable[["Request", dict[str, Any]], None]  # writes trace fields at once
 
     class _OfPayload(Generic[T]):
         __slots__ = ()
@@ -70,26 +70,26 @@ class Request(_OfPayload[T]):
 
     @property
     def fields(self) -> dict[str, str]:
-        """All of the entry's fields, as text."""
+        """All fields of the entry, as text."""
         return {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in self._raw.items()}
 
     def trace(self, **fields: Any) -> None:
-        """Fields for `req:REF:h`, written together with the reply. Text stays as it is, all else becomes JSON.
+        """Add fields to `req:REF:h`, written together with the reply. Text stays as it is, other values become JSON.
 
-        Raises TypeError or ValueError for what JSON cannot be, with its path.
+        Raises TypeError or ValueError for a value without a form in JSON, with its path.
         """
         encoder = self._encoder or Encoder()
         noted = {_unicode(name): encoder.text(value, name) for name, value in fields.items()}
         self._noted = {**(self._noted or {}), **noted}
 
     def progress(self, value: Any) -> None:
-        """Write the field `progress` of `req:REF:h` now, for whoever looks while the handler works. Raises as `trace`."""
+        """Write the field `progress` of `req:REF:h` at once, or drop it if Redis is away. Raises as `trace` does."""
         text = (self._encoder or Encoder()).text(value, "progress")
         if self._tell is not None:
             self._tell(self, {"progress": text})
 
     def remaining(self) -> float | None:
-        """Seconds until the deadline, or None where there is none; negative once it has passed."""
+        """Seconds until the deadline, negative once it has passed; None without a deadline."""
         return None if self.deadline is None else self.deadline - time.time()
 
 
@@ -102,13 +102,13 @@ def parse(
     encoder: Encoder | None = None,
     tell: Tell | None = None,
 ) -> Request:
-    """Raises BadRequest saying what is missing or wrong. `default`: the type of a request that names none."""
+    """Parse an entry. `default`: the type of a request that names none. Raises BadRequest with the fault."""
     ref, type_, data, deadline = read(raw, accepted, default)
     return Request(xid, ref, type_, data, raw, deadline, deliveries, encoder, tell)
 
 
 class Encoder:
-    """Values as JSON. Of an object that JSON has not, results.py knows the form; it is imported for the first of them."""
+    """Encodes values as JSON. results.py, imported at first use, has the forms of objects that JSON does not have."""
 
     def __init__(self, custom: Callable[[Any], Any] | None = None) -> None:
         """`custom`: the function of `@worker.encoder`."""
@@ -125,27 +125,27 @@ class Encoder:
         return self._known
 
     def _unusual(self, value: Any) -> Any:
-        """What JSON's encoder asks for an object that JSON has not."""
+        """Called by json's encoder for an object that JSON does not have."""
         return self.forms.simple(value)
 
     def reply(self, ref: str | None, source: str, code: int, result: Mapping[str, Any], time: str) -> str:
         """The reply's JSON. The envelope wins over result fields of the same name.
 
-        Raises TypeError or ValueError, which say what and where: `result.items[3].price: nan is not JSON`.
+        Raises TypeError or ValueError with the path: `result.items[3].price: nan is not JSON`.
         """
         try:
             return "".join(self._chunks(enveloped(result, ref, source, code, time), 0))
-        except Exception:  # also of an object's own code; now slowly, for keys that are no text, and for the path
+        except Exception:  # slowly now: converts keys that are not text, and finds the path of an error
             made = self.forms.plain(result, "result")
         return "".join(self._chunks(enveloped(made, ref, source, code, time), 0))
 
     def text(self, value: Any, path: str) -> str:
-        """Text as it is, all else as JSON. Raises TypeError or ValueError, which say what and where; `path` begins that."""
+        """Text as it is, other values as JSON. Raises TypeError or ValueError with the path, which begins with `path`."""
         if isinstance(value, str):
             return _unicode(value)
         try:
             return "".join(self._chunks(value, 0))
-        except HandlerTimeout:  # it came meanwhile
+        except HandlerTimeout:  # the signal arrived meanwhile
             raise
         except Exception:
             made = self.forms.plain(value, path)
@@ -153,7 +153,7 @@ class Encoder:
 
 
 def _encoder(unusual: Callable[[Any], Any]) -> Callable[[Any, int], Iterable[str]]:
-    """What json.dumps makes, in parts, without building an encoder each time; a circle is a RecursionError."""
+    """As json.dumps, in parts, without building an encoder for each call. A circle raises RecursionError."""
     make = getattr(json.encoder, "c_make_encoder", None)
     if make is None:
         plain = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=unusual)
@@ -165,10 +165,10 @@ def _encoder(unusual: Callable[[Any], Any]) -> Callable[[Any, int], Iterable[str
 
 
 def _unicode(text: str) -> str:
-    """Halves of UTF-16 pairs, which JSON can say and Redis cannot be sent, as `\\ud800`."""
+    """`text` with lone UTF-16 surrogates, which JSON has and UTF-8 does not, written as `\\ud800`."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def noted(fields: Mapping[str, str]) -> list[bytes]:
-    """What `trace` and `progress` were given, as field, value, field, value …"""
+    """Trace fields as words: field, value, field, value …"""
     return [word.encode() for pair in fields.items() for word in pair]
