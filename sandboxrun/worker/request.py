@@ -7,7 +7,6 @@ import time
 
 from sandboxrun.protocol import HandlerTimeout
 from sandboxrun.protocol.reply import enveloped
-from sandboxrun.protocol.request import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     class _OfPayload(Generic[T]):
         __slots__ = ()
 else:
-    T = object  # any: the class below is the same for all of them
+    T = object  # a placeholder, because at run time all of them share one class
 
     class _OfPayload:
         """`Request[Order]`, without the import of typing."""
@@ -93,20 +92,6 @@ class Request(_OfPayload[T]):
         return None if self.deadline is None else self.deadline - time.time()
 
 
-def parse(
-    xid: str,
-    raw: Mapping[bytes, bytes],
-    accepted: Mapping[str, object],
-    default: str,
-    deliveries: int = 1,
-    encoder: Encoder | None = None,
-    tell: Tell | None = None,
-) -> Request:
-    """Parse an entry. `default`: the type of a request that names none. Raises BadRequest with the fault."""
-    ref, type_, data, deadline = read(raw, accepted, default)
-    return Request(xid, ref, type_, data, raw, deadline, deliveries, encoder, tell)
-
-
 class Encoder:
     """Encodes values as JSON. results.py, imported at first use, has the forms of objects that JSON does not have."""
 
@@ -134,7 +119,8 @@ class Encoder:
         Raises TypeError or ValueError with the path: `result.items[3].price: nan is not JSON`.
         """
         try:
-            return "".join(self._chunks(enveloped(result, ref, source, code, time), 0))
+            fields = {**result, "ref": ref, "source": source, "code": code, "time": time}
+            return "".join(self._chunks(fields, 0))
         except Exception:  # slowly now: converts keys that are not text, and finds the path of an error
             made = self.forms.plain(result, "result")
         return "".join(self._chunks(enveloped(made, ref, source, code, time), 0))
