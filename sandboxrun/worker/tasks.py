@@ -55,8 +55,9 @@ class Tasks(Kept):
         super().__init__(context, loop, handlers, encoder)
         if any(not h.is_async and h.timeout is not None for h in self._handlers.values()):
             raise ConfigError(
-                "a handler has a timeout, is not async and would run in a thread, which cannot be interrupted: "
-                "make it async, or set concurrency=1"
+                "a handler has a timeout, is not async and would run in a thread, which cannot be interrupted: expected "
+                "an async handler, or concurrency=1",
+                hint="" if any(h.is_async or h.may_await for h in handlers.values()) else "worker.run()",
             )
         self._claims.alone = False
         self._key, self._concurrency = key, concurrency

@@ -101,6 +101,11 @@ SITUATIONS: dict[str, tuple[str, str, Fix]] = {
         IMPORT + "import asyncio\n" + HANDLER + "async def main(): worker.run()\nasyncio.run(main())\n",
         in_place_of("asyncio.run(main())"),
     ),
+    "a timeout in threads": (
+        "worker.run()",
+        (IMPORT + HANDLER + "worker.run(concurrency=4)\n").replace("handler\n", "handler(timeout=5)\n"),
+        in_place_of("worker.run(concurrency=4)"),
+    ),
     "run was forgotten": ("worker.run()", IMPORT + HANDLER, at_the_end),
     "no parameter": (DEF, handler("def handle():"), in_place_of("def handle():")),
     "no parameter, async": (DEF, handler("async def handle():"), in_place_of("async def handle():")),
