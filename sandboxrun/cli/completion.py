@@ -32,9 +32,14 @@ def main(args: list[str]) -> int:
     options = parser.parse_args(args)
 
     from sandboxrun.cli.candidates import SCRIPTS
+    from sandboxrun.cli.mistakes import help_hint, nearest
 
     if options.shell not in SCRIPTS:
-        raise UsageError(f"{options.shell[:80]!r} is not bash, zsh or fish; see sandboxrun completion --help")
+        near = nearest(options.shell, SCRIPTS)
+        raise UsageError(
+            f"there is no completion for {options.shell[:80]!r}: expected bash, zsh or fish",
+            hint=f"sandboxrun completion {near}" if near else help_hint(parser),
+        )
     print(SCRIPTS[options.shell], end="")
     return 0
 

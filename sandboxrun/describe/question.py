@@ -39,7 +39,7 @@ def parse(kind: Kind, text: str) -> Question:
     if isinstance(target, NetTarget) and not _is_one(target):
         raise UsageError(f"{flag} is {text[:80]!r}: expected one host or address and its port, as in example.com:443")
     if isinstance(target, str) and "," in target:
-        raise UsageError(f"{flag} is {text[:80]!r}: no entry can have a comma, so give the flag once for each")
+        raise UsageError(f"{flag} is {text[:80]!r}: no entry has a comma; give {flag} once for each entry")
     return Question(kind, target)
 
 

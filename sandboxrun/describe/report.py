@@ -34,6 +34,7 @@ def report(hashes: Hashes, found: Preparation, *, redis: str, last: Json | None)
     return {
         "worker": f"{type_}:{id_}",
         "key": hashes.own.key,
+        "hashes": [stored.key for stored in (hashes.shared, hashes.own) if stored.kind != "none"],
         "redis": redis,
         "running": running(hashes),
         "code": code(found),
