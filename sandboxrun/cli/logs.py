@@ -171,7 +171,8 @@ def _no_log(type_: str, id_: str, url: str | None) -> ConfigError:
         return ConfigError(f"{text}, and where it runs is unknown: {error}", hint=error.hint)
     if worker.state == State.RUNNING and not worker.here:
         host = (worker.held["pidName"] or "HOST")[:64]
-        return ConfigError(f"{text}: it runs on {host}", hint=f"ssh {shlex.quote(host)} sandboxrun logs {type_} {id_}")
+        hint = f"ssh {shlex.quote(host)} sandboxrun logs {type_} {id_}" if host.isprintable() else ""
+        return ConfigError(f"{text}: it runs on {host}", hint=hint)
     if worker.state == State.RUNNING:
         return ConfigError(
             f"{text}: another user runs it, or it was started with --no-log",
