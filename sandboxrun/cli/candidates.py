@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from sandboxrun.cli.commands import COMMANDS
 from sandboxrun.config.worker import READ_FIELDS
 
 FILES = ":files"
@@ -148,6 +149,8 @@ def _named(metavar: str, what: str) -> Iterator[tuple[str, str]]:
         yield from ((word, what) for word in metavar.split("|"))
     elif metavar == "FIELD=VALUE":
         yield from ((f"{field}=", "field") for field in READ_FIELDS)
+    elif metavar == "COMMAND":
+        yield from ((command, "command") for command in COMMANDS)
     elif metavar == "FIELD":
         yield from ((field, "field") for field in READ_FIELDS)
     if _PLACE.search(metavar):
