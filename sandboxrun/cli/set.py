@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from sandboxrun.cli.looking import first_fault, painter, run_options, to_json
@@ -20,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandboxrun.host.plan import Preparation
     from sandboxrun.redis.connection import Connection
+    from sandboxrun.redis.hashes import Hashes
 
 _EXAMPLE = """\
   sandboxrun set demo-worker 1 url=https://raw.githubusercontent.com/OWNER/REPO/main/worker.py version=v1.2.0
@@ -85,7 +87,7 @@ def _parser() -> Parser:
 
 
 @contextlib.contextmanager
-def _of_the_type(type_: str, by_type: bool) -> Any:
+def _of_the_type(type_: str, by_type: bool) -> Iterator[None]:
     """Errors in the block name the hash of the type instead of that of the worker that stood for all of them."""
     try:
         yield
@@ -102,7 +104,7 @@ def _of_the_type(type_: str, by_type: bool) -> Any:
         raise type(error)(named(str(error)), hint=tuple(map(named, error.hint))) from error
 
 
-def _read(connection: Connection, options: argparse.Namespace, by_type: bool) -> Any:
+def _read(connection: Connection, options: argparse.Namespace, by_type: bool) -> Hashes:
     from sandboxrun.describe import defaults
     from sandboxrun.redis import hashes
 

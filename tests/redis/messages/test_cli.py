@@ -133,7 +133,7 @@ def no_hash(b: Beginner) -> None:
 
 
 def command(b: Beginner) -> None:
-    assert "usage: sandboxrun perms" in b.paste(b.hint("perm", "greeter", "--help"))
+    assert "usage: sandboxrun perms" in b.paste(b.hint("perm", "--help"))
 
 
 def command_with_password(b: Beginner) -> None:
