@@ -9,7 +9,7 @@ import threading
 from sandboxrun.cli.parser import Parser, captured
 from sandboxrun.errors import SandboxrunError, UsageError
 
-REDIS_SECONDS = 0.5  # who has pressed Tab does not wait longer for Redis
+REDIS_SECONDS = 0.5  # how long a Tab waits for Redis
 SCAN_SECONDS = 0.25
 _EPILOG = """\
 examples:
@@ -17,7 +17,7 @@ examples:
   eval "$(sandboxrun completion zsh)"                 in ~/.zshrc, after compinit
   sandboxrun completion fish > ~/.config/fish/completions/sandboxrun.fish
 
-Completed are commands, options, fields, and TYPE and ID: from Redis (--redis on the line, else REDIS_URL), where it
+A Tab completes commands, options, fields, TYPE and ID. TYPE and ID come from Redis (--redis on the line, else REDIS_URL), if it
 answers within half a second, and from the records of the runs on this host.
 """
 
@@ -61,7 +61,7 @@ def _answer(words: list[str]) -> int:
 
 
 def _workers(url: str | None) -> list[tuple[str, str]]:
-    """Those that Redis knows, if it says so in time, and those that ran here."""
+    """The workers that Redis knows, if it answers in time, and those that ran here."""
     from sandboxrun.cli.fleet import known_here
 
     known = known_here()

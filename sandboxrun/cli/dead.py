@@ -76,7 +76,7 @@ def _parser() -> Parser:
 
 
 def _page(connection: Connection, type_: str, stream: str, start: str, most: int) -> Iterator[Entry]:
-    """At most so many letters and LIST_MAX_BYTES; says on standard error if there are more."""
+    """At most `most` letters and LIST_MAX_BYTES; prints a note on standard error if there are more."""
     last, count, size = "", 0, 0
     for letter in entries(connection, stream, start=start):
         if count >= most or size > LIST_MAX_BYTES:
@@ -117,7 +117,7 @@ def _drop(connection: Connection, type_: str, stream: str, ids: list[str] | None
 
 
 def _requeue(connection: Connection, type_: str, stream: str, ids: list[str] | None) -> str:
-    """As new requests, under the same refs; and out of the stream, in the same moment. The deadline is gone by now."""
+    """Send them as new requests with the same refs and no deadline, and remove them from the stream in one transaction."""
     letters = (
         _all(connection, stream)
         if ids is None

@@ -1,4 +1,4 @@
-"""A change of a worker's own hash: what is asked for, what it makes of the hash, and how to show it. Pure."""
+"""A change of a hash: which fields are wanted, what the hash is afterwards, and how to show it. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME_MAX_CHARS = 128
 
 @record
 class Change:
-    """What is written and removed, and the hashes afterwards."""
+    """Fields to write and to remove, and the hashes before and afterwards."""
 
     put: Mapping[str, str]
     remove: tuple[str, ...]
@@ -90,8 +90,8 @@ def _text(name: str, value: str, key: str) -> str:
 
 
 def plan(hashes: Hashes, wanted: Mapping[str, str | None]) -> Change:
-    """An empty value means that the worker is to have nothing there: the field is removed, and where its type's hash has one,
-    is left empty instead, so that this one does not count. A field with two names is written under those that are there."""
+    """An empty value removes the field; if the type's hash has the field, it is left empty instead, because an empty field wins
+    over the type's. A field with two names is written under those that are set."""
     put: dict[str, str] = {}
     remove: list[str] = []
     warnings: list[str] = []
@@ -124,8 +124,8 @@ def _after(hashes: Hashes, put: Mapping[str, str], remove: Iterable[str]) -> Has
 
 
 def rows(change: Change) -> list[dict[str, Any]]:
-    """Old and new of each field that changes, as they may be shown; None where there is none. `from` is the type's hash where
-    that counts afterwards."""
+    """Old and new value of each changed field, as they may be shown; None for no value. `from`: the type's hash, if its value
+    counts afterwards."""
     found = []
     for name in change.names:
         shared = change.before.shared.fields.get(name.encode())
@@ -145,7 +145,7 @@ def _value(stored: Stored, name: str) -> str | None:
 
 
 def in_words(before: WorkerConfig | None, after: WorkerConfig) -> dict[str, list[str]]:
-    """What the worker may and may not do now, and what no longer holds."""
+    """What the worker may and may not do now, and what has ended."""
     old = [(line.verdict, line.words) for line in lines(before.asked)] if before is not None else []
     new = [(line.verdict, line.words) for line in lines(after.asked)]
 
@@ -172,5 +172,5 @@ def missing(hashes: Hashes) -> list[str]:
 
 
 def moves(before: WorkerConfig | None, after: WorkerConfig) -> bool:
-    """Whether other code is meant than before."""
+    """Whether the hash names other code than before."""
     return before is None or (before.url, before.version, before.sha256) != (after.url, after.version, after.sha256)

@@ -1,4 +1,4 @@
-"""What may be asked of a worker's permissions, parsed. Pure."""
+"""Questions about a worker's permissions, parsed. Pure."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _is_one(target: NetTarget) -> bool:
 
 
 def address_of(target: NetTarget) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that is asked for; of localhost, loopback (RFC 6761 6.3); of other names, None."""
+    """The address in question; loopback for localhost (RFC 6761 6.3), None for other names."""
     if target.network is not None:
         return target.network.network_address
     if is_localhost(target.host or ""):
@@ -62,5 +62,5 @@ def is_localhost(name: str) -> bool:
 
 
 def parts_of(target: RedisTarget) -> list[RedisTarget]:
-    """Reading and writing apart, for each may be granted by another entry."""
+    """Reading and writing apart, because different entries may grant them."""
     return [RedisTarget(access, target.pattern) for access in "rw"] if target.access == "rw" else [target]

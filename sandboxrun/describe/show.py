@@ -50,7 +50,7 @@ def _state(found: Json, paint: Paint) -> Iterator[str]:
 
 
 def running(found: Json | None) -> tuple[str, str]:
-    """Whether a worker runs, and the style to say so in."""
+    """Whether a worker runs, and the style of that text."""
     if found is None:
         return "no", ""
     where = "" if found["here"] else f" on another host ({found['host']})"
