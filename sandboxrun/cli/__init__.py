@@ -109,6 +109,8 @@ def _main(args: list[str]) -> int:
         from sandboxrun.cli import help
 
         return help.main([]) if args else help.without_arguments()
+    if args[0] == "help" and len(args) == 2 and args[1] in COMMANDS:
+        args = [args[1], "--help"]
     if args[0] not in COMMANDS:
         return _run(args)
     name, *rest = args

@@ -44,7 +44,7 @@ def main(args: list[str]) -> int:
         raise UsageError("--reload and --cached-only contradict each other")
     by_type = options.id is None
     name = options.type if by_type else f"{options.type} {options.id}"
-    key = keys.type_key(options.type) if by_type else keys.worker_key(options.type, options.id)
+    key = keys.type_key(options.type) if by_type else keys.worker_key(options.type, str(options.id))
     if by_type:
         from sandboxrun.describe.defaults import ANY_ID
 
