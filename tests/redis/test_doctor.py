@@ -65,7 +65,7 @@ def test_a_server_that_asks_for_no_password_fails(healthy: Runner) -> None:
         done = healthy("doctor", "--json", "--redis", server.url)
         assert done.code == 71
         assert "without a password, so a worker could ignore its restricted login" in texts(done, "FAILS")
-        assert "removes any key (allkeys-lru)" in texts(done, "FAILS")
+        assert "evicts any key (allkeys-lru)" in texts(done, "FAILS")
         assert "it does not log writes (AOF)" in texts(done, "note")
         with Own(f"replicaof 127.0.0.1 {server.port}", "replica-read-only yes") as replica:
             done = healthy("doctor", "--json", "--redis", replica.url)
@@ -81,7 +81,7 @@ def test_a_login_with_too_few_rights_is_told_which(healthy: Runner, r: redis.Red
         done = healthy("doctor", "--json", "--redis", f"redis://few:p4ss@{place}")
         assert done.code == 71
         assert "the login 'few' may not run commands that a start needs: HDEL: " in texts(done, "FAILS")
-        assert "ACL SETUSER few +acl|setuser +acl|deluser +acl|users" in texts(done, "FAILS")
+        assert "+acl|setuser" in texts(done, "FAILS")
         assert "this login may not run INFO" in texts(done, "note")
         assert "p4ss" not in done.out + done.err
         assert "refuses the login" in texts(
