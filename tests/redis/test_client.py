@@ -168,7 +168,7 @@ def test_call_prints_the_reply_and_exits_by_its_code(r: redis.Redis, run: Runner
     assert json.loads(run("call", "t", "text=hi", "n=3").out).items() >= {"text": "hi", "n": 3}.items()
     assert run("call", "t", "fail=true").code == 70
     assert run("call", "t", "refuse=true").code == 65
-    assert run("call", "nobody", "--timeout", "0.1").code == 75
+    assert run("call", "nobody", "--timeout", "0.1").code == 78
     assert run("call", "t", "{broken").code == 64
     many = run("call", "t", "n=1", "-n", "500")
     assert many.code == 0, many.err
