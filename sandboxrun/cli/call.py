@@ -142,7 +142,7 @@ def _data_hint(type_: str, words: Sequence[str]) -> str:
     return f"sandboxrun call {shlex.quote(type_)} {shlex.join(given)}"
 
 
-def _one(client: Client, options: argparse.Namespace, data: object) -> int:
+def _one(client: Client, options: argparse.Namespace, data: Any) -> int:
     began = time.perf_counter()
     failure: CallError | None = None
     try:
@@ -176,7 +176,7 @@ def _show_trace(url: str | None, ref: str) -> None:
             print(escape(f"  {name:<22} {value}"), file=sys.stderr)
 
 
-def _many(client: Client, options: argparse.Namespace, data: object) -> int:
+def _many(client: Client, options: argparse.Namespace, data: Any) -> int:
     times: list[float] = []
     problems: dict[str, int] = {}
     unsent = 0

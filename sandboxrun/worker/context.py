@@ -91,14 +91,17 @@ class _Secrets(dict[str, "Any"]):
     worker: Context
 
     def __missing__(self, name: str) -> NoReturn:
+        import json
         from difflib import get_close_matches
+        from shlex import quote
 
         names = [key for key in self if key != "type"]
         near = "".join(f", did you mean {key!r}?" for key in get_close_matches(str(name), names, 1))
         worker = self.worker
+        all_of_them = quote(json.dumps(dict.fromkeys([*names, str(name)[:80]], "VALUE")))  # each call replaces them all
         raise MissingSecret(
             f"{worker.key} has no secret {str(name)[:80]!r}{near} (it has: {', '.join(names) or 'none'})",
-            hint=f"echo JSON | sandboxrun encrypt {worker.type} {worker.id} --key-file FILE | redis-cli",
+            hint=f"echo {all_of_them} | sandboxrun encrypt {worker.type} {worker.id} --key-file FILE --write",
         )
 
 

@@ -199,7 +199,7 @@ def test_dead_letters_are_listed_shown_sent_again_and_dropped(r: redis.Redis, ru
     with run.start("t", "1"):
         assert json.loads(r.brpop(["res:a1"], timeout=20)[1])["text"] == "x"
     assert run("dead", "t", "drop", "all").out == "removed: 1\n"
-    assert run("dead", "t").out == ""
+    assert run("dead", "t").out == "t:dead:x has no letters: no request was given up\n"
     assert run("dead", "t", "show", second).code == 78
     assert run("dead", "t", "bury").code == 64
 

@@ -201,12 +201,29 @@ def test_dead_letters_are_shown_and_sent_again(r: redis.Redis, run: Runner, loca
     assert pasted.returncode == 0 and "5×  r1  {}" in pasted.stdout
 
 
-ELSEWHERE = {
-    "echo JSON | sandboxrun encrypt {} {} --key-file FILE | redis-cli": "redis-cli knows the server's own port alone",
-}
+@pytest.mark.parametrize("stored", [{}, {"user": "it's me"}])
+def test_a_missing_secret_is_stored_with_the_others(
+    r: redis.Redis, run: Runner, local: Callable[..., Path], stored: dict[str, str]
+) -> None:
+    local(IMPORT + "print(worker.secrets()['token'], [*worker.secrets()])\n")
+    key = run.home / "demo.key"
+    if stored:
+        command = "encrypt", "t", "1", "--key-file", str(key), "--write"
+        assert run(*command, stdin=json.dumps(stored)).code == 0
+    done = run("t", "1", stdin=key.read_bytes() if stored else b"")
+    hint = hint_of(done.err)
+    assert is_of(SECRET, hint), done.err
+    pasted = paste(hint, run.env, run.home, FILE=str(key), VALUE="t0ken")
+    assert pasted.returncode == 0, pasted
+    done = run("t", "1", stdin=key.read_bytes())
+    assert (done.code, done.out.split()[0]) == (0, "t0ken"), done.err
+    assert all(repr(name) in done.out for name in (*stored, "token"))
+
+
+SECRET = "echo {} | sandboxrun encrypt {} {} --key-file FILE --write"
 
 
 def test_every_hint_has_its_situation() -> None:
-    own = {"sandboxrun dev {}", "sandboxrun info {}", "sandboxrun dead {}"}
+    own = {SECRET, "sandboxrun dev {}", "sandboxrun info {}", "sandboxrun dead {}"}
     found = {**templates("worker"), **templates("client"), **templates("protocol")}
-    assert set(found) == {template for template, _, _ in SITUATIONS.values()} | own | set(ELSEWHERE)
+    assert set(found) == {template for template, _, _ in SITUATIONS.values()} | own
