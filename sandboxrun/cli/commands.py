@@ -23,4 +23,5 @@ COMMANDS = (
     "logs",
     "doctor",
     "completion",
+    "help",
 )

@@ -159,9 +159,8 @@ def parse_worker(
     `extra` is what the operator's own command line grants and denies on top, `limits` and `inspect` what it sets instead.
     """
     key = keys.worker_key(keys.check_type(type_), keys.check_id(id_))
-    own_fields = read_fields(own, key)
-    fields = {**read_fields(shared, keys.type_key(type_)), **own_fields}
-    if not own_fields:
+    fields = {**read_fields(shared, keys.type_key(type_)), **read_fields(own, key)}
+    if not fields:
         raise NotConfigured(f"{key} does not exist: make it with HSET {key} url URL version VERSION")
     if fields.get("type", type_) != type_:
         raise ConfigError(

@@ -97,7 +97,7 @@ def test_the_life_of_a_request_and_what_is_left_of_it_later(r: redis.Redis, run:
     done = run("trace", ref)
     assert (done.code, done.out) == (78, "")
     assert done.err == (
-        f"error: nothing is left of request {ref}, if there was one: see sandboxrun stream TYPE responses, or sandboxrun dead TYPE\n"
+        f"error: Redis has no trace, no reply and no entry of request {ref}\nhint: sandboxrun stream TYPE responses\n"
     )
 
 
