@@ -33,9 +33,8 @@ def escape(text: str) -> str:
 
 
 def shown_hint(hint: tuple[str, ...]) -> str:
-    """`hint: ` and a command; several lines stand below it, as they are to be pasted."""
-    lines = [escape(line)[:LINE_MAX_CHARS] for line in hint]
-    return f"hint: {lines[0]}" if len(lines) == 1 else "hint: " + "\n".join(lines)
+    """`hint: ` and what to paste: the first line beside it, the others below at the left margin."""
+    return "hint: " + "\n".join(escape(line)[:LINE_MAX_CHARS] for line in hint)
 
 
 class Log:

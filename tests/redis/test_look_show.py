@@ -34,9 +34,8 @@ def shown(run: Runner, *args: str) -> dict[str, Any]:
 
 def as_printed(fault: dict[str, Any]) -> str:
     """The lines that a run prints for a fault."""
-    hint = fault["hint"]
-    lines = [f"hint: {hint[0]}"] if len(hint) == 1 else ["hint: ", *hint] if hint else []
-    return "\n".join([f"error: {fault['error']}", *lines, ""])
+    hint = "\n".join(fault["hint"])
+    return f"error: {fault['error']}\n" + (f"hint: {hint}\n" if hint else "")
 
 
 def test_it_says_in_words_what_the_worker_may_do_and_which_hash_says_so(

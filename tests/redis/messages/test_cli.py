@@ -172,7 +172,7 @@ def stream_delete(b: Beginner) -> None:
 def trace(b: Beginner) -> None:
     b.r.xadd("t:res:x", {"ref": "r1", "code": "200", "res": "{}", "xid": "1-1"})
     assert "r1" in b.paste(b.hint("trace", "r2", code=78), TYPE="t")
-    b.again("trace", "r1")
+    b.again("trace", "r1", "--type", "t")
 
 
 SITUATIONS: dict[str, Callable[[Beginner], None]] = {
