@@ -32,6 +32,7 @@ other commands (sandboxrun COMMAND --help):
   sandboxrun check                                    try on this machine whether the sandbox holds
   sandboxrun encrypt TYPE ID --key-file FILE          make the secrets of a worker from JSON on standard input
   sandboxrun cache [--clean]                          show or remove the scripts that were fetched
+  sandboxrun plugins [NAME]                           the workers that come with sandboxrun, and how to set one up
   sandboxrun show TYPE ID                             the hash, what it means, and what is wrong with it
   sandboxrun set TYPE ID FIELD=VALUE …                change it, checked first
   sandboxrun perms TYPE ID [--net HOST:PORT …]        whether the worker may, and why
