@@ -12,6 +12,7 @@ COMMANDS = (
     "audit",
     "encrypt",
     "cache",
+    "plugins",
     "init",
     "dev",
     "show",

@@ -14,6 +14,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "write a worker": {
         "init": ("NAME", "make a folder with a worker and a test that run as they are"),
         "dev": ("FOLDER|FILE|TYPE ID", "run a worker, and start it again when its file is saved"),
+        "plugins": ("[NAME]", "list the workers that come with sandboxrun, and how to set one up"),
     },
     "configure a worker": {
         "set": ("TYPE [ID] FIELD=VALUE …", "change its hash, after the checks that a run makes"),

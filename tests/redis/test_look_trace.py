@@ -11,29 +11,10 @@ import pytest
 import redis
 from arena import wait_for
 from runner import Runner
+from scripts import script
 
 Local = Callable[..., Path]
-SCRIPT = """\
-import os, time
-from sandboxrun import worker
-
-r = worker.connect()
-
-@worker.handler
-def handle(request):
-    request.progress("half")
-    if request.data.get("kill"):
-        os.kill(os.getpid(), 9)
-    if request.data.get("wait"):
-        while not r.llen("go:on"):
-            time.sleep(0.01)
-    if request.data.get("fail"):
-        raise ValueError("no\\x1b[31m")
-    request.trace(seen="by me")
-    return {"text": "hi"}
-
-worker.run()
-"""
+SCRIPT = script("traced")
 
 
 @pytest.fixture(autouse=True)

@@ -152,6 +152,14 @@ def words_again(b: Beginner) -> None:
     assert b.paste(b.hint("show", "t"), ID="1")
 
 
+def plugin_near(b: Beginner) -> None:
+    assert "sandboxrun set http-get 1" in b.paste(b.hint("plugins", "http-gte"))
+
+
+def plugins(b: Beginner) -> None:
+    assert "http-get" in b.paste(b.hint("plugins", "zebra"))
+
+
 def ps_type(b: Beginner) -> None:
     b.local(SCRIPT)
     assert "t 1" in b.paste(b.checked(hint_of(b.again("ps", "t").out)))
@@ -190,6 +198,8 @@ SITUATIONS: dict[str, Callable[[Beginner], None]] = {
     "sandboxrun {} {}": logs,
     "sandboxrun stop {} {} && sandboxrun {} {}": logs_elsewhere,
     "sandboxrun set {} {} url=URL version=VERSION": no_hash,
+    "sandboxrun plugins {}": plugin_near,
+    "sandboxrun plugins": plugins,
     "sandboxrun {}": command,
     "sandboxrun {} --help": command_with_password,
     "{} --help": option,
