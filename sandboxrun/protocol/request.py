@@ -66,6 +66,8 @@ def ref_of(raw: Mapping[bytes, bytes]) -> str | None:
         ref = raw.get(b"ref", b"").decode()
     except UnicodeDecodeError:
         return None
+    if ref.isprintable() and 0 < len(ref) <= keys.REF_MAX_CHARS:  # nearly always: without a call
+        return ref
     return ref if keys.is_ref(ref) else None
 
 

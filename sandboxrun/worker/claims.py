@@ -227,17 +227,29 @@ class Claims(Session):
 
     def write(self, entries: Iterable[Entry]) -> None:
         """Queue the replies of those that are still ours, with their acknowledgement, as one transaction."""
+        ready = self._unsent(entries)
+        data, count = self._replies(ready)  # before the wait: Redis is at work on the last transaction meanwhile
         while self.busy:
             self.receive()
-        entries = [entry for entry in entries if self.has(entry) and not entry.sent]
-        if not entries:
+        still = self._unsent(ready)
+        if len(still) < len(ready):
+            data, count = self._replies(still)
+        if not still:
             return
+        for entry in still:
+            entry.sent = True
+        self._writing = still
+        self._transaction(data, count, self._written, still)
+
+    def _unsent(self, entries: Iterable[Entry]) -> list[Entry]:
+        get = self.hand.get
+        return [entry for entry in entries if get(entry.xid) is entry and not entry.sent]
+
+    def _replies(self, entries: list[Entry]) -> tuple[bytes, int]:
+        """The commands of these replies and their acknowledgement, and the number of commands."""
         commands = [entry.commands for entry in entries]
         commands.append(acknowledge(self.loop.request_stream, [entry.xid for entry in entries]))
-        for entry in entries:
-            entry.sent = True
-        self._writing = entries
-        self._transaction(b"".join(commands), sum([entry.count for entry in entries]) + 1, self._written, entries)
+        return b"".join(commands), sum([entry.count for entry in entries]) + 1
 
     @property
     def busy(self) -> bool:

@@ -7,7 +7,6 @@ import time
 
 from sandboxrun.protocol import HandlerTimeout
 from sandboxrun.protocol.reply import enveloped
-from sandboxrun.protocol.request import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,20 +70,6 @@ class Request:
         return None if self.deadline is None else self.deadline - time.time()
 
 
-def parse(
-    xid: str,
-    raw: Mapping[bytes, bytes],
-    accepted: Mapping[str, object],
-    default: str,
-    deliveries: int = 1,
-    encoder: Encoder | None = None,
-    tell: Tell | None = None,
-) -> Request:
-    """Raises BadRequest saying what is missing or wrong. `default`: the type of a request that names none."""
-    ref, type_, data, deadline = read(raw, accepted, default)
-    return Request(xid, ref, type_, data, raw, deadline, deliveries, encoder, tell)
-
-
 class Encoder:
     """Values as JSON. Of an object that JSON has not, results.py knows the form; it is imported for the first of them."""
 
@@ -112,7 +97,8 @@ class Encoder:
         Raises TypeError or ValueError, which say what and where: `result.items[3].price: nan is not JSON`.
         """
         try:
-            return "".join(self._chunks(enveloped(result, ref, source, code, time), 0))
+            fields = {**result, "ref": ref, "source": source, "code": code, "time": time}
+            return "".join(self._chunks(fields, 0))
         except Exception:  # also of an object's own code; now slowly, for keys that are no text, and for the path
             made = self.forms.plain(result, "result")
         return "".join(self._chunks(enveloped(made, ref, source, code, time), 0))
