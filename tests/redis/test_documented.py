@@ -48,7 +48,9 @@ def shell(run: Runner, command: str, **replaced: str) -> subprocess.CompletedPro
 def test_a_worker_from_a_url_is_upgraded_rolled_back_and_stopped(r: redis.Redis, run: Runner, host: RawHost) -> None:
     for version in ("v1.1.0", "v1.2.0"):
         host.files[f"/o/r/{version}/worker.py"] = ECHO.replace("VERSION", repr(version))
-    commands = re.findall(r"^\$ (sandboxrun \w+ ?bot .*?)(?: {2,}#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    commands = re.findall(
+        r"^\$ (sandboxrun \w+ ?bot .*?)(?: {2,}#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
     assert len(commands) == 4
     first, granted, back, stop = (
         command.replace("https://raw.githubusercontent.com/OWNER/REPO/main/", f"'{host.url}/o/r/{{version}}/'")
@@ -135,7 +137,7 @@ ACTS = {
     "connects to that name and port": NAMED,
     "connects to port 80 of it": NAMED,
     "connects to a public address": NAMED,
-    "connects to `old.example.com`": NAMED,
+    "connects to `a.test.org`": NAMED,
     "connects to `10.1.2.3`, any port": "socket.create_connection(('10.1.2.3', 9), 0.2)",
     "connects to `127.0.0.1:5432`": "socket.create_connection(('127.0.0.1', 5432), 1)",
     "connects to it": "socket.create_connection(('127.0.0.1', 5432), 1)",

@@ -1,9 +1,8 @@
-"""Where each command that a document shows was run: by which test, or by hand (`RECORDED`)."""
+"""Where each command that a document shows is run: by which test, or by none (`BY_HAND`)."""
 
 from __future__ import annotations
 
-# By hand, with the output that the document shows, or without output; on 2026-11-30.
-RECORDED = "recorded on 2026-11-30"
+BY_HAND = "shown without output; no test runs it"
 
 _DEMO = "tests/redis/test_demo.py"
 _DOCUMENTED = "tests/redis/test_documented.py::"
@@ -14,9 +13,9 @@ _WALK = "tests/redis/test_walk.py"
 
 COMMANDS = {
     "demo/clean.sh && demo/run.sh": _DEMO,
-    "tests/run.sh": RECORDED,
-    "tests/run.sh tests/redis/identity": RECORDED,
-    "pip install '.[dev]'": RECORDED,
+    "tests/run.sh": BY_HAND,
+    "tests/run.sh tests/redis/identity": BY_HAND,
+    "pip install '.[dev]'": BY_HAND,
     "sandboxrun check": "tests/kernel/test_check.py",
     "sandboxrun set bot 1 url=https://raw.githubusercontent.com/OWNER/REPO/main/worker.py version=v1.2.0": _URL,
     "sandboxrun set bot 1 allowNet=api.telegram.org:443": _URL,
@@ -24,23 +23,23 @@ COMMANDS = {
     "sandboxrun set bot 1 version=v1.1.0": _URL,
     "sandboxrun set bot 1 version=v1.2.0": _URL,
     "sandboxrun stop bot 1": _URL,
-    "export REDIS_URL=redis://default:PASSWORD@127.0.0.1:6379": RECORDED,
-    "redis-cli CONFIG SET requirepass PASSWORD": RECORDED,
+    "export REDIS_URL=redis://default:PASSWORD@127.0.0.1:6379": BY_HAND,
+    "redis-cli CONFIG SET requirepass PASSWORD": BY_HAND,
     "sandboxrun call demo-worker name=you": _CALL,
-    "sandboxrun call demo-worker '{\"name\":\"you\"}' --timeout 5": _CALL,
+    'sandboxrun call demo-worker \'{"name":"you"}\' --timeout 5': _CALL,
     "redis-cli XADD demo-worker:req:x '*' ref r1 type demo-worker data '{\"name\":\"you\"}'": _CALL,
     "redis-cli BRPOP res:r1 5": _CALL,
-    "echo '{\"token\":\"t0ken\"}' | sandboxrun encrypt demo-worker 1 --key-file demo.key --write": _SECRET,
+    'echo \'{"token":"t0ken"}\' | sandboxrun encrypt demo-worker 1 --key-file demo.key --write': _SECRET,
     "sandboxrun demo-worker 1 < demo.key": _SECRET,
     "sandboxrun set greeter 1 url=$HOME/greeter version=local": _WALK,
     "sandboxrun perms greeter 1 --net api.example.com:443": _WALK,
     "sandboxrun init greeter": _WALK,
     "sandboxrun dev greeter --learn": _WALK,
-    ".venv/bin/python -m pytest -q tests/unit": RECORDED,
-    "TMPDIR=$(mktemp -d) .venv/bin/python -m pytest -q -n 3 tests/kernel": RECORDED,
-    ".venv/bin/python -m pytest -q tests/kernel/test_races.py -k swapped": RECORDED,
-    ".venv/bin/python -c 'from sandboxrun.sandbox.compile import seccomp; print(seccomp.markdown())'": RECORDED,
-    "python -m pip install build": RECORDED,
-    "python -m build": RECORDED,
-    "python -m venv /tmp/try && /tmp/try/bin/pip install dist/sandboxrun-*.whl && /tmp/try/bin/sandboxrun check": RECORDED,
+    ".venv/bin/python -m pytest -q tests/unit": BY_HAND,
+    "TMPDIR=$(mktemp -d) .venv/bin/python -m pytest -q -n 3 tests/kernel": BY_HAND,
+    ".venv/bin/python -m pytest -q tests/kernel/test_races.py -k swapped": BY_HAND,
+    ".venv/bin/python -c 'from sandboxrun.sandbox.compile import seccomp; print(seccomp.markdown())'": BY_HAND,
+    "python -m pip install build": BY_HAND,
+    "python -m build": BY_HAND,
+    "python -m venv /tmp/try && /tmp/try/bin/pip install dist/sandboxrun-*.whl && /tmp/try/bin/sandboxrun check": BY_HAND,
 }
