@@ -18,7 +18,7 @@ from sandboxrun import client
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60
-REFUSED = {"PermissionError", "KeyError", "NOPERM"}
+REFUSED = {"PermissionError", "KeyError", "NOPERM", "refused"}
 ECHO = """\
 from sandboxrun import worker
 
@@ -103,6 +103,7 @@ import os, pathlib, socket, sqlite3, subprocess, time
 import redis
 
 from sandboxrun import worker
+from sandboxrun.errors import ConfigError
 
 srv = pathlib.Path(SRV)
 
@@ -125,6 +126,8 @@ try:
     act()
 except redis.NoPermissionError:
     print("NOPERM")
+except ConfigError:
+    print("refused")
 except (PermissionError, KeyError) as error:
     print(type(error).__name__)
 except OSError as error:
