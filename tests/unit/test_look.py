@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -271,10 +270,3 @@ def test_every_command_has_an_example_in_its_help(command: str, capsys: Any) -> 
     shown = capsys.readouterr().out
     assert "example" in shown.lower(), shown
     assert f"sandboxrun {command} " in shown.partition("example")[2] or command == "check"
-
-
-def test_the_readme_names_every_command() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert [
-        name for name in COMMANDS if name != "run" and f"sandboxrun {name}" not in readme and f"`{name}`" not in readme
-    ] == []

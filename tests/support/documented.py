@@ -1,0 +1,45 @@
+"""Where each command that a document shows is run: by which test, or by none (`BY_HAND`)."""
+
+from __future__ import annotations
+
+BY_HAND = "shown without output; no test runs it"
+
+_DEMO = "tests/redis/test_demo.py"
+_DOCUMENTED = "tests/redis/test_documented.py::"
+_URL = f"{_DOCUMENTED}test_a_worker_from_a_url_is_upgraded_rolled_back_and_stopped"
+_CALL = f"{_DOCUMENTED}test_a_worker_is_called_from_a_shell_and_with_any_client"
+_SECRET = f"{_DOCUMENTED}test_a_secret_is_encrypted_into_the_hash_and_read_with_its_key"
+_WALK = "tests/redis/test_walk.py"
+
+COMMANDS = {
+    "demo/clean.sh && demo/run.sh": _DEMO,
+    "tests/run.sh": BY_HAND,
+    "tests/run.sh tests/redis/identity": BY_HAND,
+    "pip install '.[dev]'": BY_HAND,
+    "sandboxrun check": "tests/kernel/test_check.py",
+    "sandboxrun set bot 1 url=https://raw.githubusercontent.com/OWNER/REPO/main/worker.py version=v1.2.0": _URL,
+    "sandboxrun set bot 1 allowNet=api.telegram.org:443": _URL,
+    "sandboxrun bot 1": _URL,
+    "sandboxrun set bot 1 version=v1.1.0": _URL,
+    "sandboxrun set bot 1 version=v1.2.0": _URL,
+    "sandboxrun stop bot 1": _URL,
+    "export REDIS_URL=redis://default:PASSWORD@127.0.0.1:6379": BY_HAND,
+    "redis-cli CONFIG SET requirepass PASSWORD": BY_HAND,
+    "sandboxrun call demo-worker name=you": _CALL,
+    'sandboxrun call demo-worker \'{"name":"you"}\' --timeout 5': _CALL,
+    "redis-cli XADD demo-worker:req:x '*' ref r1 type demo-worker data '{\"name\":\"you\"}'": _CALL,
+    "redis-cli BRPOP res:r1 5": _CALL,
+    'echo \'{"token":"t0ken"}\' | sandboxrun encrypt demo-worker 1 --key-file demo.key --write': _SECRET,
+    "sandboxrun demo-worker 1 < demo.key": _SECRET,
+    "sandboxrun set greeter 1 url=$HOME/greeter version=local": _WALK,
+    "sandboxrun perms greeter 1 --net api.example.com:443": _WALK,
+    "sandboxrun init greeter": _WALK,
+    "sandboxrun dev greeter --learn": _WALK,
+    ".venv/bin/python -m pytest -q tests/unit": BY_HAND,
+    "TMPDIR=$(mktemp -d) .venv/bin/python -m pytest -q -n 3 tests/kernel": BY_HAND,
+    ".venv/bin/python -m pytest -q tests/kernel/test_races.py -k swapped": BY_HAND,
+    ".venv/bin/python -c 'from sandboxrun.sandbox.compile import seccomp; print(seccomp.markdown())'": BY_HAND,
+    "python -m pip install build": BY_HAND,
+    "python -m build": BY_HAND,
+    "python -m venv /tmp/try && /tmp/try/bin/pip install dist/sandboxrun-*.whl && /tmp/try/bin/sandboxrun check": BY_HAND,
+}
