@@ -11,9 +11,7 @@ from fuzzing import FEW, TEXT, fuzz, one_line
 from hypothesis import strategies as st
 
 from sandboxrun.config import worker as config
-from sandboxrun.config.permissions import (
-    canonical_host,
-)
+from sandboxrun.config.permissions import canonical_host
 from sandboxrun.errors import ConfigError, FetchError, UsageError
 from sandboxrun.fetch import resolve
 from sandboxrun.redis.address import parse_url
