@@ -13,7 +13,7 @@ from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.describe.fields import is_known, is_secret, mask, shown
 from sandboxrun.describe.words import always, lines
 from sandboxrun.errors import SandboxrunError
-from sandboxrun.fetch.resolve import LocalSource, is_commit, is_mutable
+from sandboxrun.fetch.resolve import LocalSource, kind_of
 from sandboxrun.host.plan import Preparation
 from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.redis.hashes import Hashes
@@ -90,13 +90,12 @@ def code(found: Preparation) -> Json | None:
     config, source, artifact = found.config, found.source, found.artifact
     if config is None:
         return None
-    kind = "local" if config.version == "local" else "branch" if is_mutable(config.version) else "tag"
     place = None if source is None else source.script if isinstance(source, LocalSource) else source.url
     digest = artifact.sha256 if artifact is not None else found.pin.sha256 if found.pin is not None else None
     return {
         "url": mask(config.url),
         "version": config.version,
-        "kind": "commit" if is_commit(config.version) else kind,
+        "kind": "local" if config.version == "local" else str(kind_of(config.version)),
         "resolved": mask(place) if place else None,
         "sha256": digest,
         "sha256_required": config.sha256,
