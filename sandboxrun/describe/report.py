@@ -6,15 +6,15 @@ import json
 import os
 
 from sandboxrun.config import keys
-from sandboxrun.config.covers import ANY_PORT
 from sandboxrun.config.limits import LIMITS
-from sandboxrun.config.permissions import Kind, ListenTarget, Verdict
+from sandboxrun.config.permissions import Kind, Verdict
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.describe.fields import is_known, is_secret, mask, shown
 from sandboxrun.describe.words import always, lines
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.fetch.resolve import LocalSource, kind_of
 from sandboxrun.host.plan import Preparation
+from sandboxrun.policy.amend import entry_text
 from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.redis.hashes import Hashes
 from sandboxrun.redis.lease import is_alive, this_host
@@ -145,17 +145,11 @@ def policy(found: Preparation) -> Json | None:
 def _most(ceiling: Ceiling, kind: Kind) -> list[Json]:
     """Of each file that sets the kind; else of the default policy."""
     found = [
-        {"entries": [_entry(entry) for entry in section.allow[kind]], "where": section.places["allow-" + kind]}
+        {"entries": [entry_text(entry) for entry in section.allow[kind]], "where": section.places["allow-" + kind]}
         for section in ceiling.sections
         if kind in section.allow
     ]
     return found or [{"entries": [kind.default.format(ceiling.data)], "where": "default policy"}]
-
-
-def _entry(entry: Any) -> str:
-    if isinstance(entry, ListenTarget) and entry.port == ANY_PORT:
-        return str(entry).removesuffix(str(ANY_PORT)) + "*"
-    return str(entry)
 
 
 def _requires(section: Any) -> list[str]:

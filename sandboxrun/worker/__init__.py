@@ -30,6 +30,7 @@ from sandboxrun.worker.request import Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Request",
     "config",
     "connect",
+    "data",
     "encoder",
     "handler",
     "run",
@@ -56,6 +58,11 @@ def config() -> dict[str, str]:
 def secrets() -> dict[str, object]:
     """The decrypted `encryptedJson`; an empty dict where the hash has none. Raises SecretError."""
     return default.context.secrets()
+
+
+def data() -> Path:
+    """This worker's own data folder, which stays when the worker ends. Raises ConfigError if it is not granted."""
+    return default.context.data()
 
 
 def connect() -> Any:

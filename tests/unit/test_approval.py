@@ -35,6 +35,15 @@ def grown(before: dict[str, str], now: dict[str, str]) -> tuple[str, ...]:
         ({"allowNet": "10.0.0.0/8", "denyNet": "x.example"}, {"allowNet": "10.0.0.0/8"}, ("no longer --deny-net x.example",)),
         ({"allowRead": "/srv", "denyRead": "/srv/a"}, {"allowRead": "/srv"}, ("no longer --deny-read /srv/a",)),
         ({"allowRedis": "a:*", "denyRedis": "a:b"}, {"allowRedis": "a:*"}, ("no longer --deny-redis a:b",)),
+        ({}, {"allowRead": "~data/a"}, ("--allow-read ~data/a",)),
+        ({"allowRead": "~data"}, {"allowWrite": "~data/a"}, ("--allow-write ~data/a",)),
+        ({}, {"allowWrite": "~data"}, ("--allow-read ~data", "--allow-write ~data")),
+        ({"allowWrite": "~data/a"}, {"allowRead": "~data"}, ("--allow-read ~data",)),
+        ({"allowWrite": "~data", "denyRead": "~data/a"}, {"allowWrite": "~data"}, ("no longer --deny-read ~data/a",)),
+        # Where ~data is, is not known here: the two may be the same folder.
+        ({"allowRead": "~data", "denyRead": "/d/t/1/a"}, {"allowRead": "~data"}, ("no longer --deny-read /d/t/1/a",)),
+        ({"allowRead": "/d/t/1", "denyRead": "~data/a"}, {"allowRead": "/d/t/1"}, ("no longer --deny-read ~data/a",)),
+        ({"allowRead": "/"}, {"allowRead": "~data"}, ("--allow-read ~data",)),
         ({"limitMemory": "1G"}, {}, ("--limit-memory 4G (was 1G)",)),
         ({}, {"limitMemory": "8G"}, ("--limit-memory 8G (was 4G)",)),
         ({}, {"limitMemory": "0"}, ("--limit-memory 0, no limit (was 4G)",)),
@@ -55,6 +64,8 @@ def test_what_is_more(before: dict[str, str], now: dict[str, str], lines: tuple[
         ({"allowRead": "/srv", "denyRead": "/srv/a/b"}, {"allowRead": "/srv", "denyRead": "/srv/a"}),
         ({"allowNet": "10.0.0.0/8,11.0.0.1", "denyNet": "10.1.0.0/16"}, {"allowNet": "11.0.0.1"}),
         ({"allowNet": "a.example", "denyNet": "b.example"}, {}),
+        ({"allowWrite": "~data"}, {"allowRead": "~data/a", "allowWrite": "~data/a"}),
+        ({"allowRead": "~data,/srv", "denyRead": "~data/a"}, {"allowRead": "~data/b", "denyRead": "~data/a"}),
         ({"limitMemory": "0"}, {"limitMemory": "8G"}),
         ({}, {"limitCpu": "10"}),
         ({"limitMemory": "8G"}, {}),
@@ -66,7 +77,7 @@ def test_shrinking_and_a_new_version_are_not_more(before: dict[str, str], now: d
 
 
 FULL = {
-    "allowNet": "*.example.com,10.0.0.0/8:80,[::1]:80", "denyNet": "x.example.com", "allowRead": "/srv/a", "allowRun": "git",
+    "allowNet": "*.example.com,10.0.0.0/8:80,[::1]:80", "denyNet": "x.example.com", "allowRead": "/srv/a,~data/a", "allowWrite": "~data", "allowRun": "git",
     "allowListen": "127.0.0.1:0", "allowEnv": "TZ", "allowRedis": "chat:*,%R~c:?,+pubsub:n,+eval", "limitMemory": "1G", "limitCpu": "0",
 }  # fmt: skip
 
