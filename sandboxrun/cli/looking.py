@@ -49,7 +49,7 @@ def first_fault(found: Preparation) -> SandboxrunError:
     """What sandboxrun TYPE ID would end with, to be raised where nothing can be said beside it."""
     from sandboxrun.describe.fields import mask
 
-    return type(found.faults[0])(mask(str(found.faults[0])))
+    return type(found.faults[0])(mask(str(found.faults[0])), tuple(map(mask, found.faults[0].hint)))
 
 
 def redis_shown(options: argparse.Namespace) -> str:

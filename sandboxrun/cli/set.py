@@ -67,7 +67,7 @@ def main(args: list[str]) -> int:
 
 def _refused(after: Preparation) -> SandboxrunError:
     found = first_fault(after)
-    return type(found)(f"{found} (nothing was written)")
+    return type(found)(f"{found} (nothing was written)", found.hint)
 
 
 def _examined(options: argparse.Namespace, change: Change) -> tuple[Preparation, Preparation]:

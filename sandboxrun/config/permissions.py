@@ -72,7 +72,7 @@ class Kind(enum.StrEnum):
     READ = (
         "read",
         parse_folder,
-        "an absolute path, or ~data for the worker's own folder",
+        "an absolute path, or ~data, the worker's own folder",
         "read {} and what is below it",
         "what is in {}",
         "PATH",
@@ -81,7 +81,7 @@ class Kind(enum.StrEnum):
     WRITE = (
         "write",
         parse_folder,
-        "an absolute path, or ~data for the worker's own folder",
+        "an absolute path, or ~data, the worker's own folder",
         "write, make and remove {} and what is below it",
         "what is in {}",
         "PATH",

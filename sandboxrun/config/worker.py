@@ -349,9 +349,10 @@ def _url(url: str, key: str) -> str:
 
         encoded = quote(url, safe="%/:=&?~#+!$,;'@()*[]{}")
         raise ConfigError(
-            f"field url of {key} is {url[:80]!r}, which has a space, a control or a non-ASCII character: expected them "
-            "percent-encoded",
-            hint=_set_hint(key, f"url={encoded}"),
+            f"field url of {key} has a space, a control or a non-ASCII character: expected it percent-encoded",
+            hint=_set_hint(key, f"url={encoded}")
+            if not set("@?") & set(url)
+            else "",  # which may have a password or token
         )
     return url
 

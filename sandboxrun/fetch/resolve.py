@@ -121,8 +121,8 @@ def resolve(url: str, version: str, *, key: str) -> Source | LocalSource:
         return Source(urlunsplit(found).replace(_PLACEHOLDER, ref.name), version, is_mutable(version))
     if _PLACEHOLDER not in url and f"/{version}/" not in f"{parts.path}/":
         raise ConfigError(
-            f"field url of {key} is {url[:80]!r}, which does not say where the version belongs, and is no raw URL of a host whose "
-            f"URLs are known: expected {_PLACEHOLDER} in it",
+            f"field url of {key} does not say where the version belongs: expected {_PLACEHOLDER} in it, or a raw URL of GitHub, a "
+            "gist, GitLab, Codeberg, jsDelivr or sr.ht",
             hint=_url_hint(key, f"{parts.scheme}://{parts.netloc}/PATH/{_PLACEHOLDER}/FILE"),
         )
     return Source(url.replace(_PLACEHOLDER, version), version, is_mutable(version))
@@ -141,7 +141,7 @@ def _check_url(url: str, parts: SplitResult, host: str, key: str) -> None:
     if parts.fragment:
         raise ConfigError(
             f"field url of {key} has the fragment #{parts.fragment[:80]}: expected a URL without one",
-            hint=_url_hint(key, url.partition("#")[0]),
+            hint="" if parts.query else _url_hint(key, url.partition("#")[0]),  # a query may have a token
         )
     if _PLACEHOLDER in parts.netloc:
         raise ConfigError(f"field url of {key} has {_PLACEHOLDER} in its host: expected it in the path")

@@ -125,7 +125,7 @@ def test_a_mistake_gets_the_line_that_the_page_shows(
     lines = [line for line in done.err.splitlines() if re.fullmatch(pattern, line)]
     assert len(lines) == 1, done.err
     if message.startswith("error: "):  # nothing ran; else the script's own traceback is there too
-        assert [line for line in done.err.splitlines() if not line.startswith("sandboxrun: ")] == lines
+        assert [line for line in done.err.splitlines() if not line.startswith(("sandboxrun: ", "hint: "))] == lines
     assert "t0ken" not in done.err
     for id_ in ("1", "2"):
         assert not r.hexists(f"t:{id_}:h", "pid")

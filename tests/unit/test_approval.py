@@ -123,13 +123,13 @@ def test_a_record_that_others_can_write_is_damaged(tmp_path: Path) -> None:
 def test_the_record_grows_with_a_yes_and_shrinks_with_the_hash(tmp_path: Path) -> None:
     path = str(tmp_path / "t:1.json")
 
-    def settle(*, yes: bool = False, **fields: str) -> tuple[str, tuple[str, ...]]:
-        return approval.settle(path, asked(**fields), type_="t", id_="1", yes=yes)
+    def approve(*, yes: bool = False, **fields: str) -> tuple[str, tuple[str, ...]]:
+        return approval.approve(path, asked(**fields), type_="t", id_="1", yes=yes)
 
-    assert settle(allowNet="a,b") == ("first", ())
-    assert settle(allowNet="b,a") == ("same", ())
-    assert settle(allowNet="a") == ("same", ())
-    assert settle(allowNet="a,b", yes=True) == ("--yes", ("--allow-net b",))
+    assert approve(allowNet="a,b") == ("first", ())
+    assert approve(allowNet="b,a") == ("same", ())
+    assert approve(allowNet="a") == ("same", ())
+    assert approve(allowNet="a,b", yes=True) == ("--yes", ("--allow-net b",))
     assert json.loads(Path(path).read_text())["allow"] == {"net": ["a", "b"]}
 
 
@@ -137,5 +137,6 @@ def test_too_much_to_be_read_is_not_asked(tmp_path: Path) -> None:
     path = str(tmp_path / "t:1.json")
     approval.save(path, asked())
     for text in (",".join(f"h{n}" for n in range(41)), ",".join(f"{'x' * 60}.{'y' * 60}.h{n}" for n in range(35))):
-        with pytest.raises(PolicyError, match="too many to ask here; look at it with: sandboxrun diff t 1"):
-            approval.settle(path, asked(allowNet=text), type_="t", id_="1", yes=False)
+        with pytest.raises(PolicyError, match="too many to ask here") as error:
+            approval.approve(path, asked(allowNet=text), type_="t", id_="1", yes=False)
+        assert error.value.hint == ("sandboxrun approve t 1",)

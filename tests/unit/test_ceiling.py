@@ -72,8 +72,14 @@ def test_a_refusal_names_the_field_the_value_and_the_line() -> None:
     with pytest.raises(PolicyError) as found:
         check({"allowNet": "*"})
     assert str(found.value) == (
-        "field allowNet of demo-worker:1:h has '*', which the default policy does not allow (no wildcards): take it out, or add it "
-        'to allow-net for [worker."demo-worker"] in /user.toml'
+        "field allowNet of demo-worker:1:h has '*', which the default policy does not allow (no wildcards)"
+    )
+    assert found.value.hint == (
+        "( umask 077 && mkdir -p / && cat >>/user.toml ) <<'END'",
+        "",
+        '[worker."demo-worker"]',
+        'allow-net = ["*"]',
+        "END",
     )
     for fields, where in [
         ({"allowNet": "example.com:443,example.com:80"}, "field allowNet of demo-worker:1:h"),
@@ -81,9 +87,7 @@ def test_a_refusal_names_the_field_the_value_and_the_line() -> None:
     ]:
         with pytest.raises(PolicyError) as found:
             check(fields, policy)
-        assert str(found.value) == (
-            f"{where} has 'example.com:80', which /p0.toml:4 does not allow: take it out, or add it there"
-        )
+        assert str(found.value) == f"{where} has 'example.com:80', which /p0.toml:4 does not allow"
 
 
 def test_the_own_data_folder_may_be_named_without_its_path() -> None:

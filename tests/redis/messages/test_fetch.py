@@ -79,7 +79,7 @@ def test_the_digest_of_what_came_is_set(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("url", "version", "error", "placeholders"),
     [
-        ("{host}/w.py", "v1.0.0", "which does not say where the version belongs", {"PATH": "x", "FILE": "w.py"}),
+        ("{host}/w.py", "v1.0.0", "does not say where the version belongs", {"PATH": "x", "FILE": "w.py"}),
         ("{host}/{{version}}/w.py#L1", "v1.0.0", "has the fragment #L1", {}),
         ("file://elsewhere{folder}", "local", "which names another host: expected file:///PATH", {}),
         ("{folder}/empty", "local", "/empty has no worker.py", {"FILE": "other.py"}),
