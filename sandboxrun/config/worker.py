@@ -49,6 +49,7 @@ _PERMISSION_FIELDS = {kind.field(verdict): (verdict, kind) for kind in Kind for 
 _LIMIT_FIELDS = {limit.field: limit for limit in LIMITS.values()}
 # Other spellings of these names are refused, because a misspelt denial must not be ignored.
 _SPELT_MAX_CHARS = 40
+_NEAR = 0.8  # difflib's ratio for names in hints: one letter of five, so that no other kind is granted
 _SPELLINGS = {name.lower(): name for name in (*_PERMISSION_FIELDS, *_LIMIT_FIELDS)}
 _LIMIT_FLAG = r"--limit-([a-z]+)=(.*)"
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/-]*")
@@ -321,7 +322,7 @@ def _near_hint(key: str, name: str, value: str, known: Iterable[str]) -> str:
     """To give the field the known name that it may be meant for; to remove it if there is none."""
     import difflib
 
-    meant = difflib.get_close_matches(name[:80], list(known), 1)
+    meant = difflib.get_close_matches(name[:80], list(known), 1, _NEAR)
     return _rename_hint(key, name, meant[0], value) if meant else _set_hint(key, "--delete", name)
 
 
@@ -332,7 +333,7 @@ def _options_hint(where: _Place, words: list[str], wrong: str) -> str:
 
     known = [*(kind.flag(verdict) for verdict in Verdict for kind in Kind), *(limit.flag for limit in LIMITS.values())]
     flag, equals, value = wrong.partition("=")
-    meant = difflib.get_close_matches(flag[:80], known, 1) if value and flag not in known else []
+    meant = difflib.get_close_matches(flag[:80], known, 1, _NEAR) if value and flag not in known else []
     right = [f"{meant[0]}{equals}{value}"] if meant else []
     mended = [part for word in words for part in (right if word == wrong else [word])]
     return _set_hint(where.key, f"{where.name}={shlex.join(mended)}")

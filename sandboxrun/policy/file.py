@@ -174,7 +174,7 @@ def _key_hint(place: str, key: str) -> str:
     import difflib
     import shlex
 
-    meant = difflib.get_close_matches(key[:80], _KEYS, 1)
+    meant = difflib.get_close_matches(key[:80], _KEYS, 1, 0.8)
     path, _, line = place.rpartition(":")
     if not meant or not re.fullmatch(r"[\w-]+", key):
         return ""

@@ -39,8 +39,8 @@ def policy(stage: Stage) -> dict[str, Any]:
 
 
 GRANTS = {
-    "allowNet": "*,example.com,10.0.0.0/8:80", "allowRead": "/etc/hosts,~data,/etc/services", "allowWrite": "{folder}/a b",
-    "allowRun": "sh,/bin/cat", "allowListen": "127.0.0.1:0,[::1]:8000", "allowEnv": "LESS", "allowRedis": "*,%R~a:?,+eval",
+    "allowNet": "*,example.com,10.0.0.0/8:80", "allowRead": "/etc/hosts,~data,/etc/passwd", "allowWrite": "{folder}/a b",
+    "allowRun": "sh,/bin/cat", "allowListen": "127.0.0.1:0,[::1]:8000", "allowEnv": "LESS", "allowRedis": "%R~*,a:?,+eval",
 }  # fmt: skip
 
 
