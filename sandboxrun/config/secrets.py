@@ -24,20 +24,23 @@ KEY_LINE_MAX_BYTES = 256
 _KEY_LINE = r"worker-v0 ([0-9a-fA-F]+)\s*"
 _KEY_BYTES = {"aes-128-cbc": 16, "aes-192-cbc": 24, "aes-256-cbc": 32, "aes-256-gcm": 32}
 ALGORITHMS = tuple(_KEY_BYTES)
-_HOW = "echo worker-v0 HEX | sandboxrun TYPE ID"
 
 
 def parse_key_line(line: bytes) -> bytes:
     """The AES key (16, 24 or 32 bytes) in the line `worker-v0 HEX`. Raises SecretError; its text never has the line."""
     if not line.strip():
-        raise SecretError(f"standard input has no key: give it the line worker-v0 HEX, as in {_HOW}")
+        raise SecretError(
+            "standard input has no key: expected the line worker-v0 HEX", hint="sandboxrun TYPE ID < KEYFILE"
+        )
     try:
         text = line.decode("ascii")
     except UnicodeDecodeError:
         text = ""
     match = re.fullmatch(_KEY_LINE, text)
     if match is None:
-        raise SecretError(f"the key on standard input is not one line of the form worker-v0 HEX, as in {_HOW}")
+        raise SecretError(
+            "the key on standard input is not one line of the form worker-v0 HEX", hint="sandboxrun TYPE ID < KEYFILE"
+        )
     if len(match[1]) not in (32, 48, 64):
         raise SecretError(
             f"the key on standard input has {len(match[1])} hexadecimal digits: expected 32, 48 or 64 (AES-128, -192, -256)"

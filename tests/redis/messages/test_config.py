@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import redis
-from following import RAN, Stage, follow
-from hints import templates
+from following import RAN, Stage, follow, is_made_from
+from hints import hint_of, paste, templates
 from raw_host import RawHost
 from runner import Runner
 
 SET = "sandboxrun set {} {}"
+KEY_FILE = "sandboxrun TYPE ID < KEYFILE"
 DIGEST = "sandboxrun set {} sha256=$(sha256sum FILE | cut -c-64)"
 
 # name: (what is wrong with the hash, the error, the placeholders of the hint)
@@ -94,7 +95,27 @@ def test_a_digest_is_made(stage: Stage) -> None:
     assert stage.r.hget("t:1:h", "sha256") == hashlib.sha256(RAN.encode()).hexdigest()
 
 
-SITUATIONS: dict[str, Callable[..., None]] = {SET: test_a_field_is_set_as_the_hint_says, DIGEST: test_a_digest_is_made}
+@pytest.mark.parametrize("line", ["", "t0ken\n"])
+def test_the_key_comes_from_its_file(stage: Stage, line: str) -> None:
+    (stage.folder / "worker.py").write_text("from sandboxrun import worker\nprint(worker.secrets()['token'])\n")
+    stage.r.hset("t:1:h", mapping={"url": str(stage.folder), "version": "local"})
+    path = stage.folder / "my.key"
+    made = stage.run("encrypt", "t", "1", "--key-file", str(path), stdin='{"token": "t0ken"}')
+    _, key, *words = made.out.replace('"', "").split()
+    stage.r.hset(key, mapping=dict(zip(words[::2], words[1::2], strict=True)))
+    done = stage.run("t", "1", stdin=line)
+    assert done.code == 78
+    hint = hint_of(done.err)
+    assert is_made_from(KEY_FILE, hint)
+    followed = paste(hint, stage.run.env, stage.folder, TYPE="t", ID="1", KEYFILE=str(path))
+    assert (followed.returncode, followed.stdout) == (0, "t0ken\n"), followed
+
+
+SITUATIONS: dict[str, Callable[..., None]] = {
+    SET: test_a_field_is_set_as_the_hint_says,
+    DIGEST: test_a_digest_is_made,
+    KEY_FILE: test_the_key_comes_from_its_file,
+}
 ELSEWHERE: dict[str, str] = {}
 
 
