@@ -216,7 +216,8 @@ def _path(kind: Kind, target: str, config: WorkerConfig, policy: SandboxPolicy |
         return granted or Decision(Ruling.ALLOWED, why="every worker has it: Python, its libraries, or its own script")
     if denied is not None or granted is None:
         return _first(denied, otherwise=_beside(real, policy) if kind is Kind.WRITE else "")
-    below = lambda entry: within(place(entry), place(granted.entry))  # noqa: E731
+    folder = place(granted.entry)
+    below = lambda entry: within(place(entry), folder)  # noqa: E731
     around = _found(config, Verdict.DENY, kind, below) or _found(config, Verdict.DENY, Kind.READ, below)
     why = f"a part of {granted.entry} is denied, so that only what else is in it when the worker starts is granted"
     return Decision(Ruling.DENIED, around.entry, around.where, why) if around is not None else Decision(Ruling.MISSING)
