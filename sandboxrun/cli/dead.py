@@ -88,7 +88,7 @@ def _letters(connection: Connection, stream: str, ids: Iterable[str]) -> Iterato
 
 
 def _all(connection: Connection, stream: str) -> Iterator[Entry]:
-    """The letters that are there now; later ones are left out."""
+    """The letters that the stream has now, without those that arrive during the iteration."""
     return itertools.islice(entries(connection, stream), int(connection.call("XLEN", stream)))
 
 

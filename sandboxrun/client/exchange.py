@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from sandboxrun.client.put import LOOK_REQUESTS, batch_of, look, looked, pop_key, put, taken
+from sandboxrun.client import forks
+from sandboxrun.client.put import LOOK_REQUESTS, batch_of, look, looked, pop_count, pop_key, put, taken
 from sandboxrun.client.request import Outgoing, ReplyTooLarge, State
 from sandboxrun.errors import ConnectionLost, StoreError
 from sandboxrun.protocol.call import CallError, NotSent
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 5.0  # of one BRPOP: a dead connection is noticed soon after
 UNSETTLED_WAIT_SECONDS = 1.0  # of one, while something else has to be tried again
-POP_REQUESTS = 50  # in one exchange
 
 
 class Exchange:
@@ -33,6 +33,7 @@ class Exchange:
         self._done: list[tuple[Outgoing, Outcome]] = []
         self._delays = delays()
         self._trouble: ConnectionLost | None = None  # what Redis cannot do at the moment
+        self._process = forks.generation
 
     def add(self, request: Outgoing) -> None:
         self.waiting[request.key] = request
@@ -42,8 +43,7 @@ class Exchange:
 
         A StoreError among them that is no CallError is what Redis refuses for good.
         """
-        for request in self.waiting.values():
-            request.check_process()
+        self._check_process()
         try:
             self._advance()
         except ConnectionLost as error:
@@ -51,11 +51,16 @@ class Exchange:
         except StoreError as error:  # the login, the certificate, or a command that this user may not use
             if not self._end_unsent(error):
                 self._pause(error)
-        for request in list(self.waiting.values()):
-            if request.left <= 0:
-                self._end(request, request.timed_out())
+        now = time.monotonic()
+        for request in [request for request in self.waiting.values() if request.until <= now]:
+            self._end(request, request.timed_out())
         done, self._done = self._done, []
         return done
+
+    def _check_process(self) -> None:
+        if self._process != forks.generation:
+            for request in self.waiting.values():
+                request.check_process()
 
     def _end(self, request: Outgoing, outcome: Outcome) -> None:
         if self.waiting.pop(request.key, None) is not None:
@@ -70,8 +75,8 @@ class Exchange:
     def _pause(self, error: StoreError) -> None:
         """Close the connection, and wait before the next try, unless something is done already."""
         self.wire.close()
+        self._check_process()
         for request in list(self.waiting.values()):
-            request.check_process()
             ended = request.lost(str(error))
             if ended is not None:
                 self._end(request, ended)
@@ -80,11 +85,11 @@ class Exchange:
 
     def _left(self) -> float:
         """Seconds until the next call times out."""
-        return min([request.left for request in self.waiting.values()])
+        return min([request.until for request in self.waiting.values()]) - time.monotonic()
 
     def _last(self) -> float:
         """Seconds until the last call times out."""
-        return max([request.left for request in self.waiting.values()])
+        return max([request.until for request in self.waiting.values()]) - time.monotonic()
 
     def _in(self, *states: State) -> list[Outgoing]:
         return [request for request in self.waiting.values() if request.state in states]
@@ -158,8 +163,9 @@ class Exchange:
             raise ConnectionLost(f"Redis at {self.wire.address.shown} answered with a key that was not asked for")
         self._take(key, value)
         others = [name for name in names if name != key]
-        for first in range(0, len(others), POP_REQUESTS):
-            self._pop(others[first : first + POP_REQUESTS])
+        count = pop_count(value)
+        for first in range(0, len(others), count):
+            self._pop(others[first : first + count])
 
     def _refused(self, error: StoreError) -> None:
         """Redis does not let this user wait for replies. Raises ConnectionLost if that may pass."""
@@ -173,10 +179,12 @@ class Exchange:
         self.wire.ask(b"".join([pack("RPOP", name) for name in names]), len(names), left=self._last())
         for name in names:
             try:
-                self._take(name, self.wire.read())
+                value = self.wire.read()
             except ReplyTooLarge:
                 self._end_too_large(name)
                 raise
+            if value is not None:
+                self._take(name, value)
 
     def _take(self, key: bytes, value: Any) -> None:
         request = self.waiting[key]

@@ -8,7 +8,7 @@ from collections import deque
 
 from sandboxrun.client import forks
 from sandboxrun.client.link import Link
-from sandboxrun.client.put import LOOK_REQUESTS, batch_of, look, looked, pop_key, put, taken
+from sandboxrun.client.put import LOOK_REQUESTS, batch_of, look, looked, pop_count, pop_key, put, taken
 from sandboxrun.client.request import Outgoing, ReplyTooLarge, State
 from sandboxrun.config import keys
 from sandboxrun.errors import ConnectionLost, LoginRefused, StoreError
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 1
 LOOK_SECONDS = 1.0  # between two looks for replies that may have been lost
-POP_REQUESTS = 50  # in one exchange
 WAKE_EXPIRE_SECONDS = 5
 
 
@@ -265,8 +264,9 @@ class Line:
                 )
             self._take(key, value)
         others = [name for name in names if name != key]
-        for first in range(0, len(others), POP_REQUESTS):
-            await self._pop(others[first : first + POP_REQUESTS])
+        count = pop_count(value)
+        for first in range(0, len(others), count):
+            await self._pop(others[first : first + count])
 
     def _refused(self, error: StoreError) -> None:
         """Redis does not let this user wait for replies. Raises StoreError if that may pass."""

@@ -37,12 +37,20 @@ SEND_BYTES = 256 * 1024  # of requests in one transaction
 FENCE_EXPIRE_SECONDS = 5
 LOOK_COMMANDS = 2  # of one request
 LOOK_REQUESTS = 200  # in one exchange
+POP_REQUESTS = 200  # in one exchange
+POP_LARGE_REQUESTS = 50  # Redis holds the replies of one exchange in memory until they are read
+_LARGE_BYTES = 64 * 1024
 _BREAK_COMMANDS = 2  # of one fence, between MULTI and EXEC
 
 
 def new_fence() -> str:
     """It needs no other permission than a trace does."""
     return keys.trace_key(f"fence-{os.urandom(12).hex()}")
+
+
+def pop_count(reply: bytes) -> int:
+    """How many replies to pop in one exchange, if the others are about as large as `reply`."""
+    return POP_REQUESTS if len(reply) < _LARGE_BYTES else POP_LARGE_REQUESTS
 
 
 def batch_of(requests: Iterable[Outgoing]) -> list[Outgoing]:

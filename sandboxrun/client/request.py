@@ -49,8 +49,8 @@ class ReplyTooLarge(ConnectionLost):
 
 def seconds_of(timeout: Timeout) -> float | None:
     """A time-out in seconds, or None for no limit. Raises TypeError, ValueError."""
-    if timeout is None:
-        return None
+    if timeout is None or (type(timeout) is float and 0 < timeout < UNLIMITED_SECONDS):
+        return timeout
     if hasattr(timeout, "total_seconds"):
         timeout = timeout.total_seconds()
     if isinstance(timeout, bool | str | bytes) or not (hasattr(timeout, "__float__") or hasattr(timeout, "__index__")):

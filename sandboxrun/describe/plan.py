@@ -65,7 +65,7 @@ def _parts(plan: Json, paint: Paint) -> Iterator[Iterator[str]]:
 
 
 def _rows(head: str, values: Json, paint: Paint, width: int = 14) -> Iterator[str]:
-    """A head and a line for each value, of which a list has one for each entry; nothing where there is none."""
+    """A heading, then a row for each value or each entry of a list. Yields nothing if every value is empty."""
     lines = []
     for name, value in values.items():
         for number, line in enumerate([value] if isinstance(value, str) else value):

@@ -304,7 +304,7 @@ def _obtain(preparation: Preparation, audit: Audit, log: Log) -> Get:
 
 
 def check_debugger(config: WorkerConfig) -> None:
-    """Raise ConfigError where one is asked for and there is none."""
+    """Raise ConfigError if the worker asks for a debugger and debugpy is not installed."""
     if config.inspect is None:
         return
     import importlib.util
@@ -324,7 +324,7 @@ def redis_target(address: Address) -> NetTarget:
 
 
 def _import_list(options: RunOptions, ceiling: Ceiling, source: Source | LocalSource) -> ImportList:
-    """The hosts that the script may come from. Raises PolicyError where its own is none by the policy."""
+    """The hosts that may serve the script. Raises PolicyError if the policy excludes the host of its URL."""
     host = origin_of(source.url) if isinstance(source, Source) and options.allowed is None else None
     path = source.script if isinstance(source, LocalSource) else None
     ceiling.check_source(host=host, path=path, branch=isinstance(source, Source) and source.mutable)

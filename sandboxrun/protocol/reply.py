@@ -84,7 +84,7 @@ def error_text(reply: Mapping[str, Any]) -> str:
 
 
 def reply_in(story: object) -> object:
-    """The reply in what a worker has written into the trace (STORY), decoded; None if there is none."""
+    """The reply in a decoded trace field (STORY), or None if the worker has not replied."""
     return story.get("res") if isinstance(story, dict) else None
 
 

@@ -14,10 +14,10 @@ import time
 from sandboxrun.config import keys
 from sandboxrun.protocol import BAD_REQUEST, FAILED, OK, RESULT_MAX_BYTES, Expired, code_of
 from sandboxrun.protocol.reply import failure, last_resort, message_of
-from sandboxrun.protocol.request import now, ref_of
+from sandboxrun.protocol.request import now, read, ref_of
 from sandboxrun.worker.output import say
 from sandboxrun.worker.process import leave_child
-from sandboxrun.worker.request import Encoder, Request, parse
+from sandboxrun.worker.request import Encoder, Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,12 +59,15 @@ class Answers:
 
     def parse(self, entry: Entry) -> tuple[Handler, Request]:
         """The request and its handler. Raises BadRequest and Expired."""
-        request = parse(
-            entry.xid.decode(), entry.raw, self._handlers, self._type, entry.deliveries, self._encoder, self._tell
+        raw = entry.raw
+        ref, type_, data, deadline = read(raw, self._handlers, self._type)
+        entry.ref = ref
+        request = Request(
+            entry.xid.decode(), ref, type_, data, raw, deadline, entry.deliveries, self._encoder, self._tell
         )
-        entry.ref = request.ref
-        check_deadline(request)
-        return self._handlers[request.type], request
+        if deadline is not None:
+            check_deadline(request)
+        return self._handlers[type_], request
 
     def serve(self, entry: Entry) -> None:
         """Parse the request, call its handler in this thread, and make the reply."""

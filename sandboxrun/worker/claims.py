@@ -226,18 +226,39 @@ class Claims(Session):
         return self.hand.get(entry.xid) is entry
 
     def write(self, entries: Iterable[Entry]) -> None:
-        """Queue the replies of those that are still ours, with their acknowledgement, as one transaction."""
+        """Queue the replies of those that are still ours, with their acknowledgement, as one transaction.
+
+        A reply over which the connection was lost repeatedly is left to `write_alone`: together with others it would take
+        their transaction with it again, until they seem to be what cannot be sent.
+        """
+        self._write([entry for entry in entries if entry.losses < TOGETHER_TRIES])
+
+    def _write(self, entries: Iterable[Entry]) -> None:
+        ready = self._unsent(entries)
+        if not ready:
+            return
+        data, count = self._replies(ready)  # before the wait: Redis is at work on the last transaction meanwhile
         while self.busy:
             self.receive()
-        entries = [entry for entry in entries if self.has(entry) and not entry.sent]
-        if not entries:
+        still = self._unsent(ready)
+        if len(still) < len(ready):
+            data, count = self._replies(still)
+        if not still:
             return
+        for entry in still:
+            entry.sent = True
+        self._writing = still
+        self._transaction(data, count, self._written, still)
+
+    def _unsent(self, entries: Iterable[Entry]) -> list[Entry]:
+        get = self.hand.get
+        return [entry for entry in entries if get(entry.xid) is entry and not entry.sent]
+
+    def _replies(self, entries: list[Entry]) -> tuple[bytes, int]:
+        """The commands of these replies and their acknowledgement, and the number of commands."""
         commands = [entry.commands for entry in entries]
         commands.append(acknowledge(self.loop.request_stream, [entry.xid for entry in entries]))
-        for entry in entries:
-            entry.sent = True
-        self._writing = entries
-        self._transaction(b"".join(commands), sum([entry.count for entry in entries]) + 1, self._written, entries)
+        return b"".join(commands), sum([entry.count for entry in entries]) + 1
 
     @property
     def busy(self) -> bool:
@@ -337,7 +358,7 @@ class Claims(Session):
             entry.sent = False
             if entry.losses in UNSENDABLE_TRIES:
                 self.unsendable(entry)
-        self.write([entry for entry in entries if entry.losses < TOGETHER_TRIES])
+        self.write(entries)
 
     def write_alone(self, at: float, *, now: bool = False) -> bool:
         """Queue the next of the replies that are kept apart, if one is due at this time; whether there was one.
@@ -352,7 +373,7 @@ class Claims(Session):
                 return False
             self._alone_at = at + ALONE_SECONDS
         self._alone.remove(entry)
-        self.write([entry])
+        self._write([entry])
         return True
 
     def _pending_of(self, xids: Iterable[bytes]) -> set[bytes]:

@@ -7,7 +7,6 @@ import time
 
 from sandboxrun.protocol import HandlerTimeout
 from sandboxrun.protocol.reply import enveloped
-from sandboxrun.protocol.request import read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,20 +68,6 @@ class Request:
     def remaining(self) -> float | None:
         """Seconds until the deadline, or None where there is none; negative once it has passed."""
         return None if self.deadline is None else self.deadline - time.time()
-
-
-def parse(
-    xid: str,
-    raw: Mapping[bytes, bytes],
-    accepted: Mapping[str, object],
-    default: str,
-    deliveries: int = 1,
-    encoder: Encoder | None = None,
-    tell: Tell | None = None,
-) -> Request:
-    """Raises BadRequest saying what is missing or wrong. `default`: the type of a request that names none."""
-    ref, type_, data, deadline = read(raw, accepted, default)
-    return Request(xid, ref, type_, data, raw, deadline, deliveries, encoder, tell)
 
 
 class Encoder:

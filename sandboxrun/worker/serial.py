@@ -204,13 +204,13 @@ class Serial(Worker):
 
     def _handle_all(self, started: float) -> None:
         """Handle what is to do; the keeper may send what is ready and hand back what waits meanwhile."""
-        todo, hand = self._todo, self._claims
+        todo, claims = self._todo, self._claims
         while todo:
             if self._until is not None and time.monotonic() > self._until:
                 todo.clear()  # still in hand, and so handed back at the end
                 return
             entry = todo.popleft()
-            if not hand.has(entry):
+            if claims.hand.get(entry.xid) is not entry:
                 continue  # it was lost with the connection
             self._answer(entry)
             self._ready.append(entry)

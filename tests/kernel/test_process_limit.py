@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import select
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 
 import pytest
 from arena import Arena, Listener
 
 from sandboxrun.config.limits import LIMITS
+from sandboxrun.sandbox.supervisor import group
 
 
 def line(limit: int) -> str:
@@ -38,6 +46,15 @@ BOMBS = {
 }
 
 
+@pytest.fixture
+def one_bomb_at_a_time() -> Iterator[None]:
+    """Between bombs of other test processes, what is counted would tell of the load and not of the bomb."""
+    with open(__file__, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.usefixtures("one_bomb_at_a_time")
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_fork_bomb_is_held_or_ended_and_nothing_is_left(arena: Arena, bomb: str) -> None:
     body, run = BOMBS[bomb]
@@ -80,11 +97,44 @@ def attempt():
 """
 
 
+ZOMBIES_AND_SLEEP = """
+import os, time
+for _ in range(20):
+    if os.fork() == 0:
+        os._exit(0)
+print(flush=True)
+time.sleep(60)
+"""
+
+
 def test_zombies_that_the_worker_does_not_reap_count(arena: Arena) -> None:
     held = arena.confined(ZOMBIES, allow={"run": "true"}, limits={"threads": 30}, count=200, seconds=60)
     assert held.code == 128 + signal.SIGKILL, held
     assert f"{line(30)}: ending the worker" in held.stderr
     assert arena.confined(ZOMBIES, allow={"run": "true"}, count=200, seconds=0).value == 200
+
+
+def test_the_reason_is_told_before_the_worker_is_killed() -> None:
+    """A supervisor asks for it once the worker is dead, and then no longer: told afterwards it would be lost by chance."""
+    leader = subprocess.Popen([sys.executable, "-c", ZOMBIES_AND_SLEEP], process_group=0, stdout=subprocess.PIPE)
+    try:
+        assert leader.stdout is not None
+        leader.stdout.readline()
+        pidfd, told = os.pidfd_open(leader.pid), []
+
+        def say(word: bytes) -> None:
+            ended = bool(select.select([pidfd], [], [], 0.5)[0])
+            told.append((word, ended))
+
+        watch = group.Watch(leader.pid, pidfd, limit=10, say=say)
+        end = time.monotonic() + 30
+        while leader.poll() is None and time.monotonic() < end:
+            watch.look()
+        assert (told, leader.wait(timeout=30)) == ([(group.ENDED, False)], -signal.SIGKILL)
+        os.close(pidfd)
+    finally:
+        leader.kill()
+        leader.communicate()
 
 
 def test_a_worker_with_as_many_zombies_as_it_may_have_gets_no_thread_more(arena: Arena) -> None:

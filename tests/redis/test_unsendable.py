@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from arena import wait_for
 from loop_workers import KINDS, answer, answered, pending, send
 from proxy import UP, Link, Proxy, Rule
 from runner import Runner
+
+from sandboxrun.config.fields import parse_loop
+from sandboxrun.errors import ConnectionLost
+from sandboxrun.redis.connection import Connection
+from sandboxrun.worker.batch import Entry, Renderer
+from sandboxrun.worker.claims import TOGETHER_TRIES, UNSENDABLE_TRIES, Claims
 
 MARK = b"the-one-that-is-not-let-through"
 HOW = ("a proxy", "proto-max-bulk-len", "client-query-buffer-limit")
@@ -91,3 +98,47 @@ def test_a_few_lost_connections_cost_no_reply(server: servers.Own, run: Runner, 
         assert [(reply["code"], reply["n"], reply["begun"]) for reply in found] == [(200, n, 1) for n in range(1, 30)]
         assert proxy.faults == 5
         assert not r.exists("t:dead:x")
+
+
+def test_replies_that_are_kept_apart_stay_apart_whoever_writes_them_again(server: servers.Own) -> None:
+    """A worker that loses the connection while it flushes still lists them among its replies, and writes all of them."""
+    with (
+        redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=40) as r,
+        Proxy(("127.0.0.1", server.port)) as proxy,
+    ):
+        r.hset("t:1:h", "pid", "7")
+        claims = Claims(Connection(f"redis://127.0.0.1:{proxy.port}"), parse_loop({}, "t", "1"), "t:1:h", "7")
+        given_up: list[Entry] = []
+        claims.unsendable = given_up.append
+        claims.open()
+        refs = [send(r, n=n) for n in range(3)]
+        claims.ask(10, block=False)
+        while not claims.arrived:
+            claims.receive()
+        ready, _ = claims.arrived.popleft()
+        render = Renderer(claims.loop, "t", "t:dead:x")
+        for entry, ref in zip(ready, refs, strict=True):
+            entry.ref, entry.answered = ref, True
+            render.reply(entry, 200, "{}", "A", "B")
+        proxy.cut_before(b"LPUSH", times=UNSENDABLE_TRIES[0])
+        for _ in range(UNSENDABLE_TRIES[0] + 1):
+            with contextlib.suppress(ConnectionLost):
+                if not claims.is_open:
+                    claims.open()
+                claims.write(ready)
+                confirmed(claims)
+                continue
+            claims.close()
+        assert given_up == [] and proxy.faults == TOGETHER_TRIES
+        proxy.resume()
+        for _ in ready:
+            assert claims.write_alone(time.monotonic(), now=True)
+            confirmed(claims)
+        claims.close()
+        assert sorted(answered(r).items()) == sorted((ref, 1) for ref in refs)
+
+
+def confirmed(claims: Claims) -> None:
+    claims.flush()
+    while claims.waiting:
+        claims.receive()

@@ -63,7 +63,10 @@ def pytest_of(folder: Path, code: str, *args: str) -> subprocess.CompletedProces
 
 
 def ended(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists() or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # ESRCH: it was reaped between open and read, proc(5)
+        return True
 
 
 @pytest.mark.parametrize(("how", "workers"), [*((how, "-n0") for how in STUCK), ("in a thread", "-n1")])

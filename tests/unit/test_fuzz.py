@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
+from parsed import parse
 
 from sandboxrun.config import fields as loop_settings
 from sandboxrun.config import keys, permissions, secrets
@@ -44,7 +45,7 @@ from sandboxrun.redis.address import parse_url
 from sandboxrun.sandbox.supervisor import listener as notify
 from sandboxrun.sandbox.supervisor import resolver as resolver_module
 from sandboxrun.sandbox.supervisor.handlers.connect import InetAddress, parse_sockaddr
-from sandboxrun.worker import request
+from sandboxrun.worker.request import Encoder
 
 FEW, MANY = 50, 100  # examples a test: together about ten seconds
 KEY = "demo-worker:1:h"
@@ -780,10 +781,10 @@ def test_deeply_nested_secrets_are_a_secret_error() -> None:
 def test_requests_are_parsed_or_bad(raw: dict[bytes, bytes]) -> None:
     ref = ref_of(raw)
     try:
-        found = request.parse("1-1", raw, frozenset({"t"}), default="t")
+        found = parse("1-1", raw, {"t": 1}, default="t")
     except BadRequest as error:
         one_line(error)
-        request.Encoder().reply(ref, "t:1", 400, failure(error, raw, with_payload=True), "now")
+        Encoder().reply(ref, "t:1", 400, failure(error, raw, with_payload=True), "now")
         return
     assert found.ref == ref == raw[b"ref"].decode()
     assert keys.is_ref(found.ref)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import hiredis
 import pytest
+from parsed import parse
 
 from sandboxrun.config.fields import parse_loop
 from sandboxrun.errors import ConfigError, ConnectionLost, UsageError
@@ -20,7 +21,7 @@ from sandboxrun.redis.connection import RETRY_MOST_SECONDS, delays, pack
 from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.handlers import Handler
 from sandboxrun.worker.payload import Mismatch, converter
-from sandboxrun.worker.request import Encoder, Request, parse
+from sandboxrun.worker.request import Encoder, Request
 from sandboxrun.worker.streams import gone, order
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
+from parsed import parse
 
 from sandboxrun import client, protocol, worker
 from sandboxrun.client.request import Outgoing
@@ -19,7 +20,7 @@ from sandboxrun.protocol.call import CallError, error_of
 from sandboxrun.worker.answer import Answers
 from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.handlers import Handler
-from sandboxrun.worker.request import Encoder, Request, parse
+from sandboxrun.worker.request import Encoder, Request
 
 TYPES = st.from_regex(r"[a-z][-a-z0-9_]{0,10}", fullmatch=True).filter(lambda type_: type_ not in ("req", "res"))
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -9,6 +9,7 @@ import socket
 import struct
 
 import pytest
+from parsed import parse
 
 from sandboxrun.config import keys
 from sandboxrun.config.fields import parse_loop
@@ -22,7 +23,6 @@ from sandboxrun.redis.lease import is_alive, this_host
 from sandboxrun.sandbox.compile.filters import for_pid
 from sandboxrun.sandbox.supervisor.handlers.connect import InetAddress, parse_sockaddr
 from sandboxrun.sandbox.supervisor.resolver import Resolver
-from sandboxrun.worker.request import parse
 
 
 def test_nothing_printed_can_drive_a_terminal() -> None:
@@ -127,15 +127,15 @@ def test_pids_without_our_fields_are_alive_only_with_the_key_in_argv() -> None:
 
 
 def test_requests() -> None:
-    request = parse("1-1", {b"ref": b"r", b"type": b"t", b"a": b"b", b"time": b"x"}, frozenset({"t"}), default="t")
+    request = parse("1-1", {b"ref": b"r", b"type": b"t", b"a": b"b", b"time": b"x"}, {"t": 1}, default="t")
     assert (request.data, request.ref, request.xid) == ({"a": "b"}, "r", "1-1")
-    assert parse("1-1", {b"ref": b"r", b"data": b"[1]"}, frozenset({"t"}), default="t").data == [1]
+    assert parse("1-1", {b"ref": b"r", b"data": b"[1]"}, {"t": 1}, default="t").data == [1]
     for raw in ({}, {b"ref": b""}, {b"ref": b"a\x7f"}, {b"ref": b"x" * 257}, {b"ref": b"a\n"}):
         assert ref_of(raw) is None
         with pytest.raises(BadRequest, match="ref"):
-            parse("1-1", raw, frozenset({"t"}), default="t")
+            parse("1-1", raw, {"t": 1}, default="t")
     with pytest.raises(BadRequest, match="bytes"):
-        parse("1-1", {b"ref": b"r", b"data": b" " * 2_000_000}, frozenset({"t"}), default="t")
+        parse("1-1", {b"ref": b"r", b"data": b" " * 2_000_000}, {"t": 1}, default="t")
     assert keys.trace_field("demo-worker") == "demoWorkerTrace"
     assert keys.trace_field("t") == "tTrace"
 

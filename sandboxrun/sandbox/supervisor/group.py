@@ -172,8 +172,8 @@ class Watch:
             self._zombies_since = now
         late = self._zombies_since is not None and now - self._zombies_since > _ZOMBIES_SECONDS
         if late or living > 2 * self._limit + _BURST_MAX:
+            self._say(ENDED)  # first: once the worker is dead, its supervisor asks for the reason and ends
             kill(self._group, self._pidfd)
-            self._say(ENDED)
             return
         if living > self._limit:
             self._say(REACHED)
