@@ -205,7 +205,9 @@ def _path(kind: Kind, target: str, config: WorkerConfig, policy: SandboxPolicy |
     def place(entry: str) -> str:
         return follow(below_data(entry, data))[0]
 
-    inside = lambda entry: within(real, place(entry))  # noqa: E731
+    def inside(entry: str) -> bool:
+        return within(real, place(entry))
+
     denied, granted = _found(config, Verdict.DENY, kind, inside), _found(config, Verdict.ALLOW, kind, inside)
     if granted is None and kind is Kind.READ:
         granted = _found(config, Verdict.ALLOW, Kind.WRITE, lambda entry: is_own_data(entry) and inside(entry))
