@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from sandboxrun.config.covers import ANY_PORT
 from sandboxrun.config.limits import LIMITS
 from sandboxrun.config.permissions import ListenTarget, endpoint
-from sandboxrun.policy.ceiling import Ceiling, Section
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from sandboxrun.policy.ceiling import Ceiling, Section  # which imports this file for a refusal
 
 
 def list_hint(ceiling: Ceiling, section: Section | None, key: str, entries: Sequence[str]) -> tuple[str, ...] | str:

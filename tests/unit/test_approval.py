@@ -105,7 +105,7 @@ def test_a_damaged_record_is_an_error_that_names_it_and_never_none(tmp_path: Pat
     path.write_bytes(text.encode("latin-1"))
     for act in (
         lambda: approval.load(str(path)),
-        lambda: approval.settle(str(path), asked(), type_="t", id_="1", yes=True),
+        lambda: approval.approve(str(path), asked(), type_="t", id_="1", yes=True),
     ):
         with pytest.raises(ConfigError, match=f"the record {path} .* is damaged"):
             act()
