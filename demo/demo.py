@@ -20,6 +20,8 @@ from sandboxrun import client
 from sandboxrun.config import keys
 from sandboxrun.config.secrets import encrypt
 from sandboxrun.errors import SandboxrunError
+from sandboxrun.host.open_redis import check_open_redis
+from sandboxrun.log import shown_hint
 from sandboxrun.protocol.request import now
 from sandboxrun.redis import embedded
 
@@ -43,7 +45,9 @@ def main() -> None:
             with contextlib.ExitStack() as stack:
                 url = os.environ.get("REDIS_URL") or stack.enter_context(embedded.server())
                 run(url, stack)
-    except (DemoError, SandboxrunError) as error:
+    except SandboxrunError as error:
+        sys.exit("\n".join([f"error: {error}", *([shown_hint(error.hint)] if error.hint else [])]))
+    except DemoError as error:
         sys.exit(f"error: {error}")
     except (redis.ConnectionError, redis.TimeoutError) as error:
         sys.exit(f"error: Redis cannot be reached ({error}): check REDIS_URL, or unset it to use an embedded one")
@@ -53,6 +57,7 @@ def run(url: str, stack: contextlib.ExitStack) -> None:
     r = stack.enter_context(contextlib.closing(redis.Redis.from_url(url, decode_responses=True, socket_timeout=20)))
     say("Redis", "embedded, for this demo only" if not os.environ.get("REDIS_URL") else "from REDIS_URL")
     check_ours(r)
+    check_open_redis(url, TYPE, ID, say=print)  # the worker has no terminal to ask on
     port = stack.enter_context(serve_scripts())
     worker_url = os.environ.get("WORKER_URL") or f"http://127.0.0.1:{port}/sandboxrun/{{version}}/demo/worker.py"
     version = os.environ.get("WORKER_VERSION") or "v0.1.0"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sandboxrun.cli.call import parse_data
-from sandboxrun.cli.parser import Parser, connect_option
+from sandboxrun.cli.parser import Parser, connect_option, names
 from sandboxrun.errors import SandboxrunError, UsageError
 from sandboxrun.log import escape
 from sandboxrun.protocol.call import CallError
@@ -91,6 +91,7 @@ def _develop(options: argparse.Namespace, rest: list[str]) -> int:
         connection = stack.enter_context(contextlib.closing(Connection(url, name="sandboxrun dev", protocol=2)))
         connection.open()
         target = found or Target.of_hash(connection, *words)
+        _check_redis(url, target, rest, terminal)
         stack.enter_context(OwnKeys(connection, target))
         setting = Setting(
             target,
@@ -115,6 +116,17 @@ def _develop(options: argparse.Namespace, rest: list[str]) -> int:
     if session.error is not None:
         raise session.error
     return 0
+
+
+def _check_redis(url: str, target: Target, rest: list[str], terminal: _Terminal) -> None:
+    """The worker has no terminal to ask on: ask here. Raises SandboxError."""
+    from sandboxrun.host.open_redis import check_open_redis
+    from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD
+
+    given = {word.partition("=")[0]: word.partition("=")[2] for word in rest}
+    if not {REDIS_ACL, REDIS_PASSWORD} & {*names(given.get("--allow-degraded", ""))}:
+        policy = given.get("--policy")
+        check_open_redis(url, target.type, target.id, policy=policy, say=lambda text: terminal.print("dev", text))
 
 
 def _debugs(rest: list[str]) -> bool:

@@ -41,12 +41,13 @@ def main(args: list[str]) -> int:
 
     from sandboxrun.describe.doctor import all_findings
     from sandboxrun.describe.doctor.finding import Level
-    from sandboxrun.redis.store import Store
+    from sandboxrun.redis.store import PROBE, Store
 
     url = options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL
 
     def connect() -> Connection:
         connection = Connection(url, name="sandboxrun-doctor", protocol=2)
+        connection.ask_first = PROBE
         connection.open()
         return connection
 
@@ -65,7 +66,7 @@ def main(args: list[str]) -> int:
             print(area)
         print(f"  {_sign(found.level.value, colour)} {escape(found.text)}", flush=True)
         if found.do:
-            print(f"        → {escape(found.do)}", flush=True)
+            print("        → " + "\n".join(map(escape, found.do.split("\n"))), flush=True)
     failed = sum(found.level == Level.FAILS for found in findings)
     if options.json:
         print(json.dumps({"ok": not failed, "findings": [asdict(found) for found in findings]}))

@@ -10,7 +10,7 @@ from sandboxrun.cli.parser import worker_parser
 from sandboxrun.cli.redis import connected
 from sandboxrun.describe.change import Change, in_words, moves, parse, plan, rows
 from sandboxrun.describe.paint import Paint
-from sandboxrun.errors import SandboxrunError, UsageError
+from sandboxrun.errors import SandboxError, SandboxrunError, UsageError
 from sandboxrun.log import Log
 
 TYPE_CHECKING = False
@@ -58,11 +58,31 @@ def main(args: list[str]) -> int:
             raise _refused(after)
         for warning in change.warnings:
             Log().warning("field", warning)
+        if change.names:
+            _look_at_redis(options)
         if change.names and not options.dry_run:
             hashes.write(connection, change.before, change.put, list(change.remove))
     made = _result(options, change, before, after)
     print(to_json(made) if options.json else _text(made, painter()))
     return 0
+
+
+def _look_at_redis(options: argparse.Namespace) -> None:
+    """Say in advance if a run would be refused because Redis requires no password; at a terminal, ask as a run does."""
+    from sandboxrun.host.open_redis import check_open_redis
+
+    log, url = Log(), run_options(options).redis_url
+    try:
+        check_open_redis(
+            url,
+            options.type,
+            options.id,
+            policy=options.policy,
+            ask=not options.dry_run,
+            say=lambda message: log.info("policy", message),
+        )
+    except SandboxError as error:
+        log.warning("redis", f"{error}; sandboxrun {options.type} {options.id} is refused", hint=error.hint)
 
 
 def _refused(after: Preparation) -> SandboxrunError:

@@ -9,10 +9,9 @@ from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, UsageError
 from sandboxrun.protocol import GROUP
 from sandboxrun.records import field, record, replace
-from sandboxrun.redis.bounded import bounded
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.pages import ENTRY_MAX_BYTES, ask_all, entries, one
-from sandboxrun.redis.replies import ReplyError
+from sandboxrun.redis.replies import ReplyError, TooManyBytes, Within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,9 +71,14 @@ def check_ref(ref: str) -> str:
 
 def gather(connection: Connection, ref: str, type_: str | None) -> Facts:
     """`type_`: of the workers that it was for, where it is known. Raises ConfigError where there is more than can be read."""
-    mend = f"look with redis-cli at {keys.trace_key(ref)}, {keys.reply_key(ref)} and the streams"
-    with bounded(connection, READ_MAX_BYTES, f"what is found of request {ref} has", mend):
-        return _gather(connection, ref, type_)
+    try:
+        with Within(connection, READ_MAX_BYTES):
+            return _gather(connection, ref, type_)
+    except TooManyBytes as error:
+        raise ConfigError(
+            f"what is found of request {ref} has more than {READ_MAX_BYTES >> 20} MiB: look with redis-cli at "
+            f"{keys.trace_key(ref)}, {keys.reply_key(ref)} and the streams"
+        ) from error
 
 
 def _gather(connection: Connection, ref: str, type_: str | None) -> Facts:

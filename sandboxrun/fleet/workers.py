@@ -1,7 +1,7 @@
-"""The workers that Redis knows: which hashes there are, who holds their `pid`, and what that means.
+"""The workers that Redis knows: their hashes, who holds their `pid`, and what that means.
 
-No list of workers is kept anywhere, so that none can be wrong. A hash is found by three ways: by the users of running
-workers (ACL USERS: one reply, however large the database is), by SCAN, bounded in time, and by what the caller knows.
+There is no index of workers that could be wrong. A hash is found in three ways: by the Redis users of running workers (ACL
+USERS is one reply, however large the database is), by SCAN, bounded in time, and by the names that the caller knows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandboxrun.config import keys
-from sandboxrun.errors import ConfigError, ConnectionLost, StoreError
+from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.protocol import GROUP
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
@@ -35,7 +35,7 @@ class State(enum.StrEnum):
     """What `pid` and the fields beside it say."""
 
     RUNNING = "running"  # the process is there; on another host: it was seen within LEASE_SECONDS
-    ENDING = "ending"  # `pid` was removed, and the supervisor has not buried the worker yet
+    ENDING = "ending"  # `pid` was removed, and the supervisor has not reaped the worker yet
     STALE = "stale"  # the process is gone, or was not seen for longer, and its number was left behind
     UNKNOWN = "unknown"  # set by a worker without sandboxrun, which is no process of this host
     STOPPED = "stopped"
@@ -53,7 +53,7 @@ class Worker:
     version: str = ""
     stream: str = ""
     consumer: str = ""
-    pending: int | None = None  # requests that it has begun; None where Redis does not say
+    pending: int | None = None  # requests that it has begun; None if Redis does not say
 
     @property
     def name(self) -> str:
@@ -102,9 +102,9 @@ def find(
     known: Iterable[tuple[str, str]] = (),
     seconds: float = SCAN_SECONDS,
 ) -> Found:
-    """The hashes of workers, of one type or of all. `known`: some that there may be, which are looked at in any case."""
+    """The hashes of workers, of one type or of all. `known`: workers that are included although SCAN may not find them."""
     found = {worker for worker in known if type_ in (None, worker[0])}
-    users = _at_most(connection, SCAN_MAX_BYTES, [("ACL", "USERS")])
+    users = connection.pipeline_within([("ACL", "USERS")], SCAN_MAX_BYTES, reopen=True)
     cut = f"ACL USERS has more than {SCAN_MAX_BYTES >> 20} MiB, so not read" if users is None else ""
     for name in users[0] if users is not None and isinstance(users[0], list) else ():
         owner = Owner.of_user(name.decode("utf-8", "replace"))
@@ -116,13 +116,13 @@ def find(
 
 
 def _scan(connection: Connection, type_: str | None, found: set[tuple[str, str]], seconds: float) -> str:
-    """Add what SCAN finds; why it was cut short, or ""."""
+    """Add the hashes that SCAN finds; returns why there may be more, or ""."""
     cursor: Any = b"0"
     until = time.monotonic() + seconds
     pattern = keys.worker_key(type_ or "*", "*")
     while True:
         command = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT, "TYPE", "hash")
-        replies = _at_most(connection, SCAN_MAX_BYTES, [command])
+        replies = connection.pipeline_within([command], SCAN_MAX_BYTES, reopen=True)
         if replies is None:
             return f"names of keys have more than {SCAN_MAX_BYTES >> 20} MiB, so that not all were looked at: name TYPE and ID"
         reply = replies[0]
@@ -149,7 +149,7 @@ def _add(found: set[tuple[str, str]], key: str, type_: str | None) -> None:
 
 
 def read(connection: Connection, workers: Sequence[tuple[str, str]]) -> list[Worker]:
-    """What their hashes say now. Those that are not there count as stopped."""
+    """What their hashes say now. A worker without a hash counts as stopped."""
     types = sorted({type_ for type_, _ in workers})
     shared = dict(zip(types, _values(connection, [(keys.type_key(t), _SHARED) for t in types]), strict=True))
     own = _values(connection, [(keys.worker_key(*worker), _FIELDS) for worker in workers])
@@ -180,7 +180,7 @@ def _worker(
 
 
 def _values(connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[list[Any] | None]:
-    """The fields of each hash; None where there is too much in them, or no hash."""
+    """The fields of each hash; None if they have too many bytes, or the key is no hash."""
     found: list[list[Any] | None] = []
     for at in range(0, len(wanted), PAGE):
         page = wanted[at : at + PAGE]
@@ -196,16 +196,16 @@ def read_pids(connection: Connection, keys_: Sequence[str]) -> list[list[Any]]:
     found = _bounded(connection, [(key, PID_FIELDS) for key in keys_], PAGE_MAX_BYTES)
     if found is None:
         raise StoreError(
-            f"the pid fields of {keys_[0]} and {len(keys_) - 1} others have more than {PAGE_MAX_BYTES >> 20} MiB: look with "
-            "HSTRLEN, and remove what somebody put there with HDEL"
+            f"the pid fields of {keys_[0]} and {len(keys_) - 1} others have more than {PAGE_MAX_BYTES >> 20} MiB"
         )
     return [values if values is not None else [None] * len(PID_FIELDS) for values in found]
 
 
 def _bounded(
-    connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]], most: int
+    connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]], max_bytes: int
 ) -> list[list[Any] | None] | None:
-    replies = _at_most(connection, most, [("HMGET", key, *fields) for key, fields in wanted])
+    commands = [("HMGET", key, *fields) for key, fields in wanted]
+    replies = connection.pipeline_within(commands, max_bytes, reopen=True)
     if replies is None:
         return None
     for reply in replies:
@@ -214,26 +214,13 @@ def _bounded(
     return [None if isinstance(reply, ReplyError) else reply for reply in replies]
 
 
-def _at_most(connection: Connection, most: int, commands: Sequence[Sequence[Any]]) -> list[Any] | None:
-    """The replies, or None if they have more bytes together; then the connection is a new one."""
-    connection.receive_most = connection.received + most
-    try:
-        return connection.pipeline(commands)
-    except ConnectionLost:
-        if connection.received <= connection.receive_most:
-            raise
-    finally:
-        connection.receive_most = 0
-    connection.open()
-    return None
-
-
 def _with_pending(connection: Connection, workers: list[Worker]) -> list[Worker]:
     """Add how many requests each has begun: one summary a stream."""
     streams = sorted({worker.stream for worker in workers if worker.state in (State.RUNNING, State.STALE)})
     counts: dict[str, dict[str, int]] = {}
     for stream in streams:
-        reply = (_at_most(connection, PAGE_MAX_BYTES, [("XPENDING", stream, GROUP)]) or [None])[0]
+        summary = connection.pipeline_within([("XPENDING", stream, GROUP)], PAGE_MAX_BYTES, reopen=True)
+        reply = summary[0] if summary else None
         if isinstance(reply, list) and len(reply) == 4:
             counts[stream] = {_text(name): int(count) for name, count in reply[3] or ()}
     return [

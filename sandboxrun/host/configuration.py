@@ -15,7 +15,7 @@ Parse = Callable[[Mapping[bytes, bytes], Mapping[bytes, bytes]], None]
 
 
 def read(store: Store, type_: str, id_: str, parse: Parse, *, wait: bool, log: Log) -> None:
-    """Have both hashes parsed. `wait`: as long as Redis is away, or there is no hash or no url or version in it.
+    """Parse both hashes. `wait` until Redis is there, and until the hash exists and has a url and a version.
 
     Raises SandboxrunError.
     """
@@ -32,6 +32,6 @@ def read(store: Store, type_: str, id_: str, parse: Parse, *, wait: bool, log: L
                 raise
             reason = f"{error}; waiting for {'it' if isinstance(error, NotConfigured) else 'Redis'}"
             if reason not in said:
-                log.warning("wait", reason)
+                log.warning("wait", reason, hint=error.hint)
             said.add(reason)
         time.sleep(next(tries))

@@ -1,5 +1,4 @@
-"""What `sandboxrun TYPE ID` would make of two hashes, up to the moment in which it would start the worker: by the same steps,
-but going on after a fault, so that all of them are known."""
+"""The steps of `sandboxrun TYPE ID` up to the start of the worker. They go on after a fault, so that all faults are known."""
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ from sandboxrun.redis.hashes import Hashes
 
 
 def examine(hashes: Hashes, options: RunOptions, folders: Folders, get: Get | None = None) -> Preparation:
-    """All that can be found out, with its `faults` in the order in which a run meets them: it ends with the first.
+    """The preparation, with its `faults` in the order in which a run meets them: a run ends with the first.
 
-    `get`: brings the script, where it is not enough to look what the cache has of it; asked only while all is well.
+    `get` fetches the script, if the cache alone is not enough. It is called only if there is no fault yet.
     """
     found = Preparation(options, folders)
     faults = _Faults(found.faults)

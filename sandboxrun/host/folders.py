@@ -1,8 +1,4 @@
-"""Where things are kept for the user, and the policy files that hold for him: the XDG Base Directory Specification.
-
-By hand, for it is asked at every start: platformdirs imports pathlib and typing, four milliseconds, for what is four paths
-on Linux.
-"""
+"""The user's folders and the policy files that apply, by the XDG Base Directory Specification, as platformdirs reads it."""
 
 from __future__ import annotations
 
@@ -15,12 +11,7 @@ from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.policy.file import ceiling_for
 from sandboxrun.records import record
 
-_XDG = {
-    "XDG_CACHE_HOME": ".cache",
-    "XDG_STATE_HOME": ".local/state",
-    "XDG_DATA_HOME": ".local/share",
-    "XDG_CONFIG_HOME": ".config",
-}
+_XDG = ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")
 
 
 @record
@@ -68,22 +59,21 @@ class Folders:
 
     @classmethod
     def of_user(cls) -> Folders:
-        cache, state, data, config = (
-            os.path.join(os.environ.get(variable) or os.path.expanduser(f"~/{usual}"), "sandboxrun")
-            for variable, usual in _XDG.items()
-        )
-        if not all(map(os.path.isabs, (cache, state, data, config))):
-            raise ConfigError(
-                "there is no home folder for the cache: set HOME, or XDG_CACHE_HOME, XDG_STATE_HOME, XDG_DATA_HOME and "
-                "XDG_CONFIG_HOME, to absolute paths"
-            )
-        system = [
-            os.path.join(folder, "sandboxrun")
-            for folder in os.environ.get("XDG_CONFIG_DIRS", "").split(os.pathsep)
-            if os.path.isabs(folder)
-        ]
-        # Whatever XDG_CONFIG_DIRS says, the usual place is looked at, for an administrator writes there.
-        folders = dict.fromkeys((*system, "/etc/xdg/sandboxrun", config))
+        _check_environment()
+        from platformdirs.unix import Unix
+
+        user = Unix("sandboxrun", multipath=True)
+        own: tuple[str, ...] = ()
+        try:
+            own = (user.user_cache_dir, user.user_state_dir, user.user_data_dir, user.user_config_dir)
+        except RuntimeError:  # an older platformdirs returns a relative path instead
+            pass
+        if not own or not all(map(os.path.isabs, own)):
+            raise ConfigError("there is no home folder: HOME is not set, and this user has none", hint=_home_hint())
+        cache, state, data, config = own
+        # Whatever XDG_CONFIG_DIRS says, /etc/xdg is read, because administrators write there.
+        system = (*filter(os.path.isabs, user.site_config_dir.split(os.pathsep)), "/etc/xdg/sandboxrun")
+        folders = dict.fromkeys((*system, config))
         return cls(cache, state, data, tuple(os.path.join(folder, "policy.toml") for folder in folders))
 
     def data_of(self, worker: WorkerConfig) -> str:
@@ -100,3 +90,21 @@ class Folders:
             required=policy is not None,
             data=self.data_of(worker),
         )
+
+
+def _check_environment() -> None:
+    """Raise ConfigError for a relative path. The XDG specification calls it invalid, and versions of platformdirs differ: they
+    take it, or the usual folder instead. Either way a policy file that the operator means could be another, or none."""
+    usual = False
+    for variable in _XDG:
+        path = os.environ.get(variable, "")
+        usual |= not path.strip()
+        if path.strip() and not os.path.isabs(path):
+            raise ConfigError(f"{variable} is {path[:200]!r}, and must be an absolute path", hint=f"unset {variable}")
+    home = os.environ.get("HOME")
+    if usual and home is not None and not os.path.isabs(home):
+        raise ConfigError(f"HOME is {home[:200]!r}, and must be an absolute path", hint=_home_hint())
+
+
+def _home_hint() -> str:
+    return "export HOME=/FOLDER"

@@ -1,4 +1,4 @@
-"""The logs that sandbox/relay.py writes, read: entries, lines of text, and what is appended while one looks."""
+"""Read the logs that sandbox/supervisor/output.py writes: entries, lines of text, and what is appended meanwhile."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Lines:
 
 
 class Follower:
-    """A log from its beginning, and then what is appended. Follows it where it is moved away (rotated)."""
+    """A log from its beginning, and then what is appended. Follows a log that is rotated."""
 
     def __init__(self, path: str) -> None:
         self._path, self._fd, self._lines = path, -1, Lines()
@@ -112,7 +112,7 @@ class Follower:
 
 
 def read(path: str) -> list[Line]:
-    """All lines that are kept. Raises OSError for a log that is not to be read."""
+    """All lines that are kept. Raises OSError if the log cannot be read."""
     log = Follower(path)
     try:
         return [*log.existing(), *log.rest()]

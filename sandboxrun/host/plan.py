@@ -1,5 +1,4 @@
-"""What becomes of a worker's hashes before it runs, step by step, and the plan at the end: the one telling of it, for whatever
-runs a worker and whatever only looks at one."""
+"""From a worker's hashes to the plan of its run, step by step. Every command that runs or shows a worker takes these steps."""
 
 from __future__ import annotations
 
@@ -24,6 +23,7 @@ from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.records import field, record, replace
 from sandboxrun.redis.address import Address, parse_url
 from sandboxrun.redis.store import Store
+from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD
 from sandboxrun.sandbox.compile import code_paths
 from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy, build
 from sandboxrun.sandbox.supervisor.child import this_interpreter
@@ -104,8 +104,8 @@ class RunPlan:
 
 @record
 class Agreement:
-    """Whether the operator agrees to what the hash asks. `how`: "first" where nothing was recorded, "same" where it asks for
-    nothing more, "--yes", "terminal"; empty where nobody has agreed to what has `grown`."""
+    """Whether the operator agrees to what the hash asks. `how`: "first" if nothing was recorded, "same" if it asks for
+    nothing more, "--yes", "terminal"; empty if nobody has approved what has `grown`."""
 
     how: str
     grown: tuple[str, ...]
@@ -126,7 +126,7 @@ class Preparation:
         self.stands_on: tuple[str, ...] = ()
         self.ceiling: Ceiling | None = None
         self.source: Source | LocalSource | None = None
-        self.pin: Pin | None = None  # of the source, where it was fetched and somebody has looked
+        self.pin: Pin | None = None  # of the source, if it was fetched
         self.artifact: Artifact | None = None
         self.agreement: Agreement | None = None
         self.interpreter: Interpreter | None = None
@@ -157,13 +157,24 @@ class Preparation:
         self.ceiling = self.folders.ceiling(config, self.options.policy)
         self.config = self.ceiling.check(self.options.limits)
 
+    def accept_open_redis(self, url: str, say: Callable[[str], None]) -> None:
+        """A Redis that requires no password, which the operator has accepted, or accepts now at a terminal."""
+        ceiling = _needed(self.ceiling)
+        if ceiling.accepts_open_redis(url):
+            return
+        from sandboxrun.redis import acceptance
+
+        if not acceptance.accept(ceiling, url, say):
+            raise acceptance.refusal(ceiling, url)
+        self.ceiling = self.folders.ceiling(ceiling.worker, self.options.policy)
+
     def resolve(self) -> None:
         """Where the script is."""
         config = _needed(self.config)
         self.source = resolve(config.url, config.version, key=config.key)
 
     def fetch(self, get: Get) -> None:
-        """The script, from where it may come, as `get` brings it; None where that does not have it."""
+        """The script, fetched by `get` from a host that may serve it; None if `get` does not have it."""
         config, source, ceiling = _needed(self.config), self.source, _needed(self.ceiling)
         assert source is not None
         allowed = _import_list(self.options, ceiling, source)
@@ -174,7 +185,7 @@ class Preparation:
             ceiling.check_digest(self.artifact.sha256)
 
     def approve(self, *, ask: bool) -> None:
-        """What the hash asks beyond what was agreed to; `ask`: the operator, and record what is agreed to now."""
+        """What the hash asks beyond what was approved. `ask`: ask the operator, and record what is approved now."""
         config = _needed(self.config)
         if ask:
             how, grown = approval.approve(
@@ -212,14 +223,14 @@ class Preparation:
         )
 
     def plan(self, degraded: tuple[str, ...] = ()) -> RunPlan:
-        """After all the steps. Raises the first of `faults`, and FetchError where there is no script yet."""
+        """After all the steps. Raises the first of `faults`, and FetchError if there is no script yet."""
         if self.faults:
             raise self.faults[0]
         config, source, artifact = _needed(self.config), _needed(self.source), self.artifact
         if artifact is None:
             raise FetchError(
-                f"the script of {config.key} was not fetched here yet, so that there is no plan: sandboxrun {config.type} "
-                f"{config.id} fetches it"
+                f"the script of {config.key} was not fetched here yet, so there is no plan",
+                hint=f"sandboxrun {config.type} {config.id}",
             )
         denied = config.permissions.deny.get("env", ())
         return RunPlan(
@@ -261,6 +272,9 @@ def prepare(
     check_debugger(config)
     for warning in config.warnings:
         log.warning("config", warning)
+    if store.open_to_all and not {REDIS_ACL, REDIS_PASSWORD} & {*options.degraded}:
+        preparation.accept_open_redis(store.address.shown, lambda message: log.info("policy", message))
+        ceiling = _needed(preparation.ceiling)
     timing.mark("hash parsed")
     preparation.resolve()
     preparation.fetch(_obtain(preparation, audit, log))
@@ -311,7 +325,8 @@ def check_debugger(config: WorkerConfig) -> None:
 
     if importlib.util.find_spec("debugpy") is None:
         raise ConfigError(
-            f"{config.inspect.where} asks for a debugger, and debugpy is not installed: pip install 'sandboxrun[debug]'"
+            f"{config.inspect.where} asks for a debugger, and debugpy is not installed",
+            hint="python3 -m pip install 'sandboxrun[debug]'",
         )
 
 
@@ -334,7 +349,7 @@ def _import_list(options: RunOptions, ceiling: Ceiling, source: Source | LocalSo
 
 
 def _without(permissions: Permissions, data: str) -> Permissions:
-    """Without what a run would make first: the worker's own data folder, where it is not there yet."""
+    """Without the worker's own data folder, if it does not exist yet: a run would make it first."""
     allow = dict(permissions.allow)
     if not os.path.exists(data):
         for kind in ("read", "write"):

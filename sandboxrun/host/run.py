@@ -39,6 +39,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from sandboxrun.config.worker import WorkerConfig
     from sandboxrun.sandbox.supervisor.spawn import Birth
 
 DESCRIPTORS = 1024  # enough for all connects that may hang at once, and below what select(2) can take
@@ -133,7 +134,7 @@ def _run(options: RunOptions, held: _Held) -> int:
     preparation = Preparation(options, folders)
     forgone = child.features.forgone(options.degraded)
     plan = prepare(preparation, store, audit=audit, log=log, degraded=tuple(forgone))
-    key_line = _read_key() if plan.worker.has_secrets else None
+    key_line = _read_key(plan.worker) if plan.worker.has_secrets else None
     ending.defer()
     with scratch_folder(folders.scratch) as scratch, _admitted(preparation, plan, held) as login:
         ending.check()
@@ -277,17 +278,19 @@ def _record(folders: Folders, plan: RunPlan) -> None:
         raise ConfigError(f"the run cannot be recorded in {folders.runs}: {error.strerror}") from error
 
 
-def _read_key() -> bytes:
+def _read_key(worker: WorkerConfig) -> bytes:
     """The key's line from standard input, checked, as it came. Raises SecretError, ConfigError."""
     if sys.stdin is None or os.isatty(0):
         raise ConfigError(
-            "the worker has secrets (encryptedJson), and standard input is a terminal: pipe the key, as in echo worker-v0 HEX | sandboxrun TYPE ID"
+            f"{worker.key} has secrets (encryptedJson), and standard input is a terminal, so there is no key",
+            hint=_key_hint(worker),
         )
     line = b""
     while not line.endswith(b"\n") and len(line) < KEY_LINE_MAX_BYTES:
         if not select.select([0], [], [], KEY_SECONDS)[0]:
             raise ConfigError(
-                f"no key came on standard input within {KEY_SECONDS} s: pipe it, as in echo worker-v0 HEX | sandboxrun TYPE ID"
+                f"{worker.key} has secrets (encryptedJson), and no key came on standard input within {KEY_SECONDS} s",
+                hint=_key_hint(worker),
             )
         part = os.read(0, KEY_LINE_MAX_BYTES - len(line))
         if not part:
@@ -296,6 +299,10 @@ def _read_key() -> bytes:
     line = line.partition(b"\n")[0] + b"\n"
     parse_key_line(line)
     return line
+
+
+def _key_hint(worker: WorkerConfig) -> str:
+    return f"sandboxrun {worker.type} {worker.id} <KEYFILE"
 
 
 def _give_key(child: Child, line: bytes | None) -> None:

@@ -1,5 +1,5 @@
-"""End workers by removing `pid` from their hashes, which their supervisors watch, and see how that goes. Nothing is killed
-here: a supervisor ends its own worker, and a number that was left behind may be another process's by now."""
+"""End workers by removing `pid` from their hashes, which their supervisors watch, and wait for the end. Nothing is killed here,
+because a supervisor ends its own worker, and a stale number may belong to another process by now."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def stop(
 ) -> Iterator[Stopped]:
     """Ask all of them at once, then say of each how it ended, at most `timeout` seconds later.
 
-    `only_stale`: leave those alone that run. Raises ConfigError where there is no such hash, before any is asked.
+    `only_stale`: leave those alone that run. Raises ConfigError if a hash does not exist, before any worker is asked.
     """
     _check_there(connection, workers)
     waiting: dict[tuple[str, str], tuple[Held, State]] = {}
@@ -87,17 +87,17 @@ def _wait(
 
 
 def ended(held: Held, now: Held) -> End | None:
-    """Whether the run of which `held` tells is over, from what the hash says `now`; None where it is not."""
+    """Whether the run of which `held` tells is over, from what the hash says `now`; None if it is not."""
     if now["pid"] is not None or now["pidToken"] not in (None, held["pidToken"]):  # it was removed, so it is another's
         return End.RESTARTED
     if held["pidHost"] is None:
         return None if _there(held) else End.ENDED
-    # The supervisor removes the others once the worker is buried: that shows on every host.
+    # The supervisor removes the other fields once it has reaped the worker: that shows on every host.
     return End.ENDED if now["pidHost"] is None and not _there(held) else None
 
 
 def _at_last(connection: Connection, key: str, held: Held) -> End:
-    """The time is over: a supervisor that was killed leaves its worker dead, and the fields in the hash."""
+    """After the time-out: a killed supervisor leaves a dead worker, and the fields in the hash."""
     if held["pid"] is not None and held["pidHost"] in (None, this_host()) and not _there(held):
         _remove(connection, key, held)
         return End.ENDED
@@ -121,7 +121,7 @@ def _check_there(connection: Connection, workers: Sequence[tuple[str, str]]) -> 
         connection.checked(kind)
         if kind != b"hash":
             type_ = name.partition(":")[0]
-            raise ConfigError(f"{name} is no hash in this Redis: sandboxrun ps {type_} --all shows those that are")
+            raise ConfigError(f"{name} is no hash in this Redis", hint=f"sandboxrun ps {type_} --all")
 
 
 def _ask(connection: Connection, key: str, *, only_stale: bool) -> tuple[State, Held]:
@@ -160,5 +160,5 @@ def _change(
         return [("HDEL", key, *fields)] if fields else []
 
     if not optimistic(connection, [key], decide):
-        raise StoreError(f"{key} changes so often that field pid cannot be removed: find out who writes to it")
+        raise StoreError(f"{key} changes so often that field pid cannot be removed")
     return before[-1]

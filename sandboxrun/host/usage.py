@@ -34,7 +34,7 @@ def by_session() -> dict[int, Usage]:
 
 
 def stat(pid: int) -> list[bytes] | None:
-    """From the third field on: state, parent, group, session, …; None where there is no such process."""
+    """From the third field on: state, parent, group, session, …; None if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()

@@ -42,7 +42,7 @@ RECORD_MAX_BYTES = 16 * 1024 * 1024
 QUESTION_MAX_LINES = 40  # nobody sees a line that has scrolled away
 QUESTION_MAX_CHARS = 4000
 ANSWER_MAX_BYTES = 256
-_YES = (b"y", b"yes")
+YES = (b"y", b"yes")
 
 
 def growth(before: Asked, now: Asked) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def _agree(grown: tuple[str, ...], type_: str, id_: str) -> None:
             f"{key} asks for {len(shown)} things more than at its last run, too many to ask here", hint=_agree_hint(key)
         )
     question = "".join(f"  + {line}\n" for line in shown)
-    answer = _ask(f"{key} asks for more than at its last run:\n{question}Allow this? [y/N] ")
+    answer = ask(f"{key} asks for more than at its last run:\n{question}Allow this? [y/N] ")
     if answer is None:
         first = grown[0][:200]
         raise PolicyError(
@@ -131,7 +131,7 @@ def _agree(grown: tuple[str, ...], type_: str, id_: str) -> None:
             "there is no terminal to ask on",
             hint=_agree_hint(key),
         )
-    if answer.strip().lower() not in _YES:
+    if answer.strip().lower() not in YES:
         raise PolicyError(
             f"{key} asks for more than at its last run, and this was not agreed to", hint=_agree_hint(key)
         )
@@ -141,7 +141,7 @@ def _agree_hint(key: str) -> str:
     return f"sandboxrun approve {keys.in_words(key)}"
 
 
-def _ask(question: str) -> bytes | None:
+def ask(question: str) -> bytes | None:
     """A line from the controlling terminal, because standard input carries the key; None if there is no terminal, or if another
     program has its foreground."""
     try:

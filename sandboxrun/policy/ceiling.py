@@ -51,19 +51,32 @@ class Section:
     pinned: bool = False
     local: bool | None = None
     inspect: bool | None = None  # whether a hash may ask for a debugger
-    open_redis: bool | None = None  # whether a worker may run beside a Redis that accepts commands without a password
+    open_redis: bool | None = None  # whether a worker may run beside a Redis that requires no password
     sha256: frozenset[str] | None = None
     places: Mapping[str, str] = field(default_factory=dict)  # FILE:LINE by key
 
 
 @record
+class Server:
+    """What one policy file says of one Redis server, in a section [redis."URL"]."""
+
+    url: str  # without a login, as Address.shown
+    open_redis: bool | None
+    place: str  # FILE:LINE of the key, or of the section
+
+
+@record
 class Ceiling:
-    """The sections for one worker, at most one of each file. `data`: its own data folder. `hint`: the user's file, there or not."""
+    """The sections for one worker, at most one of each file, and those for Redis servers.
+
+    `data`: the worker's own data folder. `hint`: the user's file, there or not.
+    """
 
     worker: WorkerConfig
     sections: tuple[Section, ...]
     data: str
     hint: str
+    servers: tuple[Server, ...] = ()
 
     def check(self, flags: Mapping[str, int]) -> WorkerConfig:
         """The configuration, with the ceiling's limits if the hash sets none. Raises PolicyError for the first thing that the hash
@@ -239,10 +252,18 @@ class Ceiling:
                     )
         return bounds
 
-    @property
-    def open_redis(self) -> bool:
-        """Whether a Redis that everybody can use is accepted: a file says so, and none says no."""
-        return {section.open_redis for section in self.sections} - {None} == {True}
+    def accepts_open_redis(self, url: str) -> bool:
+        """Whether this Redis is accepted although it requires no password: if one section says so, and none says no."""
+        return {said for said, _ in self._open_redis(url)} == {True}
+
+    def forbids_open_redis(self, url: str) -> str:
+        """FILE:LINE that says no, or ""."""
+        return next((place for said, place in self._open_redis(url) if not said), "")
+
+    def _open_redis(self, url: str) -> list[tuple[bool, str]]:
+        workers = [(each.open_redis, each.places.get("open-redis", each.place)) for each in self.sections]
+        servers = [(each.open_redis, each.place) for each in self.servers if each.url == url]
+        return [(said, place) for said, place in (*workers, *servers) if said is not None]
 
     def _check_inspect(self) -> None:
         """Raise PolicyError for a debugger that is not allowed: its client runs code with the worker's secrets and grants."""

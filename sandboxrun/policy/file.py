@@ -13,7 +13,7 @@ from sandboxrun.config.limits import LIMITS
 from sandboxrun.config.permissions import KINDS, Kind, ListenTarget, NetTarget, RedisTarget, Verdict
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError
-from sandboxrun.policy.ceiling import Ceiling, Section
+from sandboxrun.policy.ceiling import Ceiling, Section, Server
 from sandboxrun.records import record
 
 TYPE_CHECKING = False
@@ -30,6 +30,16 @@ _KEYS = (
     *(f"limit-{limit}" for limit in LIMITS),
     *("import", "pinned", "local", "inspect", "open-redis", "sha256"),
 )
+_URL = r"rediss?://[^/@?#\s]+:[0-9]{1,5}|unix:///[^?#]+"
+_URL_EXAMPLE = '[redis."redis://127.0.0.1:6379"]'
+
+
+@record
+class Policy:
+    """One policy file: its sections for workers, and those for Redis servers."""
+
+    workers: tuple[Section, ...]
+    servers: tuple[Server, ...]
 
 
 def ceiling_for(worker: WorkerConfig, *, system: Iterable[str], user: str, required: bool, data: str) -> Ceiling:
@@ -37,18 +47,31 @@ def ceiling_for(worker: WorkerConfig, *, system: Iterable[str], user: str, requi
 
     `data`: the worker's own data folder. Raises ConfigError for any mistake in a file, also in a section for other workers.
     """
-    files = [(path, _read(path, required and path == user)) for path in (*system, user)]
-    sections = [section_for(parse(text, path), worker.type, worker.id) for path, text in files if text is not None]
-    return Ceiling(worker, tuple(section for section in sections if section is not None), data, user)
+    files = [(path, read_text(path, required and path == user)) for path in (*system, user)]
+    policies = [parse_policy(text, path) for path, text in files if text is not None]
+    sections = [section_for(policy.workers, worker.type, worker.id) for policy in policies]
+    servers = tuple(server for policy in policies for server in policy.servers)
+    return Ceiling(worker, tuple(section for section in sections if section is not None), data, user, servers)
+
+
+def policy_of(path: str) -> Policy | None:
+    """The policy in a file; None if there is no file. Raises ConfigError."""
+    text = read_text(path, False)
+    return None if text is None else parse_policy(text, path)
 
 
 def sections_of(path: str) -> tuple[Section, ...] | None:
-    """The sections of a file; None if there is no file. Raises ConfigError."""
-    text = _read(path, False)
-    return None if text is None else parse(text, path)
+    """The sections for workers of a file; None if there is no file. Raises ConfigError."""
+    policy = policy_of(path)
+    return None if policy is None else policy.workers
 
 
 def parse(text: str, path: str) -> tuple[Section, ...]:
+    """The sections for workers in the text of a policy file. Raises ConfigError."""
+    return parse_policy(text, path).workers
+
+
+def parse_policy(text: str, path: str) -> Policy:
     """From the text of a policy file; `path` is how it is named in errors. Raises ConfigError."""
     import tomllib  # late, because most users have no file
 
@@ -61,11 +84,14 @@ def parse(text: str, path: str) -> tuple[Section, ...]:
         raise ConfigError(f"{path}:{line} is not TOML: {reason}") from error
     lines = _Lines(text, path)
     for name, value in document.items():
-        if name != "worker" or not isinstance(value, dict):
+        if name not in ("worker", "redis") or not isinstance(value, dict):
             raise ConfigError(
-                f"{lines.key(None, name)} has {name[:80]!r}: expected sections as {_EXAMPLE} and nothing else"
+                f"{lines.key(None, name)} has {name[:80]!r}: expected sections as {_EXAMPLE} or {_URL_EXAMPLE} and nothing else"
             )
-    return tuple(_section(pattern, table, lines) for pattern, table in document.get("worker", {}).items())
+    return Policy(
+        tuple(_section(pattern, table, lines) for pattern, table in document.get("worker", {}).items()),
+        tuple(_server(url, table, lines) for url, table in document.get("redis", {}).items()),
+    )
 
 
 def section_for(sections: Iterable[Section], type_: str, id_: str) -> Section | None:
@@ -126,7 +152,7 @@ class _Lines:
 
     def _header(self, pattern: str) -> int:
         quoted = re.escape(pattern)
-        header = re.compile(rf"""\s*\[\s*["']?worker["']?\s*\.\s*(?:"{quoted}"|'{quoted}'|{quoted})\s*\]""")
+        header = re.compile(rf"""\s*\[\s*["']?(?:worker|redis)["']?\s*\.\s*(?:"{quoted}"|'{quoted}'|{quoted})\s*\]""")
         lines = self.text.split("\n")
         named = [number for number, line in enumerate(lines, 1) if pattern in line]
         return next((number for number in named if header.match(lines[number - 1])), (named or [1])[0])
@@ -143,6 +169,24 @@ def _section(pattern: str, table: Any, lines: _Lines) -> Section:
     for key, value in table.items():
         _read_key(key, value, places[key], arguments)
     return Section(pattern, place, places=places, **arguments)
+
+
+def _server(url: str, table: Any, lines: _Lines) -> Server:
+    place = lines.header(url)
+    if not re.fullmatch(_URL, url) or not isinstance(table, dict):
+        raise ConfigError(
+            f"{place} has {url.rpartition('@')[2][:80]!r} for a Redis: expected a section as {_URL_EXAMPLE}, with the scheme and "
+            "the port, and without a login"
+        )
+    for key, value in table.items():
+        place = lines.key(url, key)
+        if key != "open-redis":
+            raise ConfigError(
+                f"{place} has {key[:80]!r}: expected open-redis", hint=_key_hint(place, key, ("open-redis",))
+            )
+        if not isinstance(value, bool):
+            raise ConfigError(f"{place} has {key} = {str(value)[:80]!r}: expected true or false")
+    return Server(url, table.get("open-redis"), place)
 
 
 def _read_key(key: str, value: Any, place: str, arguments: dict[str, Any]) -> None:
@@ -166,15 +210,17 @@ def _read_key(key: str, value: Any, place: str, arguments: dict[str, Any]) -> No
     elif key in ("pinned", "local", "inspect", "open-redis"):
         arguments[key.replace("-", "_")] = value if isinstance(value, bool) else wrong("true or false")
     else:
-        raise ConfigError(f"{place} has {key[:80]!r}: expected one of {', '.join(_KEYS)}", hint=_key_hint(place, key))
+        raise ConfigError(
+            f"{place} has {key[:80]!r}: expected one of {', '.join(_KEYS)}", hint=_key_hint(place, key, _KEYS)
+        )
 
 
-def _key_hint(place: str, key: str) -> str:
+def _key_hint(place: str, key: str, known: Iterable[str]) -> str:
     """To write the key that this one may be meant for."""
     import difflib
     import shlex
 
-    meant = difflib.get_close_matches(key[:80], _KEYS, 1, 0.8)
+    meant = difflib.get_close_matches(key[:80], list(known), 1, 0.8)
     path, _, line = place.rpartition(":")
     if not meant or not re.fullmatch(r"[\w-]+", key):
         return ""
@@ -220,7 +266,7 @@ def _digest(text: str) -> str:
     return digest
 
 
-def _read(path: str, required: bool) -> str | None:
+def read_text(path: str, required: bool) -> str | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         with open(fd, "rb") as file:

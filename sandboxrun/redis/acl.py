@@ -76,7 +76,7 @@ class Owner:
 
     @classmethod
     def of_user(cls, name: str) -> Owner | None:
-        """None where it is not the name of a user of ours."""
+        """None if it is not the name of a worker's user."""
         match = re.fullmatch(_NAME, name, re.ASCII)
         try:
             key = keys.worker_key(keys.check_type(match[1]), keys.check_id(match[2])) if match else ""
@@ -141,8 +141,9 @@ def _granted(config: WorkerConfig) -> tuple[RedisTarget, ...]:
     for target in denied:
         if target not in allowed:
             raise ConfigError(
-                f"field denyRedis of {config.key} has {target}, which allowRedis does not list in these words: Redis cannot "
-                f"take a part out of what it grants, so list in allowRedis what is meant"
+                f"field denyRedis of {config.key} has {target}, and allowRedis does not list exactly that: Redis cannot "
+                "withdraw a part of what it grants",
+                hint=_approve_hint(config, "denyRedis", [other for other in denied if other != target]),
             )
     granted = tuple(target for target in allowed if target not in denied)
     for target in granted:
@@ -150,7 +151,8 @@ def _granted(config: WorkerConfig) -> tuple[RedisTarget, ...]:
         if target.access in ("rw", "w") and own:
             raise ConfigError(
                 f"field allowRedis of {config.key} has {target}, which covers {own[0]}: the worker could change what it is "
-                f"granted; list the keys that it writes"
+                "granted",
+                hint=_set_hint(config, "allowRedis", [other for other in allowed if other != target]),
             )
     return granted
 
@@ -160,19 +162,32 @@ def _check_streams(config: WorkerConfig, granted: Iterable[RedisTarget]) -> None
 
     And one that is named as a reply or a trace could be removed by every worker.
     """
-    for name, stream in (
-        ("requestStream", config.loop.request_stream),
-        ("responseStream", config.loop.response_stream),
+    for name, stream, own_stream in (
+        ("requestStream", config.loop.request_stream, keys.request_stream(config.type)),
+        ("responseStream", config.loop.response_stream, keys.response_stream(config.type)),
     ):
         if stream.startswith(keys.reply_key("")) or (stream.startswith("req:") and stream.endswith(":h")):
             raise ConfigError(
-                f"field {name} of {config.key} is {stream!r}: every worker may write keys of this form; take another name"
+                f"field {name} of {config.key} is {stream!r}, and every worker may write keys of this form",
+                hint=_set_hint(config, name, [own_stream]),
             )
         own = stream.startswith(f"{config.type}:") and stream.endswith(":x")
         if not own and not any(t.access == "rw" and t.matches(stream) for t in granted):
             raise ConfigError(
-                f"field {name} of {config.key} is {stream!r}, which is not one of {config.type}:…:x: list it in allowRedis too"
+                f"field {name} of {config.key} is {stream!r}, which is not one of {config.type}:…:x, nor does allowRedis list it",
+                hint=_approve_hint(config, "allowRedis", [*config.permissions.allow.get("redis", ()), stream]),
             )
+
+
+def _set_hint(config: WorkerConfig, name: str, entries: Iterable[object]) -> str:
+    from shlex import quote
+
+    return f"sandboxrun set {config.type} {config.id} {name}={quote(','.join(map(str, entries)))}"
+
+
+def _approve_hint(config: WorkerConfig, name: str, entries: Iterable[object]) -> tuple[str, ...]:
+    """For more than at the last run, which has to be approved too."""
+    return _set_hint(config, name, entries), f"sandboxrun approve {config.type} {config.id}"
 
 
 def _streams(config: WorkerConfig) -> list[str]:

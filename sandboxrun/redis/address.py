@@ -32,7 +32,9 @@ def parse_url(url: str) -> Address:
     if not separator:
         scheme = ""  # text without a scheme may be a password
     if scheme not in ("redis", "rediss", "unix"):
-        raise UsageError(f"the Redis URL begins with {scheme[:20]!r}: expected redis://, rediss:// or unix://")
+        raise UsageError(
+            f"the Redis URL begins with {scheme[:20]!r}: expected redis://, rediss:// or unix://", hint=url_hint()
+        )
     rest, _, query = rest.partition("?")
     options = dict(part.partition("=")[::2] for part in query.split("&") if part)
     authority, slash, path = rest.partition("/")
@@ -43,7 +45,9 @@ def parse_url(url: str) -> Address:
     try:
         if scheme == "unix":
             if not slash:
-                raise UsageError("the Redis URL unix://… has no path: expected unix:///PATH/redis.sock")
+                raise UsageError(
+                    "the Redis URL unix://… has no path", hint="export REDIS_URL=unix://USER:PASSWORD@/PATH"
+                )
             address.path = "/" + _unquote(path)
             address.shown = f"unix://{address.path}"
         else:
@@ -52,14 +56,39 @@ def parse_url(url: str) -> Address:
         address.db = int(options.get("db", address.db))
         address.protocol = int(options.get("protocol", 2))
     except ValueError:
-        raise UsageError(_NOT_A_URL) from None
-    if not 0 < address.port < 65536 or address.protocol not in (2, 3):
-        raise UsageError(_NOT_A_URL)
+        raise UsageError(_NOT_A_URL, hint=url_hint()) from None
+    if not 0 < address.port < 65536:
+        # Without the number: of a password with a slash in it, it may be the first part.
+        raise UsageError("the Redis URL's port is not between 1 and 65535", hint=url_hint())
+    if address.protocol not in (2, 3):
+        raise UsageError(f"the Redis URL's protocol is {address.protocol}: expected 2 or 3", hint=url_hint())
     address.check = options.get("ssl_cert_reqs", "required") != "none"
     address.ca_file = _unquote(options.get("ssl_ca_certs", ""))
     if address.ca_file and not address.ca_file.startswith("/"):  # the worker reads it from another folder
-        raise UsageError(f"the Redis URL's ssl_ca_certs={address.ca_file[:200]} is not an absolute path")
+        raise UsageError(
+            f"the Redis URL's ssl_ca_certs={address.ca_file[:200]} is not an absolute path",
+            hint=certificates_hint(address),
+        )
     return address
+
+
+def url_hint() -> str:
+    return "export REDIS_URL=redis://USER:PASSWORD@HOST:PORT"
+
+
+def login_hint(shown: str) -> str:
+    """The same server, with another login."""
+    from shlex import quote
+
+    scheme, _, place = shown.partition("://")
+    return f"export REDIS_URL={scheme}://USER:PASSWORD@{quote(place)}"
+
+
+def certificates_hint(address: Address) -> str:
+    """The same server, with a file of certificates in PEM, which every worker can read."""
+    from shlex import quote
+
+    return f"export REDIS_URL='rediss://USER:PASSWORD@'{quote(address.shown.partition('://')[2])}'?ssl_ca_certs=/FILE'"
 
 
 def _set_server(address: Address, scheme: str, server: str) -> None:

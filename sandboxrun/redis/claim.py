@@ -27,8 +27,8 @@ def check_free(key: str, held: Mapping[str, str | None], now: int) -> None:
     if is_alive(held, key, now):
         elsewhere = "" if held["pidHost"] in (None, this_host()) else " on another host"
         raise AlreadyRunningError(
-            f"{key} runs already as process {(held['pid'] or '')[:32]!r}{elsewhere}: end it with sandboxrun stop "
-            f"{' '.join(keys.split_worker_key(key))}"
+            f"{key} runs already as process {(held['pid'] or '')[:32]!r}{elsewhere}",
+            hint=f"sandboxrun stop {' '.join(keys.split_worker_key(key))}",
         )
 
 
@@ -50,7 +50,7 @@ def claim(connection: Connection, run: Run, *, version: str) -> None:
 
     reads = [("TYPE", run.key), ("HMGET", run.key, *PID_FIELDS), ("TIME",)]
     if not optimistic(connection, [run.key], decide, reads=reads):
-        raise StoreError(f"{run.key} changes so often that field pid cannot be set: find out who writes to it")
+        raise StoreError(f"{run.key} changes so often that field pid cannot be set")
 
 
 def release(connection: Connection, run: Run, also: Commands) -> tuple[Loss | None, bool]:

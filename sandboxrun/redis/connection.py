@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 import hiredis
 
 from sandboxrun.errors import ConnectionLost, StoreError
-from sandboxrun.redis.address import Address, parse_url
-from sandboxrun.redis.replies import ProtocolError, ReplyError, login_refused, reader, translated
+from sandboxrun.redis.address import Address, parse_url, url_hint
+from sandboxrun.redis.replies import ProtocolError, ReplyError, TooManyBytes, Within, login_refused, reader, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class Connection:
                 self._socket = tls.wrap(self._socket, address, seconds=limit)
         except OSError as error:
             self.close()
-            raise ConnectionLost(f"Redis at {address.shown} cannot be reached ({error.strerror or error})") from error
+            why = error.strerror or error
+            raise ConnectionLost(f"Redis at {address.shown} cannot be reached ({why})", hint=url_hint()) from error
         self.set_wait(0)
         self._greet()
 
@@ -174,7 +175,7 @@ class Connection:
         return replies
 
     def check(self) -> None:
-        """Raise ConnectionLost where the other side has closed the connection. Does not wait, and loses no reply."""
+        """Raise ConnectionLost if the other side has closed the connection. Does not wait, and loses no reply."""
         if self._socket is None:
             return  # a later read finds out
         try:
@@ -261,19 +262,17 @@ class Connection:
         return self.read_many(len(commands))
 
     def pipeline_within(
-        self, commands: Sequence[Sequence[str | bytes | int | float]], max_bytes: int
+        self, commands: Sequence[Sequence[str | bytes | int | float]], max_bytes: int, *, reopen: bool = False
     ) -> list[Any] | None:
-        """As `pipeline`; None if the replies have more than `max_bytes` together, and then the connection is closed."""
-        outer, limit = self.receive_most, self.received + max_bytes
-        self.receive_most = min(limit, outer) if outer else limit
+        """As `pipeline`; None if the replies have more than `max_bytes` together, and then the connection is closed, or with
+        `reopen` a new one."""
         try:
-            return self.pipeline(commands)
-        except ConnectionLost:
-            if self.received <= limit or (outer and self.received > outer):
-                raise
+            with Within(self, max_bytes):
+                return self.pipeline(commands)
+        except TooManyBytes:
+            if reopen:
+                self.open()
             return None
-        finally:
-            self.receive_most = outer
 
     def call(self, *words: str | bytes | int | float) -> Any:
         """The reply to one command. An error of Redis is raised: ConnectionLost for a passing one, else ReplyError."""
@@ -299,7 +298,7 @@ class Connection:
         sock, self._socket = self._socket, None
         if sock is None:
             return
-        self._reader = reader()  # what is left of the old one's bytes answers nothing that will be asked
+        self._reader = reader()  # its bytes are replies to commands of the old connection
         try:
             sock.close()
         except OSError:
@@ -333,7 +332,7 @@ def greeting(address: Address, name: str, protocol: int = 0) -> Commands:
 
 
 def check_greeting(address: Address, commands: Commands, replies: list[Any]) -> None:
-    """Raise StoreError, or ConnectionLost where it may pass, for what Redis refuses of a `greeting`."""
+    """Raise StoreError, or ConnectionLost if it may pass, for what Redis refuses of a `greeting`."""
     for command, reply in zip(commands, replies, strict=True):
         if not isinstance(reply, ReplyError):
             continue
@@ -369,7 +368,7 @@ def _off_standard(sock: Any) -> Any:
 def _connect_tcp(address: Address, attach: Callable[[Any], None], seconds: float) -> None:
     """To the first of the host's addresses that answers within so many seconds."""
     last: OSError | None = None
-    # As bytes, where it can be: for a text the codec for international names is imported.
+    # As bytes if possible: for text, Python imports the codec for international names.
     host = address.host.encode() if address.host.isascii() else address.host
     for family, kind, protocol, _, where in _socket.getaddrinfo(host, address.port, 0, _socket.SOCK_STREAM):
         sock = _off_standard(_socket.socket(family, kind, protocol))

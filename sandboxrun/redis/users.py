@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from sandboxrun.redis.address import Address
+
 SELECTORS_SINCE = 7  # the first Redis whose ACL has selectors; every Valkey says it is one
 STALE_SECONDS = 3600  # no start takes so long: a user this old belongs to no run that is about to begin
 REDIS_ACL = "redis-acl"  # for --allow-degraded
@@ -51,7 +53,7 @@ class Users:
             with contextlib.suppress(ReplyError, StoreError):  # of two, one may exist
                 self.dismiss(connection)
             self._users = ()
-            raise SandboxError(_no_acl(connection, error)) from error
+            raise _no_acl(connection, error) from error
         ours = {user.name for user in users}
         others = [text for name in names if (text := _text(name)) not in ours]
         _remove(connection, _dead(connection, owner, others))
@@ -137,10 +139,20 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "replace")
 
 
-def _no_acl(connection: Connection, error: Exception) -> str:
-    login = (connection.address.user or "default")[:80]
-    return (
-        f"the Redis login {login!r} may not make a user for the worker ({str(error)[:160]}): an administrator of Redis "
-        f"can allow it with ACL SETUSER {login} +acl|setuser +acl|deluser +acl|users, or do without: "
-        f"--allow-degraded={REDIS_ACL} gives the worker this login itself"
+def _no_acl(connection: Connection, error: Exception) -> SandboxError:
+    login = connection.address.user or "default"
+    return SandboxError(
+        f"the Redis login {login[:80]!r} may not make a user for the worker ({str(error)[:160]})",
+        hint=acl_hint(connection.address, login),
     )
+
+
+def acl_hint(address: Address, login: str) -> str:
+    """For an administrator of Redis; --allow-degraded=redis-acl would give the worker this login itself."""
+    from shlex import quote
+
+    scheme, _, place = address.shown.partition("://")
+    server = (
+        f"-s {quote(place)} --user ADMIN --pass PASSWORD" if address.path else f"-u {scheme}://ADMIN:PASSWORD@{place}"
+    )
+    return f"redis-cli {server} ACL SETUSER {quote(login)} '+acl|setuser' '+acl|deluser' '+acl|users'"

@@ -167,6 +167,7 @@ def test_it_waits_for_redis_too(run: Runner, tmp_path: Path) -> None:
         with run.start("t", "1", "--wait") as process:
             assert process.stderr is not None
             assert b"waiting for Redis" in process.stderr.readline()
+            assert process.stderr.readline().startswith(b"hint: ")
             own.start()
             assert b"t:1:h does not exist" in process.stderr.readline()
             with redis.Redis.from_url(run.env["REDIS_URL"]) as r:

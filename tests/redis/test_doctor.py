@@ -63,7 +63,9 @@ def test_a_server_that_asks_for_no_password_fails(healthy: Runner) -> None:
     with Own("maxmemory 100mb", "maxmemory-policy allkeys-lru") as server:
         done = healthy("doctor", "--json", "--redis", server.url)
         assert done.code == 71
-        assert "without a password, so that a worker can leave its login aside" in texts(done, "FAILS")
+        assert "it accepts commands without a password, so a worker could ignore its restricted login" in texts(
+            done, "FAILS"
+        )
         assert "removes any key (allkeys-lru)" in texts(done, "FAILS")
         assert "keeps no log of what it has acknowledged" in texts(done, "note")
         with Own(f"replicaof 127.0.0.1 {server.port}", "replica-read-only yes") as replica:
@@ -117,7 +119,7 @@ def test_folders_and_policies_that_are_wrong_are_named(healthy: Runner) -> None:
     assert done.code == 0
     assert f"{healthy.policy} applies, with 1 sections: '*'" in texts(done, "ok")
     healthy.env["HOME"] = "relative"
-    assert "there is no home folder" in texts(healthy("doctor", "--json"), "FAILS")
+    assert "HOME is 'relative', and must be an absolute path" in texts(healthy("doctor", "--json"), "FAILS")
 
 
 def test_nothing_in_redis_drives_the_terminal(healthy: Runner, r: redis.Redis, tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def test_a_living_worker_is_not_started_twice(r: redis.Redis, run: Runner, local
         pid = r.hget("t:1:h", "pid")
         second = run("t", "1")
         assert second.code == 73
-        assert second.err == f"error: t:1:h runs already as process '{pid}': end it with sandboxrun stop t 1\n"
+        assert second.err == f"error: t:1:h runs already as process '{pid}'\nhint: sandboxrun stop t 1\n"
         assert process.poll() is None
         assert r.hget("t:1:h", "pid") == pid
 

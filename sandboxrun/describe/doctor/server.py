@@ -6,18 +6,23 @@ from rules.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 from sandboxrun.describe.doctor.finding import Finding, fails, note, ok
-from sandboxrun.errors import StoreError
+from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.fleet import workers as fleet
 from sandboxrun.fleet.workers import State
+from sandboxrun.host.folders import Folders
+from sandboxrun.policy.file import Policy, policy_of
+from sandboxrun.redis.acceptance import accept_hint, password_hint
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import start_time, this_host
 from sandboxrun.redis.replies import ReplyError
+from sandboxrun.redis.store import is_open
 
 SLOW_SECONDS = 0.02  # a round trip: a request takes several
 CLOCK_SECONDS = 2.0
@@ -106,25 +111,34 @@ def _rights(connection: Connection) -> Iterator[Finding]:
 
 
 def _open_to_all(connection: Connection) -> Iterator[Finding]:
-    """A worker reaches Redis, and need not use the login it was given: what can it do with none?"""
-    anybody = Connection("redis://127.0.0.1", name="sandboxrun-doctor", protocol=2)
-    for part in ("host", "port", "path", "tls", "check", "ca_file", "shown"):
-        setattr(anybody.address, part, getattr(connection.address, part))
-    try:
-        anybody.open()
-        may_write = not isinstance(anybody.pipeline([("HDEL", _PROBE, "pid")])[0], ReplyError)
-    except StoreError:
-        may_write = False
-    finally:
-        anybody.close()
-    if may_write:
-        yield fails(
-            "redis",
-            "it takes commands without a password, so that a worker can leave its login aside and write any hash, its own too",
-            "a password: ACL SETUSER default on resetpass '>PASSWORD', in the server's configuration too, and in REDIS_URL",
-        )
-    else:
+    """A worker reaches Redis, and need not use the login it was given: what can it do without? Its policy may accept that."""
+    if not is_open(connection.first):
         yield ok("redis", "nothing can be written without a password")
+        return
+    url, hint = connection.address.shown, "export HOME"
+    policies: list[Policy] = []
+    with contextlib.suppress(ConfigError):  # said of the folders and the policies
+        paths = Folders.of_user().policies
+        hint = "\n".join(accept_hint(url, paths[-1]))
+        policies = [policy for policy in map(policy_of, paths) if policy is not None]
+    servers = [
+        server
+        for policy in policies
+        for server in policy.servers
+        if server.url == url and server.open_redis is not None
+    ]
+    workers = [section for policy in policies for section in policy.workers if section.open_redis is not None]
+    said = "it accepts commands without a password, so a worker could ignore its restricted login{}"
+    if any(server.open_redis is False for server in servers):
+        place = next(server.place for server in servers if server.open_redis is False)
+        yield fails("redis", said.format(f"; {place} does not allow that"), "\n".join(password_hint(url)))
+    elif servers:
+        yield note("redis", said.format(f"; {servers[0].place} accepts that"), "\n".join(password_hint(url)))
+    elif any(section.open_redis for section in workers):
+        names = ", ".join(section.pattern for section in workers if section.open_redis)
+        yield note("redis", said.format(f"; accepted for {names} only"), hint)
+    else:
+        yield fails("redis", said.format(""), hint)
 
 
 def _keeps(info: dict[str, str]) -> Iterator[Finding]:

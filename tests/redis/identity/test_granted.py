@@ -105,9 +105,9 @@ def test_an_extra_command_is_granted_by_name_and_obeys_the_keys(server: Server, 
         ({"allowRedis": "+flushall"}, "never granted"),
         ({"allowRedis": "+@all"}, "not the name of a command"),
         ({"allowRedis": "a b"}, "a pattern has"),
-        ({"allowRedis": "chat:*", "denyRedis": "chat:1"}, "Redis cannot take a part out"),
-        ({"requestStream": "other:req:x"}, "list it in allowRedis too"),
-        ({"responseStream": "t:2:h"}, "list it in allowRedis too"),
+        ({"allowRedis": "chat:*", "denyRedis": "chat:1"}, "Redis cannot withdraw a part"),
+        ({"requestStream": "other:req:x"}, "nor does allowRedis list it"),
+        ({"responseStream": "t:2:h"}, "nor does allowRedis list it"),
     ],
 )
 def test_grants_that_would_undo_the_boundary_are_refused(
@@ -117,7 +117,7 @@ def test_grants_that_would_undo_the_boundary_are_refused(
     done = run("t", "1")
     assert (done.code, done.out) == (78, "")
     assert text in done.err
-    assert len(done.err.splitlines()) == 1
+    assert len(done.err.partition("\nhint: ")[0].splitlines()) == 1
     assert users(server) == []
 
 

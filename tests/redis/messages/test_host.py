@@ -1,0 +1,120 @@
+"""The hints of sandboxrun/host and sandboxrun/fleet: each is made to appear, pasted, and then the command that failed works."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import redis
+from hints import hint_of, is_of, paste, templates
+from raw_host import RawHost
+from runner import Runner
+from terminal import at_terminal
+
+KEY = "worker-v0 " + "0123456789abcdef" * 4 + "\n"
+
+
+class Newcomer(NamedTuple):
+    r: redis.Redis
+    run: Runner
+    host: RawHost
+    local: Callable[..., Path]
+    template: str
+
+    def hint(self, text: str, said: str) -> str:
+        assert said in text, text
+        hint = hint_of(text)
+        assert is_of(self.template, hint), hint
+        return hint
+
+    def works_after(self, hint: str, *args: str, **placeholders: str) -> str:
+        """The command in the shell in which the hint was pasted; its output."""
+        done = paste("\n".join([hint, *args]), self.run.env, self.run.home, **placeholders)
+        assert (done.returncode, "error: " in done.stderr) == (0, False), done
+        return done.stdout
+
+
+def relative_home(new: Newcomer) -> None:
+    home = new.run.env["HOME"]
+    for wrong in ("relative", "~"):
+        new.run.env["HOME"] = wrong
+        done = new.run("t", "1")
+        assert done.code == 78
+        hint = new.hint(done.err, f"HOME is {wrong!r}, and must be an absolute path")
+        assert new.works_after(hint, "sandboxrun t 1", FOLDER=home[1:]) == "ran\n"
+
+
+def relative_xdg(new: Newcomer) -> None:
+    for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        new.run.env[variable] = "relative"
+        done = new.run("t", "1")
+        assert done.code == 78
+        hint = new.hint(done.err, f"{variable} is 'relative', and must be an absolute path")
+        assert new.works_after(hint, "sandboxrun t 1") == "ran\n"
+        del new.run.env[variable]
+
+
+def not_fetched(new: Newcomer) -> None:
+    new.host.files["/v1.0.0/worker.py"] = "print('fetched')\n"
+    new.r.hset("t:1:h", mapping={"url": new.host.url + "/{version}/worker.py", "version": "v1.0.0"})
+    done = new.run("show", "t", "1", "--plan")
+    assert done.code == 69
+    hint = new.hint(done.err, "the script of t:1:h was not fetched here yet, so there is no plan")
+    assert new.works_after(hint) == "fetched\n"
+    assert new.run("show", "t", "1", "--plan").code == 0
+
+
+def no_key(new: Newcomer) -> None:
+    new.local("from sandboxrun import worker\nprint(worker.secrets()['token'])\n")
+    (new.run.home / "key").write_text(KEY)
+    text = new.run("encrypt", "t", "1", "--key-file", "key", stdin=json.dumps({"token": "t0ken"}))
+    _, key, *fields = text.out.replace('"', "").split()
+    new.r.hset(key, mapping=dict(zip(fields[::2], fields[1::2], strict=True)))
+    shown = at_terminal(new.run.command("t", "1"), new.run.env, new.run.home)
+    assert shown.code == 78
+    hint = new.hint(shown.text, "t:1:h has secrets (encryptedJson), and standard input is a terminal")
+    assert new.works_after(hint, KEYFILE="key") == "t0ken\n"
+    pipe = subprocess.PIPE  # in which nothing comes
+    with subprocess.Popen(new.run.command("t", "1"), env=new.run.env, stdin=pipe, stderr=pipe, text=True) as process:
+        assert process.wait(60) == 78
+        assert process.stderr is not None
+        err = process.stderr.read()
+    hint = new.hint(err, "t:1:h has secrets (encryptedJson), and no key came on standard input within 10 s")
+    assert new.works_after(hint, KEYFILE="key") == "t0ken\n"
+
+
+def no_hash(new: Newcomer) -> None:
+    done = new.run("stop", "t", "2")
+    assert done.code == 78
+    hint = new.hint(done.err, "t:2:h is no hash in this Redis")
+    assert "t" in new.works_after(hint).split()
+    assert new.run("stop", "t", "1").code == 0
+
+
+SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
+    "export HOME=/FOLDER": relative_home,
+    "unset {}": relative_xdg,
+    "sandboxrun {} {}": not_fetched,
+    "sandboxrun {} {} <KEYFILE": no_key,
+    "sandboxrun ps {} --all": no_hash,
+}
+ELSEWHERE = {
+    "python3 -m pip install 'sandboxrun[debug]'": "an environment without debugpy, and a package index",
+}
+
+
+@pytest.mark.parametrize("template", SITUATIONS)
+def test_a_hint_that_is_pasted_ends_the_trouble(
+    r: redis.Redis, run: Runner, host: RawHost, local: Callable[..., Path], template: str
+) -> None:
+    local("print('ran')\n")
+    run.set_policy(None)
+    SITUATIONS[template](Newcomer(r, run, host, local, template))
+
+
+def test_these_are_all_the_hints() -> None:
+    assert set(templates("host")) | set(templates("fleet")) == {*SITUATIONS, *ELSEWHERE}
