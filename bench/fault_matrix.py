@@ -1,10 +1,10 @@
-"""The whole fault matrix: every cell of tests/faults/cells.py at least once, then a table of what became of the requests.
+"""The whole fault matrix: every cell of tests/faults/cells.py at least once, then a table of the outcomes.
 
     python bench/fault_matrix.py [--seed N] [--rounds N] [--only TEXT] [--side-by-side N]
 
-`--rounds`: how many cells of each pair of fault and moment are drawn; without it every cell is played. `--only`: cells whose
-name contains this. Exit code 1 if anything was lost, answered twice, left pending or ended that should live, or if a fault
-had no effect.
+`--rounds`: draw so many cells for each pair of fault and moment; without it every cell is played. `--only`: cells whose name
+contains TEXT. Exit code 1 if a request was lost, answered twice or left pending, if a process ended that should live, or if a
+fault had no effect.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""The request loop beside other workers on Redis, and beside what the wire allows: every contender in turn, round by round.
+"""The request loop compared with other workers on Redis and with the limit of the wire: all contenders in turn, by rounds.
 
-    pip install -e '.[bench-loop]'     # the peers; one that is missing is left out, with a line (arq: bench-loop-arq)
+    pip install -e '.[bench-loop]'     # the peers; a missing one is left out, with a line (arq: bench-loop-arq)
     python bench/loop.py [--rounds N] [--only NAME,…] [--requests N] [--soak N]
 
-Ours runs inside the sandbox, with all that it promises. The references promise nothing: redis-py one by one, redis-py
-pipelined, hiredis with two batches of 100 in flight, and the bytes of a whole backlog sent with nothing done in Python.
-A figure is the median over the rounds. Only ratios carry to another machine. Everything stays on loopback.
+Ours runs inside the sandbox and keeps all its promises. The references promise nothing: redis-py request by request, redis-py
+pipelined, hiredis with two batches of 100 in flight, and the bytes of a whole backlog without any work in Python.
+A figure is the median over the rounds. Only ratios are comparable between machines. Everything stays on loopback.
 """
 
 import argparse
@@ -38,7 +38,7 @@ WAIT_SECONDS = 120
 
 
 class Bench:
-    """One Redis, one folder, and what each contender is started with."""
+    """One Redis, one folder, and the command and environment of each contender."""
 
     def __init__(self, url: str, folder: Path, requests: int) -> None:
         self.url, self.folder, self.requests = url, folder, requests
@@ -57,10 +57,10 @@ class Bench:
         self.redis.call("XGROUP", "CREATE", STREAM, "worker", "0", "MKSTREAM")
 
     def enqueue(self, count: int) -> None:
-        """Requests as a client makes them, but for their traces."""
+        """Requests as a client sends them, without their traces."""
         for begin in range(0, count, 1000):
             numbers = range(begin, min(count, begin + 1000))
-            # The ids are known, so that the replay can acknowledge them without having read them.
+            # Known ids, so that the replay can acknowledge entries that it has not read.
             self.redis.send(
                 b"".join(
                     pack(
@@ -99,7 +99,7 @@ class Bench:
                     process.wait()
 
     def backlog(self, commands, count: int, progress) -> dict[str, float]:  # type: ignore[no-untyped-def]
-        """Start workers on a backlog: when the first reply came, how many a second from then on, memory."""
+        """Start workers on a backlog: time to the first reply, replies a second from then on, memory."""
         begin = time.perf_counter()
         with self.running(commands) as processes:
             first = at = None
@@ -134,7 +134,7 @@ class Bench:
         return {"p50": times[len(times) // 2], "p99": times[len(times) * 99 // 100], **loaded}
 
     def loaded(self, count: int) -> dict[str, float]:
-        """As many on their way at once as the client keeps."""
+        """As many in flight at once as the client allows."""
         with client.Client(self.url) as caller:
             items = [{"text": "hi"}] * count
             times = sorted(seconds * 1e3 for _, _, seconds in caller.call_many("bench", items, timeout=60))
@@ -142,7 +142,7 @@ class Bench:
 
 
 def memory_of(pid: int) -> float:
-    """MiB resident, of a process and its children."""
+    """Resident MiB of a process and its children."""
     total = 0.0
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -179,7 +179,7 @@ def measure(bench: Bench, name: str) -> dict[str, float]:
 
 
 def replay(bench: Bench) -> dict[str, float]:
-    """What Redis itself can do with our commands: all bytes are made before, and no reply is looked at."""
+    """The limit of Redis for our commands: all bytes are prepared, and no reply is parsed."""
     from sandboxrun.config.fields import parse_loop
     from sandboxrun.worker.batch import EXEC, MULTI, Entry, Renderer, acknowledge
     from sandboxrun.worker.streams import read_command
@@ -237,7 +237,7 @@ def measure_peer(bench: Bench, name: str) -> dict[str, float]:
 
 
 def soak(bench: Bench, count: int) -> None:
-    """So many requests at full speed, and the worker's memory along the way."""
+    """Many requests at full speed, with the memory of the worker on the way."""
     bench.reset("plain")
     with bench.running([[str(Path(sys.executable).with_name("sandboxrun")), "bench", "1", "--quiet"]]) as (process,):
         begin, sent, shown = time.perf_counter(), 0, 0

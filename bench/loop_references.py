@@ -1,4 +1,4 @@
-"""Workers that promise nothing, to measure ours beside: NAME ID. See loop.py."""
+"""Workers that promise nothing, as references for ours: NAME ID. See loop.py."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ STREAM, RESPONSES, KEY = "bench:req:x", "bench:res:x", f"bench:{ID}:h"
 
 
 def with_redis_py(most: int) -> None:
-    """The reply as protocol.md has it; a look at `pid` with each read."""
+    """The reply as in protocol.md; each read also checks `pid`."""
     import json
 
     import redis
@@ -96,7 +96,7 @@ def bare() -> None:
 
 
 def replay() -> None:
-    """Bytes from standard input to Redis, and what it answers to nowhere; prints the seconds it took."""
+    """Send standard input to Redis, discard the replies, and print the seconds."""
     import threading
 
     from sandboxrun.redis.connection import Connection, pack

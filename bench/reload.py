@@ -1,10 +1,10 @@
-"""From save to ready: how long after a file is saved the new code answers a request; `sandboxrun dev` and `deno run --watch`.
+"""From save to ready: the time from saving a file to the first answer of the new code, of `sandboxrun dev` and `deno run --watch`.
 
     pip install -e '.[bench,dev]'; python bench/reload.py [ROUNDS]
 
-Each is asked without a pause by one caller, over what it serves: a Redis of our own, and HTTP on loopback. The edit is the
-same, one number in a handler of one line, and the clock starts before the file is written. The contenders take turns. deno is
-left out, with a line, where it is not installed. Only ratios carry to another machine.
+One caller asks each of them without a pause: ours over a Redis of its own, deno over HTTP on loopback. The edit is the same,
+one number in a handler of one line, and the clock starts before the file is written. The contenders take turns. Without an
+installed deno it is left out, with a line. Only ratios are comparable between machines.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ Deno.serve({{ hostname: "127.0.0.1", port: {port}, onListen() {{}} }}, () => new
 """
 BIN = Path(sys.executable).parent
 SECONDS = 30
-PAUSE = 0.5  # between rounds, so that what watches has settled
+PAUSE = 0.5  # between rounds, so that the watchers are idle
 
-Contender = tuple[Callable[[int], None], Callable[[], int | None]]  # save a version; ask for the one that answers
+Contender = tuple[Callable[[int], None], Callable[[], int | None]]  # save a version; ask which version answers
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
-"""What the boundary costs beside plain Python and beside other sandboxes: every contender in turn, round by round.
+"""The cost of the boundary compared with plain Python and other sandboxes: all contenders in turn, by rounds.
 
-    pip install -e '.[bench]'; apt-get install bubblewrap      # the peers; one that is missing is left out, with a line
+    pip install -e '.[bench]'; apt-get install bubblewrap      # the peers; a missing one is left out, with a line
     python bench/sandbox.py [ROUNDS]
 
-A figure is the median over the rounds, and behind it the median of its ratio to plain Python in the same round. Only
-ratios carry to another machine. Everything stays on loopback.
+A figure is the median over the rounds, followed by the median of its ratio to plain Python in the same round. Only ratios
+are comparable between machines. Everything stays on loopback.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ import confine
 
 from sandboxrun.sandbox.compile.features import Features
 
-# Every script leaves its figures in the file `result` of its scratch folder.
+# Each script writes its figures to the file `result` in its scratch folder.
 TRIVIAL = """
 import time
 started = time.monotonic()
 with open({scratch!r} + "/result", "w") as file:
     file.write(repr([started]))
 """
-# What our bootstrap has imported already is imported by all before the clock starts.
+# All of them import what our bootstrap imports before the clock starts.
 OPERATIONS = """
 import ctypes, marshal, os, resource, signal, socket, sys, threading, time, types
 os.chdir({scratch!r})
@@ -45,7 +45,7 @@ def timed(function, count):
     return (time.perf_counter() - begin) / count * 1e6
 def connect():
     s = socket.socket()
-    s.connect(("127.0.0.1", {quiet}))  # where nobody accepts, and so nobody is woken
+    s.connect(("127.0.0.1", {quiet}))  # where nobody accepts, so nobody is woken
     s.close()
 peer = socket.create_connection(("127.0.0.1", {port}))
 peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -87,7 +87,7 @@ def echo(server: socket.socket) -> None:
 
 
 def empty(server: socket.socket) -> None:
-    """Its queue: one that is full answers no more."""
+    """Empty the queue of a listener: a full one does not answer."""
     server.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -98,7 +98,7 @@ births: list[float] = []
 
 
 def timed_child(key: str, kernel: Features, make: type = confine.Child) -> confine.Child:
-    births.append(time.monotonic())  # the policy that confine.py makes first is not a part of the start
+    births.append(time.monotonic())  # confine.py makes the policy first, which is no part of the start
     return make(key, kernel)
 
 
@@ -106,7 +106,7 @@ confine.Child = timed_child
 
 
 class Bench:
-    """The ways to run a script: as a command, and from a process that is there already."""
+    """The ways to run a script: as a command, and from a running process."""
 
     def __init__(self, folder: Path, port: int, quiet: int) -> None:
         self.scratch = folder / "scratch"
@@ -136,7 +136,7 @@ class Bench:
         }
 
     def bwrap(self, script: Path) -> list[str]:
-        """Everything readable, one folder writable, namespaces of its own but for the network's."""
+        """Everything is readable, one folder is writable, and all namespaces but that of the network are its own."""
         options = "--unshare-all --share-net --die-with-parent --ro-bind / / --dev /dev --proc /proc".split()
         return ["bwrap", *options, "--bind", str(self.scratch), str(self.scratch), *self.plain(script)]
 
@@ -157,11 +157,11 @@ class Bench:
         return run
 
     def warm_ours(self) -> None:
-        """The supervisor in this process, from the child's birth to its burial."""
+        """The supervisor in this process, from spawn to reap of the child."""
         assert confine.main(self.spec(self.scripts["trivial"])) == 0
 
     def take(self, run: Callable[[], None]) -> tuple[float, list[float]]:
-        """(when it began, what the script found). A run that fails is told of and taken again, three times at most."""
+        """The start of the script and its figures. A failed run is reported and repeated, three times at most."""
         result = self.scratch / "result"
         for _ in range(3):
             result.unlink(missing_ok=True)

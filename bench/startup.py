@@ -1,19 +1,19 @@
-"""What a start costs beside Deno and beside plain Python: every contender in turn, round by round.
+"""The cost of a start compared with Deno and plain Python: all contenders in turn, by rounds.
 
-    pip install -e '.[bench-startup]'; apt-get install bubblewrap    # one that is missing is left out, with a line
+    pip install -e '.[bench-startup]'; apt-get install bubblewrap    # a missing one is left out, with a line
     python bench/startup.py [--rounds N] [--only NAME,…]
     python bench/startup.py --fleet N                                # N workers started at once, ours and Deno's
-    python bench/startup.py --profile                                # where the time of our start goes, phase by phase
+    python bench/startup.py --profile                                # the phases of our start and their times
 
-One request waits in the stream, requestLimit is 1. `first reply`: from the launch of the runner until a BRPOP of the
-bench has the reply. `exit`: until the runner has ended. A figure is the median over the rounds, and behind it the median
-of its ratio to Deno's in the same round. Only ratios carry to another machine. Everything stays on loopback.
+One request waits in the stream, and requestLimit is 1. `first reply`: from the launch of the runner until a BRPOP of the
+bench has the reply. `exit`: until the runner has ended. A figure is the median over the rounds, followed by the median of its
+ratio to Deno in the same round. Only ratios are comparable between machines. Everything stays on loopback.
 
-Memory is taken in a launch of its own, with requestLimit 2, for whoever looks into /proc slows down what it looks at:
-the peak of all samples from the launch until the first reply is there and the worker waits for the second request, over
-all processes of the runner's tree. `PSS`: the sum of their proportional shares, which the kernel splits with every other
-process that maps the same file, this one too. `RSS`: the sum of their resident sets. `HWM`: of what the kernel calls each
-one's peak.
+Memory is sampled in a separate launch with requestLimit 2, because reading /proc slows down the process that is read. It is
+the peak of all samples, from the launch until the first reply is there and the worker waits for the second request, over all
+processes of the runner's tree. `PSS`: the sum of their proportional shares, which the kernel splits with every other process
+that maps the same file, also with this one. `RSS`: the sum of their resident sets. `HWM`: the sum of their peaks as the kernel
+counts them.
 """
 
 import argparse
@@ -58,7 +58,7 @@ MIB = 1024  # of the KiB that /proc shows
 
 @dataclass
 class Contender:
-    """A way to run TYPE 1. `fields`: of its hash. `command`: takes the id."""
+    """A way to run TYPE 1. `fields`: of the hash. `command`: a function of the id."""
 
     name: str
     type: str
@@ -71,14 +71,14 @@ class Contender:
 
 
 class Tree:
-    """The processes of one launch, and the most memory that they have had."""
+    """The processes of one launch, and their peak of memory."""
 
     def __init__(self, pid: int) -> None:
         self._root, self._peaks = pid, {}
         self.pss = self.rss = 0
 
     def sample(self) -> None:
-        """Processes end between two looks; what was seen of them stays."""
+        """Take a sample. The earlier samples of a process that has ended count too."""
         pss = rss = 0
         for pid in self._pids():
             try:
@@ -118,8 +118,8 @@ class Bench:
         return {"PATH": "/usr/bin:/bin", "HOME": str(path), "LANG": "C.UTF-8", **more}
 
     def _sandboxrun(self) -> list[Contender]:
-        """The command as it is installed, with a home of its own and so the default policy."""
-        # As pip does for all that it copies; an editable installation has only what some Python was allowed to write.
+        """The installed command, with its own home folder and so the default policy."""
+        # As pip compiles every file that it copies; an editable installation has only what a run could write.
         compileall.compile_dir(HERE.parent / "sandboxrun", quiet=1)
         program = str(Path(sys.executable).with_name("sandboxrun"))
         script = self.folder / "ours" / "worker.py"
@@ -146,7 +146,7 @@ class Bench:
         return [Contender(BASE, "deno", {"url": str(HERE / "deno" / "worker.ts")}, [*command, "{id}", *rest], env)]
 
     def _plain(self) -> list[Contender]:
-        """redis-py in both processes, with nothing around the worker, and with bwrap; and uv in the runner's place."""
+        """redis-py in both processes: with nothing around the worker, with bwrap, and with uv as the runner."""
         runner, script = str(HERE / "plain" / "runner.py"), str(HERE / "plain" / "worker.py")
         env = self._env("plain", REDIS_URL=self.url)
 
@@ -164,7 +164,7 @@ class Bench:
             return found + skip("uv run", "pip install uv")
         import uv
 
-        # The environment that is there already: uv has nothing to resolve and nothing to install.
+        # The existing environment: uv resolves nothing and installs nothing.
         command = [uv.find_uv_bin(), "run", "--quiet", "--offline", "--no-project", "--python", sys.executable]
         command += [script, "uv:{id}:h"]
         env = env | {"UV_CACHE_DIR": str(self.folder / "uv-cache"), "VIRTUAL_ENV": sys.prefix}
@@ -205,7 +205,7 @@ class Bench:
         return (self.folder / "errors").read_text(errors="replace").strip()
 
     def end(self, name: str, process: subprocess.Popen) -> None:
-        # Not wait(SECONDS): it looks again after growing pauses, and so up to half of a run too late.
+        # Not wait(SECONDS): it polls with growing pauses, so it would be late by up to half a run.
         pidfd = os.pidfd_open(process.pid)
         select.select([pidfd], [], [], SECONDS)
         os.close(pidfd)
@@ -223,7 +223,7 @@ class Bench:
         return begin, replied, time.monotonic_ns()
 
     def check(self, made: Contender) -> None:
-        """All contenders have done the same: answered, acknowledged, left a trace, removed `pid`."""
+        """Check that this contender did what all do: answer, acknowledge, leave a trace, remove `pid`."""
         stream = f"{made.type}:req:x"
         [(_, request)], [(_, answer)] = self.r.xrange(stream), self.r.xrange(f"{made.type}:res:x")
         trace = f"req:{request['ref']}:h"
@@ -257,7 +257,7 @@ class Bench:
         self.end(made.name, process)
         return tree.peaks()
 
-    # --- what is printed
+    # --- output
 
     def table(self, rounds: int) -> None:
         for made in self.contenders:  # caches, bytecode, what was agreed to
@@ -266,7 +266,7 @@ class Bench:
             self.timed(made)
         for number in range(rounds):
             turn = random.Random(number).sample(self.contenders, len(self.contenders))
-            for made in turn:  # in another order each time: what the one before leaves behind costs the next
+            for made in turn:  # in another order each time, because one contender leaves costs for the next
                 begin, replied, ended = self.timed(made)
                 made.first.append((replied - begin) / 1e6)
                 made.exit.append((ended - begin) / 1e6)
@@ -286,7 +286,7 @@ class Bench:
             )
 
     def fleet(self, count: int) -> None:
-        """Each worker with a type, hash and stream of its own, so that none takes another's request."""
+        """Each worker has its own type, hash and stream, so that it cannot take the request of another."""
         print(f"{count} workers started at once: until all have replied, and memory while all of them wait")
         print(f"{'':24}{'seconds':>10}{'ms each':>10}{'PSS each':>10}{'RSS each':>10}  MiB")
         for made in (found for found in self.contenders if found.name in (BASE, "sandboxrun, local")):
@@ -309,7 +309,7 @@ class Bench:
             print(f"{made.name:24}{seconds:10.2f}{seconds / count * 1e3:10.1f}{pss:10.1f}{rss:10.1f}")
 
     def profile(self, rounds: int) -> None:
-        """The median, over the rounds, of when each mark was passed."""
+        """The median time of each mark over the rounds."""
         for made in self.contenders[:2]:
             self.timed(made)
             passed: dict[str, list[float]] = {}

@@ -17,6 +17,8 @@ class SandboxrunError(Exception):
     def __init__(self, message: str = "", hint: "str | tuple[str, ...]" = "") -> None:
         super().__init__(message)
         self.hint: tuple[str, ...] = hint if isinstance(hint, tuple) else (hint,) if hint else ()
+        if self.hint:
+            self.add_note("hint: " + "\n".join(self.hint))  # for a traceback, as of a script that does not catch it
 
 
 class UsageError(SandboxrunError):

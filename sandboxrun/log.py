@@ -1,4 +1,4 @@
-"""Messages of ours to the operator: one line each on standard error, as text or as JSON."""
+"""Messages of sandboxrun to the operator: one line each on standard error, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
     from typing import Protocol, TextIO
 
     class Denial(Protocol):
-        """config.permissions.Denial as it is logged; this module imports nothing of ours."""
+        """config.permissions.Denial as it is logged; this module imports no other module of sandboxrun."""
 
         @property
         def fields(self) -> dict[str, object]: ...
 
 
 LINE_MAX_CHARS = 2000
-PLAIN = "\x1b[0m"  # ECMA-48 SGR: a worker may print in colours, and must not hide what we say in one of them
+PLAIN = "\x1b[0m"  # ECMA-48 SGR: a worker may print in colours, which must not hide a message of sandboxrun
 
 
 def escape(text: str) -> str:
-    """`text` with everything that can drive a terminal made visible.
+    """Make everything in `text` visible that can drive a terminal.
 
     Control characters, bidi overrides, lone surrogates and odd separators become backslash escapes
     (str.isprintable: Unicode categories "Other" and "Separator" except the space), so that a hash, a URL or a
@@ -33,9 +33,8 @@ def escape(text: str) -> str:
 
 
 def shown_hint(hint: tuple[str, ...]) -> str:
-    """`hint: ` and a command; what is more than one line stands below, as it is to be pasted."""
-    lines = [escape(line)[:LINE_MAX_CHARS] for line in hint]
-    return f"hint: {lines[0]}" if len(lines) == 1 else "hint: " + "\n".join(lines)
+    """`hint: ` and what to paste: the first line beside it, the others below at the left margin."""
+    return "hint: " + "\n".join(escape(line)[:LINE_MAX_CHARS] for line in hint)
 
 
 class Log:
@@ -47,7 +46,7 @@ class Log:
     def __init__(self, *, quiet: bool = False, json: bool = False, debug: bool = False, stream: TextIO | None = None):
         self._quiet, self._json, self.debug_on = quiet, json, debug
         self._stream = stream
-        # Is told of every message, also of those that are not shown: level, event, message, fields.
+        # Is called with level, event, message and fields of every message, also if it is not shown.
         self.observer: Callable[[str, str, str, dict[str, object]], None] | None = None
 
     def debug(self, event: str, message: str, **fields: object) -> None:
@@ -60,7 +59,7 @@ class Log:
         self._write("warning", event, message, fields, hint)
 
     def denied(self, denial: Denial, *, message: str | None = None) -> None:
-        """A refusal of the sandbox, or `message` in place of its text. The line says all that is needed, without a prefix."""
+        """A refusal of the sandbox, or `message` in place of its text. The line has no prefix."""
         self._write("denied", "denied", str(denial) if message is None else message, denial.fields)
 
     def error(self, event: str, message: str, *, hint: tuple[str, ...] = (), **fields: object) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
+    from sandboxrun.errors import SandboxrunError
+
 # Options of a run that take no value of their own word.
 SWITCHES = frozenset(
     "--debug --reload --cached-only --yes --no-log --quiet --json-logs --inspect --inspect-wait --wait".split()
@@ -60,7 +62,8 @@ def _explain(error: Exception, args: list[str]) -> int:
         traceback.print_exception(error)
     log = Log(json="--json-logs" in args)
     if isinstance(error, SandboxrunError):
-        log.error("error", str(error), hint=error.hint, exit_code=error.exit_code)
+        message, hint = _meant(error, args)
+        log.error("error", message, hint=hint, exit_code=error.exit_code)
         return error.exit_code
     number = received()
     if number:  # it came while C code ran, which may make another error of it
@@ -70,6 +73,24 @@ def _explain(error: Exception, args: list[str]) -> int:
         f"{type(error).__name__}: {error} (a defect of sandboxrun: run it again with --debug and report what it prints)",
     )
     return SandboxrunError.exit_code
+
+
+def _meant(error: SandboxrunError, args: list[str]) -> tuple[str, tuple[str, ...]]:
+    """Message and hint: `sandboxrun stpo greeter` is a run of a worker that nobody has configured."""
+    from sandboxrun.errors import NotConfigured
+
+    if isinstance(error, NotConfigured) and args[0] not in COMMANDS:
+        from sandboxrun.cli.mistakes import command_meant
+
+        meant = command_meant(args, names_of(args))
+        if meant is not None:
+            command, line = meant
+            return f"{error}: did you mean the command {command}?", (line,)
+    if error.hint and any(arg.startswith("--redis") for arg in args):
+        from sandboxrun.cli.mistakes import with_redis
+
+        return str(error), with_redis(error.hint, args)
+    return str(error), error.hint
 
 
 def _open_standard_descriptors() -> None:
@@ -84,18 +105,26 @@ def _open_standard_descriptors() -> None:
 def _main(args: list[str]) -> int:
     """Import the command when it is called: start-up is a feature."""
     gc.disable()  # what is imported from here on stays; a run enables it again when its worker is told to go
-    name, rest = (args[0], args[1:]) if args and args[0] in COMMANDS else ("run", args)
+    if not args or args in (["--help"], ["-h"]):
+        from sandboxrun.cli import help
+
+        return help.main([]) if args else help.without_arguments()
+    if args[0] == "help" and len(args) == 2 and args[1] in COMMANDS:
+        args = [args[1], "--help"]
+    if args[0] not in COMMANDS:
+        return _run(args)
+    name, *rest = args
     if name == "run":
-        return _run(rest)
+        return _run(rest, named=True)
     module = __import__(f"sandboxrun.cli.{name}", fromlist=["main"])
     gc.enable()
     code: int = module.main(rest)
     return code
 
 
-def _run(args: list[str]) -> int:
-    """The child is started before anything else, and gets ready while we import what a run needs. It ends by itself if we
-    do."""
+def _run(args: list[str], *, named: bool = False) -> int:
+    """Spawn the child before anything else: it gets ready while this process imports what a run needs, and ends if this
+    process does. `named`: the word `run` was given, so no other command can be meant."""
     catch()
     worker = worker_named(args)
     born = None
@@ -106,6 +135,10 @@ def _run(args: list[str]) -> int:
             born = Birth(":".join((*worker, "h")), warm=True)
         except OSError:
             pass  # it is tried again, and said, once all else has been looked at
+    elif not named:
+        from sandboxrun.cli.mistakes import check_command
+
+        check_command(args, names_of(args))
     from sandboxrun.cli import run
 
     # Without an option there is nothing to parse, which would take longer than all that comes before Redis.
@@ -113,14 +146,20 @@ def _run(args: list[str]) -> int:
 
 
 def worker_named(args: list[str]) -> tuple[str, str] | None:
-    """TYPE and ID of a run; None where the arguments are wrong, or ask for help. They are looked at properly later."""
+    """TYPE and ID of a run; None if the arguments are wrong, or ask for help. They are checked later."""
+    if any(arg in ("-h", "--help", "--version") for arg in args):
+        return None
+    names = names_of(args)
+    return (names[0], names[1]) if len(names) == 2 else None
+
+
+def names_of(args: list[str]) -> list[str]:
+    """The arguments of a run that are neither an option nor the value of one."""
     names = []
     rest = iter(args)
     for arg in rest:
         if not arg.startswith("-"):
             names.append(arg)
-        elif arg in ("-h", "--help", "--version"):
-            return None
-        elif "=" not in arg and arg not in SWITCHES:
+        elif "=" not in arg and arg not in SWITCHES and arg not in ("-h", "--help", "--version"):
             next(rest, None)  # its value
-    return (names[0], names[1]) if len(names) == 2 else None
+    return names

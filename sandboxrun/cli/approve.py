@@ -10,10 +10,12 @@ from sandboxrun.log import Log
 def main(args: list[str]) -> int:
     parser = worker_parser(
         "approve",
-        description="Agree to exactly what a worker's hash asks for now: permissions and limits, of whatever version it runs.",
+        description="Approve exactly the permissions and limits that a worker's hash asks for now. They hold for every version of its script.",
         example="  sandboxrun diff demo-worker 1 && sandboxrun approve demo-worker 1\n  sandboxrun approve demo-worker 1 --audit audit.log",
     )
-    parser.add_argument("--audit", metavar="FILE", action="append", default=[], help="as sandboxrun TYPE ID takes it")
+    parser.add_argument(
+        "--audit", metavar="FILE", action="append", default=[], help="append the decision to FILE as a line of JSON"
+    )
     options = parser.parse_args(args)
 
     from sandboxrun.policy import approval

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -17,13 +18,15 @@ LINE_MAX_BYTES = 1024 * 1024
 def main(args: list[str]) -> int:
     parser = Parser(
         prog="sandboxrun audit",
-        description="Read an audit log, as sandboxrun TYPE ID --audit FILE has written it.",
+        description="Print the audit log that sandboxrun TYPE ID --audit FILE wrote.",
         epilog="examples:\n  sandboxrun audit audit.log --event denial\n  sandboxrun audit audit.log --worker demo-worker:1 --json\n\n"
-        "exit codes:\n  0 all was read   65 a line is damaged; the others were printed",
+        "exit codes:\n  0 all lines were read   65 a line is damaged; the others were printed",
     )
     parser.add_argument("file", metavar="FILE")
-    parser.add_argument("--worker", metavar="TYPE[:ID]", help="only of this worker, or of this type's")
-    parser.add_argument("--event", metavar="NAME", help="only this event, as in grant, denial or end")
+    parser.add_argument(
+        "--worker", metavar="TYPE[:ID]", help="only events of this worker, or of the workers of this type"
+    )
+    parser.add_argument("--event", metavar="NAME", help="only this event, such as grant, denial or end")
     parser.add_argument("--json", action="store_true", help="print the lines as JSON")
     options = parser.parse_args(args)
     damaged = 0
@@ -37,7 +40,7 @@ def main(args: list[str]) -> int:
 
 
 def _records(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Number and record of each line; None where it is none."""
+    """Number and record of each line; None for a line that is damaged."""
     try:
         with open(path, "rb") as file:
             number = 0
@@ -46,7 +49,14 @@ def _records(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
                 if line.strip():
                     yield number, _parse(line)
     except OSError as error:
-        raise ConfigError(f"the audit log {path} cannot be read: {error.strerror}") from error
+        raise ConfigError(
+            f"the audit log {path} cannot be read: {error.strerror}",
+            hint=_missing_hint(path) if isinstance(error, FileNotFoundError) else (),
+        ) from error
+
+
+def _missing_hint(path: str) -> str:
+    return f"sandboxrun TYPE ID --audit {shlex.quote(path)}"
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

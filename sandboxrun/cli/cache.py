@@ -12,11 +12,11 @@ from sandboxrun.log import escape
 def main(args: list[str]) -> int:
     parser = Parser(
         prog="sandboxrun cache",
-        description="Show the scripts that were fetched: digest, size, when, version and URL. Pins outlive --clean.",
+        description="List the fetched scripts: digest, size, date, version and URL.",
         epilog="examples:\n  sandboxrun cache\n  sandboxrun cache --clean",
     )
     parser.add_argument(
-        "--clean", action="store_true", help="remove the scripts; what a tag or commit must contain stays pinned"
+        "--clean", action="store_true", help="remove the scripts, and keep the pinned digests of tags and commits"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)

@@ -3,53 +3,104 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 
-from sandboxrun.cli.parser import type_parser
-from sandboxrun.errors import UsageError
+from sandboxrun.cli.parser import Parser, type_parser
+from sandboxrun.config import keys
+from sandboxrun.errors import NotConfigured, UsageError
 from sandboxrun.log import escape
 from sandboxrun.protocol.call import CallError, NotSent
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from sandboxrun.client import Client
+
 COUNT_MOST = 10_000_000
+_EPILOG = """\
+examples:
+  sandboxrun call demo-worker '{"name":"you"}'
+  sandboxrun call demo-worker name=you times=3 --timeout 5
+  sandboxrun call demo-worker name=you -n 10000            how long replies take
+  sandboxrun call demo-worker name=you --json | jq .seconds
+
+exit codes:
+  0 code 200   65 refused (400)   70 the handler failed (500)   75 no reply in time, expired (504), or Redis away
+  78 Redis knows no such type
+"""
 
 
 def main(args: list[str]) -> int:
-    parser = type_parser(
-        "call",
-        description="Send a request to the workers of a type and print the reply's JSON. Exit code 0 for code 200.",
-        epilog='examples:\n  sandboxrun call demo-worker \'{"name":"you"}\'\n  sandboxrun call demo-worker name=you times=3 --timeout 5\n'
-        "  sandboxrun call demo-worker name=you -n 10000       how long replies take\n\n"
-        "exit codes: 65 refused (400)   70 the handler failed (500)   75 no reply in time, or expired (504), or Redis away",
-    )
-    parser.add_argument(
-        "data", metavar="JSON|KEY=VALUE", nargs="*", help="one JSON text, or fields; a value is JSON or text"
-    )
-    parser.add_argument("--timeout", metavar="SECONDS", default="10", help="for the reply (10); none: no limit")
-    parser.add_argument("--trace", action="store_true", help="print the request's hash req:REF:h, too")
-    parser.add_argument("-n", metavar="N", type=int, default=1, help="send N, many at once, and print a summary")
+    parser = _parser()
     options = parser.parse_args(args)
     if not 1 <= options.n <= COUNT_MOST:
-        raise UsageError(f"-n is {options.n}: expected 1 to {COUNT_MOST}; see sandboxrun call --help")
+        raise UsageError(f"-n is {options.n}: expected 1 to {COUNT_MOST}")
     options.timeout = _timeout(options.timeout)
-    data = parse_data(options.data)
+    data = parse_data(options.data, options.type)
+    _check_known(parser, options, args)
 
     from sandboxrun.client import Client
 
     with Client(options.redis) as client:
-        if options.n > 1:
-            return _many(client, options, data)
-        try:
-            reply, code = client.call(options.type, data, timeout=options.timeout), 0
-        except CallError as error:
-            if error.reply is None:
-                raise
-            reply, code = error.reply, error.exit_code
-        text = json.dumps(reply, ensure_ascii=False)
-        print(text if text.isprintable() else json.dumps(reply))  # a reply must not drive the terminal
-        if options.trace:
-            _show_trace(options.redis, str(reply.get("ref")))
-        return code
+        return _many(client, options, data) if options.n > 1 else _one(client, options, data)
+
+
+def _parser() -> Parser:
+    parser = type_parser(
+        "call",
+        description="Send a request to the workers of a type, and print the reply as JSON.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "data", metavar="JSON|KEY=VALUE", nargs="*", help="one JSON text, or fields; each value is JSON, else text"
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        default="10",
+        help="how long to wait for the reply (default: 10); none: no limit",
+    )
+    parser.add_argument(
+        "--trace", action="store_true", help="print the trace of the request, req:REF:h, on standard error"
+    )
+    parser.add_argument(
+        "-n", metavar="N", type=int, default=1, help="send N requests, many at once, and print a summary"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object with the outcome, also if the call fails"
+    )
+    return parser
+
+
+def _check_known(parser: Parser, options: argparse.Namespace, args: Sequence[str]) -> None:
+    """Raise NotConfigured if Redis knows no such type: nobody would answer, and the request would stay there."""
+    from sandboxrun.cli.known import types_instead_of
+    from sandboxrun.cli.redis import DEFAULT_URL
+
+    type_ = keys.check_type(options.type)
+    url = options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL
+    unknown = types_instead_of(url, type_)
+    if unknown is None:
+        return
+    from sandboxrun.cli.mistakes import again_hint, nearest
+
+    shown, types = unknown
+    near = nearest(type_, types)
+    message = (
+        f"Redis at {shown} knows no worker type {type_}: there is no {keys.type_key(type_)}, no "
+        f"{keys.worker_key(type_, 'ID')} and no stream {keys.request_stream(type_)}"
+    )
+    if near is None:
+        raise NotConfigured(message, hint="sandboxrun ps --all")
+    meant = list(args)
+    meant[meant.index(type_)] = near
+    raise NotConfigured(f"{message}; did you mean {near}?", hint=again_hint(parser, meant))
 
 
 def _timeout(text: str) -> float | None:
@@ -58,40 +109,74 @@ def _timeout(text: str) -> float | None:
     except ValueError:
         seconds = 0.0
     if seconds is not None and not seconds > 0:  # NaN, too
-        raise UsageError(
-            f"--timeout is {text[:80]!r}: expected seconds above 0, or none for no limit; see sandboxrun call --help"
-        )
+        raise UsageError(f"--timeout is {text[:80]!r}: expected seconds above 0, or none for no limit")
     return seconds
 
 
-def parse_data(words: list[str]) -> object:
+def parse_data(words: list[str], type_: str = "TYPE") -> Any:
+    """The data of a request from a command line or a prompt. Raises UsageError. `type_`: of the workers, for a hint."""
     if len(words) == 1 and "=" not in words[0].partition("{")[0].partition("[")[0].partition('"')[0]:
         try:
             return json.loads(words[0])
         except ValueError as error:
-            raise UsageError(f"the data is neither JSON ({error}) nor KEY=VALUE; see sandboxrun call --help") from None
-    found = {}
+            raise UsageError(
+                f"the data is neither JSON ({error}) nor KEY=VALUE", hint=_data_hint(type_, words)
+            ) from None
+    fields = {}
     for word in words:
         name, separator, value = word.partition("=")
         if not separator:
-            raise UsageError(f"{word[:80]!r} is not KEY=VALUE; see sandboxrun call --help")
+            raise UsageError(f"{word[:80]!r} is not KEY=VALUE", hint=_data_hint(type_, words))
         try:
-            found[name] = json.loads(value)
+            fields[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            fields[name] = value
+    return fields
+
+
+def _data_hint(type_: str, words: Sequence[str]) -> str:
+    """The call with each word as a field, if that is what it can be."""
+    given = [word if "=" in word else f"KEY={word}" for word in words]
+    if any(word[0] in "{[\"'" for word in words if word):
+        given = ['{"KEY": "VALUE"}']
+    return f"sandboxrun call {shlex.quote(type_)} {shlex.join(given)}"
+
+
+def _one(client: Client, options: argparse.Namespace, data: Any) -> int:
+    began = time.perf_counter()
+    failure: CallError | None = None
+    try:
+        reply: dict[str, Any] | None = client.call(options.type, data, timeout=options.timeout)
+    except CallError as error:
+        reply, failure = error.reply, error
+        if reply is None and not options.json:
+            raise
+    seconds = time.perf_counter() - began
+    code = failure.exit_code if failure is not None else 0
+    if options.json:
+        outcome = {"ok": failure is None, "exit_code": code, "seconds": round(seconds, 6), "reply": reply}
+        print(
+            json.dumps(
+                {**outcome, "error": str(failure) if failure else None, "hint": list(failure.hint) if failure else []}
+            )
+        )
+    else:
+        text = json.dumps(reply, ensure_ascii=False)
+        print(text if text.isprintable() else json.dumps(reply))  # a reply must not drive the terminal
+    if options.trace and reply is not None:
+        _show_trace(options.redis, str(reply.get("ref")))
+    return code
 
 
 def _show_trace(url: str | None, ref: str) -> None:
     from sandboxrun.cli.redis import connected, pairs
-    from sandboxrun.config import keys
 
     with connected(url) as connection:
         for name, value in pairs(connection.call("HGETALL", keys.trace_key(ref))).items():
             print(escape(f"  {name:<22} {value}"), file=sys.stderr)
 
 
-def _many(client, options, data) -> int:  # type: ignore[no-untyped-def]  # of the function above
+def _many(client: Client, options: argparse.Namespace, data: Any) -> int:
     times: list[float] = []
     problems: dict[str, int] = {}
     unsent = 0
@@ -104,16 +189,25 @@ def _many(client, options, data) -> int:  # type: ignore[no-untyped-def]  # of t
                 raise outcome
             text = escape(f"{type(outcome).__name__}: {outcome}")
             problems[text] = problems.get(text, 0) + 1
-    whole = time.perf_counter() - began
-    times.sort()
-    shown = [f"{name} {times[min(len(times) - 1, int(len(times) * part))] * 1e3:.2f}" for name, part in _PARTS]
-    print(
-        f"{len(times) - sum(problems.values())} of {len(times)} answered in {whole:.2f} s, {len(times) / whole:.0f} a second"
-    )
-    print(f"ms: {', '.join(shown)}")
-    for text, count in sorted(problems.items(), key=lambda item: -item[1])[:5]:
-        print(f"{count} × {text}", file=sys.stderr)
+    _summary(times, problems, time.perf_counter() - began, as_json=options.json)
     return 70 if problems else 0
 
 
-_PARTS = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("most", 1.0))
+def _summary(times: list[float], problems: dict[str, int], seconds: float, *, as_json: bool) -> None:
+    times.sort()
+    millis = {name: times[min(len(times) - 1, int(len(times) * part))] * 1e3 for name, part in _PARTS.items()}
+    answered = len(times) - sum(problems.values())
+    worst = sorted(problems.items(), key=lambda item: -item[1])
+    if as_json:
+        shown = {"sent": len(times), "answered": answered, "seconds": round(seconds, 3)}
+        errors = [{"error": text, "count": count} for text, count in worst]
+        rounded = {name: round(value, 3) for name, value in millis.items()}
+        print(json.dumps({**shown, "per_second": round(len(times) / seconds, 1), "millis": rounded, "errors": errors}))
+        return
+    print(f"{answered} of {len(times)} answered in {seconds:.2f} s, {len(times) / seconds:.0f} a second")
+    print(f"ms: {', '.join(f'{name} {value:.2f}' for name, value in millis.items())}")
+    for text, count in worst[:5]:
+        print(f"{count} × {text}", file=sys.stderr)
+
+
+_PARTS = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "most": 1.0}

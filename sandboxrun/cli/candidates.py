@@ -1,7 +1,7 @@
-"""What can come next on a command line of sandboxrun, from the parsers of its commands; and what asks for it from a shell.
+"""The words that can come next on a command line, from the parsers of the commands; and the scripts that ask for them.
 
 The scripts ask `sandboxrun completion --words WORD…` at each Tab, so that they need not be made anew for a new version.
-An answer is a line: the word, a tab, and what it is; a word that ends with "=" is to go on. FILES stands for names of files.
+An answer is a line: the word, a tab, and its description; a word that ends with "=" is incomplete. FILES stands for file names.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from sandboxrun.cli.commands import COMMANDS
 from sandboxrun.config.worker import READ_FIELDS
 
 FILES = ":files"
@@ -73,7 +74,7 @@ complete -c sandboxrun -f -a '(__sandboxrun_complete)'
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A command line as far as it is typed: the command's parser, what was given to it, and the word that is begun."""
+    """A command line as far as it is typed: the command's parser, its words, and the word that is begun."""
 
     parser: argparse.ArgumentParser
     positionals: list[str]
@@ -105,7 +106,7 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> Line:
 
 
 def candidates(line: Line, workers: Callable[[], list[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
-    """Words and what they are. `workers`: the types and ids that there are; asked only where they matter."""
+    """Words and their descriptions. `workers` lists types and ids; it is called only if they matter."""
     if line.pending is not None:
         yield from _named(_metavar(line.pending), line.pending.help or "")
     elif line.word.startswith("-"):
@@ -148,6 +149,8 @@ def _named(metavar: str, what: str) -> Iterator[tuple[str, str]]:
         yield from ((word, what) for word in metavar.split("|"))
     elif metavar == "FIELD=VALUE":
         yield from ((f"{field}=", "field") for field in READ_FIELDS)
+    elif metavar == "COMMAND":
+        yield from ((command, "command") for command in COMMANDS)
     elif metavar == "FIELD":
         yield from ((field, "field") for field in READ_FIELDS)
     if _PLACE.search(metavar):
@@ -159,7 +162,7 @@ def _metavar(action: argparse.Action) -> str:
 
 
 def lines(found: Iterator[tuple[str, str]], word: str) -> Iterator[str]:
-    """The answer to a shell: what begins with `word`, each once."""
+    """The answer to a shell: the words that begin with `word`, each once."""
     seen = set()
     for name, what in found:
         if name not in seen and (name == FILES or name.startswith(word)):

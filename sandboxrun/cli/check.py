@@ -10,25 +10,30 @@ from sandboxrun.cli.parser import Parser, names
 from sandboxrun.errors import SandboxError
 
 _EPILOG = """\
-each line is a protection, with how the worker was refused; "no" is what this machine lacks or refuses to everybody
+Each line is a protection, and how the worker was refused; "no": this machine lacks it, or refuses it to everybody.
 
 examples:
   sandboxrun check
   sandboxrun check --json | jq .holds
 
 exit codes:
-  0 all that a worker relies on holds   71 something does not
+  0 every protection that a worker relies on holds   71 one does not
 """
 
 
 def main(args: list[str]) -> int:
     parser = Parser(
         prog="sandboxrun check",
-        description="Try every protection of the sandbox on this machine, in a throw-away worker. Needs no Redis.",
+        description="Try every protection of the sandbox on this machine, in a temporary worker. Needs no Redis.",
         epilog=_EPILOG,
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--allow-degraded", metavar="FEATURE,…", default="", help="as sandboxrun TYPE ID takes it")
+    parser.add_argument(
+        "--allow-degraded",
+        metavar="FEATURE,…",
+        default="",
+        help="leave out these features, as a run with this option does",
+    )
     options = parser.parse_args(args)
 
     from sandboxrun.sandbox.selftest.check import check

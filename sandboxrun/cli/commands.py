@@ -12,6 +12,7 @@ COMMANDS = (
     "audit",
     "encrypt",
     "cache",
+    "plugins",
     "init",
     "dev",
     "show",
@@ -23,4 +24,5 @@ COMMANDS = (
     "logs",
     "doctor",
     "completion",
+    "help",
 )

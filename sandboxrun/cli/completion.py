@@ -9,7 +9,7 @@ import threading
 from sandboxrun.cli.parser import Parser, captured
 from sandboxrun.errors import SandboxrunError, UsageError
 
-REDIS_SECONDS = 0.5  # who has pressed Tab does not wait longer for Redis
+REDIS_SECONDS = 0.5  # how long a Tab waits for Redis
 SCAN_SECONDS = 0.25
 _EPILOG = """\
 examples:
@@ -17,7 +17,7 @@ examples:
   eval "$(sandboxrun completion zsh)"                 in ~/.zshrc, after compinit
   sandboxrun completion fish > ~/.config/fish/completions/sandboxrun.fish
 
-Completed are commands, options, fields, and TYPE and ID: from Redis (--redis on the line, else REDIS_URL), where it
+A Tab completes commands, options, fields, TYPE and ID. TYPE and ID come from Redis (--redis on the line, else REDIS_URL), if it
 answers within half a second, and from the records of the runs on this host.
 """
 
@@ -32,9 +32,14 @@ def main(args: list[str]) -> int:
     options = parser.parse_args(args)
 
     from sandboxrun.cli.candidates import SCRIPTS
+    from sandboxrun.cli.mistakes import help_hint, nearest
 
     if options.shell not in SCRIPTS:
-        raise UsageError(f"{options.shell[:80]!r} is not bash, zsh or fish; see sandboxrun completion --help")
+        near = nearest(options.shell, SCRIPTS)
+        raise UsageError(
+            f"there is no completion for {options.shell[:80]!r}: expected bash, zsh or fish",
+            hint=f"sandboxrun completion {near}" if near else help_hint(parser),
+        )
     print(SCRIPTS[options.shell], end="")
     return 0
 
@@ -56,7 +61,7 @@ def _answer(words: list[str]) -> int:
 
 
 def _workers(url: str | None) -> list[tuple[str, str]]:
-    """Those that Redis knows, if it says so in time, and those that ran here."""
+    """The workers that Redis knows, if it answers in time, and those that ran here."""
     from sandboxrun.cli.fleet import known_here
 
     known = known_here()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def main(args: list[str]) -> int:
     parser = worker_parser(
         "diff",
-        description="Show what a worker's hash asks for beyond what it was allowed last. Changes nothing, and runs nothing.",
+        description="List the permissions and limits that a worker's hash has added since they were approved. Changes nothing.",
         example="  sandboxrun diff demo-worker 1\n  sandboxrun diff demo-worker 1 --json | jq .grown",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -34,7 +34,7 @@ def main(args: list[str]) -> int:
 
 
 def look(options: argparse.Namespace) -> tuple[Asked, Agreement, str]:
-    """What the hash asks for now, within the ceiling; what of it was agreed to; and where that is recorded."""
+    """What the hash asks for now, within the ceiling; what of it was approved; and the file that records this."""
     from sandboxrun.host.folders import Folders
     from sandboxrun.host.plan import Preparation
     from sandboxrun.redis.hashes import read

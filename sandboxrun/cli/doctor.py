@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict
 
 from sandboxrun.cli.fleet import known_here
+from sandboxrun.cli.mistakes import with_redis
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import DEFAULT_URL
 from sandboxrun.errors import SandboxError
@@ -16,23 +18,25 @@ from sandboxrun.log import escape
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
 
+INDENT = 8
+MIN_COLUMNS = 40
 _EPILOG = """\
 examples:
   sandboxrun doctor
   sandboxrun doctor --redis rediss://:PASSWORD@redis.example:6379
   sandboxrun doctor --json | jq '.findings[] | select(.level != "ok")'
 
-Nothing is changed, but for a Redis user without rights that is made and removed. No password is shown.
+Nothing is changed, except that a Redis user without rights is made and removed. No password is printed.
 
 exit codes:
-  0 workers can run here   71 something fails; the line below it says what helps
+  0 workers can run here   71 something fails
 """
 
 
 def main(args: list[str]) -> int:
     parser = Parser(
         prog="sandboxrun doctor",
-        description="Look whether all is in order for workers to run here: kernel, Redis, folders, policy, versions, leftovers.",
+        description="Check whether workers can run here: kernel, Redis, folders, policy and versions; find what killed runs have left.",
         epilog=_EPILOG,
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -56,17 +60,18 @@ def main(args: list[str]) -> int:
             return store.leftover(asking)
 
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     findings, area = [], ""
-    for found in all_findings(connect, known_here(), users):
-        findings.append(found)
+    for finding in all_findings(connect, known_here(), users):
+        findings.append(finding)
         if options.json:
             continue
-        if found.area != area:
-            area = found.area
+        if finding.area != area:
+            area = finding.area
             print(area)
-        print(f"  {_sign(found.level.value, colour)} {escape(found.text)}", flush=True)
-        if found.do:
-            print("        → " + "\n".join(map(escape, found.do.split("\n"))), flush=True)
+        print(f"  {_sign(finding.level.value, colour)} {_wrapped(escape(finding.text), width)}", flush=True)
+        if finding.hint:
+            print(_hint_shown(with_redis(finding.hint, args)), flush=True)
     failed = sum(found.level == Level.FAILS for found in findings)
     if options.json:
         print(json.dumps({"ok": not failed, "findings": [asdict(found) for found in findings]}))
@@ -75,6 +80,23 @@ def main(args: list[str]) -> int:
         end = f"{failed} of {len(findings)} FAIL" if failed else "Workers can run here"
         print(f"\n{end}{f' (to note: {notes})' if notes else ''}.")
     return SandboxError.exit_code if failed else 0
+
+
+def _wrapped(text: str, width: int) -> str:
+    """On a terminal of so many columns, broken between words, and below each other. 0: not broken, for a pipe."""
+    if not width:
+        return text
+    import textwrap
+
+    room = max(MIN_COLUMNS, width) - INDENT
+    return f"\n{' ' * INDENT}".join(textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False))
+
+
+def _hint_shown(hint: tuple[str, ...]) -> str:
+    """One line is indented; several stand at the left margin, as they are to be pasted."""
+    shown = [escape(line) for line in hint]
+    head = f"{' ' * INDENT}hint:"
+    return f"{head} {shown[0]}" if len(shown) == 1 else "\n".join([head, *shown])
 
 
 def _sign(level: str, colour: bool) -> str:

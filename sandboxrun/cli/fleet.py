@@ -1,4 +1,4 @@
-"""What the commands about running workers share: which there may be on this host, and times and sizes for people."""
+"""What the commands about running workers share: the workers of this host, and times and sizes for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sandboxrun.host.folders import Folders
 
 
 def known_here() -> list[tuple[str, str]]:
-    """The workers that were ever started by this user on this host, from the records of their runs."""
+    """The workers that this user ever started on this host, from the records of their runs."""
     found = []
     try:
         names = os.listdir(Folders.of_user().runs)
@@ -25,7 +25,7 @@ def known_here() -> list[tuple[str, str]]:
 
 
 def age(seconds: float) -> str:
-    """In the largest unit of which there are two."""
+    """In the largest unit of which there are at least two."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -33,7 +33,7 @@ def age(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes, in the unit that people read."""
+    """Bytes in a unit that is easy to read."""
     for unit, length in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= length:
             return f"{count / length:.1f} {unit}" if count < 10 * length else f"{count / length:.0f} {unit}"

@@ -24,12 +24,12 @@ CONSUMERS_SHOWN = 100
 def main(args: list[str]) -> int:
     parser = type_parser(
         "info",
-        description="Show what the workers of a type are doing: requests, consumers, what is pending and since when, rates.",
+        description="Show what the workers of a type do: requests, consumers, pending requests and their age, rates.",
         epilog="examples:\n  sandboxrun info demo-worker\n  sandboxrun info demo-worker --watch\n"
         "  sandboxrun info demo-worker --json | jq .group.lag",
     )
     parser.add_argument(
-        "--watch", metavar="SECONDS", nargs="?", type=float, const=2.0, help="again every 2 s, or so many"
+        "--watch", metavar="SECONDS", nargs="?", type=float, const=2.0, help="repeat every 2 s, or every SECONDS"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
     options = parser.parse_args(args)
@@ -38,7 +38,8 @@ def main(args: list[str]) -> int:
         before = look(connection, options.type)
         if before["requests"] is None:
             raise ConfigError(
-                f"{keys.request_stream(options.type)} does not exist: start a worker, or sandboxrun stream {options.type} create"
+                f"{keys.request_stream(options.type)} does not exist: no worker of type {options.type} has run yet",
+                hint=f"sandboxrun stream {options.type} create",
             )
         while True:
             time.sleep(options.watch if options.watch and options.watch > 0 else SAMPLE_SECONDS)
@@ -53,7 +54,7 @@ def main(args: list[str]) -> int:
 
 
 def look(connection: Any, type_: str) -> dict[str, Any]:
-    """All figures of this moment."""
+    """All figures at this moment."""
     stream, responses, dead = keys.request_stream(type_), keys.response_stream(type_), keys.dead_stream(type_)
     commands = [
         ("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, GROUP),
@@ -88,7 +89,7 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
 
 
 def rates(before: dict[str, Any], found: dict[str, Any]) -> None:
-    """Requests a second that came and were answered since `before`; None where Redis, before 7, does not count them."""
+    """Requests a second that came and were answered since `before`; None if Redis is older than 7 and does not count."""
     seconds = found["at"] - before["at"]
     found["per_second"] = {"came": None, "answered": None}
     if found["added"] is not None and before["added"] is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 
 from sandboxrun.cli.fleet import age, size
+from sandboxrun.cli.mistakes import again_hint
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import connected
 from sandboxrun.config import keys
@@ -26,16 +28,16 @@ POLL_SECONDS = 0.1
 FOLLOWED_LINES = 10
 _EPILOG = """\
 examples:
-  sandboxrun logs                           which workers have one
+  sandboxrun logs                           list the workers that have a log
   sandboxrun logs demo-worker 1 -n 50
-  sandboxrun logs demo-worker 1 -f          the last 10 lines, and what comes, over restarts too; Ctrl-C ends
+  sandboxrun logs demo-worker 1 -f          the last 10 lines and all later ones, also after restarts; Ctrl-C ends
   sandboxrun logs demo-worker 1 --json | jq -r 'select(.stream == "err").text'
   sandboxrun logs demo-worker 1 --clear
 
-The last 1 to 2 MiB of each worker that this user ran on this host: what it printed, and our messages, which begin with
-"sandboxrun:" or their level, and which a worker can imitate in the text, but not in --json (stream). Whatever a worker
-prints is in it, secrets too: the file is the user's alone (0600), and no worker can read it. --no-log of sandboxrun TYPE ID
-keeps none.
+A log has the last 1 to 2 MiB of a worker that this user ran on this host: what the worker printed, and the messages of
+sandboxrun, which begin with "sandboxrun:" or their level. A worker can imitate those in the text, but not the field "stream"
+of --json. A log has whatever a worker prints, also secrets: only the user can read the file (mode 600), and no worker can.
+sandboxrun TYPE ID --no-log keeps none.
 
 exit codes:
   0 shown   78 there is no log
@@ -46,30 +48,30 @@ def main(args: list[str]) -> int:
     parser = Parser(
         prog="sandboxrun logs",
         usage="sandboxrun logs [options] [TYPE ID]",
-        description="Show what a worker has printed on this host, and our messages about it.",
+        description="Show what a worker printed on this host, and what sandboxrun said about it.",
         epilog=_EPILOG,
     )
     parser.add_argument("type", metavar="TYPE", nargs="?")
     parser.add_argument("id", metavar="ID", nargs="?")
-    parser.add_argument("-f", "--follow", action="store_true", help="wait for more")
-    parser.add_argument("-n", "--lines", metavar="LINES", type=int, help="the last so many only")
-    parser.add_argument("-t", "--timestamps", action="store_true", help="begin each line with its time")
+    parser.add_argument("-f", "--follow", action="store_true", help="wait for more lines")
+    parser.add_argument("-n", "--lines", metavar="LINES", type=int, help="show only the last LINES lines")
+    parser.add_argument("-t", "--timestamps", action="store_true", help="print the time in front of each line")
     parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
-    parser.add_argument("--clear", action="store_true", help="remove the log instead")
+    parser.add_argument("--clear", action="store_true", help="remove the log")
     connect_option(parser)
     options = parser.parse_args(args)
     folders = Folders.of_user()
     if options.type is None:
         return _list(folders.logs)
     if options.id is None:
-        raise UsageError("logs needs TYPE and ID; sandboxrun logs alone shows which there are")
+        raise UsageError("ID is missing", hint=again_hint(parser, [*args, "ID"]))
     if options.lines is not None and options.lines < 0:
         raise UsageError(f"--lines is {options.lines}: expected 0 or more")
     path = folders.log(keys.check_type(options.type), keys.check_id(options.id))
     if options.clear:
         return _clear(path, f"{options.type} {options.id}")
     if not (options.follow or os.path.lexists(path) or os.path.lexists(f"{path}.1")):
-        raise ConfigError(_none(options.type, options.id, options.redis))
+        raise _no_log(options.type, options.id, options.redis)
     show = _Show(as_json=options.json, timestamps=options.timestamps)
     try:
         for line in _wanted(path, options.lines, follow=options.follow):
@@ -96,7 +98,7 @@ def _wanted(path: str, count: int | None, *, follow: bool) -> Iterator[Line]:
 
 
 class _Show:
-    """Prints a line: to a terminal without what could drive it, else a worker's bytes as they are."""
+    """Prints a line: to a terminal without control characters, elsewhere the worker's bytes unchanged."""
 
     def __init__(self, *, as_json: bool, timestamps: bool) -> None:
         self._json, self._timestamps = as_json, timestamps
@@ -125,7 +127,7 @@ class _Show:
 
 
 def _said(line: Line) -> str:
-    """A message of ours as it was shown."""
+    """A message of sandboxrun as it was printed."""
     if line.kind == END:
         return f"sandboxrun: ended with exit code {line.text}"
     return {"info": "sandboxrun: ", "denied": ""}.get(line.kind, f"{line.kind}: ") + line.text
@@ -159,17 +161,21 @@ def _clear(path: str, name: str) -> int:
     return 0
 
 
-def _none(type_: str, id_: str, url: str | None) -> str:
-    """Why there is nothing to show, and what to do: it may run on another host."""
-    what = f"{type_} {id_} has no log of this user on this host"
+def _no_log(type_: str, id_: str, url: str | None) -> ConfigError:
+    """Why there is nothing to show: the worker may run on another host."""
+    text = f"{type_} {id_} has no log of this user on this host"
     try:
         with connected(url) as connection:
             worker = fleet.read(connection, [(type_, id_)])[0]
-    except StoreError:
-        return f"{what}; sandboxrun ps {type_} shows where it runs, once Redis can be reached"
+    except StoreError as error:
+        return ConfigError(f"{text}, and where it runs is unknown: {error}", hint=error.hint)
     if worker.state == State.RUNNING and not worker.here:
-        where = (worker.held["pidName"] or "another host")[:64]
-        return f"{what}: it runs on {where}, so look there with sandboxrun logs {type_} {id_}"
+        host = (worker.held["pidName"] or "HOST")[:64]
+        hint = f"ssh {shlex.quote(host)} sandboxrun logs {type_} {id_}" if host.isprintable() else ""
+        return ConfigError(f"{text}: it runs on {host}", hint=hint)
     if worker.state == State.RUNNING:
-        return f"{what}: it runs as another user's, or with --no-log"
-    return f"{what}: it was not run yet, or with --no-log; start it with sandboxrun {type_} {id_}"
+        return ConfigError(
+            f"{text}: another user runs it, or it was started with --no-log",
+            hint=f"sandboxrun stop {type_} {id_} && sandboxrun {type_} {id_}",
+        )
+    return ConfigError(f"{text}: it has not run yet, or only with --no-log", hint=f"sandboxrun {type_} {id_}")

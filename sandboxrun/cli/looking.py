@@ -1,4 +1,4 @@
-"""What the commands share that look at one worker's hash."""
+"""What the commands that show or change one worker's hash share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 
 from sandboxrun.cli.redis import DEFAULT_URL, connected
-from sandboxrun.errors import ConfigError, SandboxrunError
+from sandboxrun.errors import NotConfigured, SandboxrunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run_options(options: argparse.Namespace) -> RunOptions:
-    """As sandboxrun TYPE ID would have them."""
+    """The options of the run that would follow."""
     from sandboxrun.config import keys
     from sandboxrun.host.plan import RunOptions
 
@@ -30,7 +30,7 @@ def run_options(options: argparse.Namespace) -> RunOptions:
 
 
 def examined(options: argparse.Namespace) -> tuple[Hashes, Preparation]:
-    """Both hashes, and what a run would make of them. Raises ConfigError where there are none."""
+    """Both hashes, and what a run would make of them. Raises NotConfigured if there are none."""
     from sandboxrun.host.examine import examine
     from sandboxrun.host.folders import Folders
     from sandboxrun.redis.hashes import read
@@ -38,18 +38,20 @@ def examined(options: argparse.Namespace) -> tuple[Hashes, Preparation]:
     run = run_options(options)
     with connected(options.redis) as connection:
         hashes = read(connection, options.type, options.id)
-    if hashes.own.kind == "none":
-        raise ConfigError(
-            f"{hashes.own.key} does not exist: make it with sandboxrun set {options.type} {options.id} url=URL version=VERSION"
+    if (hashes.own.kind, hashes.shared.kind) == ("none", "none"):
+        raise NotConfigured(
+            f"{hashes.own.key} does not exist",
+            hint=f"sandboxrun set {options.type} {options.id} url=URL version=VERSION",
         )
     return hashes, examine(hashes, run, Folders.of_user())
 
 
 def first_fault(found: Preparation) -> SandboxrunError:
-    """What sandboxrun TYPE ID would end with, to be raised where nothing can be said beside it."""
+    """The error that sandboxrun TYPE ID would end with."""
     from sandboxrun.describe.fields import mask
 
-    return type(found.faults[0])(mask(str(found.faults[0])), tuple(map(mask, found.faults[0].hint)))
+    fault = found.faults[0]
+    return type(fault)(mask(str(fault)), hint=tuple(map(mask, fault.hint)))
 
 
 def redis_shown(options: argparse.Namespace) -> str:
@@ -60,12 +62,12 @@ def redis_shown(options: argparse.Namespace) -> str:
 
 
 def to_json(value: Any) -> str:
-    """In ASCII, without a character that a terminal could take for more than text: json leaves DEL as it is."""
+    """In ASCII, without control characters: json leaves DEL as it is."""
     return json.dumps(value).replace("\x7f", "\\u007f")
 
 
 def painter() -> Paint:
-    """In colours on a terminal only, and not where NO_COLOR is set (no-color.org)."""
+    """In colours on a terminal, unless NO_COLOR is set (no-color.org)."""
     from sandboxrun.describe.paint import Paint
 
     return Paint(sys.stdout.isatty() and not os.environ.get("NO_COLOR"))

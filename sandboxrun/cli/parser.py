@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from sandboxrun.errors import UsageError
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +20,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are UsageError; options are never abbreviated; the epilog keeps its lines."""
+    """Errors are UsageErrors; options stand anywhere and are never abbreviated; the epilog keeps its lines."""
 
     def __init__(self, prog: str, *, description: str, epilog: str | None = None, usage: str | None = None) -> None:
         super().__init__(
@@ -33,20 +31,36 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
-        self.add_argument("--debug", action="store_true", help="say more; show tracebacks")
+        self._positionals.title = "arguments"
+        self._words: list[str] = []
+        self.add_argument("--debug", action="store_true", help="print more, and tracebacks")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Options may stand between the words, but what follows `--` is no option. Raises UsageError."""
+        self._words = list(args)
+        parse = self.parse_known_args if "--" in self._words else self.parse_known_intermixed_args
+        options, rest = parse(self._words, namespace)
+        if rest:
+            from sandboxrun.cli.mistakes import too_much
+
+            raise too_much(self, self._words, rest)
+        return options
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
+        from sandboxrun.cli.mistakes import wrong
 
-    def parse_known_args(self, *args: Any, **named: Any) -> Any:
+        raise wrong(self, self._words, message)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if _capturing:
             raise _Captured(self)
-        return super().parse_known_args(*args, **named)
+        self._words = self._words or list(args)
+        return super().parse_known_args(args, namespace)
 
-    def parse_known_intermixed_args(self, *args: Any, **named: Any) -> Any:
+    def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         if _capturing:
             raise _Captured(self)
-        return super().parse_known_intermixed_args(*args, **named)
+        return super().parse_known_intermixed_args(args, namespace)
 
 
 _capturing = False
@@ -58,7 +72,7 @@ class _Captured(Exception):
 
 
 def captured(main: Callable[[list[str]], int]) -> Parser:
-    """The parser that a command makes, without running it: each makes it, and has it parse, before anything else."""
+    """The parser of a command, without running the command: each makes its parser and parses before anything else."""
     global _capturing
     _capturing = True
     try:
@@ -70,29 +84,32 @@ def captured(main: Callable[[list[str]], int]) -> Parser:
     raise AssertionError("the command parses nothing")
 
 
-def connect_option(parser: Parser) -> None:
+def connect_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--redis",
         metavar="URL",
-        help="redis://, rediss:// or unix:// (default: REDIS_URL, else redis://127.0.0.1:6379)",
+        help="redis://, rediss:// or unix:// (default: $REDIS_URL, else redis://127.0.0.1:6379)",
     )
 
 
 def type_parser(command: str, *, description: str, epilog: str | None = None) -> Parser:
-    """Of a command about the workers of one type: TYPE comes first, and --redis says where they are."""
+    """The parser of a command about one type of worker: TYPE comes first, and --redis names their Redis."""
     parser = Parser(prog=f"sandboxrun {command}", description=description, epilog=epilog)
     parser.add_argument("type", metavar="TYPE")
     connect_option(parser)
     return parser
 
 
-def worker_parser(command: str, *, description: str, example: str) -> Parser:
-    """Of a command about one worker and what it may do: TYPE and ID come first; `example` stands below the options."""
+def worker_parser(command: str, *, description: str, example: str, or_type: bool = False) -> Parser:
+    """The parser of a command about one worker: TYPE and ID come first; `example` stands below the options.
+
+    `or_type`: ID may be missing, and then the command is about the hash of the type.
+    """
     parser = Parser(prog=f"sandboxrun {command}", description=description, epilog=f"examples:\n{example}")
     parser.add_argument("type", metavar="TYPE")
-    parser.add_argument("id", metavar="ID")
+    parser.add_argument("id", metavar="ID", nargs="?" if or_type else None)
     connect_option(parser)
-    parser.add_argument("--policy", metavar="FILE", help="as sandboxrun TYPE ID takes it")
+    parser.add_argument("--policy", metavar="FILE", help="a policy file instead of the user's policy.toml")
     return parser
 
 

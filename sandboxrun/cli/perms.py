@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from sandboxrun.cli.looking import examined, first_fault, painter, redis_shown, run_options, to_json
+from sandboxrun.cli.mistakes import again_hint
 from sandboxrun.cli.parser import worker_parser
 from sandboxrun.config.permissions import Kind
 from sandboxrun.describe.question import FLAGS, Question, parse
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
     from sandboxrun.describe.answer import Answer
 
 _EXAMPLE = """\
-  sandboxrun perms demo-worker 1                                   all that it may do, in words
-  sandboxrun perms demo-worker 1 --net example.com:443             whether it may, by what, and what to change
+  sandboxrun perms demo-worker 1                                   everything that the worker may do, in words
+  sandboxrun perms demo-worker 1 --net example.com:443             whether it may connect, why, and how to change that
   sandboxrun perms demo-worker 1 --read /srv/data --write /srv/data && echo both
 
-exit codes: 0 all that was asked is allowed   77 something is not   78 the hash is wrong"""
+exit codes: 0 everything asked about is allowed   77 something is not   78 the hash is wrong"""
 _STYLES = {"allowed": "good", "denied": "bad", "refused": "bad", "missing": "odd"}
 _SAID = {"allowed": "yes", "denied": "no", "refused": "no", "missing": "no"}
 
@@ -43,7 +44,10 @@ def main(args: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)
     if options.redis is not None and "://" not in options.redis:
-        raise UsageError("--redis says where Redis is, as a URL: to ask for keys, --redis-keys KEYS")
+        raise UsageError(
+            f"--redis is {options.redis[:80]!r}: expected the URL of Redis; --redis-keys asks about keys",
+            hint=again_hint(parser, ["--redis-keys" if word == "--redis" else word for word in args]),
+        )
     questions = [parse(kind, text) for kind in Kind for text in getattr(options, f"{kind}_")]
     return _answer_all(options, questions) if questions else _list(options)
 
@@ -63,7 +67,8 @@ def _list(options: argparse.Namespace) -> int:
     paint = painter()
     print("\n".join([*may(made, paint), *always(made, paint)]), flush=True)
     if found.faults:
-        Log().warning("fault", f"the worker would not start: {first_fault(found)}")
+        fault = first_fault(found)
+        Log().warning("fault", f"the worker would not start: {fault}", hint=fault.hint)
     return 0
 
 
@@ -92,7 +97,8 @@ def _answer_all(options: argparse.Namespace, questions: list[Question]) -> int:
     else:
         print("\n".join(map(_text, answers)), flush=True)
     if found.faults:
-        Log().warning("fault", f"the worker would not start: {first_fault(found)}")
+        fault = first_fault(found)
+        Log().warning("fault", f"the worker would not start: {fault}", hint=fault.hint)
     return 0 if all(one.verdict == "allowed" for one in answers) else PolicyError.exit_code
 
 

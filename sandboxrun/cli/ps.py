@@ -8,40 +8,41 @@ import time
 from typing import Any
 
 from sandboxrun.cli.fleet import age, known_here, size
+from sandboxrun.cli.mistakes import with_redis
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import connected
 from sandboxrun.config import keys
 from sandboxrun.fleet import workers as fleet
 from sandboxrun.fleet.workers import State, Worker
 from sandboxrun.host import usage
-from sandboxrun.log import escape
+from sandboxrun.log import escape, shown_hint
 from sandboxrun.records import never
 from sandboxrun.redis.lease import LEASE_SECONDS
 
 _EPILOG = f"""\
 examples:
-  sandboxrun ps                        all that runs by this Redis, on every host
-  sandboxrun ps demo-worker --all      and what does not run
+  sandboxrun ps                        all running workers of this Redis, on every host
+  sandboxrun ps demo-worker --all      also those that do not run
   sandboxrun ps --here                 on this host only
   sandboxrun ps --json | jq -r '.[] | select(.state == "stale") | .key'
 
 states:
-  running    the process is there; on another host: it was seen within {LEASE_SECONDS} s
+  running    the process exists; on another host: it renewed its pid within the last {LEASE_SECONDS} s
   ending     its pid was removed, and it has a few seconds to finish
-  stale      the process is gone and has left its pid: sandboxrun stop TYPE ID clears it, and so does the next start
-  unknown    a pid without pidHost, set by a worker without sandboxrun, that is no process of this host
+  stale      the process is gone and has left its pid: sandboxrun stop TYPE ID removes it, and so does the next start
+  unknown    a pid without pidHost that is no process of this host: sandboxrun did not set it
 
-memory and CPU time are known on this host only; pending: requests that it has begun
+Memory and CPU time are known on this host only. PENDING counts the requests that the worker has begun.
 """
 _HEAD = ("TYPE ID", "HOST", "PID", "STATE", "SINCE", "MEMORY", "CPU", "VERSION", "PENDING")
 _CELL_MAX_CHARS = 40
 
 
 def main(args: list[str]) -> int:
-    parser = Parser(prog="sandboxrun ps", description="Show which workers run, on all hosts.", epilog=_EPILOG)
-    parser.add_argument("type", metavar="TYPE", nargs="?", help="only of this type")
-    parser.add_argument("-a", "--all", action="store_true", help="also the workers that do not run")
-    parser.add_argument("--here", action="store_true", help="only those on this host")
+    parser = Parser(prog="sandboxrun ps", description="List the workers that run, on all hosts.", epilog=_EPILOG)
+    parser.add_argument("type", metavar="TYPE", nargs="?", help="only workers of this type")
+    parser.add_argument("-a", "--all", action="store_true", help="also workers that do not run")
+    parser.add_argument("--here", action="store_true", help="only workers on this host")
     parser.add_argument("--json", action="store_true", help="print JSON")
     connect_option(parser)
     options = parser.parse_args(args)
@@ -58,16 +59,19 @@ def main(args: list[str]) -> int:
     elif rows:
         print("\n".join(map(escape, table([_HEAD, *map(cells, rows)]))))
     else:
-        of, where = f" of type {options.type}" if options.type else "", " on this host" if options.here else ""
-        hint = (
-            ""
-            if options.all
-            else f"; sandboxrun ps{f' {options.type}' * bool(options.type)} --all shows those that do not run"
-        )
-        print(escape(f"no worker{of} {'is known' if options.all else 'runs'}{where} by {shown}{hint}"))
-    for line in [*(hints(workers)), *([found.cut] if found.cut else [])]:
-        print(escape(f"note: {line}"), file=sys.stderr)
+        of, here = f" of type {options.type}" if options.type else "", " on this host" if options.here else ""
+        print(escape(f"no worker{of} {'is known to' if options.all else 'runs by'} {shown}{here}"))
+        if not options.all:
+            print(shown_hint(with_redis((_all_hint(options.type),), args)))
+    for text, hint in [*notes(workers), *([(found.cut, ())] if found.cut else [])]:
+        print(escape(f"note: {text}"), file=sys.stderr)
+        if hint:
+            print(shown_hint(with_redis(hint, args)), file=sys.stderr)
     return 0
+
+
+def _all_hint(type_: str | None) -> str:
+    return f"sandboxrun ps {type_} --all" if type_ else "sandboxrun ps --all"
 
 
 def row(worker: Worker, used: dict[int, usage.Usage]) -> dict[str, Any]:
@@ -97,58 +101,63 @@ def row(worker: Worker, used: dict[int, usage.Usage]) -> dict[str, Any]:
     }
 
 
-def cells(found: dict[str, Any]) -> tuple[str, ...]:
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """One row of the table."""
-    here = "this host" if found["here"] else "?" if found["pid"] is not None else ""
-    version = found["version"] or ""
-    if found["next_version"] not in (None, version):
-        version += f" (next {found['next_version']})"
-    state, since = found["state"], found["since"]
+    here = "this host" if row["here"] else "?" if row["pid"] is not None else ""
+    version = row["version"] or ""
+    if row["next_version"] not in (None, version):
+        version += f" (next {row['next_version']})"
+    state, since = row["state"], row["since"]
     return (
-        f"{found['type']} {found['id']}",
-        found["host"] or here,
-        _or_nothing(found["pid"]),
+        f"{row['type']} {row['id']}",
+        row["host"] or here,
+        _or_nothing(row["pid"]),
         state,
         age(time.time() - since) if since is not None and state != State.STOPPED else "",
-        size(found["memory"]) if found["memory"] is not None else "",
-        f"{found['cpu']:.1f} s" if found["cpu"] is not None else "",
+        size(row["memory"]) if row["memory"] is not None else "",
+        f"{row['cpu']:.1f} s" if row["cpu"] is not None else "",
         version,
-        _or_nothing(found["pending"]),
+        _or_nothing(row["pending"]),
     )
 
 
 def table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines with columns of equal width. What is too long is cut; escapes come first, for they are longer."""
+    """Lines with columns of equal width. Cells are escaped, and then cut if they are too long."""
     cut = [[_cut(escape(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cut, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cut]
 
 
-def hints(workers: list[Worker]) -> list[str]:
-    """What to do about those that are not as they should be."""
-    return [hint for worker in workers if (hint := _hint(worker))]
+def notes(workers: list[Worker]) -> list[tuple[str, tuple[str, ...]]]:
+    """What is not as it should be, each with its hint."""
+    return [note for worker in workers if (note := _note(worker))]
 
 
-def _hint(worker: Worker) -> str:
+def _note(worker: Worker) -> tuple[str, tuple[str, ...]] | None:
     match worker.state:
+        case State.STALE if worker.here:
+            return f"{worker.name} is stale: its process is gone", (_stop_hint(worker),)
         case State.STALE:
-            where = (
-                "its process is gone"
-                if worker.here
-                else f"its host has not renewed it for {LEASE_SECONDS} s, so it was killed, or is cut off from Redis"
+            return (
+                f"{worker.name} is stale: its host has not renewed the pid for {LEASE_SECONDS} s, because the worker was killed or "
+                "has no connection to Redis",
+                (_stop_hint(worker),),
             )
-            return f"{worker.name} is stale: {where}; sandboxrun stop {worker.name} clears it, and so does a start"
         case State.UNKNOWN:
             return (
-                f"{worker.name} has a pid that is no process of this host, set by a worker without sandboxrun: "
-                f"sandboxrun stop {worker.name} clears it"
+                f"{worker.name} has a pid that is no process of this host, and that sandboxrun did not set",
+                (_stop_hint(worker),),
             )
         case State.UNREADABLE:
-            return f"{worker.key} is no hash, or has fields too long to be read: look with HSTRLEN, or DEL {worker.key}"
+            return f"{worker.key} is no hash, or its fields are too long to be read", ()
         case State.RUNNING | State.ENDING | State.STOPPED:
-            return ""
+            return None
         case _:
             raise never(worker.state)
+
+
+def _stop_hint(worker: Worker) -> str:
+    return f"sandboxrun stop {worker.name}"
 
 
 def _cut(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the commands that look into Redis share: a connection from --redis or REDIS_URL, and replies as text."""
+"""What the commands that read Redis share: a connection from --redis or REDIS_URL, and replies as text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_URL = "redis://127.0.0.1:6379"
 @contextlib.contextmanager
 def connected(url: str | None) -> Iterator[Connection]:
     """Open while the block lasts. An error that Redis answers inside it is a StoreError."""
-    # By the older protocol whatever the URL says: what is shown here is read in its shapes.
+    # RESP2 whatever the URL says: the commands read replies in its shapes.
     connection = Connection(url or os.environ.get("REDIS_URL") or DEFAULT_URL, name="sandboxrun-cli", protocol=2)
     connection.open()
     try:
@@ -38,7 +38,7 @@ def pairs(flat: Any) -> dict[str, str]:
 
 
 def record(flat: Any) -> dict[str, Any]:
-    """Names and values, of which numbers stay numbers."""
+    """Names and values; numbers stay numbers."""
     return {
         text(n): value if isinstance(value, int | None) else text(value)
         for n, value in zip(flat[::2], flat[1::2], strict=True)

@@ -21,39 +21,16 @@ if TYPE_CHECKING:
 _INSPECT = {"--inspect": "127.0.0.1:9229", "--inspect-wait": "127.0.0.1:9229"}
 _EPILOG = """\
 examples:
-  echo worker-v0 HEX | sandboxrun demo-worker 1       run the worker of the hash demo-worker:1:h
+  sandboxrun demo-worker 1                            run the worker of the hash demo-worker:1:h
+  sandboxrun demo-worker 1 < demo.key                 with the key of its secrets
   sandboxrun demo-worker 1 --reload                   fetch its script again; accept a tag that moved
   sandboxrun demo-worker 1 --allow-import=example.com:8443
   sandboxrun demo-worker 1 --allow-net=127.0.0.1:8000 grant more than the hash does, for this run
 
-other commands (sandboxrun COMMAND --help):
-  sandboxrun init NAME                                a folder with a worker and a test that work as they are
-  sandboxrun dev FOLDER|FILE|TYPE ID                  run a worker while it is written: again on save, with a prompt
-  sandboxrun check                                    try on this machine whether the sandbox holds
-  sandboxrun encrypt TYPE ID --key-file FILE          make the secrets of a worker from JSON on standard input
-  sandboxrun cache [--clean]                          show or remove the scripts that were fetched
-  sandboxrun show TYPE ID                             the hash, what it means, and what is wrong with it
-  sandboxrun set TYPE ID FIELD=VALUE …                change it, checked first
-  sandboxrun perms TYPE ID [--net HOST:PORT …]        whether the worker may, and why
-  sandboxrun trace REF                                what became of a request
-  sandboxrun diff TYPE ID                             what the hash asks for beyond what was agreed to
-  sandboxrun approve TYPE ID                          agree to exactly that
-  sandboxrun audit FILE                               read an audit log
-  sandboxrun call TYPE JSON                           send a request and print the reply
-  sandboxrun info TYPE [--watch]                      what the workers of a type are doing
-  sandboxrun ps [TYPE]                                which workers run, on all hosts
-  sandboxrun stop TYPE ID                             end one gently, wherever it runs
-  sandboxrun logs TYPE ID [-f]                        what a worker of this host has printed
-  sandboxrun doctor                                   is all in order here: kernel, Redis, folders, policy
-  sandboxrun completion bash|zsh|fish                 completion for a shell
-  sandboxrun dead TYPE                                requests that were given up
-  sandboxrun stream TYPE ACTION                       make, remove, trim or show the streams
-  sandboxrun run TYPE ID                              the same as sandboxrun TYPE ID, for a type named like a command
-
-exit codes: the worker's own, 128+n when signal n ended it, or
+exit codes: the worker's own, 128+n if signal n ended it, or
   64 command line   65 integrity (pinned content changed)   66 the hash was removed while the worker ran
-  69 fetch   70 a defect of sandboxrun   71 the kernel cannot give the sandbox
-  73 already running, or taken over by another run   75 Redis   77 the policy, or not agreed to
+  69 fetch   70 a defect of sandboxrun   71 the kernel lacks what the sandbox needs
+  73 already running, or taken over by another run   75 Redis   77 the policy, or not approved
   78 hash, option, policy file or key
 
 signals: each one that would end sandboxrun ends the worker with SIGTERM, and 5 s later, or by a second signal, with SIGKILL
@@ -63,93 +40,110 @@ signals: each one that would end sandboxrun ends the worker with SIGTERM, and 5 
 def _parser() -> Parser:
     import argparse
 
-    from sandboxrun.cli.parser import Parser
+    from sandboxrun.cli.parser import Parser, connect_option
 
     parser = Parser(
         prog="sandboxrun",
         usage="sandboxrun [options] TYPE ID",
-        description="Run the worker that the Redis hash TYPE:ID:h names, confined by the kernel to what the hash grants.",
+        description="Run the worker that the Redis hash TYPE:ID:h describes, or TYPE:h if it alone is there. "
+        "The kernel confines the worker to what the hash grants.",
         epilog=_EPILOG,
     )
     parser.add_argument("type", metavar="TYPE", help="worker type, as in demo-worker")
     parser.add_argument("id", metavar="ID", help="worker id, as in 1")
-    parser.add_argument(
-        "--redis",
-        metavar="URL",
-        help="redis://, rediss:// or unix:// (default: REDIS_URL, else redis://127.0.0.1:6379)",
+    parser.add_argument("--version", action="version", version=f"sandboxrun {__version__}")
+    parser.add_argument("--standby", metavar="N", type=int, help=argparse.SUPPRESS)  # of sandboxrun dev
+    where = parser.add_argument_group("Redis and script")
+    connect_option(where)
+    where.add_argument(
+        "--wait", action="store_true", help="wait for Redis and for the hash instead of ending without them"
     )
-    parser.add_argument(
+    where.add_argument(
         "--allow-import",
         metavar="HOST[:PORT],…",
-        help="hosts that scripts may come from, instead of the default list; loopback always may",
+        help="the hosts that scripts may come from; replaces the default list; loopback is always allowed",
     )
-    parser.add_argument(
-        "--reload",
-        action="store_true",
-        help="fetch the script again, and accept changed content under a pinned version",
+    where.add_argument(
+        "--reload", action="store_true", help="fetch the script again, and accept changed content of a pinned version"
     )
-    parser.add_argument("--cached-only", action="store_true", help="never fetch")
+    where.add_argument("--cached-only", action="store_true", help="never fetch")
+    _grant_options(parser)
+    _policy_options(parser)
+    _output_options(parser)
+    return parser
+
+
+def _grant_options(parser: Parser) -> None:
+    grants = parser.add_argument_group("permissions, in addition to those of the hash")
     for kind in Kind:
         for verdict in Verdict:
-            parser.add_argument(
+            grants.add_argument(
                 kind.flag(verdict),
                 metavar="LIST",
                 action="append",
-                help=f"{verdict}, on top of the hash: {kind.expected}".replace("%", "%%"),
+                help=f"{verdict}: {kind.expected}".replace("%", "%%"),
             )
+    limits = parser.add_argument_group("limits, instead of those of the hash")
     for limit in LIMITS.values():
-        parser.add_argument(
+        limits.add_argument(
             limit.flag,
             metavar="N",
-            help=f"instead of the hash's {limit.field}: {limit.expected} default {limit.show(limit.default)}",
+            help=f"{limit.expected.rstrip(',')} (default: {limit.show(limit.default) if limit.default else 'none'})",
         )
-    parser.add_argument(
-        "--allow-degraded",
-        metavar="FEATURE,…",
-        default="",
-        help="do without a kernel feature that sandboxrun check says is missing",
+
+
+def _policy_options(parser: Parser) -> None:
+    policy = parser.add_argument_group("the operator's policy")
+    policy.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="this file instead of policy.toml of the user: the most that a hash may be granted",
     )
-    parser.add_argument(
-        "--policy", metavar="FILE", help="the most that a hash may be granted, instead of the user's policy.toml"
+    policy.add_argument(
+        "--yes", action="store_true", help="approve the permissions that the hash has added since the last run"
     )
-    parser.add_argument(
-        "--yes", action="store_true", help="agree to it that the hash asks for more than at its last run"
-    )
-    parser.add_argument(
+    policy.add_argument(
         "--audit",
         metavar="FILE",
         action="append",
         default=[],
         help='append each decision to FILE as a line of JSON; "journal": to the systemd journal',
     )
-    parser.add_argument(
-        "--no-log", action="store_true", help="do not keep what the worker prints (sandboxrun logs shows what is kept)"
+    policy.add_argument(
+        "--allow-degraded",
+        metavar="FEATURE,…",
+        default="",
+        help="run without a kernel feature that sandboxrun check reports as missing",
     )
+
+
+def _output_options(parser: Parser) -> None:
+    debugger = parser.add_argument_group("debugger")
     for flag in _INSPECT:
-        parser.add_argument(
+        debugger.add_argument(
             flag,
             metavar="[HOST:]PORT",
-            help="let a debugger attach there (127.0.0.1:9229)" + " and wait for it" * flag.endswith("wait"),
+            help="let a debugger attach there (default: 127.0.0.1:9229)" + ", and wait for it" * flag.endswith("wait"),
         )
-    parser.add_argument("--standby", type=int, help=argparse.SUPPRESS)  # of sandboxrun dev
-    parser.add_argument(
-        "--wait", action="store_true", help="wait for Redis and for the hash if they are not there, instead of ending"
+    output = parser.add_argument_group("output")
+    output.add_argument("--quiet", action="store_true", help="print only warnings, denials and errors")
+    output.add_argument(
+        "--json-logs", action="store_true", help="print the messages of sandboxrun as JSON, one object a line"
     )
-    parser.add_argument("--quiet", action="store_true", help="only warnings, denials and errors")
-    parser.add_argument("--json-logs", action="store_true", help="our messages as one JSON object a line")
-    parser.add_argument("--version", action="version", version=f"sandboxrun {__version__}")
-    return parser
+    output.add_argument(
+        "--no-log", action="store_true", help="keep no log of what the worker prints for sandboxrun logs"
+    )
 
 
 def main(args: list[str], born: Birth | None = None) -> int:
-    """`born`: the child, if it is there already."""
+    """`born`: the child, if it was spawned already."""
     from sandboxrun.cli.parser import names
 
     # The value is optional, and follows a "=": or TYPE would be one.
     options = _parser().parse_args([f"{arg}={_INSPECT[arg]}" if arg in _INSPECT else arg for arg in args])
     timing.mark("options parsed")
     if options.reload and options.cached_only:
-        raise UsageError("--reload and --cached-only contradict each other: give one")
+        raise UsageError("--reload and --cached-only contradict each other")
 
     from sandboxrun.fetch.resolve import ImportList
     from sandboxrun.host.plan import RunOptions
@@ -186,7 +180,7 @@ def main(args: list[str], born: Birth | None = None) -> int:
 
 
 def run_plainly(type_: str, id_: str, born: Birth | None) -> int:
-    """Without an option. `born`: the child, which is there already."""
+    """A run without options. `born`: the child, which was spawned already."""
     from sandboxrun.host.plan import RunOptions
     from sandboxrun.host.run import run
     from sandboxrun.redis.store import DEFAULT_URL
@@ -200,7 +194,7 @@ def _inspect(options: argparse.Namespace) -> Inspect | None:
     if not given:
         return None
     if len(given) > 1:
-        raise UsageError("--inspect and --inspect-wait are both given: --inspect-wait=HOST:PORT does both")
+        raise UsageError("--inspect and --inspect-wait are both given: --inspect-wait does both")
     from sandboxrun.config.debugger import Inspect
 
     return Inspect.parse(*given[0], given[0][0])

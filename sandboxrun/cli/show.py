@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 def main(args: list[str]) -> int:
     parser = worker_parser(
         "show",
-        description="Show a worker's hash and what it means: code, permissions in words, the operator's policy, whether it runs, "
-        "and what is wrong. Secrets are never shown. Exit code 0, whatever is wrong with it.",
+        description="Show a worker's hash and what it means: code, permissions in words, the operator's policy, whether the worker "
+        "runs, and what is wrong. Secrets are never shown. The exit code is 0 even if the hash is wrong.",
         example="  sandboxrun show demo-worker 1\n  sandboxrun show demo-worker 1 --json | jq .faults\n"
         "  sandboxrun show demo-worker 1 --plan",
     )
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="print the plan of a run instead, with every path; if there is no plan, the error that would end the run",
+        help="print the plan of a run, with every path; if there is no plan, the error that would end the run",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import os
 import signal
 import sys
 import time
+from typing import Any
 
 from sandboxrun.cli.fleet import known_here
+from sandboxrun.cli.mistakes import again_hint
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import DEFAULT_URL, connected
 from sandboxrun.config import keys
@@ -34,13 +38,13 @@ _EPILOG = f"""\
 examples:
   sandboxrun stop demo-worker 1
   sandboxrun stop demo-worker 1 2 3 --timeout 30
-  sandboxrun stop demo-worker --all        every one of the type, on all hosts
-  sandboxrun stop --stale                  clear what killed workers have left; of one type: stop TYPE --stale
+  sandboxrun stop demo-worker --all        all workers of the type, on all hosts
+  sandboxrun stop --stale                  clean up after killed workers; of one type: stop TYPE --stale
 
-It removes field pid of the hash, as HDEL does, so that it works for workers of any host. The worker's supervisor sends it
-SIGTERM, and SIGKILL 5 s later; requests that it had not begun go to others. Nothing is killed by its number: a pid whose
-process is gone, or that another host has not renewed for {LEASE_SECONDS} s, is only removed. What starts workers again,
-systemd for instance, does so after this too: stop it there.
+stop removes field pid of the hash, so it works for workers of any host. The worker's supervisor sends the worker SIGTERM, and
+SIGKILL 5 s later; other workers take the requests that it had not begun. stop never kills a process by its number: if the
+process is gone, or if another host has not renewed the pid for {LEASE_SECONDS} s, stop only removes the pid. A service
+manager such as systemd starts the worker again: stop the service there.
 
 exit codes:
   0 all have ended, or did not run   75 one has not ended in time, or Redis is away   78 there is no such hash
@@ -48,57 +52,97 @@ exit codes:
 
 
 def main(args: list[str]) -> int:
-    parser = Parser(
-        prog="sandboxrun stop",
-        usage="sandboxrun stop [options] TYPE ID [ID …] | TYPE --all | [TYPE] --stale",
-        description="End workers gently, on whatever host they run, and say how they ended.",
-        epilog=_EPILOG,
-    )
-    parser.add_argument("type", metavar="TYPE", nargs="?")
-    parser.add_argument("ids", metavar="ID", nargs="*")
-    parser.add_argument("--all", action="store_true", help="all of the type that run")
-    parser.add_argument("--stale", action="store_true", help="only clear what dead workers have left; end none")
-    parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=TIMEOUT_SECONDS, help="how long to wait at most (10)"
-    )
-    connect_option(parser)
+    parser = _parser()
     options = parser.parse_args(args)
-    if options.type is None and not options.stale:
-        raise UsageError("stop needs TYPE and ID, or TYPE --all, or --stale; sandboxrun ps shows what runs")
-    if options.type is not None and bool(options.ids) == (options.all or options.stale):
-        raise UsageError("stop takes either IDs, or --all, or --stale; see sandboxrun stop --help")
-    if not 0 <= options.timeout <= 86400:
-        raise UsageError(f"--timeout is {options.timeout:g}: expected seconds, from 0 to 86400")
-    if options.type is not None:
-        keys.check_type(options.type)
+    _check(parser, options, args)
     with connected(options.redis) as connection:
         if options.ids:
             workers = [(options.type, keys.check_id(id_)) for id_ in dict.fromkeys(options.ids)]
         else:
             workers = _wanted(connection, options.type, stale=options.stale)
-        if not workers:
+        if not workers and not options.json:
             of = f" of type {options.type}" if options.type else ""
             print(f"no worker{of} {'has left a pid behind' if options.stale else 'runs'}")
-        still, begun = 0, int(time.time() * 1000)
-        for done in stopping.stop(connection, workers, timeout=options.timeout, only_stale=options.stale):
-            still += done.end == End.STILL
-            print(escape(said(done, _exit_code(done, begun))), flush=True)
-    if options.stale and options.type is None:
-        _remove_users(options.redis)
-    return StoreError.exit_code if still else 0
+        outcomes, begun = [], int(time.time() * 1000)
+        for outcome in stopping.stop(connection, workers, timeout=options.timeout, only_stale=options.stale):
+            code = _exit_code(outcome, begun)
+            outcomes.append(as_json(outcome, code))
+            if not options.json:
+                print(escape(said(outcome, code)), flush=True)
+    users = _remove_users(options.redis) if options.stale and options.type is None else 0
+    if options.json:
+        print(json.dumps({"workers": outcomes, "redis_users_removed": users}))
+    elif users:
+        print(f"removed {users} Redis user{'s' * (users != 1)} of killed runs")
+    return StoreError.exit_code if any(outcome["end"] == End.STILL for outcome in outcomes) else 0
 
 
-def _remove_users(url: str | None) -> None:
-    """What the next start would remove too. A login that may not manage users has none to remove."""
+def _parser() -> Parser:
+    parser = Parser(
+        prog="sandboxrun stop",
+        usage="sandboxrun stop [options] TYPE ID [ID …] | TYPE --all | [TYPE] --stale",
+        description="End workers gently, on whatever host they run, and print how they ended.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("type", metavar="TYPE", nargs="?")
+    parser.add_argument("ids", metavar="ID", nargs="*")
+    parser.add_argument("--all", action="store_true", help="end all running workers of the type")
+    parser.add_argument("--stale", action="store_true", help="end none; only clean up after killed workers")
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=TIMEOUT_SECONDS,
+        help=f"how long to wait (default: {TIMEOUT_SECONDS:g})",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    connect_option(parser)
+    return parser
+
+
+def _check(parser: Parser, options: argparse.Namespace, args: list[str]) -> None:
+    """Raise UsageError, or ConfigError for a name that is not valid."""
+    if options.type is None and not options.stale:
+        raise UsageError("TYPE and ID are missing", hint=again_hint(parser, [*args, "TYPE", "ID"]))
+    if options.type is not None:
+        keys.check_type(options.type)
+        if not options.ids and not (options.all or options.stale):
+            raise UsageError("ID is missing", hint=again_hint(parser, [*args, "ID"]))
+        if options.ids and (options.all or options.stale):
+            flag = "--all" if options.all else "--stale"
+            raise UsageError(
+                f"IDs and {flag} exclude each other",
+                hint=again_hint(parser, [word for word in args if word != flag]),
+            )
+    if not 0 <= options.timeout <= 86400:
+        raise UsageError(f"--timeout is {options.timeout:g}: expected seconds from 0 to 86400")
+
+
+def as_json(outcome: Stopped, code: int | None) -> dict[str, Any]:
+    """For --json: names and numbers, and the text for people."""
+    pid = outcome.held["pid"] or ""
+    return {
+        "type": outcome.type,
+        "id": outcome.id,
+        "end": outcome.end.value,
+        "host": outcome.held["pidName"],
+        "pid": int(pid) if pid.isascii() and pid.isdigit() and len(pid) < 11 else None,
+        "seconds": round(outcome.seconds, 1),
+        "exit_code": code,
+        "text": said(outcome, code),
+    }
+
+
+def _remove_users(url: str | None) -> int:
+    """Remove the Redis users that the next start would remove too, and count them; a login without the right removes none."""
     pid = os.getpid()
     ours = Owner.of_run("stop:stale:h", host=this_host(), pid=pid, started=start_time(pid) or 0, now=time.time())
     with (
         contextlib.suppress(StoreError),
         contextlib.closing(Store(url or os.environ.get("REDIS_URL") or DEFAULT_URL)) as store,
     ):
-        removed = store.leftover(ours, remove=True)
-        if removed:
-            print(f"removed {len(removed)} Redis users of killed runs")
+        return len(store.leftover(ours, remove=True))
+    return 0
 
 
 def _wanted(connection: Connection, type_: str | None, *, stale: bool) -> list[tuple[str, str]]:
@@ -113,7 +157,7 @@ def _wanted(connection: Connection, type_: str | None, *, stale: bool) -> list[t
 
 
 def _exit_code(done: Stopped, begun: int) -> int | None:
-    """From the log of this user on this host, where there is one: the supervisor's last words come within a moment."""
+    """From the log of this user on this host, if there is one: the supervisor writes its last line a moment later."""
     path = Folders.of_user().log(done.type, done.id)
     for _ in range(LAST_WORDS_TRIES if done.end == End.ENDED and os.path.exists(path) else 0):
         with contextlib.suppress(OSError):
@@ -125,7 +169,7 @@ def _exit_code(done: Stopped, begun: int) -> int | None:
 
 
 def said(done: Stopped, code: int | None = None) -> str:
-    """One line about how it went, and what to do where it did not."""
+    """One line about how the worker ended, and what to do if it did not."""
     name = f"{done.type} {done.id}"
     pid = (done.held["pid"] or "")[:32]
     here = done.held["pidHost"] in (None, this_host())
@@ -134,13 +178,14 @@ def said(done: Stopped, code: int | None = None) -> str:
         case End.NOT_RUNNING:
             return f"{name} does not run"
         case End.ENDED:
-            how = "" if code is None else f" with exit code {code}"
-            how += f": killed, for it did not end within {GRACE_SECONDS:g} s" if code == 128 + signal.SIGKILL else ""
-            return f"{name} has ended{host} (process {pid}), after {done.seconds:.1f} s{how}"
+            reason = "" if code is None else f" with exit code {code}"
+            if code == 128 + signal.SIGKILL:
+                reason += f": killed because it did not end within {GRACE_SECONDS:g} s"
+            return f"{name} has ended{host} (process {pid}), after {done.seconds:.1f} s{reason}"
         case End.RESTARTED:
-            return f"{name} has ended{host} (process {pid}), and was started again as process {(done.now['pid'] or '')[:32]}: stop what starts it"
+            return f"{name} has ended{host} (process {pid}), and was started again as process {(done.now['pid'] or '')[:32]}: stop the service that starts it"
         case End.CLEARED if done.before == State.UNKNOWN:
-            return f"{name}: removed pid {pid}, set by a worker without sandboxrun and no process of this host; one elsewhere that looks at its hash ends"
+            return f"{name}: removed pid {pid}, which no run of sandboxrun had set and which is no process of this host"
         case End.CLEARED if here:
             return f"{name}: removed the stale pid {pid}, whose process is gone"
         case End.CLEARED:
@@ -152,13 +197,13 @@ def said(done: Stopped, code: int | None = None) -> str:
 def _how_to_end(done: Stopped, here: bool) -> str:
     pid = done.held["pid"] or ""
     if done.held["pidHost"] is None:
-        return "it was started without sandboxrun, and does not look at its hash; end it where it was started"
+        return "it was started without sandboxrun and does not watch its hash; end it where it was started"
     if here and pid.isdigit():
         left = [str(member) for member in group.living(int(pid)) if member != int(pid)]
         if left and int(pid) not in group.living(int(pid)):
             return (
-                f"the worker itself has ended, and processes that it has started have not, though they were killed "
-                f"({', '.join(left[:10])}): look at what they wait for, cat /proc/{left[0]}/wchan"
+                f"the worker itself has ended, but processes that it started have not, although they were killed "
+                f"({', '.join(left[:10])}); cat /proc/{left[0]}/wchan shows what the first one waits for"
             )
         supervisor = usage.parent(int(pid))
         if supervisor is not None and supervisor > 1:

@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 
+from sandboxrun.cli.mistakes import check_action
 from sandboxrun.cli.parser import type_parser
 from sandboxrun.cli.redis import connected, pairs, show_entry, text
 from sandboxrun.config import keys
@@ -18,9 +19,9 @@ from sandboxrun.redis.replies import ReplyError
 COUNT_MOST = 10_000  # unanswered requests that are counted
 SHOW_MAX_BYTES = 64 * 1024 * 1024
 ACTIONS = {
-    "create": "make the request stream and its group",
-    "delete": "remove both streams, with all that is in them",
-    "trim": "remove the oldest requests that are answered, and the oldest responses, but for the newest N of each",
+    "create": "make the request stream and its consumer group",
+    "delete": "remove both streams with all their entries",
+    "trim": "keep the newest N answered requests and the newest N responses, and remove the older ones",
     "requests": "show the newest N requests",
     "responses": "show the newest N responses",
 }
@@ -29,26 +30,30 @@ ACTIONS = {
 def main(args: list[str]) -> int:
     parser = type_parser(
         "stream",
-        description="Make, remove, trim or show the streams of a type of worker.",
+        description="Create, delete, trim or show the streams of a type of worker.",
         epilog="actions:\n"
         + "\n".join(f"  {name:<10} {what}" for name, what in ACTIONS.items())
         + "\n\nexamples:\n  sandboxrun stream demo-worker responses -n 3\n  sandboxrun stream demo-worker trim -n 1000",
     )
     parser.add_argument("action", metavar="|".join(ACTIONS))
-    parser.add_argument("-n", metavar="N", type=int, default=10, help="how many to show or to keep (10)")
-    parser.add_argument("--force", action="store_true", help="delete although requests are unanswered")
+    parser.add_argument("-n", metavar="N", type=int, default=10, help="how many to show or to keep (default: 10)")
+    parser.add_argument("--force", action="store_true", help="delete the streams even if requests are unanswered")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)
     keys.check_type(options.type)
-    if options.action not in ACTIONS or options.n < 0:
-        raise UsageError(f"{options.action[:80]!r} -n {options.n} is not an action; see sandboxrun stream --help")
+    check_action(parser, args, options.action, ACTIONS)
+    if options.n < 0:
+        raise UsageError(f"-n is {options.n}: expected 0 or more")
     with connected(options.redis) as connection:
         requests, responses = keys.request_stream(options.type), keys.response_stream(options.type)
         if options.action == "create":
             print(_create(connection, requests))
         elif options.action == "delete":
             if not options.force and (count := unanswered(connection, requests)):
-                raise ConfigError(f"{requests} has {count} unanswered requests: let them be answered, or use --force")
+                raise ConfigError(
+                    f"{requests} has {count} unanswered request{'s' * (count != 1)}",
+                    hint=f"sandboxrun stream {options.type} delete --force",
+                )
             print(f"removed: {connection.call('DEL', requests, responses)}")
         elif options.action == "trim":
             removed = trim(connection, requests, options.n) + connection.call("XTRIM", responses, "MAXLEN", options.n)
@@ -121,9 +126,12 @@ def _show(connection, stream: str, count: int, as_json: bool) -> None:  # type: 
             break
         large = {"note": f"more than {ENTRY_MAX_BYTES >> 20} MiB, so not read"}
         newest.append((entry.xid, entry.text() if entry.fields is not None else large))
-    found = newest[::-1]
+    oldest_first = newest[::-1]
     if as_json:
-        print(json.dumps([{"id": xid, **fields} for xid, fields in found]))
+        print(json.dumps([{"id": xid, **fields} for xid, fields in oldest_first]))
         return
-    for xid, fields in found:
+    for xid, fields in oldest_first:
         show_entry(xid, fields)
+    if not newest and count:
+        there = connection.call("EXISTS", stream)
+        print(f"{stream} is empty" if there else f"{stream} does not exist")

@@ -12,13 +12,13 @@ from sandboxrun.errors import ConfigError
 def main(args: list[str]) -> int:
     parser = Parser(
         prog="sandboxrun trace",
-        description="Show what became of a request, as a timeline: created, queued, begun, completed, replied, and where it is now. "
-        "Traces expire after two minutes, replies sooner; what is left is shown.",
+        description="Show what became of a request, as a timeline: created, queued, begun, completed, replied, and its state now. "
+        "Traces expire after two minutes, replies earlier.",
         epilog="examples:\n  sandboxrun trace 0d1b2c3d4e5f\n  sandboxrun trace r1 --type demo-worker --json | jq .durations",
     )
     parser.add_argument("ref", metavar="REF", help="the ref of the request, as in its reply")
     parser.add_argument(
-        "--type", metavar="TYPE", help="of its workers; default: as the trace says, else all are looked at"
+        "--type", metavar="TYPE", help="type of its workers (default: what the trace says, else all types are searched)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     connect_option(parser)
@@ -34,10 +34,9 @@ def main(args: list[str]) -> int:
         facts = gather(connection, ref, options.type)
     found = timeline(facts)
     if found is None:
-        type_ = options.type or "TYPE"
         raise ConfigError(
-            f"nothing is left of request {ref}, if there was one{''.join(f'; {note}' for note in facts.notes)[:500]}: "
-            f"see sandboxrun stream {type_} responses, or sandboxrun dead {type_}"
+            f"Redis has no trace, no reply and no entry of request {ref}{''.join(f'; {note}' for note in facts.notes)[:500]}",
+            hint=f"sandboxrun stream {options.type or 'TYPE'} responses",
         )
     print(to_json(found) if options.json else text(found, painter()))
     return 0

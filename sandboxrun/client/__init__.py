@@ -6,15 +6,17 @@
 
     with client.Client(url) as c:
         c.call("demo-worker", {"text": "hi"})
-        for reply in c.call_many("demo-worker", [{"n": n} for n in range(1000)]): …
+        for index, reply, seconds in c.call_many("demo-worker", [{"n": n} for n in range(1000)]): …
 
     async with client.AsyncClient(url) as c:
         await asyncio.gather(*(c.call("demo-worker", {"n": n}) for n in range(1000)))
 
-A call tries again until its time-out if Redis is away or can take nothing at the moment; `retry=False` opts out. None or
-inf as `timeout` waits without limit. A call without a result raises a CallError, which says whether the request may have
-run: BadRequest, Expired and NotSent, it did not; RemoteError, it ran and failed, or its reply cannot be used; CallTimeout,
-unknown. If Redis lets nobody in or refuses the request for good, it is a StoreError, and nothing was sent either.
+`timeout` is in seconds; None or inf waits without limit. While Redis is away, or can accept nothing, a call is retried
+until its time-out; `retry=False` opts out.
+
+A call without a result raises a CallError. Its `may_have_run` says whether the handler may have run: not after BadRequest,
+Expired and NotSent; it did after RemoteError, except for an unusable reply; unknown after CallTimeout. A StoreError that is
+no CallError means that Redis refuses the login or the request for good, and that nothing was sent.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """AsyncClient where it is first asked for: asyncio takes longer to import than all else of a call."""
+    """AsyncClient, imported at first use, because asyncio takes longer to import than everything else of a call."""
     if name != "AsyncClient":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from sandboxrun.client.awaiting import AsyncClient

@@ -1,4 +1,4 @@
-"""Calls from asyncio: any number on their way at once, on one connection that sends and one that waits."""
+"""Calls from asyncio: any number in flight, on one connection that sends and one that waits."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from sandboxrun.client.request import Timeout
+    from sandboxrun.client.request import Payload, Timeout
 
 
 class AsyncClient:
-    """Connects at `async with`, or at its first call. `aclose` closes the connections; a later call opens them again.
+    """A client for asyncio. It connects at `async with` or at its first call, and again at a call after `aclose`.
 
-    It may be used from several event loops, one after another or in several threads, and in the child of a fork: each
-    loop has connections of its own.
+    Several event loops may use it, one after another or in several threads, and so may the child of a fork: each loop has
+    connections of its own. `url`: as for Client.
     """
 
     def __init__(self, url: str | None = None) -> None:
         self._url = url or os.environ.get("REDIS_URL") or DEFAULT_URL
-        parse_url(self._url)  # a mistake in it is said here
+        parse_url(self._url)  # raises for a mistake in it
         self._lines: dict[asyncio.AbstractEventLoop, Line] = {}
         self._process = forks.generation
 
     def __reduce__(self) -> tuple[type[AsyncClient], tuple[str]]:
-        return AsyncClient, (self._url,)  # for a process that is spawned: connections cannot be passed on
+        return AsyncClient, (self._url,)  # pickled for a spawned process, without connections
 
     async def __aenter__(self) -> AsyncClient:
-        """Raises StoreError for a login or a certificate that is refused."""
+        """Connect. Raises StoreError if the login or the certificate is refused; an outage of Redis is waited for."""
         try:
             await self._line().open()
         except BaseException:
@@ -48,7 +48,7 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections. Calls that are on their way end: NotSent, or CallTimeout if they were sent."""
+        """Close the connections. Calls in flight end as NotSent, or as CallTimeout if they were sent."""
         self._forget_parents()
         lines, self._lines = self._lines, {}
         own = lines.pop(asyncio.get_running_loop(), None)
@@ -63,13 +63,13 @@ class AsyncClient:
     async def call(
         self,
         type_: str,
-        data: Any,
+        data: Payload,
         *,
         timeout: Timeout = 10.0,
         trace: dict[str, Any] | None = None,
         retry: bool = True,
     ) -> dict[str, Any]:
-        """As Client.call. A call that is cancelled before it was sent is not sent."""
+        """As Client.call. A call that is cancelled before it is sent is never sent."""
         keys.check_type(type_)
         request = Outgoing(type_, data, timeout, trace, retry=retry)
         outcome = await self._line().call(request)
@@ -90,7 +90,7 @@ class AsyncClient:
         return line
 
     def _forget_parents(self) -> None:
-        """In the child of a fork: the parent's calls are not this process's."""
+        """In the child of a fork: forget the calls and connections of the parent."""
         if self._process != forks.generation:
             self._lines = {}
             self._process = forks.generation

@@ -1,4 +1,4 @@
-"""Calls from ordinary code."""
+"""Blocking calls."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from sandboxrun.client.request import Timeout
+    from sandboxrun.client.request import Payload, Timeout
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
-WINDOW = 200  # requests of call_many that are on their way at once
+WINDOW = 200  # requests of call_many in flight at once
 
 
 def call(
     type_: str,
-    data: Any,
+    data: Payload,
     *,
     timeout: Timeout = 10.0,
     trace: dict[str, Any] | None = None,
@@ -40,18 +40,20 @@ def call(
 
 
 class Client:
-    """May be used by several threads, before and after a fork, and again after `close`.
+    """A client that keeps its connections.
 
-    Each call in progress has a connection of its own, and a connection belongs to one process.
+    Several threads may use it, before and after a fork, and again after `close`. Each call in progress has a connection
+    of its own, and a connection belongs to one process. `url`: by default REDIS_URL, else redis://127.0.0.1:6379; it is
+    parsed at once, and the first call connects. Raises ConfigError for a URL that is not valid.
     """
 
     def __init__(self, url: str | None = None) -> None:
         self._url = url or os.environ.get("REDIS_URL") or DEFAULT_URL
-        parse_url(self._url)  # a mistake in it is said here
-        self._idle: list[Wire] = []  # append and pop are atomic: no lock that a fork could leave locked
+        parse_url(self._url)  # raises for a mistake in it
+        self._idle: list[Wire] = []  # append and pop are atomic, so there is no lock that a fork could leave locked
 
     def __reduce__(self) -> tuple[type[Client], tuple[str]]:
-        return Client, (self._url,)  # for a process that is spawned: connections cannot be passed on
+        return Client, (self._url,)  # pickled for a spawned process, without connections
 
     def __enter__(self) -> Client:
         return self
@@ -68,17 +70,21 @@ class Client:
     def call(
         self,
         type_: str,
-        data: Any,
+        data: Payload,
         *,
         timeout: Timeout = 10.0,
         trace: dict[str, Any] | None = None,
         retry: bool = True,
     ) -> dict[str, Any]:
-        """The reply to `data`, which must be JSON. `timeout`: seconds until CallTimeout; a worker does not begin later.
+        """Send `data` to a worker of the type, and return the fields of its reply.
 
-        None or inf waits without limit. `trace`: further fields for the request's hash `req:REF:h`. If Redis is away, or
-        can take nothing at the moment, the call tries again until its time-out; with `retry=False` it is NotSent at once.
-        A request that Redis may have taken is never sent again. Raises CallError, StoreError, ConfigError.
+        `data`: what json.dumps accepts, without NaN. `timeout`: seconds until CallTimeout, after which no worker begins
+        the request; None or inf waits without limit. `trace`: more fields for the request's hash `req:REF:h`. `retry`:
+        while Redis is away, or can accept nothing, retry until the time-out; if False, raise NotSent at once. A request
+        that Redis may have accepted is never sent again.
+
+        Raises CallError; StoreError if Redis refuses the login or the request; ConfigError for a type that is not valid;
+        TypeError or ValueError for `data` that is not JSON.
         """
         keys.check_type(type_)
         request = Outgoing(type_, data, timeout, trace, retry=retry)
@@ -96,15 +102,15 @@ class Client:
         return outcome
 
     def call_many(
-        self, type_: str, items: Iterable[Any], *, timeout: Timeout = 10.0, retry: bool = True
+        self, type_: str, items: Iterable[Payload], *, timeout: Timeout = 10.0, retry: bool = True
     ) -> Iterator[tuple[int, dict[str, Any] | CallError, float]]:
-        """Many calls at once on one connection, WINDOW on their way; as they come: (index, reply or error, seconds).
+        """Call with each item, WINDOW at once on one connection; yield (index, reply or CallError, seconds) as they end.
 
-        An item that is not JSON is a BadRequest. What `items` raises, or Redis refuses for good, is raised once the
-        calls that are on their way are done.
+        An item that is not JSON is a BadRequest. An error of `items`, or a StoreError of Redis, is raised after the calls
+        in flight have ended.
         """
         keys.check_type(type_)
-        seconds_of(timeout)  # a mistake is said now, not when the first reply is asked for
+        seconds_of(timeout)  # raises for a mistake now, not at the first reply
         return self._many(type_, enumerate(items), timeout, retry)
 
     def _many(
@@ -155,7 +161,7 @@ class Client:
 
 
 def _give_back(wire: Wire, idle: list[Wire] | None) -> None:
-    """Keep the connection if it owes no reply: whatever interrupted a call, the next one gets no reply of it."""
+    """Keep the connection if it owes no reply, so that the next call cannot get the reply of an interrupted one."""
     if idle is None or wire.owed or not wire.is_open:
         wire.close()
     else:

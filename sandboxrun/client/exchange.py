@@ -1,4 +1,4 @@
-"""The requests that are on their way over one blocking connection."""
+"""The requests in flight on one blocking connection."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
     from sandboxrun.client.request import Outcome
     from sandboxrun.client.wire import Wire
 
-WAIT_SECONDS = 5.0  # of one BRPOP: a dead connection is noticed soon after
-UNSETTLED_WAIT_SECONDS = 1.0  # of one, while something else has to be tried again
+WAIT_SECONDS = 5.0  # of one BRPOP, after which a dead connection is noticed
+UNSETTLED_WAIT_SECONDS = 1.0  # of one BRPOP, while another request must be retried
 
 
 class Exchange:
-    """Whoever has put requests into it calls `step` until `waiting` is empty."""
+    """`add` requests, then call `step` until `waiting` is empty."""
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
         self.waiting: dict[bytes, Outgoing] = {}
         self._done: list[tuple[Outgoing, Outcome]] = []
         self._delays = delays()
-        self._trouble: ConnectionLost | None = None  # what Redis cannot do at the moment
+        self._trouble: ConnectionLost | None = None  # a refusal of Redis that may pass
         self._process = forks.generation
 
     def add(self, request: Outgoing) -> None:
         self.waiting[request.key] = request
 
     def step(self) -> list[tuple[Outgoing, Outcome]]:
-        """Send, wait a while, and return what is done: nothing, or requests with their replies or errors.
+        """Send, wait for a bounded time, and return the requests that ended, with their replies or errors.
 
-        A StoreError among them that is no CallError is what Redis refuses for good.
+        A StoreError among them that is no CallError is a lasting refusal of Redis.
         """
         self._check_process()
         try:
@@ -133,12 +133,12 @@ class Exchange:
         if not refusals:
             self._delays = delays()
         if and_wait and batch[0].state is not State.SENT:
-            self.wire.close()  # it waits for a reply that will not come
+            self.wire.close()  # its BRPOP waits for a reply that will not come
 
     # --- waiting
 
     def _wait(self, *, asked: bool) -> None:
-        """Until a reply is there, for some seconds at most; then all replies that are there."""
+        """Wait for one reply, WAIT_SECONDS at most; then take all replies that are there."""
         names = list(self.waiting)
         if not asked:
             seconds = self._seconds()
@@ -168,14 +168,14 @@ class Exchange:
             self._pop(others[first : first + count])
 
     def _refused(self, error: StoreError) -> None:
-        """Redis does not let this user wait for replies. Raises ConnectionLost if that may pass."""
+        """End the sent requests, because this user may not wait for replies. Raises ConnectionLost if that may pass."""
         if isinstance(error, ConnectionLost):
             raise error
         for request in self._in(State.SENT, State.UNSURE):
             self._end(request, CallError(f"{error}; the request was sent, but its reply cannot be read"))
 
     def _pop(self, names: list[bytes]) -> None:
-        """The replies that are there, without waiting."""
+        """Take the replies that are there, without waiting."""
         self.wire.ask(b"".join([pack("RPOP", name) for name in names]), len(names), left=self._last())
         for name in names:
             try:
@@ -209,7 +209,7 @@ class Exchange:
     # --- after a connection was lost
 
     def _look(self) -> None:
-        """Find out what became of the requests whose connection was lost, and of their replies."""
+        """Ask for the fate of requests whose connection was lost, and fetch their replies."""
         lost = [request for request in self._in(State.SENT, State.UNSURE) if request.look]
         for first in range(0, len(lost), LOOK_REQUESTS):
             part = lost[first : first + LOOK_REQUESTS]

@@ -1,4 +1,4 @@
-"""Which process a connection belongs to: after fork(2) the child must not use what its parent has open."""
+"""The process that a connection belongs to: after fork(2) a child must not use the connections of its parent."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
         def abandon(self) -> None: ...
 
 
-generation = 0  # changes in the child of each fork: comparing it is cheaper than a getpid(2) for each call
+generation = 0  # changes in each forked child; a comparison is cheaper than getpid(2) for each call
 _connections: weakref.WeakSet[Inherited] = weakref.WeakSet()
 _kept: list[Any] = []
 
 
 def register(connection: Inherited) -> None:
-    """Let `connection.abandon()` be called in each child that this process forks from now on."""
+    """Call `connection.abandon()` in each child that this process forks from now on."""
     _connections.add(connection)
 
 
 def keep(*inherited: object) -> None:
-    """Hold objects of the parent for ever: their finalizers would act on what both processes share."""
+    """Keep objects of the parent for ever, because their finalizers would act on resources that both processes share."""
     _kept.append(inherited)
 
 
@@ -35,7 +35,7 @@ def _in_child() -> None:
         try:
             connection.abandon()
         except OSError:
-            pass  # it is not used any more in any case
+            pass  # it is not used again in any case
     _connections.clear()
 
 

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from sandboxrun.client.request import Outcome
 
 WAIT_SECONDS = 1
-LOOK_SECONDS = 1.0  # between two looks for replies that may have been lost
+LOOK_SECONDS = 1.0  # between two looks for lost replies
 WAKE_EXPIRE_SECONDS = 5
 
 
 class Call:
-    """A request, and who waits for its reply."""
+    """A request, and the future of its reply."""
 
     __slots__ = ("future", "request")
 
@@ -42,16 +42,16 @@ class Call:
 
 
 class Line:
-    """Made in the event loop that it belongs to. It ends with `close` or `stop`, or when its tasks are cancelled."""
+    """Belongs to the event loop in which it is made. It ends by `close` or `stop`, or if its tasks are cancelled."""
 
     def __init__(self, url: str) -> None:
         self._sender, self._waiter = (Link(url, f"sandboxrun-client-{name}") for name in ("sends", "waits"))
-        # A push to it ends the wait, so that it can begin anew.
+        # A push to this list ends the wait, which then begins again with new keys.
         self._wake = keys.reply_key(f"wake-{os.urandom(12).hex()}")
         self._calls: dict[bytes, Call] = {}  # by reply key
         self._unsent: deque[Call] = deque()
-        self._unsure: list[Call] = []  # a connection was lost while they were sent
-        self._watched: frozenset[bytes] = frozenset()  # the reply keys that the other connection waits for now
+        self._unsure: list[Call] = []  # calls whose connection was lost while they were sent
+        self._watched: frozenset[bytes] = frozenset()  # the reply keys that the waiting connection waits for
         self._to_send, self._to_wait = asyncio.Event(), asyncio.Event()
         self.over = False
         forks.register(self)
@@ -70,10 +70,10 @@ class Line:
             return request.timed_out()
         finally:
             self._calls.pop(request.key, None)
-            call.future.cancel()  # nobody waits for it: it is not sent
+            call.future.cancel()  # nobody waits for it, so it is not sent
 
     async def open(self) -> None:
-        """Connect now. Raises StoreError if Redis lets nobody in; if it cannot be reached, the calls try again."""
+        """Connect now. Raises StoreError if Redis refuses the login; if Redis cannot be reached, the calls retry."""
         for link in (self._sender, self._waiter):
             try:
                 await link.ensure_open()
@@ -89,12 +89,12 @@ class Line:
         self._end_all(lambda call: _closed(call.request))
 
     def silence(self) -> None:
-        """Its event loop is gone: that its tasks have not ended needs no warning."""
+        """Suppress asyncio's warning about tasks that have not ended, because their event loop is gone."""
         for task in self._tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # of asyncio; asyncio.gather sets it, too
 
     def abandon(self) -> None:
-        """In a forked child: keep what belongs to the parent's event loop from being finalized here."""
+        """In a forked child: keep the objects of the parent's event loop from being finalized here."""
         self.silence()
         forks.keep(self)
 
@@ -109,13 +109,13 @@ class Line:
                 task.cancel()
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """One of the two tasks. If it ends, for whatever reason, no call goes on waiting."""
+        """One of the two tasks. If it ends, for any reason, all calls end."""
         try:
             await work()
         except asyncio.CancelledError:  # by `stop`, or with its event loop
             self._end_all(lambda call: _closed(call.request))
             raise
-        except Exception as error:  # a defect of ours
+        except Exception as error:  # a defect of sandboxrun
             defect = error
             self._end_all(lambda call: defect)
 
@@ -128,7 +128,7 @@ class Line:
             self._to_send.clear()
             while self._unsent or self._unsure:
                 try:
-                    for _ in range(2):  # turns of the loop, in which it hears that the connection was closed
+                    for _ in range(2):  # turns of the loop, in which it notices a closed connection
                         await asyncio.sleep(0)
                     await self._sender.ensure_open()
                     await self._settle()
@@ -149,13 +149,13 @@ class Line:
     def _lost(self, reason: str) -> None:
         for call in self._calls.values():
             if call.request.state is State.SENT:
-                continue  # the other connection waits for it
+                continue  # the waiting connection gets its reply
             ended = call.request.lost(reason)
             if ended is not None:
                 call.end(ended)
 
     def _batch(self) -> list[Call]:
-        """The next to send, without those that nobody waits for any more."""
+        """The next calls to send, without those that nobody waits for any more."""
         while self._unsent and self._unsent[0].future.done():
             self._unsent.popleft()
         requests = batch_of(call.request for call in self._unsent if not call.future.done())
@@ -192,7 +192,7 @@ class Line:
             raise ConnectionLost(str(trouble).removesuffix("; the request was not sent"))
 
     async def _settle(self) -> None:
-        """Find out whether the requests were taken whose connection was lost. Those that were not are sent again."""
+        """Ask whether the requests whose connection was lost were accepted, and send the others again."""
         calls, self._unsure = [call for call in self._unsure if not call.future.done()], []
         for first in range(0, len(calls), LOOK_REQUESTS):
             part, rest = calls[first : first + LOOK_REQUESTS], calls[first + LOOK_REQUESTS :]
@@ -214,7 +214,7 @@ class Line:
     # --- waiting: a task
 
     async def _wait(self) -> None:
-        """Wait for all that are on their way at once, as long as there are any."""
+        """Wait for the replies of all calls at once, as long as there are calls."""
         tries = delays()
         next_look = 0.0
         loop = asyncio.get_running_loop()
@@ -230,15 +230,15 @@ class Line:
                         next_look = loop.time() + LOOK_SECONDS
                     await self._collect(list(self._calls))
                     tries = delays()
-                except StoreError:  # the reply may come yet; a call without one has its timeout
+                except StoreError:  # the reply may still come; otherwise the call times out
                     self._waiter.close()
                     for call in self._calls.values():
                         call.request.look = True
                     await asyncio.sleep(next(tries))
-                await asyncio.sleep(0)  # those that have their reply leave `_calls`
+                await asyncio.sleep(0)  # calls with a reply leave `_calls`
 
     async def _collect(self, names: Sequence[bytes]) -> None:
-        """Wait, for a second at most, until one of the lists has a reply; then take all replies that are there."""
+        """Wait for one reply, WAIT_SECONDS at most; then take all replies that are there."""
         self._watched = frozenset(names)
         try:
             command = pack("BRPOP", *names, self._wake, WAIT_SECONDS)
@@ -269,7 +269,7 @@ class Line:
             await self._pop(others[first : first + count])
 
     def _refused(self, error: StoreError) -> None:
-        """Redis does not let this user wait for replies. Raises StoreError if that may pass."""
+        """End the calls, because this user may not wait for replies. Raises StoreError if that may pass."""
         if isinstance(error, ConnectionLost | LoginRefused):
             raise error
         for call in self._calls.values():
@@ -311,7 +311,7 @@ class Line:
                 call.end(call.request.unusable(f"is not in a list: {name.decode()} is of another type"))
 
     async def _look(self) -> None:
-        """Fetch the replies from the traces, if a connection was lost that may have taken them."""
+        """Fetch replies from the traces, if a lost connection may have popped them."""
         lost = [call for call in self._calls.values() if call.request.look and not call.request.resendable]
         for first in range(0, len(lost), LOOK_REQUESTS):
             part = {call.request.key: call for call in lost[first : first + LOOK_REQUESTS]}

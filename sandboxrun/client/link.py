@@ -1,4 +1,4 @@
-"""A connection to Redis for asyncio: nothing that it does keeps the event loop, whatever the server takes or does not."""
+"""A connection to Redis for asyncio that never blocks the event loop, even if the server accepts or sends nothing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-SILENT_SECONDS = 5.0  # without an answer, on top of what a command asks to wait: the connection is dead
-_HEAD_BYTES = 600  # more than BRPOP's reply has before the text
+SILENT_SECONDS = 5.0  # without an answer, on top of a command's own waiting time, until the connection counts as dead
+_HEAD_BYTES = 600  # longer than BRPOP's reply before its value
 
 
 class Link:
-    """Opened by `open`. Every method raises ConnectionLost, and then it is closed. One task at a time uses it."""
+    """One connection, for one task at a time. A method that raises ConnectionLost leaves it closed."""
 
     def __init__(self, url: str, name: str) -> None:
         self.address = parse_url(url)
@@ -37,11 +37,11 @@ class Link:
 
     @property
     def is_open(self) -> bool:
-        """Not if the other side has closed it: what is sent then would be neither taken nor refused."""
+        """False also if the server has closed it, because a command would be neither accepted nor refused."""
         return self._writer is not None and self._reader is not None and not self._reader.at_eof()
 
     async def ensure_open(self) -> bool:
-        """Open it if it is not open, whichever task asks; whether it had to be opened."""
+        """Open it if it is closed; whether it was opened. Several tasks may call this."""
         async with self._opening:
             if self.is_open:
                 return False
@@ -49,7 +49,7 @@ class Link:
             return True
 
     async def open(self) -> None:
-        """Connect, log in, choose the database. Raises StoreError for a login or a certificate that is refused."""
+        """Connect, log in, select the database. Raises StoreError if the login or the certificate is refused."""
         self.close()
         self._replies = reader()
         try:
@@ -85,9 +85,9 @@ class Link:
             raise tls.untrusted(error, address) from error
 
     async def exchange(self, data: bytes, count: int, *, wait: float = 0, into: list[Any] | None = None) -> list[Any]:
-        """Send, and the next `count` replies. `wait`: seconds that the commands ask Redis to wait for something.
+        """Send, and return the next `count` replies. `wait`: seconds that the commands themselves wait at the server.
 
-        `into`: the list that takes the replies, so that those before a loss are known. Raises ReplyTooLarge, too.
+        `into`: a list for the replies, which keeps those that came before a loss. Also raises ReplyTooLarge.
         """
         replies: list[Any] = [] if into is None else into
         if self._writer is None or self._reader is None:
@@ -101,7 +101,7 @@ class Link:
             self.close()
             reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
             raise ConnectionLost(f"Redis at {self.address.shown} is away ({reason})") from error
-        except BaseException:  # cancelled: what comes now would be taken for the reply to something else
+        except BaseException:  # cancelled: its replies would be taken for those of the next command
             self.close()
             raise
         return replies
@@ -131,7 +131,7 @@ class Link:
     def close(self) -> None:
         if self._writer is not None:
             try:
-                self._writer.transport.abort()  # what is not sent yet must not be sent later
+                self._writer.transport.abort()  # buffered bytes must not be sent later
             except RuntimeError:  # the event loop was closed before
                 pass
             self._writer = self._reader = None

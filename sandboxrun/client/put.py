@@ -1,19 +1,18 @@
-"""Putting requests on their streams at most once, and finding their replies after a connection was lost. Pure.
+"""Puts requests on their streams at most once, and finds their replies after a connection was lost. Pure.
 
 Requests are sent as one transaction, behind a fence:
 
     WATCH F                                        at the start of each connection, which has a name F of its own
     MULTI · HSET req:REF:h … · EXPIRE · XADD … · EXEC · WATCH F
 
-A connection may be lost before the answer to EXEC has come, and what was written may still arrive at Redis later: out of
-the buffer of a proxy, or of a server that was suspended. So a new connection first writes F. That changes a watched key,
-and from then on the old transaction does nothing whenever it arrives. Then `req:REF:h` tells: it exists if and only if the
-transaction was carried out. If it does not exist, the request is sent again. A server that has lost its memory has neither
-trace nor entry; so the request is in the stream of the server that goes on at most once, but a worker may have begun it
-before the loss.
+A connection may be lost before the answer to EXEC, and the transaction may still arrive at Redis later, from the buffer of
+a proxy or of a suspended server. So a new connection first writes F. That changes a watched key, and from then on the old
+transaction does nothing. After that `req:REF:h` exists if and only if the transaction was executed; if it does not exist,
+the request is sent again. A server that has lost its data has neither trace nor entry. So the request is at most once in
+the stream of the server that goes on, but a worker may have begun it before the loss.
 
-A reply may be lost as well: Redis has taken it out of `res:REF` for a connection that is gone. The worker writes the same
-reply into `req:REF:h` in the same transaction, where it is found.
+A reply may be lost as well, if Redis has popped it from `res:REF` for a connection that is gone. The worker writes the
+same reply to `req:REF:h` in the same transaction, where it is found.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ if TYPE_CHECKING:
 
 SEND_BYTES = 256 * 1024  # of requests in one transaction
 FENCE_EXPIRE_SECONDS = 5
-LOOK_COMMANDS = 2  # of one request
+LOOK_COMMANDS = 2  # for one request
 LOOK_REQUESTS = 200  # in one exchange
 POP_REQUESTS = 200  # in one exchange
 POP_LARGE_REQUESTS = 50  # Redis holds the replies of one exchange in memory until they are read
 _LARGE_BYTES = 64 * 1024
-_BREAK_COMMANDS = 2  # of one fence, between MULTI and EXEC
+_BREAK_COMMANDS = 2  # for one fence, between MULTI and EXEC
 
 
 def new_fence() -> str:
-    """It needs no other permission than a trace does."""
+    """A new fence. Its key has the form of a trace, so it needs no further permission."""
     return keys.trace_key(f"fence-{os.urandom(12).hex()}")
 
 
@@ -54,7 +53,7 @@ def pop_count(reply: bytes) -> int:
 
 
 def batch_of(requests: Iterable[Outgoing]) -> list[Outgoing]:
-    """The first of these, as many as one transaction takes."""
+    """The first requests, up to SEND_BYTES."""
     batch: list[Outgoing] = []
     size = 0
     for request in requests:
@@ -66,7 +65,7 @@ def batch_of(requests: Iterable[Outgoing]) -> list[Outgoing]:
 
 
 def put(batch: Sequence[Outgoing], fence: str) -> tuple[bytes, int]:
-    """The commands that put these requests on their streams, and the number of replies."""
+    """The commands that put these requests on their streams, and the number of their replies."""
     data = [pack("MULTI"), *[request.commands() for request in batch], pack("EXEC")]
     if fence:
         data.append(pack("WATCH", fence))
@@ -74,11 +73,11 @@ def put(batch: Sequence[Outgoing], fence: str) -> tuple[bytes, int]:
 
 
 def taken(batch: Sequence[Outgoing], replies: Sequence[Any], shown: str) -> list[tuple[Outgoing, SandboxrunError]]:
-    """Set the requests' states by the replies to `put`. Those that Redis refused: a NotSent is worth another try.
+    """Set the requests' states from the replies to `put`, and return those that Redis refused; NotSent may be retried.
 
     `shown`: the address of Redis.
     """
-    begun = not isinstance(replies[0], ReplyError)  # if not, Redis has carried out each command by itself
+    begun = not isinstance(replies[0], ReplyError)  # else Redis has executed each command by itself
     results = replies[1 + PUT_COMMANDS * len(batch)]
     refusals: list[tuple[Outgoing, SandboxrunError]] = []
     for number, request in enumerate(batch):
@@ -105,7 +104,7 @@ def _not_sent(reason: ReplyError, shown: str) -> SandboxrunError:
 
 
 def look(requests: Sequence[Outgoing]) -> tuple[bytes, int]:
-    """The commands that find out what became of requests whose connection was lost, and the number of replies."""
+    """The commands that ask for the fate of requests whose connection was lost, and the number of their replies."""
     fences = _fences(requests)
     data = []
     if fences:
@@ -119,7 +118,7 @@ def look(requests: Sequence[Outgoing]) -> tuple[bytes, int]:
 
 
 def looked(requests: Sequence[Outgoing], replies: Sequence[Any]) -> tuple[list[Outgoing], list[Outgoing]]:
-    """Set the requests' states by the replies to `look`: those whose trace has the reply, and those with too large a one.
+    """Set the requests' states from the replies to `look`; return those whose trace has a reply, and a too large one.
 
     A request stays UNSURE if Redis refuses to answer, or to break the fence, or if there was no fence.
     """
@@ -151,6 +150,6 @@ def _before(fences: Sequence[str]) -> int:
 
 
 def pop_key(head: bytes) -> bytes:
-    """The key in the first bytes of a reply to BRPOP, or nothing."""
+    """The key in the first bytes of a reply to BRPOP, or b""."""
     words = head.split(b"\r\n", 3)
     return words[2] if len(words) == 4 and words[0] == b"*2" else b""

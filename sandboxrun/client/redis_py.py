@@ -1,4 +1,4 @@
-"""For programs that have a redis-py connection already."""
+"""Calls over an existing connection of redis-py."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from sandboxrun.client.request import Timeout
+    from sandboxrun.client.request import Payload, Timeout
 
 WAIT_SECONDS = 1.0  # of one BRPOP
 
 
-def send(redis: Redis, type_: str, data: Any, *, now: str) -> str:
-    """Put a request on the worker type's stream and make its trace hash; the `ref` to wait for."""
+def send(redis: Redis, type_: str, data: Payload, *, now: str) -> str:
+    """Put a request on the stream of the type, with its trace, and return the `ref` for `wait`.
+
+    `data`: what json.dumps accepts, without NaN. `now`: the time in ISO 8601, as 2026-01-02T03:04:05.000Z.
+    """
     keys.check_type(type_)
     ref = os.urandom(12).hex()
     text = encode(data)
@@ -40,9 +43,9 @@ def send(redis: Redis, type_: str, data: Any, *, now: str) -> str:
 
 
 def wait(redis: Redis, ref: str, *, timeout_seconds: Timeout) -> dict[str, Any] | None:
-    """The reply as parsed JSON, or None if none came in time. None or inf as time-out waits without limit.
+    """The reply as parsed JSON, whatever its code, or None without a reply in time. None or inf waits without limit.
 
-    `redis` needs a socket time-out above one second. Raises CallError for a reply that is not a JSON object.
+    The socket time-out of `redis` must be longer than one second. Raises CallError for a reply that is no JSON object.
     """
     limit = seconds_of(timeout_seconds)
     until = math.inf if limit is None else time.monotonic() + limit

@@ -1,4 +1,4 @@
-"""One request on its way: its commands, its state, and the meaning of its reply. Pure."""
+"""One request in flight: its commands, its state, and the meaning of its reply. Pure."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from sandboxrun.redis.connection import pack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import timedelta
     from decimal import Decimal
     from typing import Any
 
-    Timeout = float | Decimal | timedelta | None
+    Payload = Mapping[str, Any] | list[Any] | tuple[Any, ...] | str | float | None  # what JSON has
+    Timeout = float | Decimal | timedelta | None  # seconds
     Outcome = dict[str, Any] | Exception
 
-UNLIMITED_EXPIRE_SECONDS = 24 * 3600  # of the trace of a request without a time-out
-UNLIMITED_SECONDS = 1e9  # a time-out of 31 years or more is none
-PUT_COMMANDS = 3  # of one request
+UNLIMITED_EXPIRE_SECONDS = 24 * 3600  # expiry of the trace of a request without a time-out
+UNLIMITED_SECONDS = 1e9  # a time-out from 31 years counts as no limit
+PUT_COMMANDS = 3  # for one request
 
 
 class State(enum.Enum):
-    """What is known of a request."""
+    """Whether a request is in the stream."""
 
     UNSENT = "not in the stream"
     UNSURE = "sent, but the connection was lost before the answer came"
@@ -40,7 +42,7 @@ class State(enum.Enum):
 
 
 class ReplyTooLarge(ConnectionLost):
-    """A reply has more than REPLY_MAX_BYTES, and the connection was given up. `head`: the first bytes of the reply."""
+    """A reply has more than REPLY_MAX_BYTES, and the connection was closed. `head`: the first bytes of the reply."""
 
     def __init__(self, message: str, head: bytes) -> None:
         super().__init__(message)
@@ -65,7 +67,7 @@ def seconds_of(timeout: Timeout) -> float | None:
 
 
 class Outgoing:
-    """One request on its way."""
+    """One request in flight."""
 
     __slots__ = (
         "_text", "_trace", "_type", "began", "fence", "key", "look", "perhaps", "process", "reason", "ref", "retry", "state",
@@ -73,9 +75,9 @@ class Outgoing:
     )  # fmt: skip
 
     def __init__(
-        self, type_: str, data: Any, timeout: Timeout, trace: dict[str, Any] | None, *, retry: bool = True
+        self, type_: str, data: Payload, timeout: Timeout, trace: dict[str, Any] | None, *, retry: bool = True
     ) -> None:
-        """Raises TypeError or ValueError for a `data` or `trace` that is not JSON."""
+        """Raises TypeError or ValueError for `data` or `trace` that is not JSON."""
         self.timeout = seconds_of(timeout)
         self.ref = os.urandom(12).hex()
         self.key = keys.reply_key(self.ref).encode()
@@ -84,10 +86,10 @@ class Outgoing:
         self.until = math.inf if self.timeout is None else time.monotonic() + self.timeout
         self.retry = retry
         self.state = State.UNSENT
-        self.perhaps = False  # Redis may have taken it, and may have forgotten it since
-        self.fence = ""  # of the connection that it was sent on
-        self.look = False  # its reply may have been lost together with a connection: the trace has it as well
-        self.reason = ""  # why it is not sent, or not answered
+        self.perhaps = False  # Redis may have accepted it, and lost it since
+        self.fence = ""  # of the connection that sent it
+        self.look = False  # the reply may have been lost with a connection, so the trace is read
+        self.reason = ""  # why it is not sent or not answered yet
         self.process = forks.generation
         self._type, self._text = type_, encode(data)
         self._trace = {
@@ -96,12 +98,12 @@ class Outgoing:
 
     @property
     def size(self) -> int:
-        """About how many bytes its commands have."""
+        """Approximate size of its commands in bytes."""
         return 2 * len(self._text) + 500
 
     @property
     def trace_field(self) -> str:
-        """The field of the trace that has the reply."""
+        """The field of the trace with the reply."""
         return keys.trace_field(self._type)
 
     @property
@@ -111,16 +113,16 @@ class Outgoing:
 
     @property
     def resendable(self) -> bool:
-        """Whether it is sent again if Redis turns out not to have taken it."""
+        """Whether it may be sent again once Redis says that it was not accepted."""
         return self.state is State.UNSENT or (self.state is State.UNSURE and self.retry and bool(self.fence))
 
     def check_process(self) -> None:
-        """Raise CallError in the child of a fork that happened during the call: the reply is the parent's."""
+        """Raise CallError if the process was forked during the call, because the reply is the parent's."""
         if self.process != forks.generation:
             raise CallError(f"the process was forked during the call of {self._type}: the reply goes to the parent")
 
     def commands(self) -> bytes:
-        """The trace and the entry; PUT_COMMANDS replies."""
+        """The packed commands for the trace and the entry; they have PUT_COMMANDS replies."""
         created = iso(int(self.began * 1000))
         fields = {**self._trace, **trace_fields(self.ref, self._type, self._text, created)}
         words = [word for pair in fields.items() for word in pair]
@@ -136,17 +138,17 @@ class Outgoing:
         )
 
     def sending(self, fence: str) -> None:
-        """Note that its commands are about to be written on the connection with this fence."""
+        """Note that its commands are about to be sent on the connection with this fence."""
         self.state, self.fence = State.UNSURE, fence
 
     def not_taken(self) -> None:
-        """Note that Redis has answered that it did not take it."""
+        """Note that Redis has refused it."""
         self.state = State.UNSENT
 
     def lost(self, reason: str) -> CallError | None:
-        """Note that a connection was lost. The error that ends the request, if it is not to be sent again."""
+        """Note that a connection was lost. Returns the error that ends the request, unless it is retried."""
         self.reason = reason
-        self.look = True  # Redis may still wait for the reply on behalf of the lost connection, even to one sent later
+        self.look = True  # Redis may give the reply to the BRPOP of the lost connection, even if it is sent later
         if self.state is State.UNSURE:
             self.perhaps = True
         elif self.state is State.UNSENT and not self.retry:
@@ -159,19 +161,21 @@ class Outgoing:
             return NotSent(f"{self.reason or 'Redis takes no more at the moment'}; the request was not sent{within}")
         if self.state is not State.SENT:
             reason = self.reason or "Redis did not answer in time"
-            return CallTimeout(f"{reason}; no reply{within}, and whether it was taken is unknown")
-        hint = self.reason or f"does a worker run? Try sandboxrun info {self._type}"
-        return CallTimeout(f"no reply of {self._type} to {self.ref}{within}: {hint}")
+            return CallTimeout(f"{reason}; no reply{within}, and whether the request was accepted is unknown")
+        reason = f": {self.reason}" if self.reason else ""
+        return CallTimeout(
+            f"no reply of {self._type} to {self.ref}{within}{reason}", hint=f"sandboxrun info {self._type}"
+        )
 
     def unusable(self, problem: str) -> RemoteError:
-        """The error of a reply that cannot be used."""
+        """The error for an unusable reply."""
         return RemoteError(f"the reply of {self._type} to {self.ref} {problem}")
 
     def too_large(self) -> RemoteError:
         return self.unusable(f"has more than {REPLY_MAX_BYTES} bytes: a worker may send 8 MiB")
 
     def outcome(self, value: bytes) -> dict[str, Any] | CallError:
-        """Of the text that was in the reply's list."""
+        """The outcome, from the element of the reply's list."""
         if len(value) > REPLY_MAX_BYTES:
             return self.too_large()
         try:
@@ -180,7 +184,7 @@ class Outgoing:
             return self.unusable(f"is not JSON: {error}")
 
     def traced(self, value: bytes) -> dict[str, Any] | CallError | None:
-        """Of the trace that the worker writes together with the reply. None if it has no reply."""
+        """The outcome, from the worker's field of the trace; None if that has no reply."""
         try:
             reply = reply_in(decoded(value))
         except ValueError as error:

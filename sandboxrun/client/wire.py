@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-SILENT_SECONDS = 5.0  # without an answer, on top of what a command asks to wait: the connection is dead
-GRACE_SECONDS = 0.5  # that an answer may come after the last call has timed out
+SILENT_SECONDS = 5.0  # without an answer, on top of a command's own waiting time, until the connection counts as dead
+GRACE_SECONDS = 0.5  # for an answer after the last call has timed out
 LEAST_SECONDS = 0.05  # a time-out of 0 would be none, socket(7)
-_HEAD_BYTES = 600  # more than BRPOP's reply has before the text
+_HEAD_BYTES = 600  # longer than BRPOP's reply before its value
 
 
 class Wire(Connection):
-    """One connection. Every method raises ConnectionLost, and then it is closed."""
+    """One connection. A method that raises ConnectionLost leaves it closed."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, name="sandboxrun-client", seconds=SILENT_SECONDS)
         self.fence = ""  # watched by this connection; empty if Redis does not allow it
-        self.owed = 0  # replies that have not been read
+        self.owed = 0  # replies that are not read yet
         self._partial = 0  # bytes received since the last whole reply
         self._head = b""  # the first of them
         self._end = math.inf
         forks.register(self)
 
     def open_within(self, seconds: float) -> None:
-        """`open`, if at most `seconds` are left for it."""
+        """As `open`, within `seconds`."""
         self.owed = self._partial = 0
         self._be_patient(0, seconds)
         self.open()
@@ -55,11 +55,11 @@ class Wire(Connection):
         self.fence = fence if watched == b"OK" else ""
 
     def ask(self, data: bytes, count: int, *, left: float, wait: float = 0.0) -> None:
-        """Send commands that have `count` replies. `wait`: seconds that they ask Redis to wait for something.
+        """Send commands that have `count` replies. `wait`: seconds that the commands themselves wait at the server.
 
-        `left`: seconds until the last call times out: nobody waits much longer for the answer.
+        `left`: seconds until the last call times out, which bounds the wait for the answer.
         """
-        self.owed += count  # before anything is sent: whatever interrupts it, the connection is known to be in use
+        self.owed += count  # before the send, so that an interrupted call leaves the connection marked as in use
         self._be_patient(wait, left)
         if self._socket is not None:
             self.set_wait(0)
@@ -75,7 +75,7 @@ class Wire(Connection):
         return super().pipeline(commands)
 
     def read(self) -> Any:
-        """The next reply; an error of Redis is returned. Raises ReplyTooLarge, too."""
+        """The next reply; an error of Redis is returned. Also raises ReplyTooLarge."""
         try:
             reply = self._reader.gets()
             while reply is False:
@@ -124,7 +124,7 @@ class Wire(Connection):
 
     @property
     def usable(self) -> bool:
-        """Whether a further call may use it: no reply is owed, none came unasked, and the other side has not closed it."""
+        """Whether another call may use it: no reply is owed, none came unasked, and the server has not closed it."""
         if self._socket is None or self.owed:
             return False
         try:
@@ -139,6 +139,6 @@ class Wire(Connection):
         return False
 
     def abandon(self) -> None:
-        """In a forked child: close its copy of the socket. The parent's stays open, and nothing is sent (not by TLS, either)."""
+        """In a forked child: close its copy of the socket. The parent's stays open, and nothing is sent, by TLS neither."""
         self.discard()
         self.owed = 0

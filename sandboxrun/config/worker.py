@@ -158,9 +158,8 @@ def parse_worker(
     `extra`, `limits` and `inspect` are the command line's: permissions to add, and values that replace those of the hash.
     """
     key = keys.worker_key(keys.check_type(type_), keys.check_id(id_))
-    own_fields = read_fields(own, key)
-    fields = {**read_fields(shared, keys.type_key(type_)), **own_fields}
-    if not own_fields:
+    fields = {**read_fields(shared, keys.type_key(type_)), **read_fields(own, key)}
+    if not fields:
         raise NotConfigured(f"{key} does not exist", hint=_set_hint(key, "url=URL", "version=VERSION"))
     if fields.get("type", type_) != type_:
         raise ConfigError(

@@ -1,1 +1,1 @@
-"""Looking at what a worker's hash means, and changing it, without running anything."""
+"""What a worker's hash means, and changes of it, without running anything."""

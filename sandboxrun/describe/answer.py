@@ -1,4 +1,4 @@
-"""A decision as an answer: in words, with what the operator's policy says to it, and the command that would change it. Pure."""
+"""A decision as an answer: in words, with the verdict of the operator's policy and the command that would change it. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Answer:
     text: str
     entry: str
     where: str
-    policy: str  # what the policy says to the entry that grants it, or to one that would; empty where it agrees
+    policy: str  # why the policy refuses the entry that grants it, or one that would; empty if it does not
     fix: str  # a command, or empty
 
     @property
@@ -45,8 +45,8 @@ def answer(
     ceiling: Ceiling,
     fields: Mapping[str, str],
 ) -> Answer:
-    """`place`: where the decision's entry stands, with the key of the hash that has it. `fields`: the worker's, as text, its
-    own over its type's."""
+    """`place`: where the decision's entry stands, with the key of its hash. `fields`: the worker's, as text; its own win over
+    those of its type."""
     by = f"{decision.entry} in {place}" if place else decision.entry
     why = f" ({decision.why})" if decision.why and by else decision.why
     kind = question.kind
@@ -74,7 +74,7 @@ def _set(config: WorkerConfig, field: str, entries: list[str]) -> str:
 
 
 def refusal(ceiling: Ceiling, kind: Kind, entry: str, where: str) -> str:
-    """What the policy says against this entry, which stands `where`; empty where it agrees."""
+    """Why the policy refuses this entry, which stands `where`; empty if it does not."""
     try:
         target = kind.parse(entry)
     except ValueError:  # two entries that grant a half each

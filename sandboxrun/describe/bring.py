@@ -1,4 +1,4 @@
-"""The script that a changed hash names, had and verified as a run does it, before the hash is changed."""
+"""The script that a changed hash names, fetched and verified as a run does it, before the hash is written."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def bringer(
     cached_only: bool,
     warn: Callable[[str], None],
 ) -> Get:
-    """Fetches where it is `needed`, and looks into the cache only where it is not. Without `keep` nothing is written to the
-    cache, nor pinned."""
+    """Fetches the script if it is `needed`, else takes it from the cache. Without `keep` nothing is cached or pinned."""
     cache = Cache(folders.cache, folders.state)
 
     def get(config: WorkerConfig, source: Source | LocalSource, allowed: ImportList) -> Artifact | None:
@@ -55,7 +54,7 @@ def bringer(
 
 
 def _copy(cache: Cache, source: Source, folder: str) -> Cache:
-    """One in a temporary folder, with the same pins, and what is there of this source."""
+    """A cache in a temporary folder, with the same pins and the cached script of this source."""
     made = Cache(os.path.join(folder, "cache"), os.path.join(folder, "state"))
     shutil.copytree(
         cache.pins, made.pins, ignore=lambda _, names: [n for n in names if n.endswith(".lock")], dirs_exist_ok=True

@@ -1,10 +1,9 @@
-"""A change of a worker's own hash: what is asked for, what it makes of the hash, and how to show it. Pure."""
+"""A change of a hash: which fields are wanted, what the hash is afterwards, and how to show it. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sandboxrun.config import keys
 from sandboxrun.config.fields import SECRET_FIELDS, too_long, value_limit
 from sandboxrun.config.permissions import Verdict
 from sandboxrun.config.worker import WorkerConfig
@@ -24,7 +23,7 @@ NAME_MAX_CHARS = 128
 
 @record
 class Change:
-    """What is written and removed, and the hashes afterwards."""
+    """Fields to write and to remove, and the hashes before and afterwards."""
 
     put: Mapping[str, str]
     remove: tuple[str, ...]
@@ -37,32 +36,46 @@ class Change:
         return sorted([*self.put, *self.remove])
 
 
-def parse(words: Iterable[str], delete: Iterable[str], *, type_: str, id_: str) -> dict[str, str | None]:
-    """By field, the value that is asked for, or None where the field is to be removed. Raises UsageError."""
-    found: dict[str, str | None] = {}
+def parse(words: Iterable[str], delete: Iterable[str], *, worker: str, key: str) -> dict[str, str | None]:
+    """The wanted value of each field, or None if the field is to be removed. Raises UsageError.
+
+    `worker`: TYPE and ID, or TYPE, as it is typed. `key`: of its hash.
+    """
+    wanted: dict[str, str | None] = {}
     given = [(*word.partition("="), False) for word in words] + [(name, "=", "", True) for name in delete]
     for name, equals, value, gone in given:
         if not equals:
-            raise UsageError(f"{name[:80]!r} is not FIELD=VALUE; see sandboxrun set --help")
+            raise UsageError(f"{name[:80]!r} is not FIELD=VALUE", hint=_field_hint(name, worker))
         if not name or len(name) > NAME_MAX_CHARS or not name.isprintable() or " " in name:
             raise UsageError(
                 f"{name[:80]!r} is not the name of a field: expected up to {NAME_MAX_CHARS} printable characters"
             )
-        if any(other in found for other in spellings(name)):
-            raise UsageError(f"field {name} is given twice: give it once")
-        _check_ours(name, f"{type_} {id_}", gone=gone)
-        found[name] = None if gone else _text(name, value, keys.worker_key(type_, id_))
-    if not found:
-        raise UsageError("there is nothing to set: give FIELD=VALUE, or --delete FIELD; see sandboxrun set --help")
-    return found
+        if any(other in wanted for other in spellings(name)):
+            raise UsageError(f"field {name} is given twice")
+        _check_settable(name, worker, gone=gone)
+        wanted[name] = None if gone else _text(name, value, key)
+    if not wanted:
+        raise UsageError("there is nothing to set", hint=f"sandboxrun set {worker} FIELD=VALUE")
+    return wanted
 
 
-def _check_ours(name: str, worker: str, *, gone: bool) -> None:
+def _field_hint(name: str, worker: str) -> str:
+    if len(name) > NAME_MAX_CHARS or not name.isidentifier():
+        return f"sandboxrun set {worker} FIELD=VALUE"
+    return f"sandboxrun set {worker} {name}=VALUE"
+
+
+def _check_settable(name: str, worker: str, *, gone: bool) -> None:
+    one = " " in worker
     if name in PID_FIELDS:
-        raise UsageError(f"field {name} is the running worker's own: to end the worker, sandboxrun stop {worker}")
+        raise UsageError(
+            f"field {name} belongs to the running worker",
+            hint=f"sandboxrun stop {worker}" if one else f"sandboxrun stop {worker} --all",
+        )
     if name in SECRET_FIELDS and not gone:
         raise UsageError(
-            f"field {name} holds what is encrypted: make it with sandboxrun encrypt {worker} --key-file FILE"
+            f"field {name} holds encrypted secrets, and set does not encrypt",
+            hint=f"echo JSON | sandboxrun encrypt {worker if one else f'{worker} ID'} --key-file FILE --write",
         )
 
 
@@ -77,8 +90,8 @@ def _text(name: str, value: str, key: str) -> str:
 
 
 def plan(hashes: Hashes, wanted: Mapping[str, str | None]) -> Change:
-    """An empty value means that the worker is to have nothing there: the field is removed, and where its type's hash has one,
-    is left empty instead, so that this one does not count. A field with two names is written under those that are there."""
+    """An empty value removes the field; if the type's hash has the field, it is left empty instead, because an empty field wins
+    over the type's. A field with two names is written under those that are set."""
     put: dict[str, str] = {}
     remove: list[str] = []
     warnings: list[str] = []
@@ -94,7 +107,7 @@ def plan(hashes: Hashes, wanted: Mapping[str, str | None]) -> Change:
         meant = resembles(name) if value else None
         if meant is not None:
             warnings.append(
-                f"field {name} is none that sandboxrun reads, and {meant} is: it is kept for the script, which may want it"
+                f"sandboxrun does not read field {name}: did you mean {meant}? The field is kept for the script"
             )
     put = {name: value for name, value in put.items() if hashes.own.fields.get(name.encode()) != value.encode()}
     return Change(put, tuple(remove), hashes, _after(hashes, put, remove), tuple(warnings))
@@ -111,8 +124,8 @@ def _after(hashes: Hashes, put: Mapping[str, str], remove: Iterable[str]) -> Has
 
 
 def rows(change: Change) -> list[dict[str, Any]]:
-    """Old and new of each field that changes, as they may be shown; None where there is none. `from` is the type's hash where
-    that counts afterwards."""
+    """Old and new value of each changed field, as they may be shown; None for no value. `from`: the type's hash, if its value
+    counts afterwards."""
     found = []
     for name in change.names:
         shared = change.before.shared.fields.get(name.encode())
@@ -132,7 +145,7 @@ def _value(stored: Stored, name: str) -> str | None:
 
 
 def in_words(before: WorkerConfig | None, after: WorkerConfig) -> dict[str, list[str]]:
-    """What the worker may and may not do now, and what no longer holds."""
+    """What the worker may and may not do now, and what has ended."""
     old = [(line.verdict, line.words) for line in lines(before.asked)] if before is not None else []
     new = [(line.verdict, line.words) for line in lines(after.asked)]
 
@@ -148,6 +161,16 @@ def in_words(before: WorkerConfig | None, after: WorkerConfig) -> dict[str, list
     return {name: words for name, words in found.items() if words}
 
 
+def missing(hashes: Hashes) -> list[str]:
+    """The fields that neither hash has, and without which no worker runs."""
+    stored = (hashes.own.fields, hashes.shared.fields)
+    return [
+        name
+        for name in ("url", "version")
+        if not any(fields.get(spelling.encode()) for fields in stored for spelling in spellings(name))
+    ]
+
+
 def moves(before: WorkerConfig | None, after: WorkerConfig) -> bool:
-    """Whether other code is meant than before."""
+    """Whether the hash names other code than before."""
     return before is None or (before.url, before.version, before.sha256) != (after.url, after.version, after.sha256)

@@ -1,5 +1,5 @@
-"""Whether a worker may do something, and by which entry of which field that is decided. Paths are decided by the policy that a
-run would give the kernel; all else by the decisions of permissions.py. Pure, but for symlinks."""
+"""Whether a worker may do something, and which entry of which field decides it. Paths are decided by the policy that a run
+would give the kernel, everything else by permissions.py. Pure, except that symlinks are followed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Ruling(enum.StrEnum):
-    """What becomes of an act."""
+    """Whether an act is possible."""
 
     ALLOWED = "allowed"
     DENIED = "denied"  # an entry forbids it
@@ -45,8 +45,8 @@ class Ruling(enum.StrEnum):
 
 @record
 class Decision:
-    """`verdict` by the hash alone, so never REFUSED. `entry` and `where` are what decides; both empty where no entry does, and
-    then `why` says what does."""
+    """`verdict` by the hash alone, so never REFUSED. `entry` and `where` name the entry that decides; if none does, both are
+    empty, and `why` gives the reason."""
 
     verdict: Ruling
     entry: str = ""
@@ -57,7 +57,7 @@ class Decision:
 def decide(
     question: Question, config: WorkerConfig, policy: SandboxPolicy | None, redis: NetTarget | str, data: str
 ) -> Decision:
-    """`policy`: None where it cannot be made. `redis`: its endpoint, or a socket's path. `data`: where ~data is."""
+    """`policy`: None if it cannot be built. `redis`: its endpoint, or the path of its socket. `data`: the folder of ~data."""
     kind, target = question.kind, question.target
     match kind:
         case Kind.NET:
@@ -77,7 +77,7 @@ def decide(
 
 
 def _found(config: WorkerConfig, verdict: Verdict, kind: Kind, test: Any) -> Decision | None:
-    """The first entry that the test holds for, as a decision."""
+    """The first entry that passes the test, as a decision."""
     for entry, where in entries(config.asked, verdict, kind):
         if test(entry):
             return Decision(Ruling.ALLOWED if verdict is Verdict.ALLOW else Ruling.DENIED, str(entry), where)

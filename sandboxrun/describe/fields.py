@@ -1,4 +1,4 @@
-"""The fields of a hash as people may see them: which are known, which are secret, what resembles what. Pure."""
+"""The fields of a hash as people may see them: which are known, which are secret, which are misspelt. Pure."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def is_known(name: str) -> bool:
 
 
 def is_secret(name: str) -> bool:
-    """Whether its value is never shown: what is encrypted, and of the script's own what its name says is secret."""
+    """Whether its value is never shown: encrypted fields, and fields of the script with the name of a secret."""
     return name in SECRET_FIELDS or (not is_known(name) and _NAMES_OF_SECRETS.search(name) is not None)
 
 
 def spellings(name: str) -> tuple[str, ...]:
-    """Both names of a field that has two, the usual one first; else the one."""
+    """All names of a field, the usual one first: some have two."""
     first = ALIASES.get(name, name)
     return (first, *(second for second, other in ALIASES.items() if other == first))
 
 
 def resembles(name: str) -> str | None:
-    """The known field that an unknown one may be meant for."""
+    """The known field that an unknown name probably means."""
     if is_known(name):
         return None
     import difflib
@@ -50,7 +50,7 @@ def mask(text: str) -> str:
 
 
 def shown(name: str, value: bytes | str | None, size: int = 0) -> str:
-    """A value for people, bounded; None is one of `size` bytes that was not read. Not escaped."""
+    """A value for people, bounded; None for a value of `size` bytes that was not read. Not escaped."""
     if is_secret(name):
         return MASKED
     if value is None:

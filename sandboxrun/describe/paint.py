@@ -6,7 +6,7 @@ from sandboxrun.log import escape
 
 
 class Paint:
-    """Text for a terminal: escaped, then in a colour where colours are wanted (ECMA-48 SGR)."""
+    """Text for a terminal: escaped, then coloured if colours are wanted (ECMA-48 SGR)."""
 
     def __init__(self, colour: bool) -> None:
         self._colour = colour
@@ -17,7 +17,7 @@ class Paint:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self._colour and style and text else text
 
     def row(self, name: str, text: str, style: str = "", *, note: str = "", width: int = 14) -> str:
-        """A name, what is to be said of it, and from where it is known."""
+        """A name, its text, and a note on the source of the text."""
         found = f"  {self(name):<{width}} {self(text, style)}"
         return (found + (f"  {self(f'({note})', 'faint')}" if note else "")).rstrip()
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def masked(plan: Json) -> Json:
-    """A plain plan without what may be secret in the URL of its script."""
+    """A plain plan without secrets in the URL of its script."""
     worker = {**plan["worker"], "url": mask(plan["worker"]["url"])}
     return {**plan, "worker": worker, "script": {**plan["script"], "origin": mask(plan["script"]["origin"])}}
 
@@ -65,7 +65,7 @@ def _parts(plan: Json, paint: Paint) -> Iterator[Iterator[str]]:
 
 
 def _rows(head: str, values: Json, paint: Paint, width: int = 14) -> Iterator[str]:
-    """A heading, then a row for each value or each entry of a list. Yields nothing if every value is empty."""
+    """A head and a line for each value, and for each entry of a list; nothing if there is no value."""
     lines = []
     for name, value in values.items():
         for number, line in enumerate([value] if isinstance(value, str) else value):

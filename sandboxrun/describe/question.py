@@ -1,4 +1,4 @@
-"""What may be asked of a worker's permissions, parsed. Pure."""
+"""Questions about a worker's permissions, parsed. Pure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parse(kind: Kind, text: str) -> Question:
     if isinstance(target, NetTarget) and not _is_one(target):
         raise UsageError(f"{flag} is {text[:80]!r}: expected one host or address and its port, as in example.com:443")
     if isinstance(target, str) and "," in target:
-        raise UsageError(f"{flag} is {text[:80]!r}: no entry can have a comma, so give the flag once for each")
+        raise UsageError(f"{flag} is {text[:80]!r}: no entry has a comma; give {flag} once for each entry")
     return Question(kind, target)
 
 
@@ -49,7 +49,7 @@ def _is_one(target: NetTarget) -> bool:
 
 
 def address_of(target: NetTarget) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that is asked for; of localhost, loopback (RFC 6761 6.3); of other names, None."""
+    """The address in question; loopback for localhost (RFC 6761 6.3), None for other names."""
     if target.network is not None:
         return target.network.network_address
     if is_localhost(target.host or ""):
@@ -62,5 +62,5 @@ def is_localhost(name: str) -> bool:
 
 
 def parts_of(target: RedisTarget) -> list[RedisTarget]:
-    """Reading and writing apart, for each may be granted by another entry."""
+    """Reading and writing apart, because different entries may grant them."""
     return [RedisTarget(access, target.pattern) for access in "rw"] if target.access == "rw" else [target]

@@ -1,4 +1,5 @@
-"""What `show` says of a worker, as values of JSON: stable names, secrets masked. Pure, but for the record of the last run."""
+"""What `show` prints about a worker, as values of JSON: stable names, secrets masked. Pure, except for the record of the last
+run."""
 
 from __future__ import annotations
 
@@ -34,6 +35,7 @@ def report(hashes: Hashes, found: Preparation, *, redis: str, last: Json | None)
     return {
         "worker": f"{type_}:{id_}",
         "key": hashes.own.key,
+        "hashes": [stored.key for stored in (hashes.shared, hashes.own) if stored.kind != "none"],
         "redis": redis,
         "running": running(hashes),
         "code": code(found),
@@ -49,7 +51,7 @@ def report(hashes: Hashes, found: Preparation, *, redis: str, last: Json | None)
 
 
 def agreed(found: Preparation) -> Json:
-    """Whether anything was agreed to before, and what the next run would ask."""
+    """Whether anything was approved before, and what the next run would ask."""
     agreement = found.agreement
     if agreement is None:
         return {"recorded": False, "grown": []}
@@ -57,7 +59,7 @@ def agreed(found: Preparation) -> Json:
 
 
 def fields(hashes: Hashes) -> Json:
-    """By name: the value as it may be shown, the hash that it is from, and whether the script alone reads it."""
+    """By name: the value as it may be shown, the hash that has it, and whether only the script reads it."""
     return {
         name: {
             "value": shown(name, stored.fields.get(raw), stored.long.get(raw, 0)),
@@ -70,7 +72,7 @@ def fields(hashes: Hashes) -> Json:
 
 
 def running(hashes: Hashes) -> Json | None:
-    """Who holds `pid`; None where nobody does."""
+    """The process that holds `pid`; None if there is none."""
     found = hashes.holder
     if found["pid"] is None:
         return None
@@ -86,7 +88,7 @@ def running(hashes: Hashes) -> Json | None:
 
 
 def code(found: Preparation) -> Json | None:
-    """Where the script comes from; None where the hash does not say."""
+    """The source of the script; None if the hash names none."""
     config, source, artifact = found.config, found.source, found.artifact
     if config is None:
         return None
@@ -105,7 +107,7 @@ def code(found: Preparation) -> Json | None:
 
 
 def permissions(config: WorkerConfig | None, redis: str, hashes: Hashes) -> Json:
-    """Allowed and denied by kind, as lists of entry, words and where it stands; and what every worker has."""
+    """What is allowed and denied by kind, as lists of entry, words and place; and what every worker has."""
     both: Json = {verdict: {kind: [] for kind in Kind} for verdict in Verdict}
     if config is None:
         return {**both, "always": []}
@@ -116,7 +118,7 @@ def permissions(config: WorkerConfig | None, redis: str, hashes: Hashes) -> Json
 
 
 def limits(examined: Preparation) -> Json:
-    """By name: what holds, and whether the hash, the policy or nobody set it."""
+    """By name: the limit in force, and whether the hash, the policy or neither set it."""
     config = examined.config
     if config is None:
         return {}
@@ -131,7 +133,7 @@ def limits(examined: Preparation) -> Json:
 
 
 def policy(found: Preparation) -> Json | None:
-    """The operator's ceiling: by kind what it allows at most and where that stands, and what it refuses of the hash."""
+    """The operator's ceiling: the most that it allows of each kind and the line that says so, and what it refuses of the hash."""
     if found.ceiling is None:
         return None
     return {
@@ -143,7 +145,7 @@ def policy(found: Preparation) -> Json | None:
 
 
 def _most(ceiling: Ceiling, kind: Kind) -> list[Json]:
-    """Of each file that sets the kind; else of the default policy."""
+    """From each file that sets the kind, else from the default policy."""
     found = [
         {"entries": [entry_text(entry) for entry in section.allow[kind]], "where": section.places["allow-" + kind]}
         for section in ceiling.sections
@@ -153,7 +155,7 @@ def _most(ceiling: Ceiling, kind: Kind) -> list[Json]:
 
 
 def _requires(section: Any) -> list[str]:
-    """What it says besides permissions."""
+    """What the section requires besides permissions."""
     found = []
     if section.pinned:
         found.append(f"pinned versions ({section.places['pinned']})")
@@ -177,7 +179,7 @@ def fault(error: SandboxrunError) -> Json:
 
 
 def last_run(folder: str, type_: str, id_: str) -> Json | None:
-    """What was recorded of the last run; None where nothing was, and where it cannot be read."""
+    """The record of the last run; None if there is none, or if it cannot be read."""
     try:
         with open(os.path.join(folder, f"{type_}:{id_}.json"), "rb") as file:
             record = json.loads(file.read(RECORD_MAX_BYTES))

@@ -1,4 +1,4 @@
-"""All that Redis still has of one request: bounded reads of its trace, its reply and the streams of its type."""
+"""Everything that Redis still has of one request: bounded reads of its trace, its reply and the streams of its type."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Letter:
 
 @record
 class Facts:
-    """What was found of a request, at Redis's time `now` (milliseconds); None is what is not there (any more)."""
+    """What was found of a request at Redis's time `now` (milliseconds); None for what does not exist, or not any more."""
 
     ref: str
     type: str | None
@@ -107,7 +107,7 @@ def _is_type(name: str) -> bool:
 
 
 def _trace(connection: Connection, key: str, notes: list[str]) -> dict[str, str]:
-    """The fields of a trace, but for those that are too long."""
+    """The fields of a trace, without those that are too long."""
     kind, count = connection.pipeline([("TYPE", key), ("HLEN", key)])
     if kind != b"hash":
         if kind != b"none":
@@ -154,7 +154,7 @@ def _source(reply: str | None) -> str | None:
 
 
 def _types(connection: Connection, notes: list[str]) -> Iterator[str]:
-    """Of which there are streams, as far as keys are looked at."""
+    """The types that have streams, as far as keys are searched."""
     found: set[str] = set()
     cursor, looked = b"0", 0
     suffix = keys.request_stream("")
@@ -168,12 +168,12 @@ def _types(connection: Connection, notes: list[str]) -> Iterator[str]:
         if cursor == b"0":
             break
     else:
-        notes.append(f"only {looked} keys were looked at for the type: name it with --type")
+        notes.append(f"only {looked} keys were searched for the type of the request: name it with --type")
     yield from sorted(found)
 
 
 def _in_streams(connection: Connection, type_: str, ref: str, created: int | None, notes: list[str]) -> dict[str, Any]:
-    """What the streams of a type have, under the names of Facts; empty where that is nothing."""
+    """What the streams of a type have, under the names of Facts; empty if they have nothing."""
     names = connection.call("HMGET", keys.type_key(type_), "requestStream", "responseStream")
     requests = _text(names[0] or keys.request_stream(type_))
     responses = _text(names[1] or keys.response_stream(type_))

@@ -36,6 +36,8 @@ def text(found: Json, paint: Paint) -> str:
 
 
 def _state(found: Json, paint: Paint) -> Iterator[str]:
+    if found["key"] not in found["hashes"]:
+        yield paint.row("hash", f"{found['hashes'][0]}, because {found['key']} does not exist")
     yield paint.row("runs now", *running(found["running"]))
     last = found["last_run"]
     if last is None:
@@ -48,7 +50,7 @@ def _state(found: Json, paint: Paint) -> Iterator[str]:
 
 
 def running(found: Json | None) -> tuple[str, str]:
-    """Whether a worker runs, and the style to say so in."""
+    """Whether a worker runs, and the style of that text."""
     if found is None:
         return "no", ""
     where = "" if found["here"] else f" on another host ({found['host']})"
@@ -126,9 +128,9 @@ def _policy(found: Json, paint: Paint) -> Iterator[str]:
     else:
         yield paint.row("the hash", f"is beyond it in {len(policy['refused'])} (see below)", "bad")
     for line in agreed["grown"]:
-        yield paint.row("not agreed", line, "odd")
+        yield paint.row("not approved", line, "odd")
     if agreed["grown"]:
-        yield paint.row("", f"agree with: sandboxrun approve {found['worker'].replace(':', ' ')}")
+        yield paint.row("", f"approve with: sandboxrun approve {found['worker'].replace(':', ' ')}")
 
 
 def _faults(found: Json, paint: Paint) -> Iterator[str]:
@@ -139,7 +141,12 @@ def _faults(found: Json, paint: Paint) -> Iterator[str]:
     yield paint(f"sandboxrun {name} would end with exit code {faults[0]['exit_code']}", "head")
     for number, fault in enumerate(faults):
         yield f"  {paint('error' if number == 0 else 'then', 'bad')}: {paint(fault['error'])}"
-    yield f"  next: {paint(f'sandboxrun set {name} FIELD=VALUE --dry-run')}"
+    hint = faults[0]["hint"] or [f"sandboxrun set {name} FIELD=VALUE --dry-run"]
+    if len(hint) == 1:
+        yield f"  hint: {paint(hint[0])}"
+    else:
+        yield "  hint:"
+        yield from map(paint, hint)
 
 
 def _fields(found: Json, paint: Paint) -> Iterator[str]:

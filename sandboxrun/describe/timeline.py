@@ -1,4 +1,4 @@
-"""What became of a request, from what was found of it: events in time, durations, and where it stands. Pure."""
+"""What became of a request, from its facts: events in time, durations, and its state. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STYLES = {"answered": "good", "dead": "bad", "failed": "bad", "being handled": 
 
 
 def timeline(facts: Facts) -> Json | None:
-    """As values of JSON, with times in milliseconds since 1970; None where nothing is known."""
+    """As values of JSON, with times in milliseconds since 1970; None if nothing is known."""
     stories = dict(_stories(facts))
     reply = None if _stale(facts) else _reply(facts, stories)
     events = sorted(_events(facts, stories), key=lambda event: event["at"])
@@ -50,7 +50,7 @@ def timeline(facts: Facts) -> Json | None:
 
 
 def _stories(facts: Facts) -> Iterator[tuple[str, Json]]:
-    """Fields of the trace in which a service says when it had the request and what it made of it, as demoWorkerTrace."""
+    """Fields of the trace, such as demoWorkerTrace, that say when a service received the request and how it answered."""
     for name, text in facts.trace.items():
         if name.endswith("Trace"):
             found = _object(text)
@@ -67,7 +67,7 @@ def _object(text: str | None) -> Json | None:
 
 
 def _reply(facts: Facts, stories: dict[str, Json]) -> Json | None:
-    """From where it still is."""
+    """The reply, from the first place that still has it."""
     texts = (facts.reply, facts.response.fields.get("res") if facts.response is not None else None)
     found = next((one for one in map(_object, texts) if one is not None), None)
     if found is None:
@@ -80,7 +80,7 @@ def _reply(facts: Facts, stories: dict[str, Json]) -> Json | None:
 
 
 def _stale(facts: Facts) -> bool:
-    """Whether what answers it was said of an earlier try: a dead letter was sent once more."""
+    """Whether the response belongs to an earlier try, because a dead letter was sent again."""
     last = facts.again or facts.entry
     return last is not None and facts.response is not None and facts.response.millis < last.millis
 
@@ -116,7 +116,7 @@ def _event(at: int, name: str, detail: str, clock: str) -> Json:
 
 
 def iso(millis: int) -> str:
-    """ISO 8601 in UTC; of what no calendar has, the number."""
+    """ISO 8601 in UTC; the number itself if it is beyond the calendar."""
     try:
         return time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(millis // 1000)) + f"{millis % 1000:03d}Z"
     except (ValueError, OverflowError, OSError):
@@ -129,7 +129,7 @@ def _xid_millis(xid: str) -> int | None:
 
 
 def _durations(events: list[Json]) -> dict[str, int]:
-    """In milliseconds; only of what both ends are known. Clocks of several hosts may make one negative."""
+    """In milliseconds, if both ends are known. Clocks of several hosts may make one negative."""
     at = {event["event"]: event["at"] for event in reversed(events)}
     parts = (
         ("waiting", "queued", "begun"),
@@ -166,7 +166,7 @@ def _pending(facts: Facts) -> Json | None:
 
 
 def _deadline(facts: Facts) -> Json | None:
-    """After which the request is not begun."""
+    """The time after which no worker begins the request."""
     last = facts.again or facts.entry
     text = last.fields.get("deadline", "") if last is not None else ""
     if not (text.isascii() and text.isdigit() and len(text) <= 16):

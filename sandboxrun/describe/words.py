@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @record
 class Line:
-    """One entry of what is granted or denied: `verdict` and `kind` of it, in `words`, and the field or flag where it stands."""
+    """One entry that grants or denies: its `verdict` and `kind`, in `words`, and the field or flag that has it."""
 
     verdict: Verdict
     kind: Kind
@@ -25,7 +25,7 @@ class Line:
 
 
 def lines(asked: Asked) -> list[Line]:
-    """All that a hash grants and denies, as it lists it."""
+    """Everything that a hash grants and denies, in its order."""
     found = []
     for verdict in Verdict:
         for kind in Kind:
@@ -43,7 +43,7 @@ def entries(asked: Asked, verdict: Verdict, kind: Kind) -> Iterator[tuple[Any, s
 
 
 def always(key: str, shared: str, redis: str) -> list[str]:
-    """What every worker has. `redis`: where its Redis is."""
+    """What every worker has. `redis`: the URL of its Redis."""
     return [
         "its own scratch folder (HOME, TMPDIR), which is removed afterwards",
         "reading Python, its libraries, certificates and time zones, and its own script",
@@ -53,7 +53,7 @@ def always(key: str, shared: str, redis: str) -> list[str]:
 
 
 def _in_words(target: Any) -> str:
-    """An entry, to stand in the words of its kind."""
+    """An entry, as part of the words of its kind."""
     if isinstance(target, NetTarget):
         return _net(target)
     if isinstance(target, ListenTarget):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from sandboxrun import timing
 from sandboxrun.config import keys
 from sandboxrun.config.permissions import NetTarget, Permissions, endpoint
-from sandboxrun.config.worker import Asked, WorkerConfig, parse_worker
+from sandboxrun.config.worker import READ_FIELDS, Asked, WorkerConfig, parse_worker
 from sandboxrun.errors import ConfigError, FetchError, PolicyError, SandboxrunError
 from sandboxrun.fetch import Artifact, Obtained, obtain
 from sandboxrun.fetch.cache import Cache, Pin
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 Get = Callable[[WorkerConfig, Source | LocalSource, ImportList], Artifact | None]
 
+_READ = frozenset(name.encode() for name in READ_FIELDS)
 _NEEDED = (frozenset((b"url", b"workerUrl")), frozenset((b"version", b"workerVersion")))
 
 
@@ -140,7 +141,8 @@ class Preparation:
             options.type, options.id, shared, own, extra=options.extra, limits=options.limits, inspect=options.inspect
         )
         by_type = any(not names & own.keys() for names in _NEEDED)
-        self.stands_on = (*([config.key] if own else []), *([keys.type_key(config.type)] if by_type else []))
+        own_counts = any(name in _READ for name in own)  # a run sets pid there, also if the type's hash alone was there
+        self.stands_on = (*([config.key] if own_counts else []), *([keys.type_key(config.type)] if by_type else []))
         self.config = config
 
     def parse_stored(self, hashes: Hashes) -> None:

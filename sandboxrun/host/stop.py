@@ -117,9 +117,14 @@ def _there(held: Held) -> bool:
 
 def _check_there(connection: Connection, workers: Sequence[tuple[str, str]]) -> None:
     names = [keys.worker_key(*worker) for worker in workers]
-    for name, kind in zip(names, connection.pipeline([("TYPE", name) for name in names]), strict=True):
+    shared = [keys.type_key(type_) for type_, _ in workers]
+    kinds = connection.pipeline([("TYPE", name) for name in (*names, *shared)])
+    for name, kind, by_type in zip(names, kinds, kinds[len(names) :], strict=False):
         connection.checked(kind)
-        if kind != b"hash":
+        if kind != b"hash" and (kind, by_type) != (
+            b"none",
+            b"hash",
+        ):  # of a type's hash alone, a worker that does not run
             type_ = name.partition(":")[0]
             raise ConfigError(f"{name} is no hash in this Redis", hint=f"sandboxrun ps {type_} --all")
 

@@ -1,7 +1,7 @@
-"""What clients and workers say to each other: names, limits, codes, and the errors that a code stands for.
+"""The protocol between clients and workers: names, limits, codes, and the exceptions that codes stand for.
 
-The messages themselves are in request.py and reply.py, and what a failed call raises in call.py. Pure, and light: every
-worker and every client starts with it.
+request.py and reply.py have the messages, call.py the errors of a failed call, and docs/protocol.md describes all of it.
+Pure, and light, because every worker and every client imports it at start.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ GROUP = "worker"  # the consumer group of a request stream
 TRACE_EXPIRE_SECONDS = 120  # of `req:REF:h`, at least
 PAYLOAD_MAX_BYTES = 1024 * 1024  # of a request's fields together
 RESULT_MAX_BYTES = 8 * 1024 * 1024  # of a reply
-REPLY_MAX_BYTES = RESULT_MAX_BYTES + 64 * 1024  # that a client reads: the trace has the times as well
+REPLY_MAX_BYTES = RESULT_MAX_BYTES + 64 * 1024  # that a client reads, because the trace also has the times
 MESSAGE_MAX_CHARS = 2000  # of the message in an error's reply
 
 # Codes of replies.
@@ -27,7 +27,7 @@ EXPIRED = 504  # the deadline had passed before the handler began
 
 
 class BadRequest(Exception):
-    """The request cannot be accepted: answered with code 400 and this message."""
+    """The request is not acceptable. Raised by a handler, it is answered with code 400 and this message."""
 
 
 class Expired(Exception):
@@ -41,8 +41,8 @@ class HandlerTimeout(Exception):
 def code_of(kind: type[BaseException]) -> int:
     """The code that answers an error of this class.
 
-    A failed call (call.py) is a BadRequest or an Expired too, but of a request that the handler itself has made. Its own
-    request was accepted and begun, so it is answered 500, as with every other error of this package.
+    A failed call (call.py) is a BadRequest or an Expired as well, but of a request that the handler has sent. The
+    handler's own request was accepted and begun, so its code is 500, as for every other error of this package.
     """
     if issubclass(kind, BadRequest | Expired) and not issubclass(kind, SandboxrunError):
         return BAD_REQUEST if issubclass(kind, BadRequest) else EXPIRED

@@ -15,7 +15,7 @@ SHOWN_MAX_CHARS = 500  # of a message that was received
 
 # --- making
 
-# What a worker writes into its field of `req:REF:h`: the times, and the reply's JSON.
+# The worker's field of `req:REF:h`: the times, and the reply's JSON.
 STORY = b'{"received":"%b","completed":"%b","res":%b}'
 STORY_BYTES = len(STORY % (b"", b"", b""))
 
@@ -34,12 +34,12 @@ def failure(error: BaseException, raw: Mapping[bytes, bytes], *, with_payload: b
 
 
 def message_of(error: BaseException) -> str:
-    """The error's text, at most 2000 characters that UTF-8 can write. Never raises, whatever the error's class does."""
+    """The error's text, at most 2000 characters, valid in UTF-8. Never raises, even if the error's own code does."""
     kind = "an error"
     try:
         kind = type(error).__name__
         text = str.__str__(str(error))[:MESSAGE_MAX_CHARS]
-        if not issubclass(type(error), Exception):  # SystemExit: 1 says more than 1
+        if not issubclass(type(error), Exception):  # "1" alone would not say that it is a SystemExit
             text = f"the handler raised {kind}" + (f": {text}" if text else "")
         return text.encode("utf-8", "backslashreplace").decode() or kind
     except BaseException:
@@ -50,7 +50,7 @@ _quote = json.encoder.encode_basestring_ascii
 
 
 def last_resort(ref: str | None, source: str, time: str) -> str:
-    """The reply of a request for which no other one can be made."""
+    """The reply for a request whose own reply cannot be encoded."""
     return (
         f'{{"err":{{"message":"the reply could not be made"}},"ref":{"null" if ref is None else _quote(ref)},'
         f'"source":{_quote(source)},"code":500,"time":{_quote(time)}}}'
@@ -61,7 +61,7 @@ def last_resort(ref: str | None, source: str, time: str) -> str:
 
 
 class Unusable(Exception):
-    """A reply that cannot be used. The message completes "the reply …"."""
+    """A reply that breaks the protocol. The message completes "the reply …"."""
 
 
 def checked(reply: object, ref: str) -> tuple[int, dict[str, Any]]:
@@ -84,12 +84,12 @@ def error_text(reply: Mapping[str, Any]) -> str:
 
 
 def reply_in(story: object) -> object:
-    """The reply in a decoded trace field (STORY), or None if the worker has not replied."""
+    """The reply in the decoded STORY of a trace; None if there is none."""
     return story.get("res") if isinstance(story, dict) else None
 
 
 def decoded(value: bytes | str) -> object:
-    """JSON as RFC 8259 has it, without NaN. Raises ValueError."""
+    """Decode JSON of RFC 8259, which has no NaN. Raises ValueError."""
     try:
         return _decoder.decode(value.decode() if isinstance(value, bytes) else value)
     except RecursionError:

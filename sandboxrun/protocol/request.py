@@ -1,4 +1,4 @@
-"""A request as an entry of a stream: how a client makes it, and how a worker reads it. Pure."""
+"""A request as an entry of a stream: written by a client, read by a worker. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 PATH_MAX_CHARS = 200
-_ENVELOPE = ("ref", "type", "time", "deadline")  # all other fields are the payload's
+_ENVELOPE = ("ref", "type", "time", "deadline")  # all other fields belong to the payload
 
 
-# --- making
+# --- writing
 
 
 def entry(ref: str, type_: str, text: str, created: str, deadline: float | None = None) -> list[str]:
@@ -33,7 +33,7 @@ def trace_fields(ref: str, type_: str, text: str, created: str) -> dict[str, str
     return {"ref": ref, "type": type_, "requestData": text, "created": created}
 
 
-# Made once: json.dumps makes another each time.
+# Built once, because json.dumps builds an encoder for each call.
 encode: Callable[[Any], str] = json.JSONEncoder(allow_nan=False).encode
 
 
@@ -52,16 +52,16 @@ def now() -> str:
     return _last[1]
 
 
-# As they are now: a script may put others in their places, to freeze the time for instance.
+# Bound at import, because a script may replace them, to freeze the time for instance.
 _time_ns, _strftime, _gmtime = time.time_ns, time.strftime, time.gmtime
-_last = (0, "")  # formatting it takes longer than all else of a small request
+_last = (0, "")  # cache, because formatting the time takes longer than the rest of a small request
 
 
 # --- reading
 
 
 def ref_of(raw: Mapping[bytes, bytes]) -> str | None:
-    """The reference to answer under, or None where there is none that could be part of a key."""
+    """The ref, or None if there is none that can be part of a key."""
     try:
         ref = raw.get(b"ref", b"").decode()
     except UnicodeDecodeError:
@@ -74,7 +74,7 @@ def read(
 ) -> tuple[str, str, Any, float | None]:
     """The ref, the type, the data, and the deadline in seconds since the epoch. `default`: the type if none is named.
 
-    Raises BadRequest saying what is missing or wrong.
+    Raises BadRequest with the fault.
     """
     if sum(map(len, raw.values())) + sum(map(len, raw)) > PAYLOAD_MAX_BYTES:
         raise BadRequest(f"the request has more than {PAYLOAD_MAX_BYTES} bytes")
@@ -96,7 +96,7 @@ def read(
 
 
 def _deadline(text: str) -> float:
-    """Milliseconds since the epoch, as in an entry's id, to seconds."""
+    """Milliseconds since the epoch, as in an entry ID, to seconds."""
     if not (text.isascii() and text.isdigit() and len(text) <= 16):
         raise BadRequest(f"the request's deadline is {text[:40]!r}: expected milliseconds since 1970, as 1767225600000")
     return int(text) / 1000
@@ -104,7 +104,7 @@ def _deadline(text: str) -> float:
 
 def _decoded(text: str) -> Any:
     try:
-        data, end = _scan(text, 0)  # what json.loads comes to, for what has no white space around it
+        data, end = _scan(text, 0)  # as json.loads, for text without surrounding white space
         if end == len(text):
             return data
     except (ValueError, StopIteration, RecursionError):
@@ -121,7 +121,7 @@ def _decoded(text: str) -> Any:
 
 
 class _NotFinite(ValueError):
-    """Python's json reads NaN, Infinity and 1e999; JSON has none of them, and no reply could repeat them."""
+    """Python's json accepts NaN, Infinity and 1e999. JSON has none of them, and no reply could contain them."""
 
 
 def _no_constant(text: str) -> Any:
@@ -141,34 +141,34 @@ _scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder(  # type: ignore
 
 
 def _first_not_finite(text: str) -> str:
-    """Which number is none, and where: `data.items[3].price: nan is not JSON`."""
+    """The first such number with its path: `data.items[3].price: nan is not JSON`."""
     path: list[str | int] = ["data"]
     try:
         value = _find_not_finite(json.loads(text), path)
     except (ValueError, RecursionError):
         value = None
     if value is None:
-        return "it has a number that is not finite"  # under a key that comes again, with another value
+        return "it has a number that is not finite"  # under a duplicate key, whose last value is finite
     return f"{path_text(path)}: {value!r} is not JSON"
 
 
 def _find_not_finite(value: Any, path: list[str | int]) -> float | None:
-    """The first such number, with `path` left where it is."""
+    """The first such number, with `path` left at it."""
     if isinstance(value, float):
         return value if value - value != 0 else None
     if not isinstance(value, dict | list):
         return None
     for step, item in value.items() if isinstance(value, dict) else enumerate(value):
         path.append(step)
-        found = _find_not_finite(item, path)
-        if found is not None:
-            return found
+        number = _find_not_finite(item, path)
+        if number is not None:
+            return number
         path.pop()
     return None
 
 
 def path_text(path: list[str | int]) -> str:
-    """Where in a JSON text something is, as `data.items[3].price`; of odd names in quotes, and bounded."""
+    """A path in a JSON text, as `data.items[3].price`; unusual names are quoted, and the length is bounded."""
     text = ""
     for step in path:
         if isinstance(step, int):

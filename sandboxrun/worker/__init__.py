@@ -8,11 +8,14 @@
 
     worker.run()
 
-`handle` is called with each request and returns the reply's fields. It refuses a request with
-`raise worker.BadRequest("…")` (code 400); any other exception is answered with code 500 and never ends the worker.
+The handler is called with each request, and returns the fields of the reply. `raise worker.BadRequest("why")` answers
+code 400. Every other exception is answered with code 500, and never ends the worker.
 
-A result may have in it what JSON has, and dates, UUIDs, Decimals, enums, bytes, sets, dataclasses, models and arrays of
-numpy; @worker.encoder says what other objects are:
+A second parameter with a type is the payload, as `def handle(request, order: Order)`; `request: worker.Request[Order]`
+converts `request.data`. A payload that does not fit is answered with code 400.
+
+A result may contain what JSON has, and dates, UUIDs, Decimals, enums, bytes, sets, dataclasses, models and arrays of
+numpy. For every other object @worker.encoder says what it is:
 
     @worker.encoder
     def encode(value):
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from redis import Redis
+
 __all__ = [
     "BadRequest",
     "Context",
@@ -51,12 +56,18 @@ handler, encoder, run = default.handler, default.encoder, default.run
 
 
 def config() -> dict[str, str]:
-    """This worker's hash: `TYPE:h` under `TYPE:ID:h`, as text, without its secrets."""
+    """The fields of `TYPE:h` and `TYPE:ID:h`, the latter winning, as text and without the secrets.
+
+    Read once. Raises ConfigError, StoreError.
+    """
     return default.context.config()
 
 
-def secrets() -> dict[str, object]:
-    """The decrypted `encryptedJson`; an empty dict where the hash has none. Raises SecretError."""
+def secrets() -> dict[str, Any]:
+    """The decrypted `encryptedJson`, or an empty dict if the hash has none.
+
+    A name that is missing raises MissingSecret, a KeyError. Raises SecretError if the text cannot be decrypted.
+    """
     return default.context.secrets()
 
 
@@ -65,6 +76,6 @@ def data() -> Path:
     return default.context.data()
 
 
-def connect() -> Any:
-    """A redis.Redis of the worker's own, from REDIS_URL; its replies are bytes."""
+def connect() -> Redis:
+    """A new redis.Redis with the worker's login, from REDIS_URL. Its replies are bytes; time-outs are 5 seconds."""
     return default.context.connect()

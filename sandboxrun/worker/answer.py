@@ -1,8 +1,8 @@
-"""The answer to a request: the one place that decides it, for plain, threaded and async handlers.
+"""The answer to a request: one place decides it for plain, threaded and async handlers.
 
-Whatever a handler returns or raises, and whatever goes wrong while its reply is made or its error is printed, the entry
-has the commands of exactly one reply afterwards, and nothing is raised. That includes SystemExit, KeyboardInterrupt and
-CancelledError: a handler cannot end its worker by an exception.
+Whatever a handler returns or raises, and whatever fails while its reply is encoded or its error is printed, the entry has
+the commands of exactly one reply afterwards, and nothing is raised. SystemExit, KeyboardInterrupt and CancelledError are
+included: a handler cannot end its worker by an exception.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from sandboxrun.worker.batch import Entry, Renderer
     from sandboxrun.worker.handlers import Handler
 
-NO_REF_SECONDS = 10.0  # between two warnings about requests that cannot be answered
+NO_REF_SECONDS = 10.0  # between two warnings about requests without a valid ref
 NO_REF = "the request has no ref that can be answered: expected 1 to 256 characters of UTF-8, none of them a control character"
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
 
 
 class ResultError(Exception):
-    """The handler's result, or what it gave to `request.trace`, cannot be written."""
+    """The handler's result, or a value that it passed to `request.trace`, cannot be encoded."""
 
 
 class Answers:
-    """Calls handlers and makes their replies. Methods may be called from several threads, but not for one entry."""
+    """Calls handlers and encodes their replies. Several threads may call the methods, each for another entry."""
 
     def __init__(
         self,
@@ -49,12 +49,14 @@ class Answers:
         encoder: Encoder,
         tell: Callable[[Request, dict[str, Any]], None],
     ) -> None:
-        """`tell`: what `request.progress` calls."""
+        """`tell`: called by `request.progress`."""
         self._handlers, self._type, self._consumer, self._render = handlers, type_, consumer, render
         self._encoder, self._tell = encoder, tell
         self._dead = keys.dead_stream(type_)
-        self.limited: Callable[[Handler, Request], Any] | None = None  # calls a handler with a timeout, where it can be
-        self.is_child = False  # this process was forked by a handler: it answers nothing
+        self.limited: Callable[[Handler, Request], Any] | None = (
+            None  # calls a handler with a timeout; None: unsupported
+        )
+        self.is_child = False  # a handler has forked this process, which answers nothing
         self._no_ref, self._no_ref_due = 0, 0.0
 
     def parse(self, entry: Entry) -> tuple[Handler, Request]:
@@ -70,7 +72,7 @@ class Answers:
         return self._handlers[type_], request
 
     def serve(self, entry: Entry) -> None:
-        """Parse the request, call its handler in this thread, and make the reply."""
+        """Parse the request, call its handler in this thread, and encode the reply."""
         received, request = now(), None
         try:
             handler, request = self.parse(entry)
@@ -84,11 +86,11 @@ class Answers:
             self.fail(entry, received, request, error)
 
     def call(self, entry: Entry, received: str, handler: Handler, request: Request) -> Any:
-        """As `serve`, for a request that was parsed before. Returns what is to be awaited before there is a reply, or None."""
+        """As `serve`, for a parsed request. Returns an awaitable that the reply depends on, or None if it is done."""
         try:
             check_deadline(request)
             result = handler.call(request)
-            if hasattr(result, "__await__"):  # of a plain function around an async one
+            if hasattr(result, "__await__"):  # a plain function that wraps an async one
                 return result
             self.finish(entry, received, request, result)
         except BaseException as error:
@@ -96,7 +98,7 @@ class Answers:
         return None
 
     def finish(self, entry: Entry, received: str, request: Request, result: Any) -> None:
-        """Make the reply of what the handler returned. May raise anything: `fail` takes it."""
+        """Encode the handler's result as the reply. May raise anything, which the caller passes to `fail`."""
         if self.is_child:
             leave_child(None)
         try:
@@ -114,7 +116,7 @@ class Answers:
             raise ResultError(message_of(error)) from error
 
     def fail(self, entry: Entry, received: str, request: Request | None, error: BaseException) -> None:
-        """Make the reply of an error. Never raises."""
+        """Encode an error as the reply. Never raises."""
         if self.is_child:
             leave_child(error)
         try:
@@ -123,7 +125,7 @@ class Answers:
             self._render.reply(entry, FAILED, last_resort(entry.ref, self._type, received), received, received)
 
     def _fail(self, entry: Entry, received: str, request: Request | None, error: BaseException) -> None:
-        code = code_of(type(error))  # isinstance would ask the error's own __class__
+        code = code_of(type(error))  # isinstance would evaluate the error's own __class__
         if request is None:
             entry.ref = ref_of(entry.raw)
         if code == FAILED:
@@ -137,43 +139,48 @@ class Answers:
         notes = request._noted if request is not None else None
         try:
             self._render.reply(entry, code, body, received, done, notes)
-        except BaseException:  # a note that cannot be written
+        except BaseException:  # a trace field that cannot be encoded
             self._render.reply(entry, code, body, received, done)
         if entry.ref is None and code == BAD_REQUEST:
-            self._render.bury(entry, NO_REF, self._consumer, done)
+            self._render.add_dead_letter(entry, NO_REF, self._consumer, done)
             self._no_ref += 1
             self.say_no_ref()
 
     def give_up(self, entry: Entry) -> None:
-        """Make the reply of a request that was begun too often, and its dead letter."""
+        """Encode the 500 and the dead letter of a request that was begun too often."""
         reason = f"given up after {entry.deliveries} deliveries without a reply: its handler ended the worker, or its worker was lost"
         at = now()
         self.fail(entry, at, None, RuntimeError(reason))
-        self._render.bury(entry, reason, self._consumer, at)
-        say(f"request {entry.xid.decode()} is {reason}; it is in {self._dead}")
+        self._render.add_dead_letter(entry, reason, self._consumer, at)
+        self._say_dead(f"request {entry.xid.decode()} is {reason}; it is in {self._dead}")
 
     def give_up_reply(self, entry: Entry) -> None:
-        """Put a small reply in the place of one over which the connection was lost again and again, and a dead letter."""
+        """Replace a reply over which the connection was lost repeatedly by a small 500 and a dead letter."""
         reason = f"its reply cannot be sent: the connection was lost {entry.losses} times over its {len(entry.commands)} bytes"
         at = now()
         entry.ref = ref_of(entry.raw)
         if entry.spent:
-            entry.raw = {b"type": entry.raw.get(b"type", b"")}  # nor can its dead letter, as it seems
+            entry.raw = {b"type": entry.raw.get(b"type", b"")}  # the dead letter with all fields failed as well
         entry.spent = True
         body = failure(RuntimeError(reason), entry.raw, with_payload=False)
         self._render.reply(entry, FAILED, self._encoder.reply(entry.ref, self._type, FAILED, body, at), at, at)
-        self._render.bury(entry, reason, self._consumer, at)
-        say(f"request {entry.xid.decode()}: {reason}; it is in {self._dead}")
+        self._render.add_dead_letter(entry, reason, self._consumer, at)
+        self._say_dead(f"request {entry.xid.decode()}: {reason}; it is in {self._dead}")
 
     def say_no_ref(self, *, last: bool = False) -> None:
-        """Say how many requests could not be answered, at most once in a while. `last`: now, if there are any."""
+        """Warn how many requests had no valid ref, at most every NO_REF_SECONDS. `last`: warn now if there are any."""
         at = time.monotonic()
         if self._no_ref and (last or at >= self._no_ref_due):
             count, self._no_ref, self._no_ref_due = self._no_ref, 0, at + NO_REF_SECONDS
-            say(f"{count} request{'s' * (count > 1)} without a ref that can be answered: moved to {self._dead}")
+            self._say_dead(
+                f"{count} request{'s' * (count > 1)} without a ref that can be answered: moved to {self._dead}"
+            )
+
+    def _say_dead(self, message: str) -> None:
+        say(message, hint=(f"sandboxrun dead {self._type}",))
 
     def _show(self, entry: Entry, error: BaseException) -> None:
-        """Print an error of the handler's. The hook adds, inside the sandbox, the grant that was missing."""
+        """Print the handler's error. Inside the sandbox the exception hook adds the missing grant."""
         try:
             kind, shown = type(error), error
             if issubclass(kind, ResultError):
@@ -199,12 +206,12 @@ def check_deadline(request: Request) -> None:
 
 
 def _traceback(error: BaseException) -> Any:
-    """The error's own, whatever its class has under that name."""
+    """The error's traceback, even if its class overrides the attribute."""
     return BaseException.__dict__["__traceback__"].__get__(error)
 
 
 def _is_of_script(error: BaseException) -> bool:
-    """Whether the error passed through code that is neither ours nor Python's: then its traceback is of use."""
+    """Whether the traceback has a frame of the script: the others do not help its author."""
     traceback = _traceback(error)
     while traceback is not None:
         if not traceback.tb_frame.f_code.co_filename.startswith((_OURS, _LIBRARY)):

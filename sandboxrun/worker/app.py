@@ -1,4 +1,4 @@
-"""A worker as its script makes it: handlers, an encoder, and `run`. What `sandboxrun.worker` offers is one such object's."""
+"""The object behind `sandboxrun.worker`: registered handlers, an encoder, and `run`."""
 
 from __future__ import annotations
 
@@ -17,47 +17,67 @@ from sandboxrun.worker.request import Encoder
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Concatenate, TypeVar, overload
 
     from sandboxrun.worker.base import Worker
     from sandboxrun.worker.context import Context
     from sandboxrun.worker.request import Request
 
-CONCURRENCY = 100  # of handlers that are async, if nothing else is asked for
+    F = TypeVar("F", bound=Callable[Concatenate[Any, ...], Any])  # takes at least one argument
+    E = TypeVar("E", bound=Callable[[Any], Any])
+
+CONCURRENCY = 100  # the default for async handlers
 
 
 class App:
-    """The handlers of one worker, the encoder of their results, and who the worker is. Several of them share nothing."""
+    """The handlers of one worker, the encoder of their results, and the worker's identity. Two Apps share nothing."""
 
     def __init__(self, context: Context | None = None) -> None:
-        """`context`: what this process was started with, if it is not given."""
-        self.registered: dict[str | None, Handler] = {}  # by type; None is the worker's own
-        self.json = Encoder()  # what writes its results
+        """`context`: by default that of this process, from its arguments and environment."""
+        self.registered: dict[str | None, Handler] = {}  # by type of request; None: the worker's own type
+        self.json = Encoder()  # writes results as JSON
         self._context = context
         self._running = self._ran = False
         self._pid = os.getpid()
 
     @property
     def context(self) -> Context:
-        """Raises ConfigError where this process was not started as a worker."""
+        """Raises ConfigError if this process was not started as a worker."""
         if self._context is None:
             self._context = of_process()
         return self._context
 
-    # --- what a script says
+    # --- decorators
 
-    def handler(self, function_or_type: Any = None, *, payload: Any = None, timeout: float | None = None) -> Any:
-        """Decorator: `@worker.handler` for requests of the worker's own type, `@worker.handler("type")` for another.
+    if TYPE_CHECKING:
 
-        `payload`: a dataclass, TypedDict, pydantic model or other type that `request.data` is made into; a parameter's
-        annotation says the same. `timeout`: seconds after which the handler is given up, with code 500.
+        @overload
+        def handler(self, function: F, /, *, payload: Any = None, timeout: float | None = None) -> F: ...
+        @overload
+        def handler(
+            self, type_: str | None = None, /, *, payload: Any = None, timeout: float | None = None
+        ) -> Callable[[F], F]: ...
+
+    def handler(self, function_or_type: Any = None, /, *, payload: Any = None, timeout: float | None = None) -> Any:
+        """Decorator: `@worker.handler` for requests of the worker's own type, `@worker.handler("type")` for another type.
+
+        `payload`: a dataclass, TypedDict, pydantic model or other type that `request.data` is converted to; a parameter's
+        annotation does the same. `timeout`: seconds after which the handler is interrupted, and the request answered 500;
+        not for handlers that run in threads. The function itself is returned unchanged. Raises ConfigError.
         """
         if timeout is not None and timeout <= 0:
-            raise ConfigError(f"the handler's timeout is {timeout}: expected seconds above 0")
+            type_text = f"{function_or_type!r}, " if isinstance(function_or_type, str) else ""
+            raise ConfigError(
+                f"the handler's timeout is {timeout}: expected seconds above 0",
+                hint=f"@worker.handler({type_text}timeout=5)",
+            )
 
         def decorate(function: Any) -> Any:
             if not callable(function):
-                raise ConfigError(f"the handler is {name_of(function)}, which cannot be called: expected a function")
+                raise ConfigError(
+                    f"the handler is {name_of(function)}, which cannot be called: expected a function",
+                    hint=_handler_hint(),
+                )
             self.registered[type_] = Handler(function, payload, timeout, self.json)
             return function
 
@@ -66,22 +86,28 @@ class App:
             return decorate(function_or_type)
         if function_or_type is not None and not isinstance(function_or_type, str):
             raise ConfigError(
-                f"@worker.handler is given {name_of(function_or_type)}: expected a function, or the name of a type of requests"
+                f"@worker.handler is given {name_of(function_or_type)}: expected a function, or the type of requests as text",
+                hint=_handler_hint(),
             )
         type_ = function_or_type
         return decorate
 
-    def encoder(self, function: Any) -> Any:
-        """Decorator: `@worker.encoder` for the one function that says what an object is in JSON that has no form there.
+    def encoder(self, function: E, /) -> E:
+        """Decorator: `@worker.encoder` for the one function that converts objects without a form in JSON.
 
-        It is called with such an object, of a result or of `request.trace`, and returns a dict, a list, text or whatever
-        else a result may have in it; or it raises TypeError with the reason.
+        It is called with such an object of a result or of `request.trace`. It returns anything that a result may contain,
+        or raises TypeError with the reason. Raises ConfigError for a second encoder.
         """
         if not callable(function) or shape_of(function).is_async is not False:
-            raise ConfigError(f"@worker.encoder is given {name_of(function)}: expected a function that is not async")
-        if self.json.custom is not None:
             raise ConfigError(
-                f"the worker has two encoders, {name_of(self.json.custom)} and {name_of(function)}: expected one, that asks for the type"
+                f"@worker.encoder is given {name_of(function)}: expected a function that is not async",
+                hint=("@worker.encoder", "def encode(value):", "    return str(value)"),
+            )
+        if self.json.custom is not None:
+            names = name_of(self.json.custom), name_of(function)
+            raise ConfigError(
+                f"the worker has two encoders, {names[0]} and {names[1]}: expected one function, which asks for the type",
+                hint=_both_hint(*names),
             )
         self.json.custom = function
         return function
@@ -91,12 +117,13 @@ class App:
     def run(self, *, concurrency: int | None = None, key: Callable[[Request], Any] | None = None) -> None:
         """Handle requests until SIGTERM, a removed or changed `pid`, or `requestLimit`; then return.
 
-        `concurrency`: how many requests are handled at once; by default 1, and 100 where a handler is async. Handlers that
-        are not async run in threads then. `key`: a function of the request; those with equal keys are handled in order, one
-        after another. An error in the hash or the secrets ends the process with one line and the exit code of the error.
+        `concurrency`: how many requests are handled at once, 1 to 10,000. The default is 1, or 100 if a handler is async.
+        With more than 1, handlers that are not async run in threads. `key`: a function of the request; requests with
+        equal keys are handled one after another, in order.
 
-        Call it in the main thread and outside of an event loop; anything else is such an error. In a child of
-        multiprocessing, which imports the script again, it does nothing. Raises RuntimeError while it runs already.
+        An error in the hash, the secrets or the call itself ends the process, with an `error:` line and the exit code of
+        the error. It must be called in the main thread, outside of an event loop. In a child of multiprocessing, which
+        imports the script again, it does nothing. Raises RuntimeError if it runs already.
         """
         if process.is_multiprocessing_child():
             return
@@ -114,24 +141,22 @@ class App:
             self._running = False
 
     def _run(self, concurrency: int | None, key: Callable[[Request], Any] | None) -> None:
-        process.check_place()
+        process.check_main_thread()
         keep_writable()
         try:
             self.context.secrets()  # now, not at the first request
             self._make(concurrency, key).run()
         except ReplyError as error:
-            raise StoreError(f"Redis refuses what the worker asks of it: {error}") from error
+            raise StoreError(f"Redis refuses a command of the worker: {error}") from error
 
     def _make(self, concurrency: int | None, key: Callable[[Request], Any] | None) -> Worker:
-        """The worker for the handlers: one thread, unless more is asked for."""
+        """The worker for these handlers: one thread, unless a handler or `concurrency` needs more."""
         loop = self.context.loop()
         handlers = self.handlers()
         if not handlers:
-            raise ConfigError(
-                "the worker has no handler: put @worker.handler before a function, then call worker.run()"
-            )
+            raise ConfigError("the worker has no handler that worker.run() could call", hint=_handler_hint())
         if concurrency is not None and not 1 <= concurrency <= 10_000:
-            raise ConfigError(f"concurrency is {concurrency}: expected 1 to 10000")
+            raise ConfigError(f"concurrency is {concurrency}: expected 1 to 10000", hint="worker.run(concurrency=100)")
         if not any(handler.is_async or handler.may_await for handler in handlers.values()) and (concurrency or 1) == 1:
             from sandboxrun.worker.serial import Serial
 
@@ -142,15 +167,34 @@ class App:
 
     def handlers(self) -> dict[str, Handler]:
         """By the type of their requests."""
-        return {type_ or self.context.type: found for type_, found in self.registered.items()}
+        return {type_ or self.context.type: handler for type_, handler in self.registered.items()}
 
     def say_never_run(self) -> None:
-        """At the end of a worker that ends without an error and without ever having asked for a request."""
+        """At exit: warn if the script registered handlers, ended without an error, and never called `run`."""
         started = len(sys.argv) == 2 and "REDIS_URL" in os.environ and os.getpid() == self._pid
         idle = self.registered and not self._ran and not hasattr(sys, "last_type")
         if started and idle and not process.is_multiprocessing_child():
-            say("the script has ended without worker.run(): none of its handlers was ever called")
+            say("the script has ended without worker.run(): no handler was ever called", hint=("worker.run()",))
 
 
-default = App()  # what the functions of sandboxrun.worker are of
+def _handler_hint() -> tuple[str, ...]:
+    """The lines of a handler, to be written above worker.run()."""
+    return ("@worker.handler", "def handle(request):", '    return {"data": request.data}')
+
+
+def _both_hint(first: str, second: str) -> tuple[str, ...]:
+    """One encoder that calls both; nothing if a name is not that of a plain function."""
+    if not (first.isidentifier() and second.isidentifier()):
+        return ()
+    return (
+        "@worker.encoder",
+        "def encode(value):",
+        "    try:",
+        f"        return {first}(value)",
+        "    except TypeError:",
+        f"        return {second}(value)",
+    )
+
+
+default = App()  # sandboxrun.worker.handler and the others are its methods
 atexit.register(default.say_never_run)

@@ -1,6 +1,6 @@
 """The request loop: read from the group, handle, reply and acknowledge in one transaction.
 
-What both ways of working share: one request after another (serial.py), and many at once (tasks.py). app.py starts it.
+The base of the two kinds of worker: one request after another (serial.py), and many at once (tasks.py). app.py starts it.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from sandboxrun.worker.handlers import Handler
     from sandboxrun.worker.request import Encoder, Request
 
-BATCH_MOST = 100  # more brings nothing: the round trip is a hundredth of it
-LOOK_SECONDS = 1.0  # between looks at stale claims
-GRACE_SECONDS = 3.0  # from SIGTERM to handing back; sandboxrun kills after 5
-CUT_SECONDS = 1.0  # after which a Redis that keeps handing back waiting is given up
-TELL_SECONDS = 0.2  # that `request.progress` waits for the connection, which may be in use or away
-LOGIN_SECONDS = 30.0  # in which a server that was started anew, or took over, is told the worker's user
+BATCH_MOST = 100  # requests a read; with more, the round trip is no longer measurable
+LOOK_SECONDS = 1.0  # between looks for stale claims
+GRACE_SECONDS = 3.0  # from SIGTERM until unfinished requests are handed back; sandboxrun kills after 5
+CUT_SECONDS = 1.0  # for handing back to a Redis that does not answer
+TELL_SECONDS = 0.2  # that `request.progress` waits for the connection
+LOGIN_SECONDS = 30.0  # in which sandboxrun makes the worker's user again after a restart or failover of Redis
 RENEW_PART = 6  # takeoverMillis / 6: how often a claim is renewed
 
 
 class Worker:
-    """What both ways of working share: one session after another until the end, and how a request is answered."""
+    """Base of Serial and Tasks: sessions with Redis until the end, and the reply to each request."""
 
     def __init__(self, context: Context, loop: Loop, handlers: Mapping[str, Handler], encoder: Encoder) -> None:
         """`handlers`: by the type of their requests."""
@@ -64,16 +64,16 @@ class Worker:
         self._pid = os.getpid()
         self._claims.unsendable = self._answers.give_up_reply
         self._outages = Outages(self._warn)
-        # Sooner than others, who were kept away as we were, may take what we hold.
+        # The longest delay is shorter than the time after which another worker may take our claims.
         self._backoff = Backoff(self._outages, min(RETRY_MOST_SECONDS, loop.takeover_millis / 1000 / RENEW_PART))
         self._claims.back = self._backoff.succeeded
         self._responses = Responses(self._claims)
-        self._lock = _thread.allocate_lock()  # around all that uses the claims; not held while a handler runs
-        self._until: float | None = None  # when to hand back what is left, once the end has begun
-        self._telling = False  # `request.progress` is at work in the handler's thread
-        self._begun = 0  # requests taken for handling, for requestLimit
+        self._lock = _thread.allocate_lock()  # held by each user of the claims, and not while a handler runs
+        self._until: float | None = None  # once the end has begun: when unfinished requests are handed back
+        self._telling = False  # `request.progress` is sending, in the handler's thread
+        self._begun = 0  # requests begun, for requestLimit
         self._look = 0.0
-        self._more = False  # others' claims to take, beyond those that were
+        self._more = False  # there are more stale claims than the last look could take
         self._tidy = time.monotonic() + 60
 
     def run(self) -> None:
@@ -82,7 +82,7 @@ class Worker:
     # --- sessions
 
     def _connect(self) -> None:
-        """Open the claims' connection, trying again for as long as Redis is away."""
+        """Open the claims' connection, and retry until Redis is there or the end has begun. Raises GaveUp."""
         while not self._try_to_connect():
             if self._until is not None and time.monotonic() > self._until:
                 raise GaveUp
@@ -90,7 +90,7 @@ class Worker:
             time.sleep(left if self._until is None else min(left, max(0.0, self._until - time.monotonic())))
 
     def _try_to_connect(self) -> bool:
-        """One try, if one is due."""
+        """Try once if the backoff allows it; whether the connection is open."""
         if self._backoff.left():
             return False
         try:
@@ -103,7 +103,7 @@ class Worker:
         return True
 
     def _lost(self, error: ConnectionLost | LoginRefused) -> None:
-        """Close the connection, and say when it is to be opened again. Raises the error if it is no use to try."""
+        """Close the connection and set the next try. Raises the error if a retry is pointless."""
         self._claims.close()
         self._claims.away = True
         self._backoff.failed(error)
@@ -111,7 +111,7 @@ class Worker:
             raise error
 
     def _may_return(self, since: float) -> bool:
-        """Whether a login that is refused `since` then is worth another try. sandboxrun makes the worker's user again."""
+        """Whether to retry a login that has been refused `since` then: sandboxrun may make the worker's user again."""
         return self._claims.opened > 0 and time.monotonic() - since < LOGIN_SECONDS
 
     def _warn(self, message: str) -> None:
@@ -121,7 +121,7 @@ class Worker:
         self._answers.is_child = True
 
     def _end(self, *_: object) -> None:
-        """The end has begun: read no more, finish what is in hand, hand back what is not done in time."""
+        """Begin the end: read no more, finish the requests in hand, and hand back those that take too long."""
         if self._until is None:
             self._until = time.monotonic() + GRACE_SECONDS
 
@@ -138,20 +138,20 @@ class Worker:
 
     def _send(self, entries: list[Entry]) -> None:
         """Queue the replies."""
-        if os.getpid() != self._pid:  # forked behind Python's back, by a C library
+        if os.getpid() != self._pid:  # forked by a C library, without Python's fork hooks
             process.leave_child(None)
         if not self._render.expire_nx:
-            # An old Redis has no EXPIRE … NX; the question before the transaction does as well.
-            found = [entry for entry in entries if entry.ref is not None and not entry.sent]
-            if found:
-                left = self._claims.exchange(*[("TTL", keys.trace_key(entry.ref or "")) for entry in found])
-                for entry, seconds in zip(found, left, strict=True):
+            # Redis before 7 has no EXPIRE … NX, so the expiry is read before the transaction.
+            unsent = [entry for entry in entries if entry.ref is not None and not entry.sent]
+            if unsent:
+                left = self._claims.exchange(*[("TTL", keys.trace_key(entry.ref or "")) for entry in unsent])
+                for entry, seconds in zip(unsent, left, strict=True):
                     if isinstance(seconds, int) and seconds < 0:
                         self._render.expire_trace(entry)
         self._claims.write(entries)
 
     def _look_around(self, at: float) -> None:
-        """Once a second: stale claims, and once a minute consumers that are gone."""
+        """Once a second: take over stale claims and trim. Once a minute: remove consumers that are gone."""
         if self._claims.broken:
             self._claims.verify()
         if at >= self._look:
@@ -168,13 +168,13 @@ class Worker:
         try:
             self._claims.leave()
         except (ConnectionLost, LoginRefused):
-            pass  # a left-over pid of a dead process blocks nothing, and a left-over fence neither
+            pass  # a left-over fence, or the pid of a dead process, blocks nobody
         self._claims.close()
 
     # --- one request
 
     def _tell(self, request: Request, fields: Mapping[str, Any]) -> None:
-        """`request.progress`, from the handler's thread: at once, and without a promise."""
+        """`request.progress`, in the handler's thread: sent at once, and dropped if Redis is away."""
         if self._answers.is_child:
             return  # the connection is its parent's
         trace = keys.trace_key(request.ref)
@@ -193,10 +193,10 @@ class Worker:
                 *([("EXPIRE", trace, TRACE_EXPIRE_SECONDS, "NX")] if self._render.expire_nx else []),
             )
         except (ConnectionLost, LoginRefused):
-            pass  # the reply finds out, and tries again
+            pass  # the reply meets the same error, and is sent again
         finally:
             self._lock.release()
 
 
 class GaveUp(Exception):
-    """Redis stayed away for longer than the end may take."""
+    """Redis stayed away until the time for the end was over."""

@@ -1,5 +1,8 @@
-"""What a reply is, as commands in Redis's own bytes: pure. Rendered here rather than packed word by word, because all
-but five words of a reply are the same for all replies of a worker."""
+"""A reply as commands in Redis's own bytes. Pure.
+
+Commands are rendered from a template instead of packed word by word, because all but five words are the same for every
+reply of a worker.
+"""
 
 from __future__ import annotations
 
@@ -18,34 +21,34 @@ if TYPE_CHECKING:
 
 DEAD_STREAM_LIMIT = 10_000  # entries, approximate
 MULTI, EXEC = pack("MULTI"), pack("EXEC")
-# Keys as parts of a template, and what their names have beside the ref.
+# Keys as parts of a template, and the length of each without the ref.
 _REPLY, _TRACE = keys.reply_key("%b").encode(), keys.trace_key("%b").encode()
 _REPLY_BYTES, _TRACE_BYTES = len(keys.reply_key("")), len(keys.trace_key(""))
 
 
 class Entry:
-    """A request in hand: delivered to this consumer, and not yet confirmed as answered."""
+    """A request in hand: delivered to this consumer, and its reply not confirmed by Redis yet."""
 
     __slots__ = ("answered", "begun", "commands", "count", "deliveries", "losses", "raw", "ref", "sent", "spent", "xid")
 
     def __init__(self, xid: bytes, raw: Mapping[bytes, bytes], deliveries: int = 1) -> None:
         self.xid, self.raw, self.deliveries = xid, raw, deliveries
         self.ref: str | None = None
-        self.commands = b""  # the reply, once it is known
-        self.count = 0  # of commands
-        self.spent = False  # it was begun as often as it may be
-        self.begun = False  # its handler
-        self.answered = False  # the reply is known
-        self.losses = 0  # of the connection, while the reply was on its way
-        self.sent = False  # and was sent to Redis, which has not confirmed it yet
+        self.commands = b""  # the reply, packed
+        self.count = 0  # number of commands
+        self.spent = False  # it was delivered `maxDeliveries` times
+        self.begun = False  # the handler was called
+        self.answered = False  # `commands` has the reply
+        self.losses = 0  # lost connections while the reply was on its way
+        self.sent = False  # the reply was sent, and is not confirmed by Redis yet
 
 
 class Renderer:
-    """Makes the commands of a worker's replies. protocol.md names them: "Request and reply"."""
+    """Renders the commands of a worker's replies: docs/protocol.md, "Replying"."""
 
     def __init__(self, loop: Loop, type_: str, dead_stream: str) -> None:
         self._type, self._dead = type_, dead_stream
-        self.expire_nx = True  # EXPIRE … NX: Redis 7
+        self.expire_nx = True  # the server knows EXPIRE … NX, from Redis 7
         self._loop = loop
         self._record = (
             b"*13\r\n"
@@ -105,13 +108,13 @@ class Renderer:
             entry.count += 1
 
     def expire_trace(self, entry: Entry) -> None:
-        """For a Redis without EXPIRE … NX, where the trace was found to have no expiry."""
+        """Add an expiry of the trace, for a server without EXPIRE … NX."""
         if entry.ref is not None:
             entry.commands += pack("EXPIRE", keys.trace_key(entry.ref), TRACE_EXPIRE_SECONDS)
             entry.count += 1
 
-    def bury(self, entry: Entry, reason: str, consumer: str, time: str) -> None:
-        """Add the dead letter to the entry's commands: what is known of it, and the request's own fields."""
+    def add_dead_letter(self, entry: Entry, reason: str, consumer: str, time: str) -> None:
+        """Add the dead letter to the entry's commands: reason, deliveries, consumer, and the request's own fields."""
         words: list[str | bytes | int] = [
             "xid", entry.xid, "ref", entry.ref or "", "reason", reason, "deliveries", entry.deliveries,
             "consumer", consumer, "time", time,
@@ -131,5 +134,5 @@ def _word(value: bytes) -> bytes:
 
 
 def _words(*words: str | int) -> bytes:
-    """Part of a template: a % in it stands for itself."""
+    """Words as part of a template, with each % doubled."""
     return b"".join([_word(str(word).encode()) for word in words]).replace(b"%", b"%%")

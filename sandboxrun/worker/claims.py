@@ -1,20 +1,20 @@
-"""Who may answer a request: claims, the fence that guards replies, takeover, dead consumers, trimming.
+"""Claims and the fence: who may answer a request, takeover, renewal, handing back.
 
-Redis keeps for each entry that was delivered which consumer has it, since when, and how often it was delivered. A claim
-that was not renewed for `takeoverMillis` may be taken by another consumer. The one it is taken from may only be frozen,
-and could send its reply once it wakes. So every transaction of replies is fenced:
+For each delivered entry Redis keeps which consumer has it, since when, and how often it was delivered. Another consumer may
+take a claim that was not renewed for `takeoverMillis`. The old owner may only be frozen, and could send its reply once it
+wakes. So every transaction of replies is fenced:
 
     DEL F · HSET F c 1 · WATCH F · HEXISTS F c          once for each connection
     MULTI · the replies · XACK · EXEC · WATCH F · HEXISTS F c
 
-F is one hash for each consumer, and its only field is a name that the consumer has just made up. Whoever takes a claim
-from a consumer deletes its F in the same transaction; a new process of the same consumer writes one of its own. That is a
-change of a watched key, and EXEC does nothing, however late what was sent arrives. EXEC ends the watch: so it is followed
-by a new one, and by the question whether F is still as we made it, for it may have been deleted in between. Only when the
-answer is there the next transaction is sent. So a reply is written if and only if nobody took a claim from this consumer
-since it was last known to hold them: with no further round trip, as the answer has come while the next requests were
-handled. Nothing of it is refused by a server that is full or cannot write at the moment, and so taken for a fence that
-holds. After a break the consumer makes a new fence, asks what it still has, and writes again what is still its own.
+F is one hash for each consumer, and its only field is a random name that this process has chosen. Whoever takes a claim
+deletes the owner's F in the same transaction; a new process of the same consumer writes a name of its own. Either changes a
+watched key, so EXEC does nothing, however late it arrives. EXEC also ends the watch. It is followed by a new WATCH, and by
+HEXISTS, because F may have been deleted in between. The next transaction is sent after that answer has come. So a reply is
+written if and only if nobody took a claim from this consumer since it was last known to hold them. It costs no further round
+trip, because the answer comes while the next requests are handled. If a server that is full or read-only refuses one of
+these commands, the fence does not count as intact. After a break the consumer makes a new fence, asks which claims it still
+has, and writes again the replies that are still its own.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ if TYPE_CHECKING:
 
     from sandboxrun.config.fields import Loop
 
-CLAIM_MOST = 1000  # claims that one command renews or hands back: a longer one keeps the server from others
-TOGETHER_TRIES = 2  # connections that were lost over a reply, after which it is sent alone
-UNSENDABLE_TRIES = (7, 12)  # of both kinds together, after which a smaller reply takes its place
-ALONE_SECONDS = 1.0  # between the tries to send a reply alone
+CLAIM_MOST = 1000  # claims in one command, because a longer one would block the server
+TOGETHER_TRIES = 2  # connections lost over a reply, after which it is sent alone
+UNSENDABLE_TRIES = (7, 12)  # connections lost in all, after which a smaller reply takes its place
+ALONE_SECONDS = 1.0  # between two tries to send a reply alone
 SETTLE_PART = 3  # takeoverMillis / 3, twice the time between renewals
-HANDED_BACK_MILLIS = 10**11  # an idle time that no claim has by itself: free to take at once
+HANDED_BACK_MILLIS = 10**11  # an idle time that no claim reaches by itself, so that others take it at once
 
 
 class Claims(Session):
     """The entries in hand, and the one connection on which they are read and answered.
 
-    Every method may raise ConnectionLost; then `open` makes a new connection and finds out what is still ours.
+    Every method may raise ConnectionLost. Then `open` connects again and asks which claims are still ours.
     """
 
     def __init__(
         self, connection: Connection, loop: Loop, key: str, pid: str, *, sees_pid: bool = True, token: str = ""
     ) -> None:
-        """`sees_pid`: whether this login can read the hash. If it cannot, sandboxrun alone looks at `pid`. `token`: of this
-        run, compared with `pid`; a worker without sandboxrun has none."""
+        """`sees_pid`: whether this login can read the hash; if not, only sandboxrun looks at `pid`. `token`: the run's, compared
+        together with `pid`; "" if the worker was started without sandboxrun."""
         super().__init__(connection)
         self.loop = loop
         self.key, self.pid = key, pid.encode()
@@ -69,41 +69,41 @@ class Claims(Session):
         names = (loop.request_stream, loop.consumer_id)
         self._fence, self._old_fence = keys.fence_key(*names), keys.old_fence_key(*names)
         self._watch = b""  # WATCH F · HEXISTS F c
-        # It changes nothing, and is refused by a server that is full.
+        # A write that changes nothing, and that a full server refuses.
         self.keep_fence: Sequence[str | bytes | int] = ()
-        self._armed = False  # the fence is known to be whole, and watched: a transaction may be sent
+        self._armed = False  # the fence is known to be intact and watched, so a transaction may be sent
         self._reads: dict[tuple[int, bool], bytes] = {}
         self.opened = 0
         self._opened_at = 0.0
         self._own_pid = False
         self.hand: dict[bytes, Entry] = {}
-        self.suspects: dict[bytes, int] = {}  # ours, but perhaps begun before: entry's id, deliveries
-        self.arrived: deque[tuple[list[Entry], int]] = deque()  # what reads brought, and how many were asked for
-        self.reads = 0  # that are on their way
-        self.broken = False  # the fence: somebody took a claim from us, or the hash was removed
-        self.answered = 0  # confirmed by Redis
-        self._writing: list[Entry] = []  # whose transaction is on its way
-        self._alone: list[Entry] = []  # whose replies are sent one by one, as a connection was lost over them
+        self.suspects: dict[bytes, int] = {}  # claims of ours that may have been begun before: entry ID, deliveries
+        self.arrived: deque[tuple[list[Entry], int]] = deque()  # entries of each read, and how many it asked for
+        self.reads = 0  # reads in flight
+        self.broken = False  # the fence was deleted or changed: somebody took a claim, or the hash was removed
+        self.answered = 0  # replies confirmed by Redis
+        self._writing: list[Entry] = []  # entries of the transaction in flight
+        self._alone: list[Entry] = []  # entries whose replies are sent one by one, after lost connections
         self._alone_at = 0.0
         self.recorded = 0  # replies that were added to the response stream
-        self.last_record = b""  # id of the last of them
+        self.last_record = b""  # ID of the last of them
         self.lost_pid = False
-        self._admitted = self._opening = False  # whether this login could do all of it before
-        self.taken = False  # `pid` is another run's, which may read for the same consumer
-        self.alone = True  # nobody reads for this consumer on another connection
-        # Changes whenever an entry may have become another's, or be in hand already. What was read on another
-        # connection since before such a change is ours only if Redis says so now: `still_ours`.
+        self._admitted = self._opening = False  # the login has worked before; `open` is in progress
+        self.taken = False  # `pid` is that of another run, which may read for the same consumer
+        self.alone = True  # no other connection reads for this consumer
+        # Changes whenever an entry may have become another's, or may be in hand already. Entries of a read that began on
+        # another connection before such a change are ours only if Redis confirms it: `still_ours`.
         self.generation = 0
         self.expire_nx = True
         self.warn: Callable[[str], None] = lambda message: None
-        self.unsendable: Callable[[Entry], None] = lambda entry: None  # makes another reply of it
+        self.unsendable: Callable[[Entry], None] = lambda entry: None  # replaces the entry's reply by a small one
 
     # --- the connection
 
     def open(self) -> None:
-        """Connect, make stream, group and fence, and keep of what is in hand only what Redis still says is ours.
+        """Connect, make stream, group and fence, and drop the entries in hand that are no longer ours.
 
-        The connection is open afterwards, or all of it is closed: nobody finds it half made.
+        On any error the connection is closed, so that nobody uses it half set up.
         """
         fresh = not self.opened and self.connection.is_open
         self._opening = True
@@ -131,7 +131,7 @@ class Claims(Session):
 
     @property
     def is_open(self) -> bool:
-        """Whether `open` has done all that it does, and the connection was not closed since."""
+        """Whether `open` has completed, and the connection was not closed since."""
         return self.opened > 0 and self.connection.is_open
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ class Claims(Session):
         self._writing = []
 
     def looked(self, found: Any) -> None:
-        """Take the reply to `look_at_pid`."""
+        """Process the reply to `look_at_pid`."""
         if isinstance(found, ReplyError):
             self._raise_passing(found)
         if found != self._held:
@@ -154,15 +154,15 @@ class Claims(Session):
             )
 
     def _stop_if_taken(self) -> None:
-        """Raise TakenOver if another run has `pid`: what is in hand is the other's, for it may have our name, and a
-        fence of ours would break the other's."""
+        """Raise TakenOver if another run has `pid`. It may have our consumer name, so that the entries in hand are its own,
+        and a fence of ours would break its fence."""
         self.looked(self.exchange(self.look_at_pid)[0])
         if self.taken:
             raise TakenOver(f"{self.key} was taken over by another run: this one ends")
 
     def _set_pid(self) -> None:
-        """Started without sandboxrun, say under a debugger, the pid is ours to set, and to remove. With a pidHost it was
-        sandboxrun's, and somebody has removed it already to end us."""
+        """Set `pid` if the worker was started without sandboxrun, say in a debugger; `leave` removes it. If there is a
+        pidHost, sandboxrun had set `pid`, and somebody has removed it to end this worker."""
         (pid, host), there = self.exchange(("HMGET", self.key, "pid", "pidHost"), ("EXISTS", self.key))
         if pid is None and host is None and there:
             made = self.exchange(("HSETNX", self.key, "pid", self.pid))[0]
@@ -170,18 +170,18 @@ class Claims(Session):
 
     @property
     def block_millis(self) -> int:
-        """How long a read waits: `pid` is looked at with each, so at most a second."""
+        """How long a read waits. At most a second, because `pid` is looked at with each read."""
         return min(self.loop.block_millis, 1000)
 
     @property
     def settled(self) -> bool:
-        """Whether others have had the time to renew their claims: where Redis was away or full, nobody could."""
+        """Whether other workers have had time to renew their claims after Redis was away or full."""
         return self.opened == 1 or time.monotonic() - self._opened_at > self.loop.takeover_millis / 1000 / SETTLE_PART
 
     def _raise_passing(self, error: ReplyError) -> None:
         super()._raise_passing(error)
         if self._admitted and str(error).startswith("NOPERM"):
-            # Somebody has changed this worker's user; sandboxrun makes it again. While opening, the patience is bounded.
+            # Somebody has changed this worker's user; sandboxrun makes it again. While opening, retries are bounded.
             kind = LoginRefused if self._opening else ConnectionLost
             raise kind(f"Redis at {self.connection.address.shown} refuses what it allowed before ({str(error)[:160]})")
 
@@ -207,14 +207,14 @@ class Claims(Session):
         entries = read_entries(found)
         for entry in entries:
             self.hand[entry.xid] = entry
-        # Without `pid` nothing more is begun: what came is handed back at the end.
+        # Without `pid` nothing more is begun, and these entries are handed back at the end.
         self.arrived.append(([] if self.lost_pid else entries, count))
         if self.away:
             self._succeeded()
 
     def _read_failed(self, error: ReplyError) -> None:
         text = str(error)
-        if text.startswith("UNBLOCKED"):  # what Redis before 7.2 says where the stream was removed under a read
+        if text.startswith("UNBLOCKED"):  # from Redis before 7.2, if the stream is removed during a read
             return
         if not text.startswith("NOGROUP"):
             self._raise_passing(error)
@@ -222,11 +222,11 @@ class Claims(Session):
         self.exchange(("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"))
 
     def has(self, entry: Entry) -> bool:
-        """Whether the entry is in hand still; another of the same id is not the same delivery."""
+        """Whether this delivery of the entry is still in hand; another Entry with the same ID is another delivery."""
         return self.hand.get(entry.xid) is entry
 
     def write(self, entries: Iterable[Entry]) -> None:
-        """Queue the replies of those that are still ours, with their acknowledgement, as one transaction.
+        """Queue the replies of the entries that are still in hand, with their acknowledgement, as one transaction.
 
         A reply over which the connection was lost repeatedly is left to `write_alone`: together with others it would take
         their transaction with it again, until they seem to be what cannot be sent.
@@ -262,11 +262,11 @@ class Claims(Session):
 
     @property
     def busy(self) -> bool:
-        """Whether the next transaction has to wait for the last one's confirmation."""
+        """Whether the next transaction must wait for the confirmation of the last one."""
         return not self._armed and not self.broken
 
     def transact(self, *commands: Sequence[str | bytes | int]) -> list[Any] | None:
-        """The replies to these commands as one fenced transaction, or None where the fence was broken."""
+        """The replies to these commands as one fenced transaction, or None if the fence was broken."""
         box: list[list[Any] | None] = []
         data = b"".join([pack(*command) for command in commands])
         self._transaction(data, len(commands), lambda results, _: box.append(results), None)
@@ -278,7 +278,7 @@ class Claims(Session):
     def _transaction(
         self, commands: bytes, count: int, take: Callable[[list[Any] | None, Any], None], detail: Any
     ) -> None:
-        """Queue a fenced transaction; `take` gets the replies to the `count` commands, or None where nothing was done."""
+        """Queue a fenced transaction; `take` gets the replies to the `count` commands, or None if nothing was done."""
         while self.busy:
             self.receive()
         if self.broken:
@@ -290,9 +290,9 @@ class Claims(Session):
     def _executed(self, replies: list[Any], then: tuple[Callable[[list[Any] | None, Any], None], Any]) -> None:
         take, detail = then
         results, watched, whole = replies[-3:]
-        if isinstance(results, ReplyError):  # EXECABORT: the reason is with the command that was refused
-            self._writing = []  # they were refused, and have not ended the connection
-            self.broken = True  # whoever hears of it: what was to be written is written again, and all else waits
+        if isinstance(results, ReplyError):  # EXECABORT: the refused command has the reason
+            self._writing = []  # they were refused, and did not end the connection
+            self.broken = True  # `verify` writes the replies again, and everything else waits for it
             reason = next((reply for reply in replies if isinstance(reply, ReplyError)), results)
             self._raise_passing(reason)
             raise translated(reason, self.connection.address.shown)
@@ -316,13 +316,13 @@ class Claims(Session):
                 self.warn(f"a part of a reply was refused by Redis: {str(result)[:200]}")
 
     def _note_record(self, results: list[Any], last: Entry) -> None:
-        """Keep the id under which the last reply stands in the response stream: what trimming goes by."""
+        """Keep the ID of the last reply in the response stream, for trimming."""
         found = results[-1 - last.count + (2 if last.ref else 0)]
         if found.__class__ is bytes:
             self.last_record = found
 
     def verify(self) -> None:
-        """Make a new fence, drop what is not ours any more, and send again the replies that were not written."""
+        """Make a new fence, drop the entries that are no longer ours, and send again the replies that were not written."""
         self._stop_if_taken()
         self.generation += 1
         mine = {*self.hand, *self.suspects}
@@ -336,7 +336,7 @@ class Claims(Session):
             self.keep_fence,
             ("WATCH", self._fence),
             ("HEXISTS", self._fence, name),
-            ("DEL", self._old_fence),  # a process of the same name that runs an older version is not to answer either
+            ("DEL", self._old_fence),  # so that a process of the same name and an older version cannot answer either
         ]
         pid, _, _, made, watched, whole, _ = self.exchange(*commands)
         if isinstance(made, ReplyError):
@@ -349,10 +349,10 @@ class Claims(Session):
             self.hand = {xid: entry for xid, entry in self.hand.items() if xid not in lost}
             self.suspects = {xid: count for xid, count in self.suspects.items() if xid not in lost}
         self._write_again([entry for entry in self.hand.values() if entry.sent])
-        self.renew()  # at once: where Redis was full or away, nobody could
+        self.renew()  # at once, because nobody could while Redis was full or away
 
     def _write_again(self, entries: list[Entry]) -> None:
-        """Those over which the connection was lost repeatedly are kept apart, so that they do not hold up the others."""
+        """Send the replies again, but keep apart those over which the connection was lost repeatedly."""
         self._alone = [entry for entry in self.hand.values() if entry.answered and entry.losses >= TOGETHER_TRIES]
         for entry in entries:
             entry.sent = False
@@ -361,9 +361,9 @@ class Claims(Session):
         self.write(entries)
 
     def write_alone(self, at: float, *, now: bool = False) -> bool:
-        """Queue the next of the replies that are kept apart, if one is due at this time; whether there was one.
+        """Queue the next reply that was kept apart, if one is due; whether there was one.
 
-        One that was not sent alone yet is due at once, any other a second after the last try, or `now`.
+        A reply that was not sent alone yet is due at once, any other ALONE_SECONDS after the last try, or `now`.
         """
         if not self._alone:
             return False
@@ -377,10 +377,10 @@ class Claims(Session):
         return True
 
     def _pending_of(self, xids: Iterable[bytes]) -> set[bytes]:
-        """Those of the entries that Redis says are pending with us.
+        """The entries that are pending with this consumer.
 
-        One question usually has the answer, the list of all from the first to the last. If others of ours lie in between, as
-        a predecessor's may by the hundred thousand, what the list has no room for is asked for one by one.
+        Usually one list from the first ID to the last has the answer. If many other claims of this consumer lie in between,
+        as a predecessor's may, the IDs beyond the end of the list are asked for one by one.
         """
         wanted = sorted(xids, key=order)
         limit = len(wanted) + 1000
@@ -398,7 +398,7 @@ class Claims(Session):
         return found.intersection(wanted)
 
     def still_ours(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Of what was read on another connection some time ago, what nobody has taken and nobody has answered since."""
+        """Of entries that were read on another connection, those that nobody has taken or answered since."""
         fresh = [entry for entry in entries if entry.xid not in self.hand]
         if not fresh:
             return []
@@ -414,7 +414,7 @@ class Claims(Session):
             self._claim(xids, "JUSTID")
 
     def hand_back(self, entries: Iterable[Entry]) -> None:
-        """Queue that these, which were not begun, are free for whoever wants them, at once and as if never delivered."""
+        """Queue handing these back, free for every worker at once. Entries that were never begun count as never delivered."""
         fresh: list[bytes] = []
         again: list[bytes] = []
         for entry in entries:
@@ -433,9 +433,9 @@ class Claims(Session):
             self._transaction(command, 1, lambda results, _: None, None)
 
     def begin(self, xid: bytes) -> Entry | None:
-        """Count one more delivery of a suspect, and take it in hand. None where it is gone.
+        """Count one more delivery of a suspect, and take it in hand. None if it is gone.
 
-        It may be what ended the worker before: so it is counted when it is begun, and begun alone.
+        It may be the request that ended its worker before, so its delivery is counted when it is begun.
         """
         self.generation += 1
         count = self.suspects.pop(xid, None)
@@ -458,7 +458,7 @@ class Claims(Session):
         return entry
 
     def leave(self) -> None:
-        """Remove the fence, and `pid` where we set it."""
+        """Remove the fence, and `pid` if this process has set it."""
         if self.taken:
             return
         if self._own_pid and self.exchange(("HGET", self.key, "pid"))[0] == self.pid:

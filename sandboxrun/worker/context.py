@@ -1,4 +1,4 @@
-"""Who a worker is: its key, its hash, its secrets. Found out once, when first asked."""
+"""A worker's identity: its key, its hash and its secrets. Each is read once, at first use."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, NoReturn
 
-SOCKET_MARGIN_SECONDS = 5  # on top of BLOCK: a half-open connection is noticed then
+    from redis import Redis
+
+SOCKET_MARGIN_SECONDS = 5  # on top of BLOCK, so that a half-open connection is noticed
 
 
 class Context:
     """The worker's key from argv, REDIS_URL from the environment, the AES key from standard input."""
 
     def __init__(self, worker_key: str, redis_url: str, hash_url: str | None, token: str = "") -> None:
-        """`hash_url`: where the hashes can be read, if not at `redis_url`: a Redis before 7 takes two logins for that.
-        `token`: of this run, from sandboxrun; "" if the worker was started without it."""
+        """`hash_url`: the login that reads the hashes, if it is not that of `redis_url`: Redis before 7 needs two logins.
+        `token`: the run's, from sandboxrun; "" if the worker was started without sandboxrun."""
         self.key = worker_key
         self.type, self.id = keys.split_worker_key(worker_key)
         self.redis_url, self.hash_url, self.token = redis_url, hash_url, token
-        # The hash is read on the connection that the request loop goes on with.
+        # The request loop goes on with the connection that reads the hash.
         self.connection = Connection(redis_url, name=f"worker:{worker_key}", seconds=SOCKET_MARGIN_SECONDS)
         self._hash: tuple[dict[str, str], dict[str, str]] | None = None
         self._secrets: dict[str, Any] | None = None
 
-    def connect(self) -> Any:
+    def connect(self) -> Redis:
         """A new redis.Redis for the script's own use."""
         import redis
 
@@ -43,7 +45,7 @@ class Context:
 
     @property
     def _fields(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The merged hash: (every field, those that the worker itself needs under their first spelling)."""
+        """The merged hash: every field; and the fields that the SDK itself reads, by their first spelling."""
         if self._hash is None:
             self._hash = self._read()
         return self._hash
@@ -55,10 +57,10 @@ class Context:
         names = (keys.type_key(self.type), self.key)
         everything: dict[str, str] = {}
         known: dict[str, str] = {}
-        for name, found in zip(names, connection.pipeline([("HGETALL", n) for n in names]), strict=True):
-            if isinstance(found, ReplyError):
-                raise refused(found, connection.address.shown)
-            raw = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
+        for name, reply in zip(names, connection.pipeline([("HGETALL", n) for n in names]), strict=True):
+            if isinstance(reply, ReplyError):
+                raise refused(reply, connection.address.shown)
+            raw = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
             everything.update({k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in raw.items()})
             known.update(settings.read_fields(raw, name))
         if connection is not self.connection:
@@ -94,36 +96,50 @@ class Context:
 
     def secrets(self) -> dict[str, Any]:
         if self._secrets is None:
-            known, found = self._fields[1], {}
+            known, secrets = self._fields[1], {}
             if known.get("encryptedJson"):
                 from sandboxrun.config.secrets import KEY_LINE_MAX_BYTES, decrypt, parse_key_line
 
                 line = sys.stdin.buffer.readline(KEY_LINE_MAX_BYTES)
-                found = decrypt(known, parse_key_line(line), worker_key=self.key, type_=self.type)
-            self._secrets = _Secrets(found)
+                secrets = decrypt(known, parse_key_line(line), worker_key=self.key, type_=self.type)
+            self._secrets = _Secrets(secrets)
             self._secrets.worker = self
         return self._secrets
 
 
 class _Secrets(dict[str, "Any"]):
-    """A dict whose KeyError says how the secret gets there."""
+    """A dict whose KeyError names the secrets that are there, and says how to store another."""
 
     worker: Context
 
     def __missing__(self, name: str) -> NoReturn:
-        known = ", ".join(key for key in self if key != "type") or "none"
+        import json
+        from difflib import get_close_matches
+        from shlex import quote
+
+        names = [key for key in self if key != "type"]
+        near = "".join(f", did you mean {key!r}?" for key in get_close_matches(str(name), names, 1))
         worker = self.worker
+        all_of_them = quote(json.dumps(dict.fromkeys([*names, str(name)[:80]], "VALUE")))  # each call replaces them all
         raise MissingSecret(
-            f"{worker.key} has no secret {str(name)[:80]!r} (it has: {known}); store all of them with: "
-            f"echo JSON | sandboxrun encrypt {worker.type} {worker.id} --key-file FILE | redis-cli"
+            f"{worker.key} has no secret {str(name)[:80]!r}{near} (it has: {', '.join(names) or 'none'})",
+            hint=f"echo {all_of_them} | sandboxrun encrypt {worker.type} {worker.id} --key-file FILE --write",
         )
 
 
 def of_process() -> Context:
-    """The context that this process was started with. Raises ConfigError where it was not started as a worker."""
+    """The context of this process, from its arguments and environment. Raises ConfigError if it is not a worker."""
     if len(sys.argv) != 2 or "REDIS_URL" not in os.environ:
+        script = sys.argv[0]
         raise ConfigError(
-            f"{sys.argv[0] or 'this script'} is a worker: start it with sandboxrun TYPE ID, which gives it its key and REDIS_URL"
+            f"{script or 'this script'} was not started by sandboxrun, which gives a worker its key and REDIS_URL",
+            hint=_dev_hint(script) if script.endswith(".py") else "",
         )
-    token = getattr(sys, "_sandboxrun_token", "")  # from bootstrap.py: the hash may be another run's by now
+    token = getattr(sys, "_sandboxrun_token", "")  # from bootstrap.py, because the hash may have another run's by now
     return Context(sys.argv[1], os.environ["REDIS_URL"], os.environ.get("SANDBOXRUN_HASH_URL"), token)
+
+
+def _dev_hint(script: str) -> str:
+    from shlex import quote
+
+    return f"sandboxrun dev {quote(script)}"

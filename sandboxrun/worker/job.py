@@ -1,4 +1,4 @@
-"""A request on its way through a concurrent worker, and the key that keeps it in line."""
+"""A request in a concurrent worker, and the key that orders it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sandboxrun.worker.request import Request
 
 
 class Job:
-    """A request on its way through a handler."""
+    """A request that a handler has, or that waits behind one with an equal key."""
 
     __slots__ = ("_free", "entry", "handler", "key", "received", "request")
 
@@ -19,7 +19,7 @@ class Job:
         self._free = [None]
 
     def take(self) -> bool:
-        """True for the first who asks; from any thread."""
+        """True for the first caller, from any thread."""
         try:
             self._free.pop()
         except IndexError:
@@ -28,7 +28,7 @@ class Job:
 
 
 class Key:
-    """What `key` returned. Hashed once, because a later change of it must not lose the line that waits under it."""
+    """The value that `key` returned. Hashed once, because a later change must not lose the requests that wait for it."""
 
     __slots__ = ("_hash", "_value")
 

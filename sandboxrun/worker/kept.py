@@ -1,4 +1,4 @@
-"""The keeper of a worker that handles many requests at once: a thread that does what waits for Redis.
+"""The keeper of a concurrent worker: a thread for everything that waits for Redis.
 
 It connects, renews, takes over, verifies and hands back, so that the event loop (tasks.py) never waits. Both use the claims
 under the lock.
@@ -21,11 +21,11 @@ from sandboxrun.worker.handlers import Handler
 from sandboxrun.worker.reader import Reader, Room
 from sandboxrun.worker.request import Encoder
 
-ALONE_FROM = 2  # begun so often without a reply: begun alone from now on
+ALONE_FROM = 2  # deliveries without a reply, from which a request is begun alone
 
 
 class Kept(Worker):
-    """What the keeper does, and what it shares with the event loop."""
+    """Base of Tasks: the keeper, and the state that it shares with the event loop."""
 
     _space: Room
     _reader: Reader
@@ -35,14 +35,14 @@ class Kept(Worker):
         super().__init__(context, loop, handlers, encoder)
         self._running: dict[Entry, asyncio.Task[None] | None] = {}  # None: in a thread
         self._ready: list[Entry] = []
-        self._winding = False  # nothing runs any more, or the time is up: what is left is handed back
+        self._winding = False  # nothing runs any more, or the time is over: the rest is handed back
         self._wake = threading.Event()
-        self._turn = -1  # the reader's, when an old claim was last begun alone
+        self._turn = -1  # the reader's turn when an old claim was last begun alone
 
     # --- in the event loop
 
     def _call(self, function: Callable[..., object], *arguments: Any) -> None:
-        """In the event loop, from another thread; nothing once the loop is over."""
+        """Call in the event loop, from another thread; does nothing once the loop is over."""
         raise NotImplementedError
 
     def _stop(self, error: BaseException | None) -> None:
@@ -96,7 +96,7 @@ class Kept(Worker):
             self._call(self._stop, error)
 
     def _try(self, function: Callable[[], object]) -> bool:
-        """Call it, send what it has queued, and take what is said to it; False if the connection was lost meanwhile."""
+        """Call it, send the commands it queued, and take their replies; False if the connection was lost meanwhile."""
         try:
             result = function()
             self._settle()
@@ -114,7 +114,7 @@ class Kept(Worker):
             self._claims.receive()
 
     def _mend(self) -> bool:
-        """Connect, if a try is due, and see to it that the fence is whole."""
+        """Connect, if a try is due, and make the fence intact; whether both succeeded."""
         claims = self._claims
         if not claims.is_open:
             if self._late:
@@ -141,9 +141,10 @@ class Kept(Worker):
         self._begin_old()
 
     def _begin_old(self) -> None:
-        """Begin what may have been begun before, as there is room, in turn with what is new.
+        """Begin requests that may have been begun before, in turn with new ones, as long as there is room.
 
-        From the second time on alone: it may be what ends the worker. And before the next of those the reader has its turn.
+        From its second delivery on a request is begun alone, because it may end the worker. The reader has a turn before
+        the next such request.
         """
         claims, space = self._claims, self._space
         while claims.suspects and not self._ending and not claims.broken:
@@ -180,7 +181,7 @@ class Kept(Worker):
             self._begin(entry)
 
     def _wind_up(self) -> bool:
-        """Send what is ready, hand back what is not answered; whether all is confirmed."""
+        """Send what is ready, and hand back what is not answered; whether everything is confirmed."""
         claims = self._claims
         ready = [*self._ready]
         self._send(ready)

@@ -1,12 +1,13 @@
-"""What is said of a payload that is not of its type: what was expected, and in which field. Pure."""
+"""Errors of a payload that does not fit its type: the field, the expected form and the value. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sandboxrun.protocol import HandlerTimeout
 
-DEPTH_MAX = 100  # objects and lists in one another, of a payload with a type
+DEPTH_MAX = 100  # nested objects and lists in a payload with a type
 PATH_MAX_CHARS = 200
 NAMES = {
     dict: "an object",
@@ -19,16 +20,16 @@ NAMES = {
 
 
 class Unusable(Exception):
-    """A type that JSON cannot be made into. The message says which, and in which field."""
+    """A type that JSON cannot be converted to. The message names the type and the field."""
 
 
 class Mismatch(Exception):
-    """JSON that is not of the type. The message names the field."""
+    """JSON that does not fit the type. The message names the field."""
 
     def __init__(self, text: str, expected: str = "", found: str = "") -> None:
         super().__init__(text)
         self.text, self.expected, self.found = text, expected, found
-        self.path: list[str | int] = []  # the innermost first
+        self.path: list[str | int] = []  # steps to the value, innermost first
 
     def copy(self) -> Mismatch:
         copied = Mismatch(self.text, self.expected, self.found)
@@ -46,7 +47,7 @@ class Mismatch(Exception):
 
 
 def at(error: Exception, step: str | int | None) -> Exception:
-    """What is raised of an error of converting a value that stands under `step`."""
+    """The error to raise for a value at `step` whose conversion raised `error`."""
     if isinstance(error, HandlerTimeout | OSError | MemoryError):
         return error
     if not isinstance(error, Mismatch):
@@ -77,8 +78,16 @@ def mismatch(expected: str, data: Any) -> Mismatch:
     return Mismatch(f": expected {expected}, not {found}", expected, found)
 
 
+def unknown(name: str, known: Collection[str]) -> Mismatch:
+    """The mismatch for a field that the type does not have."""
+    from difflib import get_close_matches
+
+    near = "".join(f", did you mean {each}?" for each in get_close_matches(name[:80], known, 1))
+    return Mismatch(f" is unknown{near}" if near else f" is unknown: expected {', '.join(known)}")
+
+
 def deeper(data: Any, kind: type, depth: int) -> int:
-    """The depth of what is in `data`, which has to be an object or a list."""
+    """The depth of the members of `data`. Raises Mismatch if it is not of `kind`, or nested too deeply."""
     if not isinstance(data, kind):
         raise mismatch(NAMES[kind], data)
     if depth >= DEPTH_MAX:
@@ -87,7 +96,7 @@ def deeper(data: Any, kind: type, depth: int) -> int:
 
 
 def furthest(problems: list[Mismatch]) -> Mismatch:
-    """The one whose field lies deepest says most. Of several that are about the value itself: what they expected."""
+    """The mismatch whose field is deepest. If several concern the value itself: one that joins what they expected."""
     deepest = max(len(problem.path) for problem in problems)
     left = [problem for problem in problems if len(problem.path) == deepest]
     expected = list(dict.fromkeys(problem.expected for problem in left if problem.expected))

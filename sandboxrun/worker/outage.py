@@ -1,7 +1,6 @@
-"""An outage of Redis: said once, tried again with growing delays, and over only once something has succeeded.
+"""An outage of Redis: one warning, retries with growing delays, and an end once a command has succeeded.
 
-A connection that opens is no success, because a proxy may close it as soon as it is used. A read is one, and a reply that was
-written; what `Claims.open` does is none.
+A connection that opens does not end an outage, because a proxy may close it on first use. A read or a written reply does.
 """
 
 from __future__ import annotations
@@ -15,35 +14,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-QUIET_SECONDS = 10.0  # after an outage was said, in which another is not
+QUIET_SECONDS = 10.0  # without a second warning after the first
 
 
 class Outages:
-    """Tells people about the outage, whichever of the worker's connections it meets."""
+    """Warns about an outage once, whichever of the worker's connections meets it."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._away: set[object] = set()
-        self._said = False  # of the outage that is
+        self._said = False  # the present outage was reported
         self._quiet_until = 0.0
 
-    def began(self, of: object, error: object) -> None:
-        """At each try that fails, too."""
-        self._away.add(of)
+    def began(self, connection: object, error: object) -> None:
+        """Called for each failed try."""
+        self._away.add(connection)
         if not self._said and time.monotonic() >= self._quiet_until:
             self._said = True
             self._quiet_until = time.monotonic() + QUIET_SECONDS
             self._warn(f"{error}; connecting again")
 
-    def over(self, of: object) -> None:
-        self._away.discard(of)
+    def over(self, connection: object) -> None:
+        self._away.discard(connection)
         if self._said and not self._away:
             self._said = False
             self._warn("Redis is back")
 
 
 class Backoff:
-    """When to try again, for one connection."""
+    """The delay before the next try of one connection."""
 
     def __init__(self, outages: Outages, most: float) -> None:
         """`most`: seconds between two tries."""

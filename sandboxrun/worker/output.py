@@ -1,7 +1,7 @@
-"""What a worker prints, so that a full disk or a reader that has gone fails no request.
+"""A worker's output: a full disk or a closed pipe fails no request.
 
-Output that cannot be written is dropped, and one line says so. The streams keep their identity, because a logging
-handler or a library may hold one of them already.
+Output that cannot be written is dropped, with one warning. The stream objects stay the same, because a logging handler
+or a library may already hold one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAMES = {1: "standard output", 2: "standard error"}
 
 
 class _Lossy(io.FileIO):
-    """A standard stream's descriptor: every write succeeds, and `lost` is called with the first error."""
+    """The descriptor of a standard stream: every write succeeds, and `lost` is called with the first error."""
 
     def __init__(self, fd: int, name: str, lost: Callable[[int, OSError], None]) -> None:
         super().__init__(fd, "wb", closefd=False)
@@ -29,7 +29,7 @@ class _Lossy(io.FileIO):
     def write(self, data: Any) -> int:
         try:
             count = super().write(data)
-            while count is None:  # EAGAIN: somebody else made the file non-blocking
+            while count is None:  # EAGAIN: another process made the file non-blocking
                 _wait(self.fileno())
                 count = super().write(data)
             return count
@@ -49,7 +49,7 @@ def _wait(fd: int) -> None:
 
 
 def keep_writable() -> None:
-    """Let sys.stdout and sys.stderr drop what cannot be written. Streams that a script has replaced stay as they are."""
+    """Make sys.stdout and sys.stderr drop output that cannot be written. Streams that a script replaced are left alone."""
     for fd, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             _keep_writable(fd, stream)
@@ -66,9 +66,9 @@ def _keep_writable(fd: int, stream: Any) -> None:
     try:
         stream.flush()
     except OSError:
-        pass  # what was printed before is lost, and the next line says why
+        pass  # earlier output is lost; the next write reports why
     lossy = _Lossy(fd, raw.name, _say_lost)
-    # A second __init__ gives the stream another file below it; whoever holds the stream already prints there as well.
+    # A second __init__ replaces the file below the stream, for everybody who holds the stream.
     io.TextIOWrapper.__init__(stream, lossy if buffer is raw else io.BufferedWriter(lossy), newline="\n", **options)
 
 
@@ -78,12 +78,12 @@ def _say_lost(fd: int, error: OSError) -> None:
 
 
 def say(message: str, kind: str = "worker", hint: tuple[str, ...] = ()) -> None:
-    """One line on standard error, whatever a script has made of sys.stderr. Never raises."""
+    """Write a line to standard error, and the hint below it, even if the script closed sys.stderr. Never raises."""
     line = f"{kind}: {message}\n" + (f"hint: {chr(10).join(hint)}\n" if hint else "")
     try:
         sys.stderr.write(line)
         sys.stderr.flush()
-    except BaseException:  # closed, None, or an object of the script's
+    except BaseException:  # closed, None, or replaced by the script
         try:
             os.write(2, line.encode("utf-8", "backslashreplace"))
         except OSError:

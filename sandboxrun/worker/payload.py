@@ -1,8 +1,8 @@
-"""Typed payloads: JSON made into a dataclass, a TypedDict, a pydantic model or another type. Imported only where used.
+"""Typed payloads: JSON to a dataclass, a TypedDict, a pydantic model or another type. Imported if a handler has one.
 
-A type is compiled at the start into one function, so that what JSON cannot be made into is an error then. At a request,
-whatever is wrong with a value, and whatever the type's own checks raise, is a Mismatch that names the field; only a
-failure of the machine (OSError, MemoryError) and the handler's time-out pass as they are.
+A type is compiled to one function when the worker starts, and a type that JSON cannot be converted to is an error then.
+At a request, a value that does not fit and any error of the type's own checks become a Mismatch that names the field.
+Only OSError, MemoryError and the handler's time-out pass through.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from sandboxrun.errors import ConfigError
 from sandboxrun.worker import scalars
 from sandboxrun.worker.hints import of_class, substituted
-from sandboxrun.worker.mismatch import NAMES, Mismatch, Unusable, at, deeper, furthest, mismatch
+from sandboxrun.worker.mismatch import NAMES, Mismatch, Unusable, at, deeper, furthest, mismatch, unknown
 from sandboxrun.worker.results import Forms
 from sandboxrun.worker.values import Convert, any_key, choice_of, enum_of, from_text, key_choice, simple
 
@@ -54,18 +54,18 @@ _EXPECTED = "expected a dataclass, TypedDict, NamedTuple, pydantic model, or a t
 
 
 def converter(wanted: Any, local: Mapping[str, Any] | None = None, forms: Forms | None = None) -> Callable[[Any], Any]:
-    """What makes JSON values into `wanted`, and raises Mismatch. Raises ConfigError for a type that cannot be one.
+    """The function from JSON values to `wanted`, which raises Mismatch. Raises ConfigError for an unusable type.
 
-    `local`: what annotations may name beside the globals of where they stand. `forms`: of the values of enums.
+    `local`: names that annotations may use beside the globals of their module. `forms`: for the values of enums.
     """
     try:
         compiler = _Compiler(local or {}, forms or Forms())
         convert = compiler.compile(wanted, "")
     except Unusable as error:
-        raise ConfigError(f"{shown(wanted)} cannot be a payload: {error}") from None
+        raise ConfigError(f"{shown(wanted)} cannot be a payload: {error}", hint=_dataclass_hint(wanted)) from None
     except RecursionError:
         raise ConfigError(f"{shown(wanted)} cannot be a payload: its type never ends") from None
-    except TypeError as error:  # what is no type
+    except TypeError as error:  # not a type
         raise ConfigError(f"{shown(wanted)} cannot be a payload ({error}): {_EXPECTED}") from None
 
     def made(data: Any) -> Any:
@@ -80,27 +80,39 @@ def converter(wanted: Any, local: Mapping[str, Any] | None = None, forms: Forms 
 
 
 def shown(wanted: Any) -> str:
-    """A type as its author wrote it, about."""
+    """A type, approximately as its author wrote it."""
     return wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else str(wanted)[:120]
 
 
+def _dataclass_hint(wanted: Any) -> tuple[str, ...]:
+    """For a class that has fields and says nothing else of its form."""
+    if not isinstance(wanted, type) or dataclasses.is_dataclass(wanted) or not getattr(wanted, "__annotations__", None):
+        return ()
+    bases = [base.__qualname__ for base in wanted.__bases__ if base is not object]
+    return (
+        "from dataclasses import dataclass",
+        "@dataclass",
+        f"class {wanted.__name__}{f'({chr(44).join(bases)})' if bases else ''}:",
+    )
+
+
 def _pairs(choices: Iterable[Any]) -> list[tuple[Any, Any]]:
-    """What JSON has, and what it means."""
+    """Pairs of a JSON value and its meaning."""
     return [(choice.value if isinstance(choice, enum.Enum) else choice, choice) for choice in choices]
 
 
 class _Compiler:
     def __init__(self, local: Mapping[str, Any], forms: Forms) -> None:
         self._local, self._forms = local, forms
-        self._known: dict[Any, list[Convert]] = {}  # classes, so that one may contain itself
-        self._classes: list[type] = []  # those at work, for Self
-        # What no alternative fits, by union and value: alternatives that have alternatives themselves would try it
-        # once for each way that leads to it. The value is kept, so that its id stays its own.
+        self._known: dict[Any, list[Convert]] = {}  # by class, because a class may contain itself
+        self._classes: list[type] = []  # being compiled, for Self
+        # Values that no member of a union fits, by union and id: nested unions would try a value once for each path to
+        # it. The value itself is kept, so that its id is not reused.
         self.failed: dict[tuple[int, int], tuple[Any, Mismatch]] = {}
         self._unions = 0
 
     def compile(self, wanted: Any, place: str) -> Convert:
-        """`place`: the field that is to be of this type, for the message of Unusable."""
+        """The converter of a type. `place`: the field that has this type, for the message of Unusable."""
         origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
         if origin in _TRANSPARENT:
             return self.compile(arguments[0], place)
@@ -148,7 +160,7 @@ class _Compiler:
         raise Unusable(f"its field {place} is {shown(wanted)}; {_EXPECTED}" if place else _EXPECTED)
 
     def _once(self, name: Any, made: Any, place: str) -> Convert:
-        """Compile `made`, a type or what compiles one, once for each name: where it contains itself, it is found here."""
+        """Compile `made`, a type or a partial that compiles one, once for each name, so that a type may contain itself."""
         known = self._known.get(name)
         if known is None:
             known = self._known[name] = []
@@ -164,7 +176,7 @@ class _Compiler:
     # --- objects
 
     def _fields(self, hints: Mapping[str, Any], required: frozenset[str], place: str) -> Convert:
-        """What makes an object's fields, by name."""
+        """The converter of an object with these fields."""
         converts = {name: self.compile(hint, f"{place}.{name}" if place else name) for name, hint in hints.items()}
         needed = sorted(required)
 
@@ -177,7 +189,7 @@ class _Compiler:
             for name, value in data.items():
                 convert = converts.get(name)
                 if convert is None:
-                    raise at(Mismatch(f" is unknown: expected {', '.join(converts)}"), name[:80])
+                    raise at(unknown(name, converts), name[:80])
                 try:
                     made[name] = convert(value, depth)
                 except Exception as error:
@@ -208,7 +220,7 @@ class _Compiler:
 
     def _typeddict(self, wanted: Any, kind: Any, place: str) -> Convert:
         hints = self._hints(kind, wanted, place)
-        # Where annotations are text, the class itself has not seen Required and NotRequired.
+        # If annotations are text, the class itself does not know Required and NotRequired.
         marks = {name: typing.get_origin(hint) for name, hint in hints.items()}
         required = frozenset(
             name
@@ -218,7 +230,7 @@ class _Compiler:
         return self._fields(hints, required, place)
 
     def _namedtuple(self, wanted: Any, kind: Any, place: str) -> Convert:
-        """As a list, which is how JSON has a tuple, or as an object with its names."""
+        """A list, as JSON has a tuple, or an object with the field names."""
         hints = self._hints(kind, wanted, place)
         hints = {name: hints.get(name, Any) for name in kind._fields}
         by_name = self._fields(hints, frozenset(hints) - frozenset(kind._field_defaults), place)
@@ -253,10 +265,10 @@ class _Compiler:
 
         return objects
 
-    # --- keys of objects, which JSON has as text alone
+    # --- keys of objects, which are text in JSON
 
     def _key(self, wanted: Any, place: str) -> Callable[[str], Any] | None:
-        """What makes a key of its text; None where it stays text."""
+        """The function from text to a key; None if the key stays text."""
         origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
         if wanted in (str, Any, object):
             return None
@@ -335,7 +347,7 @@ class _Compiler:
         return items
 
     def _union(self, kinds: Sequence[Any], place: str) -> Convert:
-        # 1 is a whole number first, where both are allowed.
+        # int before float, because 1 fits both.
         ordered = sorted(kinds, key=lambda kind: kind is float)
         converts = [self.compile(kind, place) for kind in ordered]
         self._unions += 1
@@ -366,9 +378,9 @@ class _Compiler:
 
 
 def _pydantic(wanted: Any, kind: Any) -> Convert:
-    """A model, or a dataclass of pydantic's own, by its rules."""
+    """The converter of a pydantic model or dataclass, by pydantic's rules."""
     if hasattr(kind, "model_validate"):
-        if wanted.model_config.get("strict"):  # where a date is no text, unless it comes as JSON
+        if wanted.model_config.get("strict"):  # strict mode accepts a date as text in JSON only
             import json
 
             return lambda data, depth: wanted.model_validate_json(json.dumps(data))
@@ -381,11 +393,10 @@ def _pydantic(wanted: Any, kind: Any) -> Convert:
 
     def made(data: Any, depth: int) -> Any:
         deeper(data, dict, depth)
-        if "extra" not in config:  # else what is misspelt would be left out
+        if "extra" not in config:  # pydantic would ignore a misspelt name
             for name in data:
                 if name not in names:
-                    expected = ", ".join(field.name for field in dataclasses.fields(kind))
-                    raise at(Mismatch(f" is unknown: expected {expected}"), name[:80])
+                    raise at(unknown(name, [field.name for field in dataclasses.fields(kind)]), name[:80])
         return validate(data)
 
     return made

@@ -1,4 +1,4 @@
-"""The process around the request loop: where it may run, its signals, and the processes that a handler forks."""
+"""The process around the request loop: its main thread, its signals, and the processes that a handler forks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def is_multiprocessing_child() -> bool:
     """Whether this is a child of multiprocessing, which imports the script again: its `worker.run()` does nothing."""
-    found = sys.modules.get("multiprocessing.process")
-    if found is None:
+    module = sys.modules.get("multiprocessing.process")
+    if module is None:
         return False
-    return found.parent_process() is not None or bool(getattr(found.current_process(), "_inheriting", False))
+    return module.parent_process() is not None or bool(getattr(module.current_process(), "_inheriting", False))
 
 
 def in_main_thread() -> bool:
@@ -32,35 +32,36 @@ def in_main_thread() -> bool:
     return True
 
 
-def check_place() -> None:
+def check_main_thread() -> None:
     """Raise ConfigError unless this is the main thread, and no event loop runs in it."""
     if not in_main_thread():
         raise ConfigError(
-            "worker.run() was called in a thread, where a process gets no signals: call it in the main thread, and "
-            "start threads for what is to run beside it"
+            "worker.run() was called in a thread, which gets no signals: expected in the main thread, at the end of the script",
+            hint="worker.run()",
         )
-    found = sys.modules.get("asyncio")
-    if found is not None and found._get_running_loop() is not None:
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
         raise ConfigError(
-            "worker.run() was called in a running event loop: call it at the end of the script, outside of any coroutine; "
-            "it starts a loop of its own for async handlers"
+            "worker.run() was called in a running event loop: expected outside of any coroutine, at the end of the script, "
+            "because it starts a loop of its own",
+            hint="worker.run()",
         )
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once, with what was printed."""
+    """Flush the output and end the process at once."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BaseException:  # noqa: S112  # of a stream of the script's, and nobody is left to be told
+        except BaseException:  # noqa: S112  # a stream of the script's; the process ends in any case
             continue
     os._exit(code)
 
 
 def leave_child(error: BaseException | None) -> NoReturn:
-    """End a process that a handler has forked, when it comes back from the handler: only its parent answers.
+    """End a forked process that returns from the handler, because only its parent answers.
 
-    Its exit code is that of sys.exit(), 1 for another `error`, else 0.
+    The exit code is that of sys.exit(), 1 for any other `error`, else 0.
     """
     code = 0
     if error is not None:
@@ -81,13 +82,13 @@ class Signals:
 
     def __init__(self) -> None:
         self._installed: list[tuple[int, Any]] = []
-        self._masks: dict[int, Any] = {}  # of threads that fork at this moment
-        self.forked: list[Callable[[], None]] = []  # called in a child, right after fork
+        self._masks: dict[int, Any] = {}  # signal masks of threads during fork
+        self.forked: list[Callable[[], None]] = []  # called in each child right after fork
 
     def install(self, end: Callable[[], object]) -> None:
         """Call `end` at SIGTERM, and at SIGINT (Ctrl-C) unless the script handles it. `end` may only set a flag.
 
-        Not by asyncio's add_signal_handler: its wake-up descriptor is one that a handler can break or a child inherit.
+        asyncio's add_signal_handler is not used, because a handler can break its wake-up descriptor and a child inherits it.
         """
 
         def terminate(*_: object) -> None:
@@ -104,7 +105,7 @@ class Signals:
         os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._after_fork)
 
     def _block(self) -> None:
-        """A signal that reaches a child before its handlers are reset would be lost: it waits until they are."""
+        """Hold signals back during fork, because a child that gets one before its handlers are reset would lose it."""
         self._masks[_thread.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
     def _unblock(self) -> None:
@@ -113,8 +114,8 @@ class Signals:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _after_fork(self) -> None:
-        # The script may have called add_signal_handler: asyncio's wake-up descriptor is shared with the parent then, and a
-        # signal to the child would arrive in the parent's loop.
+        # If the script called add_signal_handler, asyncio's wake-up descriptor is shared with the parent, and a signal to
+        # the child would arrive in the parent's loop.
         try:
             signal.set_wakeup_fd(-1)
             for number, ours in self._installed:

@@ -1,4 +1,4 @@
-"""What reads requests while others are handled: a thread with a connection of its own, and the room that it reads for."""
+"""The reader of a concurrent worker, a thread with a connection of its own, and the room that it reads for."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SHORT_BLOCK_MILLIS = 10
 
 
 class Room:
-    """For how many more requests there is room, and how many may be begun at all. Used by several threads."""
+    """Counts the free places for requests, and the requests that may still be begun. Used by several threads."""
 
     def __init__(self, free: int, limit: int) -> None:
-        """`limit`: 0 is none."""
+        """`free`: places. `limit`: requests that may be begun at all; 0 is no limit."""
         self._changed = threading.Condition()
         self._free = free
         self._left = limit if limit else None
         self._places = free
-        self._waiting = False  # the reader, for a place
+        self._waiting = False  # the reader waits for a place
         self._old_last = False  # the last place went to an old claim
-        self.hold = False  # nothing more is read: a suspect is begun alone
+        self.hold = False  # the reader pauses, because a suspect is begun alone
 
     def wait(self) -> int | None:
-        """How many may be read; 0 after a while without room, None where no more may be begun at all."""
+        """How many may be read: 0 after LOOK_SECONDS without room, None if no more may be begun at all."""
         with self._changed:
             if self._free <= 0 or self.hold:
                 self._waiting = not self.hold
@@ -53,7 +53,7 @@ class Room:
                 self._left -= count
 
     def take_old(self) -> bool:
-        """Take a place for an old claim, if there is one, and if it is not the reader's turn."""
+        """Take a place for an old claim, unless there is none or it is the reader's turn."""
         with self._changed:
             if self._free <= 0 or (self._waiting and self._old_last) or (self._left is not None and self._left <= 0):
                 return False
@@ -75,7 +75,7 @@ class Room:
             self._changed.notify()
 
     def give(self, count: int, *, begun: bool = True) -> None:
-        """`begun`: they count for the limit, or were another's after all."""
+        """Free places. `begun`: the requests count for the limit; False for entries that turned out to be another's."""
         with self._changed:
             self._free += count
             if not begun and self._left is not None:
@@ -84,10 +84,11 @@ class Room:
 
 
 class Reader:
-    """Reads until `ending`, hands over what came with the claims' generation before the read, and then calls `over`.
+    """Reads until `ending`, and then calls `over`, with the error if there was one. `turns` counts its reads.
 
-    `arrived`, `turned` (a read is done, and old claims wait), `end` (no more may be begun) and `over` (with the error, if there is one) are called from its thread.
-    `may_return`: whether a login that is refused since some time is worth another try. `turns` counts its reads.
+    All callbacks run in its thread. `arrived`: gets entries, and the claims' generation before the read. `turned`: a read
+    is done, and old claims wait. `end`: no more may be begun. `may_return`: whether to retry a login that was refused since
+    then.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Reader:
             self._over(error)
 
     def cancel(self) -> None:
-        """Wait for Redis no longer."""
+        """Stop waiting for Redis."""
         self._connection.cancel()
 
     def _read_on(self) -> None:
@@ -152,7 +153,7 @@ class Reader:
                 self._pause(backoff.left())
 
     def _pause(self, seconds: float) -> None:
-        """In small parts, so that the end does not wait for it."""
+        """Sleep in small parts, so that the end is noticed."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not self._ending():
             time.sleep(min(left, PAUSE_SECONDS))
@@ -160,7 +161,7 @@ class Reader:
     def _read(self, count: int) -> None:
         connection, claims, stream = self._connection, self._claims, self._claims.loop.request_stream
         generation = claims.generation
-        block = SHORT_BLOCK_MILLIS if claims.suspects else claims.block_millis  # so that old claims have their turn
+        block = SHORT_BLOCK_MILLIS if claims.suspects else claims.block_millis  # short: old claims have their turn
         connection.send(read_command(claims.look_at_pid, claims.loop, count, block))
         pid, found = connection.read_many(2)
         for reply in (pid, found):

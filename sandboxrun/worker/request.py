@@ -1,4 +1,4 @@
-"""A request as a handler is given it, and what is written of it as JSON."""
+"""The request that a handler is called with, and the encoding of its reply and trace as JSON."""
 
 from __future__ import annotations
 
@@ -11,17 +11,39 @@ from sandboxrun.protocol.reply import enveloped
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any
+    from typing import Any, Generic
+
+    from typing_extensions import TypeVar  # the checker brings it; typing's has no `default` before Python 3.13
 
     from sandboxrun.worker.results import Forms
 
-    Tell = Callable[["Request", dict[str, Any]], None]  # what `progress` calls
+    T = TypeVar("T", default=Any)
+    Tell = Callable[["Request", dict[str, Any]], None]  # writes trace fields at once
+
+    class _OfPayload(Generic[T]):
+        __slots__ = ()
+else:
+    T = object  # a placeholder, because at run time all of them share one class
+
+    class _OfPayload:
+        """`Request[Order]`, without the import of typing."""
+
+        __slots__ = ()
+        __class_getitem__ = classmethod(type(list[int]))
 
 
-class Request:
-    """What a handler is given. `data`: the parsed JSON of the field `data`, or else the other fields as text."""
+class Request(_OfPayload[T]):
+    """A request, as a handler is called with it.
+
+    `data`: the JSON of the entry's field `data`, parsed; without that field, the entry's other fields as text. A handler
+    with the parameter `request: Request[Order]` gets an Order there. `ref`, `type`, `xid` (the entry's ID) and `fields`
+    are text, `deadline` is in seconds since the epoch or None, and `deliveries` counts how often the request was begun,
+    this time included.
+    """
 
     __slots__ = ("_encoder", "_noted", "_raw", "_tell", "data", "deadline", "deliveries", "ref", "type", "xid")
+
+    data: T
 
     def __init__(
         self,
@@ -35,43 +57,43 @@ class Request:
         encoder: Encoder | None = None,
         tell: Tell | None = None,
     ) -> None:
-        self.xid = xid  # the entry's id
+        self.xid = xid
         self.ref = ref
         self.type = type
         self.data = data
-        self.deadline = deadline  # seconds since the epoch, or None
-        self.deliveries = deliveries  # how often it was begun, this time included
+        self.deadline = deadline
+        self.deliveries = deliveries
         self._raw = raw
         self._noted: dict[str, Any] | None = None
         self._encoder, self._tell = encoder, tell
 
     @property
     def fields(self) -> dict[str, str]:
-        """All of the entry's fields, as text."""
+        """All fields of the entry, as text."""
         return {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in self._raw.items()}
 
     def trace(self, **fields: Any) -> None:
-        """Fields for `req:REF:h`, written together with the reply. Text stays as it is, all else becomes JSON.
+        """Add fields to `req:REF:h`, written together with the reply. Text stays as it is, other values become JSON.
 
-        Raises TypeError or ValueError for what JSON cannot be, with its path.
+        Raises TypeError or ValueError for a value without a form in JSON, with its path.
         """
         encoder = self._encoder or Encoder()
         noted = {_unicode(name): encoder.text(value, name) for name, value in fields.items()}
         self._noted = {**(self._noted or {}), **noted}
 
     def progress(self, value: Any) -> None:
-        """Write the field `progress` of `req:REF:h` now, for whoever looks while the handler works. Raises as `trace`."""
+        """Write the field `progress` of `req:REF:h` at once, or drop it if Redis is away. Raises as `trace` does."""
         text = (self._encoder or Encoder()).text(value, "progress")
         if self._tell is not None:
             self._tell(self, {"progress": text})
 
     def remaining(self) -> float | None:
-        """Seconds until the deadline, or None where there is none; negative once it has passed."""
+        """Seconds until the deadline, negative once it has passed; None without a deadline."""
         return None if self.deadline is None else self.deadline - time.time()
 
 
 class Encoder:
-    """Values as JSON. Of an object that JSON has not, results.py knows the form; it is imported for the first of them."""
+    """Encodes values as JSON. results.py, imported at first use, has the forms of objects that JSON does not have."""
 
     def __init__(self, custom: Callable[[Any], Any] | None = None) -> None:
         """`custom`: the function of `@worker.encoder`."""
@@ -88,27 +110,27 @@ class Encoder:
         return self._known
 
     def _unusual(self, value: Any) -> Any:
-        """What JSON's encoder asks for an object that JSON has not."""
+        """Called by json's encoder for an object that JSON does not have."""
         return self.forms.simple(value)
 
     def reply(self, ref: str | None, source: str, code: int, result: Mapping[str, Any], time: str) -> str:
         """The reply's JSON. The envelope wins over result fields of the same name.
 
-        Raises TypeError or ValueError, which say what and where: `result.items[3].price: nan is not JSON`.
+        Raises TypeError or ValueError with the path: `result.items[3].price: nan is not JSON`.
         """
         try:
             return "".join(self._chunks(enveloped(result, ref, source, code, time), 0))
-        except Exception:  # also of an object's own code; now slowly, for keys that are no text, and for the path
+        except Exception:  # slowly now: converts keys that are not text, and finds the path of an error
             made = self.forms.plain(result, "result")
         return "".join(self._chunks(enveloped(made, ref, source, code, time), 0))
 
     def text(self, value: Any, path: str) -> str:
-        """Text as it is, all else as JSON. Raises TypeError or ValueError, which say what and where; `path` begins that."""
+        """Text as it is, other values as JSON. Raises TypeError or ValueError with the path, which begins with `path`."""
         if isinstance(value, str):
             return _unicode(value)
         try:
             return "".join(self._chunks(value, 0))
-        except HandlerTimeout:  # it came meanwhile
+        except HandlerTimeout:  # the signal arrived meanwhile
             raise
         except Exception:
             made = self.forms.plain(value, path)
@@ -116,7 +138,7 @@ class Encoder:
 
 
 def _encoder(unusual: Callable[[Any], Any]) -> Callable[[Any, int], Iterable[str]]:
-    """What json.dumps makes, in parts, without building an encoder each time; a circle is a RecursionError."""
+    """As json.dumps, in parts, without building an encoder for each call. A circle raises RecursionError."""
     make = getattr(json.encoder, "c_make_encoder", None)
     if make is None:
         plain = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=unusual)
@@ -128,10 +150,10 @@ def _encoder(unusual: Callable[[Any], Any]) -> Callable[[Any, int], Iterable[str
 
 
 def _unicode(text: str) -> str:
-    """Halves of UTF-16 pairs, which JSON can say and Redis cannot be sent, as `\\ud800`."""
+    """`text` with lone UTF-16 surrogates, which JSON has and UTF-8 does not, written as `\\ud800`."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def noted(fields: Mapping[str, str]) -> list[bytes]:
-    """What `trace` and `progress` were given, as field, value, field, value …"""
+    """Trace fields as words: field, value, field, value …"""
     return [word.encode() for pair in fields.items() for word in pair]

@@ -1,11 +1,11 @@
-"""The response stream's upkeep: it is trimmed to `responseStreamLimit`, but never past what a group has not read.
+"""Trims the response stream to `responseStreamLimit`, but never past an entry that a consumer group has not read.
 
-XADD with MAXLEN cannot ask whether there is a group, and one that was made a moment ago would lose what it has not read. So
-replies are added without it, and the stream is trimmed apart, by id: only entries that were there before it was asked for
-groups are removed. However late the XTRIM arrives, what came after a group was made stays.
+XADD with MAXLEN cannot check for groups, and a group that was just made would lose entries that it has not read. So replies
+are added without MAXLEN, and the stream is trimmed separately by ID: only entries that existed before the question for
+groups are removed. However late XTRIM arrives, entries that came after a group was made stay.
 
-Which id leaves `responseStreamLimit` entries, Redis does not say. It follows from marks: an id of our own, and how many entries
-there were up to it at most. Where there is none yet, as in a worker that has just begun, the oldest few are looked at.
+Redis does not say which ID leaves `responseStreamLimit` entries. It follows from marks: the ID of a reply of ours, and an
+upper bound of the number of entries up to it. Without marks, as in a new worker, the oldest entries are read.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ if TYPE_CHECKING:
 
     from sandboxrun.worker.claims import Claims
 
-LOOK_EACH = 1000  # replies at least between two looks, beside the one each second
-SLACK = 100  # entries past the limit, as many as a node of a stream has
-MARKS = 8  # for one limit: how finely trimming follows
-OLDEST_BYTES = 256 * 1024  # of the oldest entries that are looked at, roughly
+LOOK_EACH = 1000  # replies between two looks, at least, beside the look each second
+SLACK = 100  # entries beyond the limit that are left, as many as a node of a stream has
+MARKS = 8  # within the limit, which is how finely trimming follows
+OLDEST_BYTES = 256 * 1024  # of the oldest entries in one read, roughly
 
 
 class Responses:
-    """Trims the response stream. Nothing here waits: commands are queued, and their replies taken as they come."""
+    """Trims the response stream. It never waits: commands are queued, and their replies are taken as they come."""
 
     def __init__(self, claims: Claims) -> None:
         loop = claims.loop
         self._claims, self._stream, self._limit = claims, loop.response_stream, loop.response_stream_limit
         self._most = max(loop.response_stream_max, self._limit) if loop.response_stream_max else 0
         self._each = max(LOOK_EACH, self._limit // 4)
-        self._marks: deque[list[Any]] = deque()  # [id, how many entries there are up to it at most]
-        self._good = b""  # the newest id known to have enough entries behind it
-        self._seen = 0  # of the replies that were recorded
-        self._asked = b""  # the id of our last reply when we asked
-        self._oldest = 16  # how many are looked at
-        self._told = ""  # the group that was named last
+        self._marks: deque[list[Any]] = deque()  # [ID, upper bound of the number of entries up to it]
+        self._good = b""  # the newest ID with enough entries after it
+        self._seen = 0  # replies recorded at the last look
+        self._asked = b""  # ID of our last reply at the last look
+        self._oldest = 16  # entries to read
+        self._told = ""  # the group of the last warning
         self._busy = False
         self._opened = 0
 
     @property
     def due(self) -> bool:
-        """Whether so many replies were recorded that the stream is to be looked at before the second is over."""
+        """Whether enough replies were recorded for a look before the second is over."""
         return self._limit > 0 and self._claims.recorded - self._seen >= self._each
 
     def look(self) -> None:
-        """Queue the question how long the stream is, and for its groups."""
+        """Queue the questions for the stream's length and its groups."""
         claims = self._claims
         if not self._limit or (self._busy and self._opened == claims.opened):
             return
-        if self._opened != claims.opened:  # perhaps another server, whose ids need not be beyond those of the last
+        if self._opened != claims.opened:  # perhaps another server, whose IDs may be smaller
             self._marks.clear()
             self._good = claims.last_record = b""
         self._busy, self._opened = True, claims.opened
@@ -78,13 +78,13 @@ class Responses:
             count = min(self._oldest, length - self._limit)
             commands.append(pack("XRANGE", self._stream, "-", "+", "COUNT", count))
         self._busy = True
-        # ECHO: so that there always is a reply.
+        # With ECHO there is always a reply.
         self._claims.expect([pack("ECHO", ""), *commands], len(commands) + 1, self._decide, (length, found, held))
 
     def _mark(self, length: int) -> None:
-        """Keep what is known now: up to our last reply there are no more than `length` entries."""
+        """Note that there are at most `length` entries up to our last reply."""
         while self._marks and self._marks[-1][1] >= length:
-            self._marks.pop()  # others have trimmed, and the new one says more
+            self._marks.pop()  # others have trimmed, and the new mark is sharper
         step = max(1, self._limit // MARKS)
         if self._asked and (not self._marks or length >= self._marks[-1][1] + step):
             self._marks.append([self._asked, length])
@@ -96,7 +96,7 @@ class Responses:
         length, groups, held = detail
         unread = {group["name"]: group["last-delivered-id"] for group in groups}
         for group, row in zip(held, replies[1:], strict=False):
-            if isinstance(row, list) and row[0]:  # what was delivered and not acknowledged is not read
+            if isinstance(row, list) and row[0]:  # entries that are delivered and not acknowledged count as unread
                 unread[group["name"]] = min(row[1], unread[group["name"]], key=order)
         ids = [self._good, *self._ids_of_oldest(replies[1 + len(held) :])]
         target = max(filter(None, ids), key=order, default=b"")
@@ -110,7 +110,7 @@ class Responses:
             self._claims.expect((pack("XTRIM", self._stream, "MAXLEN", "~", self._most),), 1, self._trimmed)
 
     def _ids_of_oldest(self, replies: list[Any]) -> list[bytes]:
-        """Of an XRANGE, if there was one: the last id. All before it was there when we asked, and is past the limit."""
+        """The last ID of an XRANGE, if there was one: all entries before it existed at the look and are past the limit."""
         if not replies or not isinstance(replies[0], list) or not replies[0]:
             return []
         size = sum(len(word) for _, fields in replies[0] for word in fields or ())

@@ -1,4 +1,4 @@
-"""A handler's result as JSON, beyond what JSON has itself. Imported when the first such value is met.
+"""Forms in JSON of objects that JSON does not have. Imported for the first such value.
 
 The forms are those of pydantic and msgspec: ISO 8601 for dates, times and durations, text for Decimal, UUID, paths and
 addresses, base64 for bytes, a list for sets and tuples, an object for dataclasses, models and mappings.
@@ -15,12 +15,12 @@ from typing import Any
 from sandboxrun.protocol import HandlerTimeout
 from sandboxrun.protocol.request import path_text
 
-STEPS_MAX = 100  # from an object to what JSON has: more is an encoder that never arrives
+STEPS_MAX = 100  # conversions of one object; more means that the encoder never returns a JSON value
 _LARGE_BITS = 10_000  # Python refuses to write integers of more than 4300 digits, 14,284 bits
 
 
 class Whole(dict[str, Any]):
-    """The reply's fields of a result that is no object: all of it is the field `result`."""
+    """The reply's fields for a result that is no JSON object: the field `result` has all of it."""
 
 
 class _NoJson(TypeError):
@@ -32,15 +32,15 @@ class _NoNumber(ValueError):
 
 
 class Forms:
-    """What objects become in JSON for one worker: the usual forms, and those of its `@worker.encoder`."""
+    """The forms in JSON for one worker: the usual ones, and those of its `@worker.encoder`."""
 
     def __init__(self, custom: Callable[[Any], Any] | None = None) -> None:
         self.custom = custom
 
     def fields(self, result: Any) -> dict[str, Any]:
-        """The reply's fields of a result that is no dict: those of a mapping, a dataclass or a model, else `result`.
+        """The reply's fields for a result that is no dict: those of a mapping, a dataclass or a model, else `result`.
 
-        Raises TypeError or ValueError, which say what and where.
+        Raises TypeError or ValueError with the path.
         """
         made = result
         try:
@@ -57,9 +57,9 @@ class Forms:
         raise TypeError("result: it does not become JSON")
 
     def plain(self, value: Any, root: str) -> Any:
-        """`value` in what JSON has: dict, list, str, int, float, bool, None. `root`: what the path begins with.
+        """`value` as dict, list, str, int, float, bool or None. `root`: the first step of paths in errors.
 
-        Raises TypeError, or ValueError for a number that JSON has not, as `root.items[3].price: nan is not JSON`.
+        Raises TypeError, or ValueError for a number that JSON does not have: `root.items[3].price: nan is not JSON`.
         """
         path: list[str | int] = [root]
         holders: list[tuple[Any, int]] = []
@@ -75,11 +75,11 @@ class Forms:
             raise TypeError(f"{path_text(path)}: {error}") from error.__cause__
         except _NoNumber as error:
             raise ValueError(f"{path_text(path)}: {error}") from None
-        except Exception as error:  # of the object's own code
+        except Exception as error:  # raised by the object's own code
             raise TypeError(f"{path_text(path)}: {type(error).__name__}: {error}") from error
 
     def simple(self, value: Any) -> Any:
-        """One step from an object towards what JSON has. Raises TypeError, ValueError, or what the object's own code does."""
+        """One conversion of an object towards JSON. Raises TypeError, ValueError, or any error of the object's own code."""
         kind = type(value)
         if kind not in _rules:
             _rules[kind] = _rule(kind)
@@ -87,7 +87,7 @@ class Forms:
         return self._unknown(value) if rule is None else rule(value)
 
     def _walk(self, value: Any, path: list[str | int], holders: list[tuple[Any, int]]) -> Any:
-        """On an error `path` is left where it happened."""
+        """Convert recursively. On an error `path` is left at the value."""
         if value is None or isinstance(value, str | bool):
             return value
         if isinstance(value, int):
@@ -121,7 +121,7 @@ class Forms:
         return made
 
     def key_text(self, key: Any) -> str:
-        """An object's key, as json.dumps makes text of numbers; UUIDs, dates, enums in their own form."""
+        """The key of a JSON object as text: numbers as json.dumps writes them, UUIDs, dates and enums in their form."""
         if isinstance(key, str):
             return key
         made = key
@@ -167,7 +167,7 @@ def _digits(value: int) -> str:
 
 
 def _circle(path: list[str | int], holders: list[tuple[Any, int]]) -> str:
-    """What is said where the walk did not end."""
+    """The message for a value that is too deep, or that contains itself."""
     seen: set[int] = set()
     for holder, length in holders:
         if id(holder) in seen:
@@ -176,11 +176,11 @@ def _circle(path: list[str | int], holders: list[tuple[Any, int]]) -> str:
     return f"{path_text(path)}: it is nested too deeply"
 
 
-# --- what each kind of object becomes
+# --- the form of each kind of object
 
 
 def _rule(kind: type) -> Callable[[Any], Any] | None:
-    """None if there is no usual form. By name where naming the type would import its module: a value of it shows that it is there."""
+    """The conversion of a type, or None if it has no usual form. Types of other modules are known by name, not imported."""
     if issubclass(kind, enum.Enum):
         return lambda value: value.value
     for base in kind.__mro__:
@@ -211,7 +211,7 @@ def _datetime(value: Any) -> str:
 
 
 def _duration(value: Any) -> str:
-    """ISO 8601, as `P1DT2H3M4.5S`; of a negative one, `-` and its size."""
+    """ISO 8601, as `P1DT2H3M4.5S`, with `-` before a negative duration."""
     micros = (value.days * 86400 + value.seconds) * 1_000_000 + value.microseconds
     seconds, rest = divmod(abs(micros), 1_000_000)
     days, seconds = divmod(seconds, 86400)
@@ -242,7 +242,7 @@ def _path(value: Any) -> Any:
 
 
 def _array(value: Any) -> Any:
-    """Of numpy, of array.array, and of what has the same methods."""
+    """Arrays of numpy and array.array, and objects with the same methods."""
     unit = getattr(getattr(value, "dtype", None), "kind", "")
     if unit in ("M", "m"):  # in nanoseconds they would be bare numbers
         value = value.astype("datetime64[us]" if unit == "M" else "timedelta64[us]")
@@ -285,4 +285,4 @@ _BY_NAME: dict[str, Callable[[Any], Any]] = {
         f"ipaddress.IPv{version}{what}": str for version in (4, 6) for what in ("Address", "Interface", "Network")
     },
 }  # fmt: skip
-_rules: dict[type, Callable[[Any], Any] | None] = {}  # found out once; the same for all workers
+_rules: dict[type, Callable[[Any], Any] | None] = {}  # cache of _rule, shared by all workers

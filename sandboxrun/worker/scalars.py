@@ -1,4 +1,4 @@
-"""Values that JSON has as text: dates, durations, numbers of all digits, ids, paths, addresses, bytes; and keys."""
+"""Types whose form in JSON is text: dates, durations, decimals, UUIDs, paths, addresses, bytes; and keys of objects."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _DURATION = re.compile(
 
 
 def text_form(kind: Any) -> tuple[str, FromText] | None:
-    """What is expected of a type that JSON has as text, in words, and what makes a value of the text. None: no such type.
+    """The expected form in words, and the function from text to a value; None for a type whose form is not text.
 
-    By name, because naming the types would import their modules.
+    Types are known by name, because a reference would import their modules.
     """
     if not isinstance(kind, type):
         return None
@@ -35,7 +35,7 @@ def text_form(kind: Any) -> tuple[str, FromText] | None:
 
 
 def integer(text: str) -> int:
-    """Of a key: one text for each number, so that no two keys are the same."""
+    """A key as an integer, in its one canonical text, so that no two keys are equal."""
     if not _INTEGER.fullmatch(text):
         raise ValueError
     return int(text)

@@ -1,7 +1,7 @@
-"""One request after another, in one thread: the fast way, and the usual one.
+"""One request after another in one thread: the default, and the fastest for handlers that do not wait.
 
-Replies of one batch and the read of the next but one leave in one write, so that Redis and the handlers work at the same
-time. A batch grows with the backlog, as long as it takes no longer than BATCH_SECONDS, and falls to one when idle.
+The replies of a batch and the next read but one leave in one write, so that Redis and the handlers work at the same time. A
+batch grows with the backlog, as long as it takes no longer than BATCH_SECONDS, and shrinks to one request when idle.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from sandboxrun.worker.handlers import Handler
     from sandboxrun.worker.request import Encoder, Request
 
-BATCH_SECONDS = 0.05  # what is in hand must not wait for long, nor be kept from other workers
+BATCH_SECONDS = 0.05  # requests in hand must not wait for long, nor be kept from other workers
 BATCH_BYTES = 8 * 1024 * 1024
-FAIR_SECONDS = 0.005  # of new requests, between two that were taken over
-FLUSH_SECONDS = 0.02  # a reply does not wait for the batch's others longer than this
-TELLING_SECONDS = 0.001  # after which a time-out comes back that came while `request.progress` was at work
+FAIR_SECONDS = 0.005  # of new requests between two requests that were taken over
+FLUSH_SECONDS = 0.02  # the longest time that a reply waits for others of its batch
+TELLING_SECONDS = 0.001  # delay of a time-out that arrives while `request.progress` sends
 RECOVERIES_MOST = 10  # within a minute
-STUCK_SECONDS = 0.2  # a handler that takes longer: what waits behind it is handed back
+STUCK_SECONDS = 0.2  # if a handler takes longer, the requests behind it are handed back
 
 
 class Serial(Worker):
-    """One thread: requests one after another. A second thread renews claims while a handler takes long."""
+    """Handles requests in one thread. A second thread, the keeper, renews claims during a long handler."""
 
     def __init__(self, context: Context, loop: Loop, handlers: Mapping[str, Handler], encoder: Encoder) -> None:
         super().__init__(context, loop, handlers, encoder)
         self._todo: deque[Entry] = deque()
-        self._ready: list[Entry] = []  # answered, not sent
-        self._count = 1
-        self._deep = False  # a backlog: a second read is on its way while a batch is handled
-        self._cost = 0.0  # seconds that a request takes, on average
-        self._busy = 0.0  # since when a handler runs, or 0
+        self._ready: list[Entry] = []  # answered and not sent
+        self._count = 1  # requests of the next read
+        self._deep = False  # there is a backlog, so a second read is in flight while a batch is handled
+        self._cost = 0.0  # average seconds of a request
+        self._busy = 0.0  # when the running handler began, or 0
         self._recoveries: deque[float] = deque(maxlen=RECOVERIES_MOST)
         self._left = False
-        self._new_first = False  # an old claim was begun last: it is the turn of new requests
+        self._new_first = False  # an old claim was begun last, so new requests have their turn
 
     def run(self) -> None:
         self._signals.install(self._end)
@@ -73,13 +73,13 @@ class Serial(Worker):
             _thread.start_new_thread(self._cut, ())
 
     def _cut(self) -> None:
-        """A Redis that says nothing must not keep us until sandboxrun kills: nothing can be handed back to it."""
+        """Give up a Redis that does not answer before sandboxrun kills the worker: nothing can be handed back."""
         time.sleep(GRACE_SECONDS + CUT_SECONDS)
         if not self._left:
             self._claims.connection.cancel()
 
     def _step_and_recover(self) -> bool:
-        """One step; True at the end. What a signal handler of the script's raises may come between any two lines of it."""
+        """One step; True at the end. A signal handler of the script may raise between any two lines of it."""
         try:
             return self._step_and_mend()
         except (GaveUp, SandboxrunError, ReplyError):
@@ -93,7 +93,7 @@ class Serial(Worker):
             return False
 
     def _recover(self) -> None:
-        """Begin again with what is in hand, as after a lost connection."""
+        """Start again with the entries in hand, as after a lost connection."""
         claims = self._claims
         claims.close()
         claims.arrived.clear()
@@ -142,7 +142,7 @@ class Serial(Worker):
         return False
 
     def _wind_up(self) -> bool:
-        """Nothing is on its way any more: hand back what was not begun. True when all is confirmed."""
+        """Hand back the requests that were not begun, once no reply is awaited. True when everything is confirmed."""
         claims = self._claims
         late = self._until is not None and time.monotonic() > self._until
         claims.hand_back([entry for entry in claims.hand.values() if late or not entry.answered])
@@ -151,7 +151,7 @@ class Serial(Worker):
         return not claims.waiting and not claims.hand
 
     def _ask(self, *, block: bool) -> None:
-        """Queue the next read, unless the end has begun or something else is due."""
+        """Queue the next read, unless the end has begun."""
         count = self._count
         if self._claims.suspects:
             count = min(count, max(1, int(FAIR_SECONDS / self._cost)) if self._cost else 1)
@@ -162,7 +162,7 @@ class Serial(Worker):
             self._claims.ask(count, block=block)
 
     def _work(self, entries: list[Entry], asked: int) -> None:
-        """Handle what one read brought, send the replies, and the next read with them."""
+        """Handle the entries of one read, and send the replies together with the next read."""
         claims = self._claims
         due = time.monotonic() >= self._look or bool(claims.suspects)
         full = len(entries) == asked
@@ -190,7 +190,7 @@ class Serial(Worker):
         claims.flush()
 
     def _adapt(self, number: int, seconds: float, received: int, *, full: bool) -> None:
-        """How many to read next: twice as many while there is a backlog, within the bounds of time and bytes."""
+        """Set the size of the next read: doubled while there is a backlog, bounded in time and bytes."""
         self._cost += (seconds / number - self._cost) * 0.3
         if full:
             self._count = min(self._count * 2, BATCH_MOST)
@@ -203,11 +203,11 @@ class Serial(Worker):
     _received = 0
 
     def _handle_all(self, started: float) -> None:
-        """Handle what is to do; the keeper may send what is ready and hand back what waits meanwhile."""
+        """Handle `_todo`. Meanwhile the keeper may send what is ready and hand back what waits."""
         todo, claims = self._todo, self._claims
         while todo:
             if self._until is not None and time.monotonic() > self._until:
-                todo.clear()  # still in hand, and so handed back at the end
+                todo.clear()  # still in hand, so they are handed back at the end
                 return
             entry = todo.popleft()
             if claims.hand.get(entry.xid) is not entry:
@@ -222,7 +222,7 @@ class Serial(Worker):
                 started = at
 
     def _answer(self, entry: Entry) -> None:
-        """Handle one request. The lock is free meanwhile, because a result's own code may call `request.progress` too."""
+        """Handle one request without the lock, because `request.progress` takes it, also from a result's own code."""
         self._busy = time.monotonic()
         self._lock.release()
         try:
@@ -232,7 +232,7 @@ class Serial(Worker):
             self._busy = 0.0
 
     def _take_suspect(self) -> None:
-        """Begin one that may have been begun before, alone: it may be what ended the worker."""
+        """Begin one request that may have been begun before. It is begun alone, because it may end the worker."""
         entry = self._claims.begin(next(iter(self._claims.suspects)))
         if entry is None:
             return
@@ -246,7 +246,7 @@ class Serial(Worker):
     # --- the keeper
 
     def _keep(self) -> None:
-        """While a handler takes long: send what is ready, hand back what waits behind it, renew its claim."""
+        """During a long handler: send what is ready, hand back the requests behind it, and renew its claim."""
         renew = self._loop.takeover_millis / 1000 / RENEW_PART
         pause = min(STUCK_SECONDS, renew)
         renewed = 0.0
@@ -275,14 +275,14 @@ class Serial(Worker):
                     self._keep_trying(error)
 
     def _keep_trying(self, error: Exception) -> None:
-        """The loop says what is wrong, if it is not over once the handler has ended."""
+        """The loop reports the error, if it persists when the handler has ended."""
         if isinstance(error, ConnectionLost):
             self._lost(error)
         else:
             self._claims.close()
 
     def _relieve(self) -> None:
-        """Under the lock, while a handler runs."""
+        """Send what is ready and hand back what waits. Called under the lock, while a handler runs."""
         if self._ready:
             self._send(self._ready)
             self._ready = []
@@ -295,10 +295,10 @@ class Serial(Worker):
 
 
 def _limited(handler: Handler, request: Request, telling: Callable[[], bool]) -> Any:
-    """Call the handler, and interrupt it after its time. setitimer(2); the main thread only."""
+    """Call the handler and interrupt it after its timeout, by setitimer(2). In the main thread only."""
 
     def interrupt(*_: object) -> None:
-        if telling():  # a command is on its way, and its reply must be taken; then
+        if telling():  # a command is in flight, and its reply must be read first
             signal.setitimer(signal.ITIMER_REAL, TELLING_SECONDS)
             return
         raise HandlerTimeout(f"the handler took longer than its timeout of {handler.timeout} s")

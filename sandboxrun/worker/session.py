@@ -1,8 +1,8 @@
 """One connection that several threads use in turn, and the replies that are expected on it.
 
-Commands are collected, sent as one by `flush`, and what Redis says to them is taken by `receive` in the same order. Whatever
-thread finds the connection lost: nothing is expected of it any more, and the next user gets a ConnectionLost, never the reply
-to something else. Callers hold a lock around all of it.
+Commands are collected, sent together by `flush`, and their replies are taken by `receive` in the same order. If any thread
+finds the connection lost, no reply is expected any more, and the next user gets ConnectionLost, never the reply to another
+command. Callers hold a lock around every method.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """What is on its way to Redis and back. Every method may raise ConnectionLost."""
+    """Commands and replies in flight. Every method may raise ConnectionLost."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._out: list[bytes] = []
         self._expected: deque[tuple[Take, int, Any]] = deque()
-        self._partial: list[Any] = []  # the first replies to the oldest of what was sent
-        self.away = False  # the connection was lost, and nothing has succeeded since
-        self.back: Callable[[], None] = lambda: None  # something has
+        self._partial: list[Any] = []  # the replies so far to the oldest commands
+        self.away = False  # the connection was lost, and no command has succeeded since
+        self.back: Callable[[], None] = lambda: None  # called when one has
 
     def close(self) -> None:
-        """Close the connection, and expect nothing more of it."""
+        """Close the connection, and expect no more replies."""
         self.connection.close()
         self._out.clear()
         self._expected.clear()
@@ -50,20 +50,20 @@ class Session:
         return bool(self._expected)
 
     def receive(self) -> None:
-        """Take the replies to the oldest of what was sent."""
+        """Wait for the replies to the oldest commands, and pass them on."""
         self.flush()
         take, count, detail = self._oldest()
         replies, self._partial = self._partial, []
         try:
             found = self.connection.read_many(count - len(replies))
         except BaseException:
-            self.close()  # what follows would be taken for the reply to something else
+            self.close()  # later replies would be taken for those of other commands
             raise
         self._expected.popleft()
         take(replies + found if replies else found, detail)
 
     def receive_ready(self) -> None:
-        """Take the replies that have come, and find out whether the connection was closed. Does not wait."""
+        """Pass on the replies that have come, and notice a closed connection. Does not wait."""
         while self._expected:
             take, count, detail = self._oldest()
             try:
@@ -79,7 +79,7 @@ class Session:
         before = self.connection.received
         if self.connection.read_ready([], 1) or self.connection.received > before:
             self.close()
-            raise ConnectionLost(f"Redis at {self.connection.address.shown} says what nobody has asked for")
+            raise ConnectionLost(f"Redis at {self.connection.address.shown} sent a reply that was not asked for")
 
     def _oldest(self) -> tuple[Take, int, Any]:
         if not (self._expected and self.connection.is_open):
@@ -88,12 +88,12 @@ class Session:
         return self._expected[0]
 
     def expect(self, parts: Iterable[bytes], count: int, take: Take, detail: Any = None) -> None:
-        """Queue packed commands, in parts that `flush` joins; `take` gets their `count` replies."""
+        """Queue packed commands, in parts that `flush` joins. `take` is called with their `count` replies and `detail`."""
         self._out += parts
         self._expected.append((take, count, detail))
 
     def exchange(self, *commands: Sequence[str | bytes | int]) -> list[Any]:
-        """The replies to these commands, behind all that was sent before. Errors of Redis among them are returned."""
+        """Send these commands and return their replies, after those to earlier commands. Redis's errors are returned."""
         box: list[Any] = []
         data = b"".join([pack(*command) for command in commands])
         self.expect((data,), len(commands), lambda replies, _: box.extend(replies))

@@ -1,4 +1,4 @@
-"""What the commands on streams look like, and what Redis answers to them: pure."""
+"""Commands on streams, and the parsing of their replies. Pure."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ if TYPE_CHECKING:
 
 
 def order(xid: bytes) -> tuple[int, int]:
-    """What entries' ids are sorted by."""
+    """Sort key for an entry ID."""
     first, _, second = xid.partition(b"-")
     return int(first), int(second or 0)
 
 
 def gone(consumers: Iterable[Any], me: str, idle_millis: int) -> list[str]:
-    """Of XINFO CONSUMERS, the names of those with nothing pending that were idle for longer."""
-    found = [record(consumer) for consumer in consumers]
+    """Names of the consumers in a reply to XINFO CONSUMERS that have nothing pending and were idle for longer."""
     return [
         name
-        for consumer in found
+        for consumer in map(record, consumers)
         if (name := consumer["name"].decode("utf-8", "replace")) != me
         and consumer["pending"] == 0
         and consumer["idle"] > idle_millis
@@ -33,28 +32,28 @@ def gone(consumers: Iterable[Any], me: str, idle_millis: int) -> list[str]:
 
 
 def record(flat: Any) -> dict[str, Any]:
-    """A reply of names and values, in either protocol's shape."""
+    """A reply of names and values as a dict, from RESP2 or RESP3."""
     if isinstance(flat, dict):
         return {name.decode(): value for name, value in flat.items()}
     return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def read_command(look_at_pid: Sequence[str], loop: Loop, count: int, block_millis: int) -> bytes:
-    """A read of new entries, and before it a look at `pid`."""
+    """A look at `pid`, then a read of new entries."""
     wait: tuple[str | int, ...] = ("BLOCK", block_millis) if block_millis else ()
-    where = ("STREAMS", loop.request_stream, ">")
-    return pack(*look_at_pid) + pack("XREADGROUP", "GROUP", GROUP, loop.consumer_id, "COUNT", count, *wait, *where)
+    stream = ("STREAMS", loop.request_stream, ">")
+    return pack(*look_at_pid) + pack("XREADGROUP", "GROUP", GROUP, loop.consumer_id, "COUNT", count, *wait, *stream)
 
 
-def read_entries(found: Any) -> list[Entry]:
-    return [Entry(xid, pairs(raw)) for xid, raw in entries_of(found)]
+def read_entries(reply: Any) -> list[Entry]:
+    return [Entry(xid, pairs(raw)) for xid, raw in entries_of(reply)]
 
 
-def entries_of(found: Any) -> list[Any]:
-    """The entries of an XREADGROUP on one stream, in either protocol's shape."""
-    if not found:
+def entries_of(reply: Any) -> list[Any]:
+    """The entries in a reply to XREADGROUP on one stream, from RESP2 or RESP3."""
+    if not reply:
         return []
-    entries: list[Any] = next(iter(found.values())) if isinstance(found, dict) else found[0][1]
+    entries: list[Any] = next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]
     return entries
 
 

@@ -1,4 +1,4 @@
-"""What a worker does for all of its type once in a while: take over what nobody holds any more, trim, tidy."""
+"""Upkeep that a worker does for all workers of its type: take over stale claims, trim, remove dead consumers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-OWN_PART = 4  # takeoverMillis / 4: when what has our name, and is not in hand, is a predecessor's that is gone
-TAKE_MOST = 25  # claims of others' at once
-LIST_MOST = 100  # claims of our name that are looked at together, and those that wait to be begun
+OWN_PART = 4  # takeoverMillis / 4: a claim of our name that is idle for longer and not in hand is our predecessor's
+TAKE_MOST = 25  # claims taken from others at once
+LIST_MOST = 100  # claims of our name in one list, and claims that wait to be begun
 PAGES_MOST = 10
 GONE_TIMES = 240  # takeoverMillis * 240, an hour by default: an idle consumer with nothing pending is removed
 TRIM_SLACK = 200
 
 
 def look_around(claims: Claims) -> bool:
-    """Look at `pid`, find claims that nobody holds any more, and trim. True where there is more to take at once."""
+    """Look at `pid`, find stale claims, and trim. True if there are more stale claims."""
     loop = claims.loop
     own = 0 if claims.opened > 1 and claims.alone else loop.takeover_millis // OWN_PART
     stream = loop.request_stream
@@ -52,9 +52,9 @@ def _own_pending(claims: Claims, idle: int, begin: str) -> tuple[str | int, ...]
 
 
 def _suspect(claims: Claims, idle: int, rows: Any) -> bool:
-    """Keep in mind what has our name and is not in hand, no more than LIST_MOST of it; whether there is more.
+    """Note claims of our name that are not in hand, at most LIST_MOST of them; whether there are more.
 
-    All that one list brings may be in hand, where a connection was lost with many in hand: so it goes on behind it.
+    After a lost connection all claims of a page may be in hand, so the next pages are read as well.
     """
     pages = 0
     while True:
@@ -72,14 +72,14 @@ def _suspect(claims: Claims, idle: int, rows: Any) -> bool:
 
 
 def _take(claims: Claims, rows: Sequence[tuple[bytes, bytes, int, int]]) -> int:
-    """Take others' stale claims, and break their fences in the same moment; how many."""
+    """Take stale claims and break their owners' fences in one transaction; how many were taken."""
     if not rows:
         return 0
     loop = claims.loop
     owners = {row[1].decode("utf-8", "replace") for row in rows}
     xids = [row[0] for row in rows]
-    # A full server takes XCLAIM, and no replies: their owners could not renew behind one that it has refused. So nothing is
-    # taken from anybody while it is full; once it is not, they have the time of `settled` to renew.
+    # A server without memory accepts XCLAIM but refuses replies, and an owner cannot renew behind a refused reply. So
+    # nothing is taken while the server is full, and afterwards owners have the time of `settled` to renew.
     results = claims.transact(
         claims.keep_fence,
         *(("DEL", key) for owner in owners for key in _fences(loop.request_stream, owner)),
@@ -98,15 +98,16 @@ def _fences(stream: str, consumer: str) -> tuple[str, str]:
 
 
 def remove_gone(claims: Claims, idle_millis: int | None = None) -> None:
-    """Remove consumers that have nothing pending and have not been seen for `idle_millis`.
+    """Remove consumers that have nothing pending and were idle for `idle_millis`.
 
-    With a consumer goes what it has pending, and one that wakes in this very moment may be given something. So it is done
-    where there is nothing to give: all is delivered and answered, and what comes meanwhile changes the watched stream.
+    XGROUP DELCONSUMER also drops the consumer's pending entries, and a consumer that wakes now may be given some. So
+    consumers are removed only while every entry is delivered and answered; a new entry changes the watched stream, and
+    the transaction does nothing.
     """
     loop, stream = claims.loop, claims.loop.request_stream
     limit = loop.takeover_millis * GONE_TIMES if idle_millis is None else idle_millis
-    (found,) = claims.exchange(("XINFO", "CONSUMERS", stream, GROUP))
-    names = gone(found if isinstance(found, list) else [], loop.consumer_id, limit)
+    (consumers,) = claims.exchange(("XINFO", "CONSUMERS", stream, GROUP))
+    names = gone(consumers if isinstance(consumers, list) else [], loop.consumer_id, limit)
     if not names:
         return
     replies = claims.exchange(
@@ -121,11 +122,11 @@ def remove_gone(claims: Claims, idle_millis: int | None = None) -> None:
             *(("XGROUP", "DELCONSUMER", stream, GROUP, name) for name in still),
             *(("DEL", key) for name in still for key in _fences(stream, name)),
         )
-    claims.verify()  # the stream is watched no more: every request would end the watch of the fence
+    claims.verify()  # stop watching the stream, because every request would break the fence's transaction
 
 
 def _removable(replies: list[Any], names: Sequence[str]) -> list[str]:
-    """Of XINFO STREAM, GROUPS and CONSUMERS: those of the names that can be given nothing and have nothing."""
+    """The names without pending entries, if replies to XINFO STREAM, GROUPS and CONSUMERS say that all is answered."""
     if any(isinstance(reply, ReplyError) for reply in replies):
         return []
     stream, groups, consumers = replies
@@ -138,19 +139,19 @@ def _removable(replies: list[Any], names: Sequence[str]) -> list[str]:
     return [name for name in names if name in free]
 
 
-def _trim(claims: Claims, most: int) -> None:
-    """Remove at most so many of the oldest entries, none that any group has pending or not been given yet."""
+def _trim(claims: Claims, limit: int) -> None:
+    """Remove at most `limit` of the oldest entries, and none that a group has pending or has not read."""
     stream = claims.loop.request_stream
     groups = claims.exchange(("XINFO", "GROUPS", stream))[0]
     if isinstance(groups, ReplyError) or not groups:
         return
-    found = [record(group) for group in groups]
-    pending = claims.exchange(*[("XPENDING", stream, group["name"]) for group in found])
+    records = [record(group) for group in groups]
+    pending = claims.exchange(*[("XPENDING", stream, group["name"]) for group in records])
     floor = min(
         (
             row[1] if isinstance(row, list) and row[0] else group["last-delivered-id"]
-            for group, row in zip(found, pending, strict=True)
+            for group, row in zip(records, pending, strict=True)
         ),
         key=order,
     )
-    claims.exchange(("XTRIM", stream, "MINID", "~", floor, "LIMIT", most))
+    claims.exchange(("XTRIM", stream, "MINID", "~", floor, "LIMIT", limit))

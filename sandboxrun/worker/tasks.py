@@ -1,10 +1,10 @@
 """Many requests at once: coroutines on one asyncio loop, and threads for handlers that are not async.
 
-A thread of its own reads (reader.py), on a connection of its own, as many requests as there is room for; replies leave together, with
-whatever else is ready in the same turn of the loop. A second thread, the keeper, does on the claims' connection all that waits
-for Redis: it connects, renews, takes over, verifies, hands back. The loop itself never waits for Redis, nor for the lock: a
-server that says nothing does not hold up a handler. Imported only where it is asked for: asyncio takes as long to import
-as all of a simple worker's start.
+The reader (reader.py), a thread with a connection of its own, reads as many requests as there is room for. Replies that are
+ready in the same turn of the loop leave together. A second thread, the keeper (kept.py), uses the claims' connection for
+everything that waits for Redis: it connects, renews, takes over, verifies and hands back. The loop never waits for Redis or
+for the lock, so a server that does not answer delays no handler. Imported only if needed, because asyncio takes as long to
+import as a simple worker takes to start.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from sandboxrun.worker.outage import Backoff
 from sandboxrun.worker.reader import Reader, Room
 from sandboxrun.worker.request import Encoder, Request
 
-CONFIRMED_SECONDS = 0.002  # until replies are tried again that wait for the confirmation of others
+CONFIRMED_SECONDS = 0.002  # before a retry of replies that wait for the confirmation of others
 
 
 class Tasks(Kept):
-    """`concurrency` requests at once; with `key`, those with equal keys one after another, in order."""
+    """Handles `concurrency` requests at once; with `key`, requests with equal keys one after another, in order."""
 
     def __init__(
         self,
@@ -55,17 +55,18 @@ class Tasks(Kept):
         super().__init__(context, loop, handlers, encoder)
         if any(not h.is_async and h.timeout is not None for h in self._handlers.values()):
             raise ConfigError(
-                "a handler has a timeout, is not async and would run in a thread, which cannot be interrupted: "
-                "make it async, or set concurrency=1"
+                "a handler has a timeout, is not async and would run in a thread, which cannot be interrupted: expected "
+                "an async handler, or concurrency=1",
+                hint="" if any(h.is_async or h.may_await for h in handlers.values()) else "worker.run()",
             )
         self._claims.alone = False
         self._key, self._concurrency = key, concurrency
         self._space = Room(concurrency, loop.request_limit)
         self._reader = self._make_reader()
-        self._lines: dict[Any, deque[Job]] = {}  # what waits behind a request with an equal key
+        self._lines: dict[Any, deque[Job]] = {}  # requests that wait behind one with an equal key
         self._flushing = False
-        self._watched = -1  # a duplicate of the connection's descriptor, which the event loop watches
-        self._stopped = False  # the reader
+        self._watched = -1  # a duplicate of the connection's descriptor, watched by the event loop
+        self._stopped = False  # the reader has stopped
         self._error: BaseException | None = None
         self._pool = ThreadPoolExecutor(concurrency, "handler")
 
@@ -90,7 +91,7 @@ class Tasks(Kept):
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _call(self, function: Callable[..., object], *arguments: Any) -> None:
-        """In the event loop, from another thread; nothing once the loop is over."""
+        """Call in the event loop, from another thread; does nothing once the loop is over."""
         with contextlib.suppress(RuntimeError):
             self._asyncio.call_soon_threadsafe(function, *arguments)
 
@@ -106,7 +107,7 @@ class Tasks(Kept):
             self._call(self._check_end)
 
     def _cut(self) -> None:
-        """A Redis that says nothing must not keep us until sandboxrun kills: nothing can be handed back to it."""
+        """Give up a Redis that does not answer before sandboxrun kills the worker: nothing can be handed back."""
         self._claims.connection.cancel()
         self._reader.cancel()
         self._over.set()
@@ -134,14 +135,14 @@ class Tasks(Kept):
         self._check_end()
 
     def _arrived(self, entries: list[Entry], generation: int) -> None:
-        """In the reader's thread: take in hand what was read; where it was long on its way, only what is still ours."""
+        """In the reader's thread: take the entries in hand; only those still ours, if claims changed during the read."""
         claims, ours = self._claims, entries
         with self._lock:
             if generation != claims.generation:
                 try:
                     ours = claims.still_ours(entries)
                 except (ConnectionLost, LoginRefused) as error:
-                    ours = []  # still pending, and found when we look around
+                    ours = []  # still pending, and found by the next look
                     self._lost(error)
                     self._wake.set()
             claims.hand.update({entry.xid: entry for entry in ours})
@@ -154,13 +155,13 @@ class Tasks(Kept):
 
     def _begin_all(self, entries: list[Entry]) -> None:
         for entry in entries:
-            if not self._winding:  # it is handed back
+            if not self._winding:  # else it is handed back
                 self._begin(entry)
 
     # --- handling
 
     def _begin(self, entry: Entry) -> None:
-        """Start the handler, or let the request wait behind one with an equal key."""
+        """Start the handler, or queue the request behind one with an equal key."""
         received, request = now(), None
         try:
             handler, request = self._answers.parse(entry)
@@ -185,7 +186,7 @@ class Tasks(Kept):
         self._running[job.entry] = None
         try:
             self._pool.submit(self._work, job)
-        except RuntimeError as error:  # no thread can be started; but another may have taken the job already
+        except RuntimeError as error:  # no thread can be started, but a running one may have taken the job
             if job.take():
                 self._answers.fail(job.entry, job.received, job.request, error)
                 self._asyncio.call_soon(self._answered, job)
@@ -200,7 +201,7 @@ class Tasks(Kept):
                 self._call(self._await, job, awaited)
 
     def _await(self, job: Job, awaited: Any) -> None:
-        """Go on with what a handler has returned in its thread."""
+        """Await the object that a handler has returned in its thread."""
         self._running[job.entry] = self._asyncio.create_task(self._handle(job, awaited))
 
     async def _handle(self, job: Job, awaited: Any = None) -> None:
@@ -210,7 +211,7 @@ class Tasks(Kept):
             result = await (self._awaited(job) if awaited is None else awaited)
             answers.finish(entry, job.received, job.request, result)
         except BaseException as error:
-            if self._over.is_set() or entry not in self._running:  # it is late: we have cancelled it and handed it back
+            if self._over.is_set() or entry not in self._running:  # the time is over: it was cancelled and handed back
                 raise
             answers.fail(entry, job.received, job.request, error)
         finally:
@@ -218,7 +219,7 @@ class Tasks(Kept):
                 self._answered(job)
 
     def _answered(self, job: Job) -> None:
-        """Give the place back, and send the reply with others."""
+        """Free the place, and send the reply together with others."""
         self._running.pop(job.entry, None)
         self._done(job.entry)
         self._next(job)
@@ -237,7 +238,7 @@ class Tasks(Kept):
             raise
 
     def _next(self, job: Job) -> None:
-        """Start what waited behind this one."""
+        """Start the next request with an equal key."""
         if self._key is None:
             return
         line = self._lines[job.key]
@@ -265,7 +266,7 @@ class Tasks(Kept):
         self._asyncio.call_later(CONFIRMED_SECONDS, function)
 
     def _flush(self) -> None:
-        """Send what is ready; what Redis says to it is read when it has come."""
+        """Send what is ready. The replies of Redis are read when they have come."""
         self._flushing = False
         claims = self._claims
         if not self._ready or self._winding or self._over.is_set():
@@ -275,9 +276,9 @@ class Tasks(Kept):
             return
         try:
             if not claims.is_open or claims.broken:
-                self._wake.set()  # the keeper comes back to it
+                self._wake.set()  # the keeper repairs it
                 return
-            if claims.busy:  # the last one's confirmation brings us back; or whoever else took it
+            if claims.busy:  # the last transaction is not confirmed yet
                 self._flush_later()
                 return
             ready = [*self._ready]
@@ -313,9 +314,9 @@ class Tasks(Kept):
         self._wake.set()
 
     def _watch(self) -> None:
-        """Be told when Redis has answered.
+        """Call `_readable` when Redis has answered.
 
-        By a duplicate: another thread may close the connection, and its number would be another file's by the time we hear.
+        A duplicate descriptor is watched, because another thread may close the connection, and its number may be reused.
         """
         self._unwatch()
         if self._over.is_set():
@@ -344,7 +345,7 @@ class Tasks(Kept):
             self._later(self._watch)
             return
         try:
-            if not self._claims.is_open:  # the keeper has closed it, and knows what for
+            if not self._claims.is_open:  # the keeper has closed it
                 self._unwatch()
                 self._wake.set()
                 return
@@ -371,7 +372,7 @@ class Tasks(Kept):
             self._check_end()
 
     def _check_end(self) -> None:
-        """Once the reader has stopped: over when all is confirmed, or what is left is handed back."""
+        """Once the reader has stopped: begin to wind up when nothing runs any more, or the time is over."""
         if not (self._ending and (self._stopped or self._late)) or self._over.is_set():
             return
         if self._late:

@@ -1,4 +1,4 @@
-"""Handlers that are no plain functions: methods, partials, decorated ones, objects, classes. By the rules of inspect."""
+"""Handlers that are not plain functions: methods, partials, decorated functions, objects, classes. By inspect's rules."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def look_into(function: Any, found: Any) -> None:
-    """Fill in a Shape (handlers.py) as inspect.signature has it; a builtin that does not say its parameters takes one."""
+def look_into(function: Any, shape: Any) -> None:
+    """Fill in a Shape (handlers.py) from inspect.signature; a builtin without a signature takes one argument."""
     parameters = _parameters(function)
     positional = [p for p in parameters if p.kind in _POSITIONAL]
-    found.positional = tuple(p.name for p in positional)
-    found.required = sum(p.default is p.empty for p in positional)
-    found.keywords = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty)
-    found.more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    found.notes = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
-    found.source = _source(function)
+    shape.positional = tuple(p.name for p in positional)
+    shape.required = sum(p.default is p.empty for p in positional)
+    shape.keywords = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty)
+    shape.more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    shape.notes = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
+    shape.source = _source(function)
     surface, inner = _surface(function), _unwrapped(function)
-    found.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(surface)
-    if not found.is_async and inspect.iscoroutinefunction(inner):
-        found.is_async = None
-    found.is_generator = inspect.isgeneratorfunction(surface) or inspect.isasyncgenfunction(surface)
+    shape.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(surface)
+    if not shape.is_async and inspect.iscoroutinefunction(inner):
+        shape.is_async = None
+    shape.is_generator = inspect.isgeneratorfunction(surface) or inspect.isasyncgenfunction(surface)
 
 
 def _parameters(function: Any) -> list[inspect.Parameter]:
@@ -41,7 +41,7 @@ def _parameters(function: Any) -> list[inspect.Parameter]:
 
 
 def _surface(function: Any) -> Any:
-    """The function whose code a call runs first."""
+    """The function whose code runs first in a call."""
     while True:
         if isinstance(function, functools.partial):
             function = function.func
@@ -50,14 +50,14 @@ def _surface(function: Any) -> Any:
         elif isinstance(function, type | types.FunctionType | types.BuiltinFunctionType):
             return function
         else:
-            call = getattr(type(function), "__call__", None)  # noqa: B004  # what it is, not whether
+            call = getattr(type(function), "__call__", None)  # noqa: B004  # the attribute itself is needed
             if not isinstance(call, types.FunctionType | functools.partial):
                 return function
             function = call
 
 
 def _unwrapped(function: Any) -> Any:
-    """The function that all decorators and partials go round."""
+    """The innermost function, inside all decorators and partials."""
     while True:
         inner = _surface(inspect.unwrap(function))
         if inner is function:
@@ -66,9 +66,9 @@ def _unwrapped(function: Any) -> Any:
 
 
 def _source(function: Any) -> Any:
-    """The function that the parameters, and so their annotations, come from."""
+    """The function that has the parameters and their annotations."""
     inner = _unwrapped(function)
     if isinstance(inner, type):
-        name = "__new__" if inner.__init__ is object.__init__ else "__init__"  # type: ignore[misc]  # it is looked at
+        name = "__new__" if inner.__init__ is object.__init__ else "__init__"  # type: ignore[misc]  # it is only read
         return inspect.unwrap(getattr(inner, name))
     return inner

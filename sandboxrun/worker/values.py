@@ -1,4 +1,4 @@
-"""Single values of a payload: of a type that contains no others, or one of several; and keys of objects."""
+"""Converters for single values of a payload: simple types, choices, and keys of objects."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sandboxrun.worker import scalars
 from sandboxrun.worker.mismatch import NAMES, Mismatch, Unusable, furthest, mismatch
 from sandboxrun.worker.results import Forms
 
-Convert = Callable[[Any, int], Any]  # the data, and how deep it lies
+Convert = Callable[[Any, int], Any]  # the data and its depth, to a value
 
 
 def simple(kind: Any) -> Convert | None:
-    """Of a type that contains no others."""
+    """The converter of a type that contains no other types; None for any other type."""
     if kind is Any or kind is object:
         return lambda data, depth: data
     if kind is None or kind is type(None):
@@ -58,7 +58,7 @@ def _refuse(expected: str, data: Any) -> Any:
 
 
 def from_text(kind: Any, text: Any, expected: str, make: scalars.FromText) -> Any:
-    """A value of the text that JSON has for it."""
+    """A value from its text. Raises Mismatch."""
     if not isinstance(text, str):
         raise mismatch(expected, text)
     try:
@@ -68,11 +68,11 @@ def from_text(kind: Any, text: Any, expected: str, make: scalars.FromText) -> An
 
 
 def _of_number(kind: Any, data: Any, expected: str, make: scalars.FromText) -> Any:
-    """A timedelta or a Decimal, that JSON may have as a number too."""
+    """A timedelta or a Decimal, which JSON may also have as a number."""
     if type(data) not in (int, float):
         return from_text(kind, data, expected, make)
     try:
-        # As it was written: a float's own value has more digits.
+        # From the float's repr, because its exact value has more digits than were written.
         return kind(seconds=data) if kind.__name__ == "timedelta" else kind(repr(data))
     except (ValueError, ArithmeticError):
         raise mismatch(expected, data) from None
@@ -82,7 +82,7 @@ def _of_number(kind: Any, data: Any, expected: str, make: scalars.FromText) -> A
 
 
 def choice_of(pairs: Sequence[tuple[Any, Any]], forms: Forms, missing: Callable[[Any], Any] | None = None) -> Convert:
-    """Of pairs of what JSON has and what it means. By type too: `true` and 1.0 are not 1."""
+    """The converter for pairs of a JSON value and its meaning. Types count: `true` and 1.0 are not 1."""
     values = [forms.plain(value, "value") for value, _ in pairs]
     table = {_mark(value): meant for value, (_, meant) in zip(reversed(values), reversed(pairs), strict=True)}
     expected = " or ".join(dict.fromkeys(repr(value) for value in values))[:300]
@@ -92,7 +92,7 @@ def choice_of(pairs: Sequence[tuple[Any, Any]], forms: Forms, missing: Callable[
         if mark in table:
             return table[mark]
         if type(data) is int and (mark := _mark(float(data) if abs(data) < 1 << 53 else None)) in table:
-            return table[mark]  # JSON's writers have no 1.0
+            return table[mark]  # JavaScript writes 1.0 as 1
         meant = missing(data) if missing is not None else None
         if meant is None:
             raise mismatch(expected, data)
@@ -102,7 +102,7 @@ def choice_of(pairs: Sequence[tuple[Any, Any]], forms: Forms, missing: Callable[
 
 
 def _mark(value: Any) -> Any:
-    """Equal for equal JSON only, and hashable."""
+    """A hashable key that is equal only for equal JSON."""
     if isinstance(value, dict):
         return dict, frozenset((name, _mark(item)) for name, item in value.items())
     if isinstance(value, list):
@@ -111,7 +111,7 @@ def _mark(value: Any) -> Any:
     return kind, value
 
 
-def enum_of(kind: type[enum.Enum], forms: Forms, place: str) -> Convert:
+def enum_of(kind: type[enum.Enum], forms: Forms, field: str) -> Convert:
     missing: Callable[[Any], Any] | None = None
     if issubclass(kind, enum.Flag):
 
@@ -119,22 +119,22 @@ def enum_of(kind: type[enum.Enum], forms: Forms, place: str) -> Convert:
             if type(data) is not int or data < 0:
                 return None
             try:
-                found = kind(data)
+                flags = kind(data)
             except ValueError:  # a bit that has no name
                 return None
-            # Python 3.11.2 gives a Flag of no bits instead of the error.
-            return found if found.value == data else None
+            # Python 3.11.2 returns a Flag without bits instead of raising.
+            return flags if flags.value == data else None
 
     elif "_missing_" in {name for base in kind.__mro__ if base not in (enum.Enum, object) for name in vars(base)}:
 
         def missing(data: Any) -> Any:
-            found = kind._missing_(data)
-            return found if isinstance(found, kind) else None
+            member = kind._missing_(data)
+            return member if isinstance(member, kind) else None
 
     try:
         return choice_of([(member.value, member) for member in kind.__members__.values()], forms, missing)
     except (TypeError, ValueError) as error:
-        raise Unusable(f"{f'its field {place} is ' if place else ''}{kind.__name__}, of which a {error}") from None
+        raise Unusable(f"{f'its field {field} is ' if field else ''}{kind.__name__}, of which a {error}") from None
 
 
 def key_choice(pairs: Sequence[tuple[Any, Any]], forms: Forms) -> Callable[[str], Any]:

@@ -1,6 +1,6 @@
-"""The table of handler behaviours: a name, what the handler does, and what must become of the request.
+"""The table of handler behaviours: a name, the handler, and the expected fate of the request.
 
-The same files are imported by the worker, which runs the rows, and by the test, which reads what to expect.
+The worker imports the same files to run the rows, and the test to read what to expect.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 PLAIN, THREADS, ASYNC = "plain", "threads", "async"
 MODES = (PLAIN, THREADS, ASYNC)
 OK, BAD, FAILED = 200, 400, 500
-ANSWERED = (OK, FAILED)  # what the encoder of results makes of it is tested elsewhere; here, that there is one answer
+ANSWERED = (OK, FAILED)  # other tests show what the encoder does with it; here there must be one answer
 
 
 @dataclass(frozen=True)
 class Row:
-    """`code`: of the reply, or several that may be. `says`: a part of `err.message`. `group`: the rows of one process.
+    """`code`: of the reply, or the possible ones. `says`: a part of `err.message`. `group`: the rows that share a process.
 
-    `ends`: the worker ends by it, and the request becomes a dead letter. `leaves`: the worker ends in order by it, after
-    the reply. `modes`: where it can be tried; `reason`: why not in the others.
+    `ends`: it ends the worker, and the request becomes a dead letter. `leaves`: it ends the worker in order, after the
+    reply. `modes`: where it can run; `reason`: why not in the others.
     """
 
     name: str
@@ -48,7 +48,7 @@ def add(name: str, run: Callable[[Any], Any], code: int | tuple[int, ...] = FAIL
 
 
 def row(code: int | tuple[int, ...] = FAILED, **more: Any) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
-    """Decorator: the function's name is the row's."""
+    """Decorator: the name of the function names the row."""
 
     def decorate(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
         add(run.__name__.replace("_", " "), run, code, **more)

@@ -1,4 +1,4 @@
-"""Coroutines, tasks, event loops and threads. In a worker that is not async, a coroutine is run by asyncio.run."""
+"""Coroutines, tasks, event loops and threads. A worker that is not async runs a coroutine by asyncio.run."""
 
 from __future__ import annotations
 

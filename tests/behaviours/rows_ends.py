@@ -1,4 +1,4 @@
-"""What no process survives: the request becomes a dead letter, and the next worker goes on. And what ends it in order."""
+"""Acts that no process survives: the request becomes a dead letter, and the next worker goes on. And orderly ends."""
 
 from __future__ import annotations
 

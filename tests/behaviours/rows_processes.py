@@ -1,4 +1,4 @@
-"""Processes that a handler makes, and what becomes of the worker's streams and descriptors."""
+"""Processes that a handler starts, and changes to the streams and descriptors of the worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reaped(pid):
 
 
 def fork(name, code, act):
-    """The child does `act` and comes back into the worker's code; the parent returns the child's exit code."""
+    """The child does `act` and returns into the code of the worker; the parent returns the exit code of the child."""
 
     def run(request):
         pid = os.fork()
@@ -159,7 +159,7 @@ async def an_asyncio_program_terminated(request):
     return {"code": await process.wait()}
 
 
-# --- standard streams: nothing is put back, so each row lives with what those before it did
+# --- standard streams: nothing is restored, so each row runs after the changes of the rows before
 
 
 def stream(name, act, code=OK, **more):

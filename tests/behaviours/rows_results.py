@@ -1,4 +1,4 @@
-"""Everything that can be returned, and everything that can be noted."""
+"""All kinds of results, and of values for traces and progress."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Point:
 
 
 class Odd:
-    """Fails where it is looked at in the named way."""
+    """Raises if it is used in the named way."""
 
     def __init__(self, *names, error=ValueError):
         self.names, self.error = names, error
@@ -93,7 +93,7 @@ class Items(dict):
 
 
 class Whole:
-    """Says that it is of another class."""
+    """Claims to be of another class."""
 
     @property
     def __class__(self):

@@ -20,7 +20,7 @@ MAIN_ONLY = {"modes": (PLAIN, "async"), "reason": "only the main thread may set 
 
 
 def kept(owner, name, value, act, code=FAILED, **more):
-    """The handler puts `value` in the place of a name, acts, and puts back what was there after the answer is due."""
+    """The handler replaces a name by `value`, acts, and restores the name after the answer is due."""
 
     def run(request):
         before = getattr(owner, name)
@@ -52,7 +52,7 @@ kept(os, "getcwd", refuse, lambda request: os.getcwd())
 kept(time, "sleep", refuse, lambda request: time.sleep(0))
 kept(json, "loads", refuse, lambda request: json.loads("{}"))
 kept(gc, "callbacks", [], lambda request: None, OK)
-# What stays: each row lives with what those before it did.
+# Lasting changes: each row runs after those of the rows before.
 STAYS = {
     "json.dumps that raises": lambda: setattr(json, "dumps", refuse),
     "json.JSONEncoder that is gone": lambda: delattr(json, "JSONEncoder"),
@@ -79,7 +79,7 @@ STAYS = {
 for label, act in STAYS.items():
     add(f"{label}, and an error", lambda request, act=act: (act(), 1 / 0), group="stays")
     if label == "no modules at all":
-        break  # what follows it cannot be counted: the worker script itself imports
+        break  # the rest cannot be counted, because the worker script itself imports
     add(f"{label}, and a result", lambda request: {"done": True}, ANSWERED, group="stays")
     add(f"{label}, and a wrong result", lambda request: {"o": object()}, group="stays")
 

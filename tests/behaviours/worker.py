@@ -1,4 +1,4 @@
-"""A worker that behaves as a row of the table says; `mode` of its hash is plain, threads or async."""
+"""A worker that behaves as a row of the table says; the field `mode` of its hash is plain, threads or async."""
 
 import asyncio
 import inspect
@@ -15,7 +15,7 @@ MODE = worker.config()["mode"]
 
 
 def begin(request):
-    """Count the run, so that the test sees that each row did run, and how often."""
+    """Count the run, so that the test sees that each row ran, and how often."""
     name = request.data["row"]
     counter = Connection(URL)
     counter.open()

@@ -1,4 +1,4 @@
-"""What goes wrong, one class a fault. `begin` returns once the fault is there, and fails if it had no effect."""
+"""A class for each fault. `begin` returns once the fault is in effect, and fails if it has none."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from faults.world import Play, Run
 
 EFFECT_SECONDS = 20.0
-DUTY_SECONDS = 0.08  # of a slow server: it stands for so long, then works for a quarter of that
+DUTY_SECONDS = 0.08  # a slow server stops for so long, then works for a quarter of that
 
 
 class Act:
     """A fault in a play."""
 
-    server_serves = True  # while it lasts, for those who come past the proxies
+    server_serves = True  # during the fault, for clients that bypass the proxies
 
     def __init__(self, play: Play) -> None:
         self.play, self.world, self.victim = play, play.world, play.victim
@@ -31,10 +31,10 @@ class Act:
         raise NotImplementedError
 
     def end(self) -> None:
-        """Whatever was broken works again. Fails if the fault had no effect until then."""
+        """Repair what was broken. Fails if the fault had no effect until then."""
 
     def may_end(self, run: Run, code: int | None) -> bool:
-        """Whether it is right that this run ended so."""
+        """Whether this fault explains the end of a run."""
         return False
 
 
@@ -171,7 +171,7 @@ class RestartWithFile(Act):
 
 
 class RestartEmpty(Act):
-    """And the operator writes the hashes again, a moment later."""
+    """The operator writes the hashes again, a moment later."""
 
     server_serves = False
 
@@ -181,7 +181,7 @@ class RestartEmpty(Act):
             assert not r.exists("t:1:h", "t:2:h", "t:req:x")
 
     def end(self) -> None:
-        # A fleet whose configuration is gone ends with an error: so whoever starts it again does so.
+        # A fleet without a configuration ends with an error, and its process manager starts it again.
         try:
             wait_for(lambda: all(run.code is not None for run in self.world.workers()), EFFECT_SECONDS)
         finally:
@@ -192,7 +192,7 @@ class RestartEmpty(Act):
 
 
 class Promotion(Act):
-    """The master is lost with what it did last, which its replica was not told."""
+    """The master is lost with its last writes, which never reached its replica."""
 
     server_serves = False
 
@@ -202,7 +202,7 @@ class Promotion(Act):
             self._before = r.info("server")["run_id"]
         if self.play.chance.random() < 0.5:
             pair.stop_following()
-            self.play.sent += self.world.send(4, 0.002)  # some of which are answered, on the old master alone
+            self.play.sent += self.world.send(4, 0.002)  # some of them are answered on the old master alone
             time.sleep(0.05)
         pair.promote()
         self.world.aim(self.world.runs.values())

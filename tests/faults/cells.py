@@ -1,4 +1,4 @@
-"""The fault matrix as data: every cell that makes sense, and the reason for each that does not."""
+"""The fault matrix as data: every sensible cell, and the reason why each other cell is not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHEN = ("idle", "reading", "in a handler", "renewing", "answering", "ending")
 KINDS = ("plain", "threads", "async")
 TRANSPORTS = ("tcp", "tls", "unix")
 
-# What can happen to whom.
+# The faults, by what they befall.
 _HAPPENS = {
     "worker": {"SIGKILL", "SIGSTOP"},
     "supervisor": {"SIGKILL", "SIGSTOP"},

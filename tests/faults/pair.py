@@ -1,4 +1,4 @@
-"""A redis-server that keeps an append-only file and has a replica, and all that can go wrong with it."""
+"""A redis-server with an append-only file and a replica, and the faults of both."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            # As on a full disk, a write past RLIMIT_FSIZE is an error then, and not a signal. setrlimit(2)
+            # With SIGXFSZ ignored, a write past RLIMIT_FSIZE is an error, as on a full disk. setrlimit(2)
             preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
         )
 
@@ -87,7 +87,7 @@ class Process:
             self._process = None
 
     def forget(self) -> None:
-        """What it has written to its disk."""
+        """Delete its append-only file."""
         shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
 
 
@@ -113,7 +113,7 @@ class Pair:
         self.wait_until_followed()
 
     def wait_until_followed(self) -> None:
-        """Until the replica has all that the master has now."""
+        """Wait until the replica has everything that the master has now."""
         with self.master.client() as r:
             r.set("followed", time.monotonic_ns())
 
@@ -128,20 +128,20 @@ class Pair:
         self.master.start()
 
     def restart_empty(self) -> None:
-        """Both: a replica would come with what the master had."""
+        """Both, because a replica would bring back the data of the master."""
         for process in self._processes:
             process.kill()
             process.forget()
         self.start()
 
     def stop_following(self) -> None:
-        """The replica is told nothing from here on."""
+        """Cut the replication."""
         with self.replica.client() as r:
             r.config_set("masterauth", "wrong")
             r.client_kill_filter(_type="master")
 
     def promote(self) -> None:
-        """The master is lost, its replica takes over; what served before follows it, and has forgotten all it had alone."""
+        """The replica takes over from the lost master, which then follows it and loses what it alone had."""
         self.master.kill()
         with self.replica.client() as r:
             r.replicaof("NO", "ONE")
@@ -154,7 +154,7 @@ class Pair:
     # --- the disk
 
     def fill_disk(self) -> None:
-        """No file of the master can grow any more; until it has noticed."""
+        """No file of the master can grow any more. Returns once the master has noticed."""
         growing = max((self.master.folder / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
         size = growing.stat().st_size
         resource.prlimit(self.master.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -191,7 +191,7 @@ def replicas(r: redis.Redis) -> list[dict[str, str]]:
 
 
 def stop(pid: int) -> None:
-    """SIGSTOP, and until the kernel says that it stands."""
+    """Send SIGSTOP and wait until the kernel reports the process as stopped."""
     os.kill(pid, signal.SIGSTOP)
     wait_for(lambda: state(pid) == "T", START_SECONDS)
 

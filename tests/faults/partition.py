@@ -1,4 +1,4 @@
-"""Two runs of one worker in containers, where process numbers are equal: one is cut off for longer than its lease lasts."""
+"""Two runs of one worker in containers, whose pids are equal: one of them is cut off for longer than its lease lasts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from faults.world import ANSWER_SECONDS, MOMENT_SECONDS, Outcome, Play, Run, Wor
 
 from sandboxrun.redis.lease import LEASE_SECONDS
 
-# A pid namespace each, as a container has: the first process of each supervisor has the same number. unshare(1)
+# Each has its own pid namespace, as a container has: both supervisors have the same pid. unshare(1)
 CONTAINER = (
     "unshare",
     *([] if os.getuid() == 0 else ["--user", "--map-current-user"]),
@@ -21,7 +21,7 @@ CONTAINER = (
     "--fork",
     "--mount-proc",
 )
-HEALED_SECONDS = 15.0  # within which one of both has ended
+HEALED_SECONDS = 15.0  # within which one of the two ends
 
 
 def can_make_containers() -> bool:
@@ -29,7 +29,7 @@ def can_make_containers() -> bool:
 
 
 class Partition(Play):
-    """The first run is cut off; the second takes its place, and then the network heals."""
+    """The first run is cut off, the second takes over the lease, and then the network heals."""
 
     def __call__(self) -> Outcome:
         world, outcome, first = self.world, self.outcome, self.victim
@@ -66,7 +66,7 @@ class Partition(Play):
             return tuple(r.hmget("t:1:h", "pid"))
 
     def _replace(self, first: Run) -> Run:
-        """Another run of the same worker, started until it is let in: the lease of the first has to end."""
+        """Start another run of the same worker until it gets the lease, which the first has to lose."""
         world = self.world
         second = world.new_run("t", "1")
         second.log = Path(f"{second.log}.second")

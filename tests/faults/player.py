@@ -1,4 +1,4 @@
-"""Plays cells in worlds side by side, and says what became of them."""
+"""Plays cells in several worlds at once, and reports the outcomes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from faults.cells import Cell
 from faults.world import Outcome, Play, World
 
 TAKEOVER_MILLIS = 900
-LONG_PART = 50  # one cell in so many has the times of production
+LONG_PART = 50  # one cell in 50 has the times of production
 LONG_TAKEOVER_MILLIS, LONG_SECONDS, LONG_HOLD_SECONDS = 15_000, 6.0, 8.0
 
 _numbers = itertools.count()
 
 
 def long_ones(cells: Sequence[Cell], seed: int) -> set[Cell]:
-    """Those whose handler takes six seconds, while the fault lasts for eight."""
+    """The cells with a handler of six seconds and a fault of eight."""
     fit = [cell for cell in cells if cell.who in ("redis", "network") and cell.when in ("in a handler", "renewing")]
     return set(random.Random(seed).sample(fit, min(len(fit), max(1, len(cells) // LONG_PART))))
 
@@ -34,7 +34,7 @@ def play_cells(
     side_by_side: int,
     show: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Each cell in a world of its kind and transport; one that went wrong takes its world with it."""
+    """Play each cell in a world of its kind and transport. A world is thrown away after a failure."""
     groups: dict[tuple[str, str, bool], list[Cell]] = {}
     long = long_ones(cells, seed)
     for cell in cells:
@@ -74,7 +74,7 @@ def _play_group(
         number = next(_numbers)
         outcome = Outcome(cells[0])
         try:
-            # One world in five has a neighbour that attacks.
+            # One world in five has a hostile neighbour.
             with World(
                 kind, transport, folder / f"world{number}", takeover_millis=takeover, hostile=number % 5 == 0
             ) as world:
@@ -94,7 +94,7 @@ COLUMNS = ("sent", "lost", "twice", "failed", "pending", "ended", "starved", "wi
 
 
 def report(outcomes: Sequence[Outcome]) -> str:
-    """A table: a row a fault, summed over its cells."""
+    """A table with a row for each fault, summed over its cells."""
     rows: dict[str, list[int]] = {}
     for outcome in sorted(outcomes, key=lambda one: one.cell):
         row = rows.setdefault(f"{outcome.cell.who}, {outcome.cell.what}", [0] * (len(COLUMNS) + 1))

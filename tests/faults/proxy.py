@@ -1,10 +1,10 @@
-"""What stands between one worker and Redis: it passes bytes on, and cuts, stalls or slows them when it is told to.
+"""A proxy between one worker and Redis: it forwards bytes, and cuts, stalls or slows them as a test says.
 
-It takes TCP, TLS or a Unix socket, and speaks plain TCP to the server: so it can look for a command, and hold still at the moment
-at which that command passes.
+It accepts TCP, TLS or a Unix socket, and speaks plain TCP to the server. So it can wait for a command and stop at the moment at
+which that command passes.
 
-Unlike the one of tests/support/proxy.py, which passes TLS on unread and makes each fault on one connection, this one ends TLS
-itself, and its faults are those of a whole worker: all its connections stand still, lose their bytes or end at once.
+The proxy of tests/support/proxy.py forwards TLS unread and makes each fault on one connection. This one terminates TLS, and its
+faults concern a whole worker: all its connections stop, lose their bytes or end at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UP, DOWN = "up", "down"  # to the server, from the server
 
 @dataclass(eq=False)
 class Trap:
-    """Waits for `pattern` to pass in one direction. `after`: it passes first, and nothing else behind it."""
+    """Waits for `pattern` in one direction. `after`: the pattern still passes, and nothing behind it."""
 
     pattern: bytes
     direction: str
@@ -36,7 +36,7 @@ class Trap:
 
 
 class Proxy:
-    """One listener. Every method may be called from any thread."""
+    """One listener. Any thread may call any method."""
 
     def __init__(self, transport: str, server_port: int, folder: Path, tls: ssl.SSLContext | None = None) -> None:
         self.server_port = server_port
@@ -74,13 +74,13 @@ class Proxy:
             trap.released.set()
 
     def cut(self, *, refuse: bool) -> None:
-        """End every connection. `refuse`: also those that come, until `resume`."""
+        """End every connection. `refuse`: also new ones, until `resume`."""
         if refuse:
             self._mode = "refuse"
         self._end_all()
 
     def drop(self) -> None:
-        """A half-open connection: bytes vanish in both directions, until `resume` ends those connections."""
+        """Half-open connections: bytes vanish in both directions until `resume` ends the connections."""
         self._mode = "drop"
 
     def slow(self) -> None:
@@ -88,7 +88,7 @@ class Proxy:
 
     def resume(self) -> None:
         was, self._mode = self._mode, "pass"
-        if was == "drop":  # the bytes between are lost
+        if was == "drop":  # the bytes sent meanwhile are lost
             self._end_all()
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ class Proxy:
             for sock in pair:
                 _end(sock)
 
-    # --- passing on
+    # --- forwarding
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -157,7 +157,7 @@ class Proxy:
     def _pass_on(self, data: bytes, target: Socket, direction: str) -> None:
         trap = self._trap
         if trap is not None and (trap.sprung.is_set() or (trap.direction == direction and trap.pattern in data)):
-            # All connections of this worker stand still while the fault is made, so that nothing runs ahead of it.
+            # All connections of this worker stop until the fault is in effect, so that nothing overtakes it.
             if trap.after and not trap.sprung.is_set():
                 target.sendall(data)
                 data = b""
@@ -175,7 +175,7 @@ class Proxy:
 
 
 class _Tls:
-    """The server's side of a TLS connection, for one thread that receives and one that sends: OpenSSL takes one at a time."""
+    """The server side of a TLS connection for a receiving and a sending thread, because OpenSSL allows one at a time."""
 
     def __init__(self, plain: socket.socket, context: ssl.SSLContext) -> None:
         plain.settimeout(10)

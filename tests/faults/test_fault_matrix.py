@@ -1,6 +1,6 @@
-"""Whatever goes wrong, at whatever moment: each request is answered once, and what should live lives.
+"""Under each fault and at each moment, every request is answered once, and no process ends that should live.
 
-A part of the fault matrix, drawn anew by FAULT_SEED; bench/fault_matrix.py plays all of it.
+FAULT_SEED draws a part of the fault matrix; bench/fault_matrix.py plays all of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A world of the fault matrix: a server with a replica, two workers behind a proxy each, and requests that are counted."""
+"""A world of the fault matrix: a server with a replica, two workers, each behind a proxy, and counted requests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TRAPS = {
 
 @dataclass
 class Outcome:
-    """What became of one cell. Every count is 0 if all is well, but for `forgotten`."""
+    """The outcome of one cell. Every count but `forgotten` is 0 if all is well."""
 
     cell: Cell
     sent: int = 0
@@ -48,10 +48,10 @@ class Outcome:
     twice: int = 0
     failed: int = 0  # answered with a code other than 200
     pending: int = 0
-    ended: int = 0  # workers that should live, and orderly ends that did not come
+    ended: int = 0  # workers that ended but should live, and orderly ends that failed
     starved: int = 0  # new requests that waited for all old claims
     without_effect: int = 0  # the fault, or its moment
-    forgotten: int = 0  # by the server itself: it came back without them
+    forgotten: int = 0  # requests that the server lost: it came back without them
     story: list[str] = field(default_factory=list)
 
     def wrong(self) -> dict[str, int]:
@@ -60,7 +60,7 @@ class Outcome:
 
 
 class Run:
-    """`sandboxrun t ID` behind a proxy of its own; started again by `tend`."""
+    """`sandboxrun t ID` behind its own proxy; `tend` starts it again."""
 
     def __init__(self, world: World, type_: str, id_: str, proxy: Proxy) -> None:
         self.world, self.type, self.id, self.proxy = world, type_, id_, proxy
@@ -87,7 +87,7 @@ class Run:
         return next(iter(children(self.process.pid))) if self.world.wrapper else self.process.pid
 
     def worker(self) -> int | None:
-        """The pid, here, of the confined child."""
+        """The pid of the confined child in our own pid namespace."""
         key = f"{self.type}:{self.id}:h".encode()
         for pid in descendants(self.supervisor()):
             with contextlib.suppress(OSError):
@@ -96,7 +96,7 @@ class Run:
         return None
 
     def ready(self) -> bool:
-        """It reads requests."""
+        """Whether its connections are at the server."""
         with self.world.client() as r, contextlib.suppress(redis.RedisError):
             names = [one["name"] for one in r.client_list()]
             return any(name.startswith("worker") and name.endswith(f":{self.type}:{self.id}:h") for name in names)
@@ -130,13 +130,13 @@ def descendants(pid: int) -> list[int]:
 
 
 class World:
-    """Two workers of one kind by one transport. Cells are played one after another, as long as all is well."""
+    """Two workers of one kind over one transport. It plays cell after cell, as long as all is well."""
 
     def __init__(
         self, kind: str, transport: str, folder: Path, *, takeover_millis: int = 900, hostile: bool = False,
         wrapper: Iterable[str] = (),
     ) -> None:  # fmt: skip
-        """`hostile`: a worker of another type attacks all the time. `wrapper`: what a run is started by."""
+        """`hostile`: a worker of another type attacks all the time. `wrapper`: a command that starts each run."""
         self.kind, self.transport, self.folder = kind, transport, folder
         self.takeover_millis, self.hostile, self.wrapper = takeover_millis, hostile, list(wrapper)
         folder.mkdir(parents=True, exist_ok=True)
@@ -179,11 +179,11 @@ class World:
         return run
 
     def client(self) -> redis.Redis:
-        """The operator's, past all proxies."""
+        """A client of the operator, which bypasses the proxies."""
         return self.pair.master.client()
 
     def configure(self) -> None:
-        """What the operator has written: again, after the server has forgotten it."""
+        """Write the hashes of the operator, also again after the server lost them."""
         limits = {
             "version": "local", "takeoverMillis": self.takeover_millis, "maxDeliveries": 20, "replyExpireSeconds": 3600,
             "responseStreamLimit": 0, "requestStreamLimit": 0,
@@ -203,7 +203,7 @@ class World:
             wait_for(lambda: self.runs["hostile"].said("begun", 0), MOMENT_SECONDS)
 
     def send(self, count: int, seconds: float, *, tell: bool = False) -> list[str]:
-        """Entry ids of new requests; each handler takes so many seconds."""
+        """Send requests whose handlers take `seconds` each; their entry ids."""
         with self.client() as r, r.pipeline(transaction=True) as pipe:
             for _ in range(count):
                 data = json.dumps({"seconds": seconds, "tell": tell})
@@ -211,7 +211,7 @@ class World:
             return list(pipe.execute())
 
     def aim(self, targets: Iterable[Run]) -> None:
-        """Behind these proxies the server that serves now."""
+        """Point the proxies to the server that serves now."""
         for run in targets:
             run.proxy.server_port = self.pair.master.port
 
@@ -228,7 +228,7 @@ class Play:
     """One cell in a world."""
 
     def __init__(self, world: World, cell: Cell, seed: int, *, seconds: float = 0.0, hold: float = 0.0) -> None:
-        """`seconds`: of a handler that the fault meets; `hold`: how long the fault lasts. 0: what suits the cell."""
+        """`seconds`: of a handler that runs during the fault; `hold`: how long the fault lasts. 0: as suits the cell."""
         self.world, self.cell, self.chance = world, cell, random.Random(f"{cell} {seed}")
         self.outcome = Outcome(cell)
         self.victim = world.runs["1"]
@@ -283,7 +283,7 @@ class Play:
             self._make_ghosts()
 
     def _make_ghosts(self) -> None:
-        """Claims of a consumer that is dead for long."""
+        """Claims of a consumer that died long ago."""
         world = self.world
         with world.client() as r, r.pipeline(transaction=True) as pipe:  # nobody else is given them
             for _ in range(GHOST_CLAIMS):
@@ -322,11 +322,11 @@ class Play:
         time.sleep(self.chance.uniform(0, 0.15))
 
     def _send_until(self, reached: Callable[[], bool], seconds: float, *, tell: bool = False) -> None:
-        """Requests, until the victim has met one as it should."""
+        """Send requests until the victim is at the moment of the cell."""
         deadline = time.monotonic() + MOMENT_SECONDS
         while not reached():
             assert time.monotonic() < deadline
-            # More than one worker takes at once, and never in step with its reads: else the other one may take them all.
+            # More than one worker takes at once, and out of step with its reads, or the other worker may take them all.
             self.sent += self.world.send(6, seconds, tell=tell)
             until = time.monotonic() + self.chance.uniform(1, 4) * seconds + 0.1
             while time.monotonic() < until and not reached():
@@ -335,7 +335,7 @@ class Play:
     # --- afterwards
 
     def _settle(self, act: Act) -> None:
-        """Start again what has ended, as a process manager would, until all is answered."""
+        """Restart ended workers, as a process manager does, until all requests are answered."""
         world = self.world
         self.sent += world.send(4, 0.002)
         deadline = time.monotonic() + ANSWER_SECONDS + self._seconds * len(self.sent) / 2
@@ -387,7 +387,7 @@ class Play:
     # --- counting
 
     def _expected(self) -> list[str]:
-        """Of the requests that were sent, those that the server has not forgotten."""
+        """The requests that were sent and that the server has not lost."""
         with self.world.client() as r, contextlib.suppress(redis.RedisError):
             there = {xid for xid, _ in r.xrange(STREAM, min=min(self.sent, key=_order))}
             return [xid for xid in self.sent if xid in there]

@@ -168,7 +168,7 @@ def test_call_prints_the_reply_and_exits_by_its_code(r: redis.Redis, run: Runner
     assert json.loads(run("call", "t", "text=hi", "n=3").out).items() >= {"text": "hi", "n": 3}.items()
     assert run("call", "t", "fail=true").code == 70
     assert run("call", "t", "refuse=true").code == 65
-    assert run("call", "nobody", "--timeout", "0.1").code == 75
+    assert run("call", "nobody", "--timeout", "0.1").code == 78
     assert run("call", "t", "{broken").code == 64
     many = run("call", "t", "n=1", "-n", "500")
     assert many.code == 0, many.err
@@ -199,7 +199,7 @@ def test_dead_letters_are_listed_shown_sent_again_and_dropped(r: redis.Redis, ru
     with run.start("t", "1"):
         assert json.loads(r.brpop(["res:a1"], timeout=20)[1])["text"] == "x"
     assert run("dead", "t", "drop", "all").out == "removed: 1\n"
-    assert run("dead", "t").out == ""
+    assert run("dead", "t").out == "t:dead:x has no letters: no request was given up\n"
     assert run("dead", "t", "show", second).code == 78
     assert run("dead", "t", "bury").code == 64
 

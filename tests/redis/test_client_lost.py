@@ -214,7 +214,7 @@ def test_what_was_sent_and_not_confirmed_is_unknown(server: servers.Own) -> None
         killer = threading.Timer(0.2, server.kill)
         killer.start()
         with pytest.raises(
-            client.CallTimeout, match=r"no reply within 1 s, and whether it was taken is unknown"
+            client.CallTimeout, match=r"no reply within 1 s, and whether the request was accepted is unknown"
         ) as error:
             c.call("t", {"n": 1}, timeout=1)
         assert error.value.may_have_run

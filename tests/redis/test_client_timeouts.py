@@ -122,6 +122,7 @@ def test_a_thousand_calls_at_once_share_two_connections(server: servers.Own, r: 
 
 def test_the_command_takes_none_and_refuses_what_is_no_time(run: Runner, server: servers.Own, r: redis.Redis) -> None:
     run.env["REDIS_URL"] = server.url
+    r.xgroup_create("t:req:x", "worker", "0", mkstream=True)  # or no such type would be known
     with Answering(server.url) as worker:
         for text in ("none", "inf", "20", "0.5e2"):
             done = run("call", "t", "1", "--timeout", text)

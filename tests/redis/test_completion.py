@@ -50,6 +50,7 @@ def test_commands_types_ids_options_and_fields(workers: Runner) -> None:
     assert asked(workers, "--reload", "demo-worker", "1", "--rel") == []
     assert asked(workers, "set", "demo-worker", "1", "allowN") == ["allowNet="]
     assert asked(workers, "completion", "z") == ["zsh"]
+    assert asked(workers, "help", "per") == ["perms"]
     assert asked(workers, "stream", "demo-worker", "tr") == ["trim"]
     assert asked(workers, "dead", "demo-worker", "show", "") == []
     assert asked(workers, "audit", "") == [":files"]

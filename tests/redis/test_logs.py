@@ -138,10 +138,12 @@ def test_no_log_keeps_none(r: redis.Redis, run: Runner, local: Local) -> None:
     done = run("logs", "t", "1")
     assert done.code == 78
     assert done.err == (
-        "error: t 1 has no log of this user on this host: it was not run yet, or with --no-log; start it with sandboxrun t 1\n"
+        "error: t 1 has no log of this user on this host: it has not run yet, or only with --no-log\nhint: sandboxrun t 1\n"
     )
     r.hset("t:1:h", mapping=lease(r, pidName="far\x1b[2J"))
-    assert run("logs", "t", "1").err.endswith("host: it runs on far\\x1b[2J, so look there with sandboxrun logs t 1\n")
+    assert run("logs", "t", "1").err.endswith("host: it runs on far\\x1b[2J\n")
+    r.hset("t:1:h", "pidName", "far")
+    assert run("logs", "t", "1").err.endswith(" it runs on far\nhint: ssh far sandboxrun logs t 1\n")
 
 
 def test_no_worker_reads_or_writes_a_log(r: redis.Redis, run: Runner, local: Local) -> None:

@@ -12,62 +12,10 @@ from typing import Any
 import pytest
 import redis
 from runner import Runner
+from scripts import script
 
 Local = Callable[..., Path]
 SCRIPT = "print('ran')\n"
-# Tries each of the questions in `ask`, as perms has them, and prints which worked.
-TRIES = """\
-import json, os, socket, subprocess, sys
-import redis
-
-r = redis.Redis.from_url(os.environ["REDIS_URL"])
-
-def net(text):
-    host, _, port = text.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-
-def listen(text):
-    host, _, port = text.rpartition(":")
-    with socket.socket(socket.AF_INET6 if "[" in host else socket.AF_INET) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        s.bind((host.strip("[]"), int(port)))
-        s.listen()
-
-def read(path):
-    os.listdir(path) if os.path.isdir(path) else open(path).close()
-
-def write(path):
-    if os.path.isdir(path):
-        open(path + "/made", "w").close()
-        os.unlink(path + "/made")
-    else:
-        open(path, "a").close()
-
-def keys(text):
-    if text.startswith("+pubsub:"):
-        r.publish(text[8:], "x")
-    elif text.startswith("+"):
-        r.execute_command(text[1:], "return 1", 0)
-    elif text.startswith("%R~"):
-        r.type(text[3:])
-    elif text.startswith("%W~"):
-        r.delete(text[3:])
-    else:
-        r.append(text, "x"), r.get(text)
-
-TRY = {
-    "--net": net, "--listen": listen, "--read": read, "--write": write, "--redis-keys": keys,
-    "--run": lambda name: subprocess.run([name], check=True), "--env": lambda name: os.environ[name],
-}
-found = []
-for flag, value in json.loads(ASK):
-    try:
-        TRY[flag](value)
-        found.append(True)
-    except (OSError, KeyError, redis.exceptions.NoPermissionError) as error:
-        found.append(False)
-print(json.dumps(found))
-"""
 
 
 @pytest.fixture
@@ -116,9 +64,8 @@ def test_the_answer_is_what_the_worker_finds(
             "%W~t:1:h", "%W~res:x", "%R~res:x", "+pubsub:news", "+pubsub:other", "+eval",
         )),
     ]  # fmt: skip
-    script = f"ASK = {json.dumps(questions)!r}\n{TRIES}"
-    local(
-        script,
+    folder = local(
+        script("questions"),
         allowNet=f"127.0.0.1:{ports[0]},localhost:{ports[1]}",
         allowListen=f"127.0.0.1:{mine}",
         allowRead=f"{data}/open,{data}/both,{data}/plain",
@@ -131,6 +78,7 @@ def test_the_answer_is_what_the_worker_finds(
         allowRedis="chat:*,%R~conf:*,%W~log:*,%R~half:*,%W~half:*,gone:*,+pubsub:news",
         denyRedis="gone:*",
     )
+    (folder / "ask.json").write_text(json.dumps(questions))
     done = run("t", "1")
     assert done.code == 0, done.err
     found = asked(run, *(word for question in questions for word in question))

@@ -32,6 +32,12 @@ def shown(run: Runner, *args: str) -> dict[str, Any]:
     return found
 
 
+def as_printed(fault: dict[str, Any]) -> str:
+    """The lines that a run prints for a fault."""
+    hint = "\n".join(fault["hint"])
+    return f"error: {fault['error']}\n" + (f"hint: {hint}\n" if hint else "")
+
+
 def test_it_says_in_words_what_the_worker_may_do_and_which_hash_says_so(
     r: redis.Redis, run: Runner, local: Local
 ) -> None:
@@ -145,7 +151,7 @@ def test_a_fault_is_named_as_the_run_names_it(
         r.hdel("t:1:h", name) if value is None else r.hset("t:1:h", name, value)
     found, done = shown(run), run("t", "1")
     assert done.out == ""
-    assert done.err.partition("hint: ")[0] == f"error: {found['faults'][0]['error']}\n"
+    assert done.err == as_printed(found["faults"][0])
     assert done.code == found["faults"][0]["exit_code"]
     assert f"sandboxrun t 1 would end with exit code {done.code}\n  error: " in run("show", "t", "1").out
 
@@ -174,7 +180,7 @@ def test_a_policy_file_that_is_wrong_is_a_fault_and_the_rest_is_shown(run: Runne
     local(SCRIPT, allowNet="a.example")
     run.set_policy("worker = 5\n")
     found, done = shown(run), run("t", "1")
-    assert done.err.partition("hint: ")[0] == f"error: {found['faults'][0]['error']}\n"
+    assert done.err == as_printed(found["faults"][0])
     assert (found["policy"], found["allow"]["net"][0]["entry"]) == (None, "a.example")
     assert run("perms", "t", "1", "--net", "a.example:1").err == done.err
 
@@ -215,7 +221,7 @@ def test_what_would_be_asked_at_the_next_start_is_shown(r: redis.Redis, run: Run
     assert run("t", "1").code == 0
     r.hset("t:1:h", "allowNet", "a.example")
     assert shown(run)["agreed"] == {"recorded": True, "grown": ["--allow-net a.example"]}
-    assert "agree with: sandboxrun approve t 1" in run("show", "t", "1").out
+    assert "approve with: sandboxrun approve t 1" in run("show", "t", "1").out
 
 
 def test_whether_it_runs_now(r: redis.Redis, run: Runner, local: Local) -> None:
@@ -237,7 +243,7 @@ def test_whether_it_runs_now(r: redis.Redis, run: Runner, local: Local) -> None:
 def test_what_is_no_hash_of_a_worker(r: redis.Redis, run: Runner) -> None:
     done = run("show", "t", "1")
     assert (done.code, done.out) == (78, "")
-    assert done.err == "error: t:1:h does not exist: make it with sandboxrun set t 1 url=URL version=VERSION\n"
+    assert done.err == "error: t:1:h does not exist\nhint: sandboxrun set t 1 url=URL version=VERSION\n"
     r.rpush("t:1:h", "x")
     assert "t:1:h is a list, not a hash" in run("show", "t", "1").out
     r.delete("t:1:h")
@@ -256,7 +262,7 @@ def test_the_names_in_json_are_always_the_same(r: redis.Redis, run: Runner, loca
     r.hset("t:1:h", "allowFoo", "x")
     bad = shown(run)
     assert list(good) == list(bad) == [
-        "worker", "key", "redis", "running", "code", "allow", "deny", "always", "limits", "policy", "agreed", "faults",
+        "worker", "key", "hashes", "redis", "running", "code", "allow", "deny", "always", "limits", "policy", "agreed", "faults",
         "last_run", "fields",
     ]  # fmt: skip
     assert list(good["allow"]) == list(bad["deny"]) == ["net", "read", "write", "run", "listen", "env", "redis"]

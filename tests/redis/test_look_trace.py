@@ -11,29 +11,10 @@ import pytest
 import redis
 from arena import wait_for
 from runner import Runner
+from scripts import script
 
 Local = Callable[..., Path]
-SCRIPT = """\
-import os, time
-from sandboxrun import worker
-
-r = worker.connect()
-
-@worker.handler
-def handle(request):
-    request.progress("half")
-    if request.data.get("kill"):
-        os.kill(os.getpid(), 9)
-    if request.data.get("wait"):
-        while not r.llen("go:on"):
-            time.sleep(0.01)
-    if request.data.get("fail"):
-        raise ValueError("no\\x1b[31m")
-    request.trace(seen="by me")
-    return {"text": "hi"}
-
-worker.run()
-"""
+SCRIPT = script("traced")
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +78,7 @@ def test_the_life_of_a_request_and_what_is_left_of_it_later(r: redis.Redis, run:
     done = run("trace", ref)
     assert (done.code, done.out) == (78, "")
     assert done.err == (
-        f"error: nothing is left of request {ref}, if there was one: see sandboxrun stream TYPE responses, or sandboxrun dead TYPE\n"
+        f"error: Redis has no trace, no reply and no entry of request {ref}\nhint: sandboxrun stream TYPE responses\n"
     )
 
 

@@ -15,6 +15,7 @@ from arena import wait_for
 from loop_workers import answer, answered, pending, send
 from proxy import Proxy
 from runner import Runner
+from scripts import script
 
 from sandboxrun.errors import ConnectionLost
 from sandboxrun.redis.connection import Connection
@@ -37,28 +38,7 @@ THREADS = UVLOOP.replace("async def", "def").replace("await asyncio.sleep", "tim
 ).replace("worker.run()", "worker.run(concurrency=4)")  # fmt: skip
 POLICY = UVLOOP.replace("uvloop.install()", "asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())")
 # As any other event loop may do it.
-BY_HAND = """
-import asyncio, os
-from sandboxrun import worker
-
-class Loop(asyncio.SelectorEventLoop):
-    def add_reader(self, fd, *arguments):
-        os.set_blocking(fd, False)
-        super().add_reader(fd, *arguments)
-
-class Policy(asyncio.DefaultEventLoopPolicy):
-    def new_event_loop(self):
-        return Loop()
-
-asyncio.set_event_loop_policy(Policy())
-
-@worker.handler
-async def handle(request):
-    await asyncio.sleep(request.data.get("sleep", 0))
-    return {"n": request.data["n"], "loop": "uvloop"}
-
-worker.run()
-"""
+BY_HAND = script("another_loop")
 
 
 @pytest.mark.parametrize(

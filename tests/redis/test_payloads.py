@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 from runner import Runner
+from scripts import script
 
 from sandboxrun import client
 from sandboxrun.client import BadRequest
@@ -115,25 +116,7 @@ def test_a_typed_payload_is_made_and_a_400_names_the_field(
 
 def test_a_model_or_a_dataclass_is_a_result(redis_url: str, run: Runner, local: Local) -> None:
     pytest.importorskip("pydantic")
-    code = """
-import datetime, dataclasses, pydantic
-from sandboxrun import worker
-
-class Model(pydantic.BaseModel):
-    at: datetime.date
-    inner: list[int]
-
-@dataclasses.dataclass
-class Plain:
-    n: int
-
-@worker.handler
-def handle(request):
-    return Model(at="2026-01-02", inner=[1]) if request.data else Plain(3)
-
-worker.run()
-"""
-    local(code)
+    local(script("results_of_classes"))
     with run.start("t", "1"), client.Client(redis_url) as c:
         found = c.call("t", True, timeout=20)
         assert (found["at"], found["inner"]) == ("2026-01-02", [1])
@@ -143,28 +126,7 @@ worker.run()
 def test_a_model_that_checks_by_itself_is_heard(redis_url: str, run: Runner, local: Local) -> None:
     """What its validators say, and what a dataclass's __post_init__ does, is a 400, too: the handler did not run."""
     pytest.importorskip("pydantic")
-    code = """
-import dataclasses, pydantic
-from sandboxrun import worker
-
-class Model(pydantic.BaseModel):
-    size: int = pydantic.Field(gt=0)
-
-@dataclasses.dataclass
-class Box:
-    model: Model
-    colour: str = "red"
-    def __post_init__(self):
-        if self.colour != "red":
-            raise ValueError("only red ones are left")
-
-@worker.handler
-def handle(request, box: Box):
-    return {"size": box.model.size}
-
-worker.run()
-"""
-    local(code)
+    local(script("payloads_that_check"))
     with run.start("t", "1"), client.Client(redis_url) as c:
         assert c.call("t", {"model": {"size": 2}}, timeout=20)["size"] == 2
         with pytest.raises(BadRequest, match=r"field model\.size: Input should be greater than 0"):

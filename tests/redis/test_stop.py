@@ -82,7 +82,7 @@ def test_one_on_another_host_ends_when_its_supervisor_says_so(r: redis.Redis, ru
         wait_for(lambda: not r.hexists("t:1:h", "pid"))
         r.hset("t:1:h", mapping=lease(r, pid="8"))
         assert process.stdout is not None
-        assert b"was started again as process 8: stop what starts it" in process.stdout.readline()
+        assert b"was started again as process 8: stop the service that starts it" in process.stdout.readline()
         assert process.wait(20) == 0
 
 
@@ -99,7 +99,7 @@ def test_what_dead_ones_left_is_removed(r: redis.Redis, run: Runner) -> None:
     far, near = done.out.splitlines()
     assert far.startswith("t 1: removed the stale pid 7 on far, not renewed for 20 s; if it still runs there, it ends")
     assert near == "t 2: removed the stale pid 7, whose process is gone"
-    assert "removed pid 4000000000, set by a worker without sandboxrun" in run("stop", "u", "1").out
+    assert "removed pid 4000000000, which no run of sandboxrun had set" in run("stop", "u", "1").out
     reset()
     assert run("stop", "t", "--stale").out.splitlines() == [far, near]
     done = run("stop", "--stale")
@@ -166,7 +166,7 @@ def test_a_program_that_cannot_be_ended_is_said_and_the_run_is_not_over(
             done = run("stop", "t", "1", "--timeout", "7")
             assert done.code == 75
             assert (
-                f"the worker itself has ended, and processes that it has started have not, though they were killed ({program})"
+                f"the worker itself has ended, but processes that it started have not, although they were killed ({program})"
                 in done.out
             )
             assert r.hexists("t:1:h", "pidHost")

@@ -1,4 +1,4 @@
-"""What CI runs says what a machine lacks, and needs no terminal, no home and nothing of an earlier run."""
+"""The script of CI names what a machine lacks, and needs neither a terminal nor a home nor an earlier run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The command with a suite that says how it was called."""
+    """The script, with a suite that prints how it was called."""
     (tmp_path / ".ci").mkdir()
     (tmp_path / "tests").mkdir()
     shutil.copy(ROOT / ".ci/run", tmp_path / ".ci/run")

@@ -1,4 +1,4 @@
-"""However a run of the suite ends, its temporary folder and all that it started are gone."""
+"""However a run of the suite ends, its temporary folder and its processes are gone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from arena import wait_for
 ROOT = Path(__file__).parents[2]
 CONTAINED = ROOT / "tests/tools/contained.py"
 SECONDS = 60
-# What tests start: children, orphans, those in a session of their own, those that ignore signals, and a folder nobody may enter.
+# Like tests: children, orphans, processes in a session of their own or deaf to signals, and a folder without permissions.
 BUSY = """\
 mkdir "$TMPDIR/closed" && touch "$TMPDIR/closed/file" && chmod 0 "$TMPDIR/closed"
 sleep 600 & echo $! >>"$PIDS"
@@ -66,7 +66,7 @@ def test_an_interrupt_lets_the_command_say_how_far_it_came_and_leaves_nothing(tm
         try:
             folder = folder_of(process)
             assert process.stdout is not None and process.stdout.readline() == "\n"
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all that run in front
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the foreground process group
             assert process.stdout.readline() == "so far\n"
             assert process.wait(SECONDS) == 128 + signal.SIGINT
         finally:
@@ -79,7 +79,7 @@ def test_a_second_interrupt_ends_what_does_not_end_by_itself(tmp_path: Path) -> 
         try:
             folder = folder_of(process)
             process.send_signal(signal.SIGINT)
-            wait_for(lambda: not pending(process.pid))  # one that is not taken yet would swallow the next
+            wait_for(lambda: not pending(process.pid))  # a pending one would swallow the next
             process.send_signal(signal.SIGINT)
             assert process.wait(SECONDS) == 128 + signal.SIGINT
         finally:
@@ -107,7 +107,7 @@ def test_an_end_by_itself_leaves_nothing_and_keeps_the_exit_code(tmp_path: Path,
 
 
 def test_the_suites_command_leaves_nothing_when_it_is_ended(tmp_path: Path) -> None:
-    """tests/run.sh itself, with an environment that is there already and a suite that waits."""
+    """tests/run.sh itself, with an existing environment and a suite that waits."""
     for name in ("tests/run.sh", "tests/support/machine.py", "tests/tools/contained.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)

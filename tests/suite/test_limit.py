@@ -1,4 +1,4 @@
-"""A test that is stuck fails after its limit, and says where it stood; what it started ends, what fixtures hold does not."""
+"""A stuck test fails after its limit and shows where it stood. Its processes are killed, those of fixtures live on."""
 
 from __future__ import annotations
 

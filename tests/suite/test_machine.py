@@ -1,4 +1,4 @@
-"""The suite's own processes get the same signals, mask, umask, environment, locale and zone, whoever started it."""
+"""The processes of the suite get the same signals, umask, environment, locale and zone, whoever started it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(json.dumps({"env": dict(os.environ), "umask": mask, "zone": time.timezone, "locale": locale.getlocale(),
                   "ignored": int(status["SigIgn"], 16), "blocked": int(status["SigBlk"], 16)}))
 """
-PYTHONS_OWN = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1  # it ignores them at its start
+PYTHONS_OWN = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1  # Python ignores them at its start
 STRANGE = {
     "PATH": f"{os.environ['PATH']}::.:bin",
     "TZ": "Asia/Kathmandu",
@@ -36,7 +36,7 @@ STRANGE = {
     "OPENSSL_CONF": "/nonexistent",
     "SANDBOXRUN_TRACE_STARTUP": "/nonexistent/trace",
 }
-# Start the rest of the command with everything ignored and blocked that can be.
+# Start the rest of the command with every possible signal ignored and blocked.
 START = """\
 import os, signal, sys
 numbers = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}

@@ -1,4 +1,4 @@
-"""A worker by hand, in a thread: it answers each request as a test wants it, and outlives what happens to Redis."""
+"""A worker in a thread that speaks the protocol by hand: it answers as a test wants, and survives an outage of Redis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-Answer = Callable[[dict[str, Any], str], bytes | str | None]  # of the data and the ref; None is no answer
+Answer = Callable[[dict[str, Any], str], bytes | str | None]  # from the data and the ref; None: no answer
 
 
 def plain(data: Any, ref: str) -> str:
@@ -17,7 +17,7 @@ def plain(data: Any, ref: str) -> str:
 
 
 class Answering:
-    """A context manager. `seen`: the data of all requests, in order; one that is seen again has run twice."""
+    """A context manager. `seen`: the data of all requests, in order; a request that ran twice is in it twice."""
 
     def __init__(self, url: str, answer: Answer = plain, *, traces: bool = True, type_: str = "t") -> None:
         self._url, self._answer, self._traces, self._type = url, answer, traces, type_
@@ -39,7 +39,7 @@ class Answering:
             try:
                 with redis.Redis.from_url(self._url, decode_responses=True, socket_timeout=3) as r:
                     found = r.info("server")["run_id"]
-                    if found != run_id:  # another server, or one that has forgotten
+                    if found != run_id:  # another server, or one that has lost its data
                         last, run_id = "0", found
                     while not self._over.is_set():
                         for _, entries in r.xread({f"{self._type}:req:x": last}, block=100, count=100) or ():

@@ -1,4 +1,4 @@
-"""Attempts: the same code run without and with the sandbox, and what came of it."""
+"""Attempts: the same code, run without and with the sandbox, and its outcome."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from typing import IO, Any
 import pytest
 
 CONFINE = Path(__file__).parents[1] / "kernel" / "confine.py"
-FILTERS = tempfile.mkdtemp(prefix="sandboxrun-filters-")  # each process of the tests compiles a filter once
+FILTERS = tempfile.mkdtemp(prefix="sandboxrun-filters-")  # each test process compiles a filter once
 atexit.register(shutil.rmtree, FILTERS, ignore_errors=True)
-SECONDS = 60  # for one attempt; nothing takes this long
+SECONDS = 60  # for one attempt, which takes far less
 
 _FRAME = """\
 import errno, json, os, socket, sys
@@ -44,7 +44,7 @@ os.write(1, b"OUTCOME " + json.dumps(outcome).encode() + b"\\n")
 
 @dataclass(frozen=True)
 class Outcome:
-    """`errno` is a name like "EACCES", or None where the attempt returned `value`."""
+    """`errno` is a name such as "EACCES", or None if the attempt returned `value`."""
 
     value: Any
     errno: str | None
@@ -66,7 +66,7 @@ class Arena:
         self.under: Sequence[str] = ()  # a command that runs its arguments, for both kinds of attempt
 
     def unconfined(self, code: str, *, under: Sequence[str] = (), **variables: Any) -> Outcome:
-        """`under`: a command that runs its arguments, to be the attempt's parent."""
+        """`under`: a command that runs its arguments; it becomes the parent of the attempt."""
         script = self._write(code, variables)
         return self._run([*under, sys.executable, "-I", str(script)], cwd=self.scratch)
 
@@ -84,7 +84,7 @@ class Arena:
         under: Sequence[str] = (),
         **variables: Any,
     ) -> Outcome:
-        """`under`: a command that runs its arguments, to be the supervisor's parent; the rest is as in confine.py."""
+        """`under`: a command that runs its arguments; it becomes the parent of the supervisor. The rest is as in confine.py."""
         command = self._confining(
             code,
             variables,
@@ -153,7 +153,7 @@ class Arena:
     ) -> Outcome:
         """The attempt returns `works` unconfined and fails with `errno` confined, from the same, empty scratch folder.
 
-        That nothing arrived on the other side is for the caller to show. Returns the confined outcome.
+        The caller shows that nothing arrived on the other side. Returns the confined outcome.
         """
         free = self.unconfined(code, **variables)
         assert (free.errno, free.value) == (None, works), f"unconfined: {free}"
@@ -191,29 +191,29 @@ class Arena:
 def _outcome(out: str, err: str, code: int) -> Outcome:
     lines = [line for line in out.splitlines() if line.startswith("OUTCOME ")]
     if len(lines) != 1:
-        # Never take a process that did not run the attempt for a refusal; exec leaves no line when it succeeds.
+        # A process that did not run the attempt is no refusal. An exec that succeeds leaves no line.
         return Outcome(None, "NO OUTCOME", err + out, code)
     outcome = json.loads(lines[0][len("OUTCOME ") :])
     return Outcome(outcome.get("value"), outcome.get("errno"), err, code)
 
 
 class Running:
-    """A supervisor at work: what its worker says, what it holds, what it has started."""
+    """A running supervisor: the output of its worker, its descriptors, its processes."""
 
     def __init__(self, process: subprocess.Popen[str], scratch: Path) -> None:
         self.process, self._scratch = process, scratch
 
     def line(self) -> str:
-        """The worker's next line; empty where it ended."""
+        """The next line of the worker; empty if the worker ended."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().rstrip("\n")
 
     def tell(self, word: str) -> None:
-        """What the worker waits for with `told(word)`."""
+        """Let the worker go on that waits in `told(word)`."""
         (self._scratch / word).touch()
 
     def descriptors(self) -> int:
-        """How many the supervisor itself has open, but for what it opens for a moment."""
+        """How many descriptors the supervisor has open, without those that it opens for a moment."""
         found = []
         for _ in range(10):
             found.append(len(os.listdir(f"/proc/{self.process.pid}/fd")))
@@ -221,7 +221,7 @@ class Running:
         return min(found)
 
     def descendants(self) -> list[int]:
-        """Pids of all that it has started, and of what those have."""
+        """Pids of its children and of all their descendants."""
         parents: dict[int, list[int]] = {}
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
@@ -233,13 +233,13 @@ class Running:
         return found[1:]
 
     def end(self) -> Outcome:
-        """Wait for it."""
+        """Wait for the supervisor to end."""
         out, err = self.process.communicate(timeout=SECONDS)
         return _outcome(out, err, self.process.returncode)
 
 
 class Listener:
-    """A TCP or Unix stream listener that answers "hello" and remembers what came."""
+    """A TCP or Unix stream listener that answers "hello" and keeps what it receives."""
 
     def __init__(self, family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> None:
         self._socket = socket.socket(family)
@@ -280,7 +280,7 @@ class Listener:
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 10, what: str = "it") -> None:
-    """`what`: what is waited for, which a failure names."""
+    """Wait until `condition` is true. A failure names `what`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited for {what}, longer than {seconds:g} s"
@@ -288,7 +288,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 10, what: str = "
 
 
 def needs_ipv6() -> None:
-    """Skips the test on a machine that has none, as in a container by default."""
+    """Skip the test on a machine without IPv6, such as a container by default."""
     try:
         with socket.socket(socket.AF_INET6) as sock:
             sock.bind(("::1", 0))
@@ -309,7 +309,7 @@ def listening(family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)) -> 
 
 @contextlib.contextmanager
 def full_backlog() -> Iterator[int]:
-    """A loopback port whose SYNs are dropped: nobody accepts and the queue is full, so a connect hangs."""
+    """A loopback port that drops SYNs: nobody accepts and the queue is full, so a connect hangs."""
     with socket.socket() as server, contextlib.ExitStack() as stack:
         server.bind(("127.0.0.1", 0))
         server.listen(0)

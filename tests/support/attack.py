@@ -1,4 +1,4 @@
-"""What attacks are written with: raw system calls by name, and receivers that show what arrived."""
+"""Parts of attacks: raw system calls by name, and receivers that show what arrived."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NR: dict[str, int] = {
     }.items()
 }  # fmt: skip
 
-# Goes before an attempt. `call` raises OSError; integers fill a whole register. `inet` and `inet6` are struct sockaddr.
+# Stands before an attempt. `call` raises OSError; an integer fills a whole register. `inet` and `inet6` are struct sockaddr.
 RAW = f"""
 import ctypes, fcntl, mmap, select, signal, struct, threading, time
 NR = {NR!r}
@@ -58,7 +58,7 @@ def hello(fd):
         s.settimeout(5)
         return s.recv(5).decode()
 def opened(s, address=None):
-    # Connected by the system call itself, without Python's own checks and look-ups
+    # By the system call, without the checks and look-ups of Python
     address = address or inet(V["port"])
     call("connect", s.fileno(), address, len(address))
     return hello(s.detach())
@@ -66,7 +66,7 @@ def opened(s, address=None):
 
 
 def attempt(body: str) -> str:
-    """The code of an attempt whose body is `body`, after RAW."""
+    """The code of an attempt with this body, after RAW."""
     return RAW + "def attempt():\n" + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ") + "\n"
 
 
@@ -82,7 +82,7 @@ class Receiver:
         return int(self.address[1])
 
     def arrived(self) -> bytes:
-        """Everything that came since the last look; loopback and Unix datagrams are there when send returns."""
+        """All datagrams since the last call. On loopback and Unix sockets they are there when send returns."""
         found = b""
         while True:
             try:
@@ -102,14 +102,14 @@ def receiving(
 
 
 class Counter:
-    """A TCP listener that counts exactly what reached it, however much at once: it accepts when it is asked."""
+    """A TCP listener that counts every connection, however many come at once: it accepts when a test asks."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self.port = sock.getsockname()[1]
 
     def arrived(self) -> int:
-        """How many connections came since the last look. On loopback they are queued before connect(2) returns."""
+        """How many connections came since the last call. On loopback they are queued before connect(2) returns."""
         found = 0
         while True:
             try:
@@ -129,7 +129,7 @@ def counting(address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[Counter]:
 
 
 def arrived(listener: Listener) -> int:
-    """How many connections came to a listener so far. One of our own, queued behind all others, makes sure of it."""
+    """How many connections a listener has had. A connection of our own, queued behind all others, makes the count exact."""
     with socket.socket(listener._socket.family) as sock:
         sock.connect(listener.address)
         assert sock.recv(5) == b"hello"

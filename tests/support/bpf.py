@@ -1,4 +1,4 @@
-"""Classic BPF as seccomp(2) runs it: the instructions that libseccomp makes, over struct seccomp_data."""
+"""Classic BPF as seccomp(2) runs it: the instructions that libseccomp emits, over struct seccomp_data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DATA = struct.Struct("=iIQ6Q")  # struct seccomp_data: number, architecture, in
 
 
 class Ran(NamedTuple):
-    """What the program returned (SECCOMP_RET_*), after how many instructions, and whether it looked at arguments."""
+    """`returned`: SECCOMP_RET_*; `steps`: instructions; `looked`: whether the program read an argument of the call."""
 
     returned: int
     steps: int
@@ -27,7 +27,7 @@ class Program:
         self.instructions = list(struct.iter_unpack("=HBBI", compiled))
 
     def run(self, arch: int, number: int, args: Sequence[int]) -> Ran:
-        """`number` as the 32 bits of its register. Raises ValueError for what the kernel would not load."""
+        """`number`: 32 bits, unsigned. Raises ValueError for an instruction that the kernel would not load."""
         signed = number - (1 << 32) if number >= 1 << 31 else number
         data = _DATA.pack(signed, arch, 0, *args)
         accumulator = at = steps = 0

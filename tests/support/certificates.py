@@ -1,4 +1,4 @@
-"""Certificates as an operator makes them: by the real `openssl`, an authority and a server's signed by it."""
+"""Certificates as an operator makes them with `openssl`: an authority, and a server certificate that it signed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 @dataclass(frozen=True)
 class Certificates:
-    """Paths of PEM files. `stranger` is another authority, which signed nothing of ours."""
+    """Paths of PEM files. `stranger` is another authority, which signed none of them."""
 
     authority: Path
     stranger: Path
@@ -22,7 +22,7 @@ class Certificates:
 
 
 def make(folder: Path, names: str = "IP:127.0.0.1") -> Certificates:
-    """For a server of these `names` (a subjectAltName, x509v3_config(5))."""
+    """For a server with these `names` (a subjectAltName, x509v3_config(5))."""
     if shutil.which("openssl") is None:
         if os.environ.get("CI"):
             pytest.fail("no openssl is installed")

@@ -1,4 +1,4 @@
-"""A client of the Debug Adapter Protocol, as an editor is one: JSON with a Content-Length, over a plain socket."""
+"""A client of the Debug Adapter Protocol, such as an editor: JSON with a Content-Length, over a plain socket."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ SECONDS = 30
 
 
 class Session:
-    """One attached session. Messages that come while another is awaited are kept."""
+    """One attached session. It keeps messages that come while it waits for another one."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._file, self._number = sock, sock.makefile("rb"), 0
         self._kept: list[dict[str, Any]] = []
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """The body of the answer to a request."""
+        """Send a request and return the body of its answer."""
         return self.answer(self.send(command, **arguments))
 
     def send(self, command: str, **arguments: Any) -> int:
-        """A request whose answer is awaited later, if at all."""
+        """Send a request; `answer` takes the number that this returns."""
         self._number += 1
         message = {"seq": self._number, "type": "request", "command": command, "arguments": arguments}
         data = json.dumps(message).encode()
@@ -37,7 +37,7 @@ class Session:
         return found.get("body") or {}
 
     def raw_answer(self, number: int) -> dict[str, Any]:
-        """With whether it succeeded."""
+        """The whole answer, of a request that may have failed."""
         return self._await(lambda m: m["type"] == "response" and m["request_seq"] == number)
 
     def event(self, name: str) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Session:
         return self._await(lambda m: m["type"] == "event" and m["event"] == name).get("body") or {}
 
     def attach(self, script: Path, line: int) -> None:
-        """As an editor does: with a breakpoint in this line."""
+        """As an editor does, with a breakpoint in this line."""
         self.ask("initialize", adapterID="debugpy", pathFormat="path", linesStartAt1=True)
         attached = self.send("attach", justMyCode=True)
         self.event("initialized")
@@ -55,7 +55,7 @@ class Session:
         self.answer(attached)
 
     def locals(self) -> tuple[int, int, dict[str, str]]:
-        """At the next stop: its thread, its line, and the variables there."""
+        """The thread, the line and the local variables of the next stop."""
         thread = self.event("stopped")["threadId"]
         frame = self.ask("stackTrace", threadId=thread)["stackFrames"][0]
         scope = self.ask("scopes", frameId=frame["id"])["scopes"][0]

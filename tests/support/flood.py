@@ -1,4 +1,4 @@
-"""Workers that keep their supervisor busy: with connects that hang, with floods of calls that make no sense."""
+"""Workers that keep their supervisor busy, by connects that hang and by floods of senseless calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sandboxrun.sandbox.compile.grants import TRAPPED
 
 CALLS = TRAPPED[os.uname().machine]
 
-# `hang(count)` starts threads that connect to V["hanging"] and stay there; `let_go()` ends all of them.
+# `hang(count)` starts threads that hang in connect to V["hanging"]; `let_go()` ends all of them.
 HANGING = """
 threading.stack_size(128 * 1024)
 sockets, threads, errors = [], [], []
@@ -44,7 +44,7 @@ def worker(body: str) -> str:
     return attempt(body).replace("def attempt():", "import contextlib\n" + HANGING + "def attempt():", 1)
 
 
-# `wild(rng, name)` makes one such call; V["calls"] has the numbers.
+# `wild(rng, name)` makes one senseless call; V["calls"] has the numbers.
 WILD = """
 import random
 PAGE = 4096
@@ -68,7 +68,7 @@ def wild(rng, name):
     result = libc.syscall(ctypes.c_long(V["calls"][name]), *args)
     return errno.errorcode[ctypes.get_errno()] if result < 0 else "done"
 def flicker():
-    while True:  # the memory comes and goes while it is read
+    while True:  # the memory comes and goes while the supervisor reads it
         protect(fleeting, 0)
         libc.madvise(ctypes.c_void_p(fleeting), ctypes.c_long(PAGE), 4)
         protect(fleeting, 3)

@@ -38,7 +38,7 @@ def _hints(node: ast.AST) -> list[ast.expr]:
 
 
 def _texts(value: ast.expr) -> list[str]:
-    """The templates that an expression can give; none for a name or a call, whose hints stand elsewhere."""
+    """The templates of an expression; none for a name or a call, because their hints stand elsewhere."""
     if isinstance(value, ast.Constant):
         return [value.value] if isinstance(value.value, str) else []
     if isinstance(value, ast.JoinedStr):
@@ -57,7 +57,7 @@ def _texts(value: ast.expr) -> list[str]:
 
 
 def hint_of(stderr: str) -> str:
-    """What stands behind the last `hint: ` of a command's standard error, with the lines below it."""
+    """The text after the last `hint: ` on the standard error of a command, with the lines below it."""
     _, found, hint = stderr.rpartition("hint: ")
     assert found, f"there is no hint in:\n{stderr}"
     return hint.rstrip("\n")

@@ -1,11 +1,11 @@
-"""Which file of the package may import which: the layers of the house, and whoever breaks them.
+"""Which file of the package may import which: its layers, and the imports that break them.
 
-Read from the sources, so that nothing can hide at run time. An import inside a function counts as one at the top does: it
-only delays the moment at which the circle closes. Imports under `if TYPE_CHECKING:` never happen, so they close no circle,
-and two files of a layer may name each other's types. They must point downwards all the same: whoever reads or changes a
-file has to know what it names, and a lower layer that speaks of a higher one cannot be understood, or tested, alone.
+They are read from the source, because an import at run time could hide. An import inside a function counts like one at the
+top of a file, because it only delays the circle. An import under `if TYPE_CHECKING:` never runs, so it closes no circle, and
+two files of one layer may name each other's types. It must still point downwards: a lower layer that names a higher one can
+be neither understood nor tested alone.
 
-A package's `__init__` counts where something is taken from it by name, not because Python runs it before its modules.
+The `__init__` of a package counts if a name is imported from it, although Python runs it before each of its modules.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _CONFIG = frozenset({"ground", "config"})
 _WIRE = _CONFIG | {"redis", "protocol"}
 _RUN = _CONFIG | {"policy", "redis", "fetch", "sandbox", "sandbox/compile", "sandbox/supervisor", "fleet"}
 _ALL = _RUN | {"sandbox/selftest", "protocol", "host", "client", "describe", "dev"}
-# What each layer may import beside itself, the lowest first: none imports one that comes after it. A layer is a folder,
-# without the folders in it that have a line of their own.
+# The layers that each layer may import besides itself, the lowest first; none imports a later one. A layer is a folder,
+# without those folders in it that have a line of their own.
 LAYERS: dict[str, frozenset[str]] = {
     "ground": frozenset(),
     "config": frozenset({"ground"}),
@@ -33,17 +33,17 @@ LAYERS: dict[str, frozenset[str]] = {
     "protocol": _CONFIG,
     "redis": _CONFIG | {"policy"},
     "fetch": _CONFIG,
-    "sandbox": frozenset({"ground"}),  # what both of these share: system calls
-    # Before the child is told, inside the child, and around it: three processes' worth of code that must not be mixed up.
+    "sandbox": frozenset({"ground"}),  # what the next three share: system calls
+    # Before the child gets its plan, inside the child, and around it: code that must not be mixed up.
     "sandbox/compile": _CONFIG | {"sandbox"},
     "sandbox/child": frozenset(),
     "sandbox/supervisor": _CONFIG | {"sandbox", "sandbox/compile"},
     "sandbox/selftest": _CONFIG | {"sandbox", "sandbox/compile", "sandbox/supervisor"},
-    # What runs inside a worker, or in somebody else's program: nothing of the operator's.
+    # Code that runs inside a worker, or in another program: it uses nothing that belongs to the operator.
     "worker": _WIRE,
     "client": _WIRE,
     "fleet": _CONFIG
-    | {"redis", "protocol"},  # what Redis says of all workers: below the host, which runs and stops its own
+    | {"redis", "protocol"},  # what Redis says about all workers; below the host, which runs and stops its own
     "host": _RUN,
     "describe": _RUN | {"sandbox/selftest", "host", "protocol"},
     "dev": _RUN | {"host"},
@@ -53,7 +53,7 @@ LAYERS: dict[str, frozenset[str]] = {
 
 
 class Import(NamedTuple):
-    """One import of a file of ours by another; both are paths relative to the package. `types`: under TYPE_CHECKING."""
+    """`file` imports `imported`; both are paths relative to the package. `types`: under TYPE_CHECKING."""
 
     file: str
     line: int
@@ -62,7 +62,7 @@ class Import(NamedTuple):
 
 
 def layer_of(file: str) -> str | None:
-    """The layer of a path relative to the package, `config/keys.py`; None if it has none."""
+    """The layer of a path relative to the package, such as `config/keys.py`; None without one."""
     path = file.removesuffix(".py")
     if path in GROUND:
         return "ground"
@@ -72,7 +72,7 @@ def layer_of(file: str) -> str | None:
 
 
 def imports(package: Path) -> list[Import]:
-    """All imports of ours in the folder `package`, by file and line."""
+    """All imports between files of the folder `package`, by file and line."""
     files = {path.relative_to(package).as_posix(): path for path in sorted(package.rglob("*.py"))}
     found = []
     for file, path in files.items():
@@ -82,7 +82,7 @@ def imports(package: Path) -> list[Import]:
 
 
 def faults(package: Path) -> list[str]:
-    """One line for each import that does not go down: `redis/tls.py:8: redis must not import host/run.py`."""
+    """A line for each import that does not point downwards: `redis/tls.py:8: redis must not import host/run.py`."""
     return [*_homeless(package), *_upward(imports(package)), *(_shown(each) for each in circles(package))]
 
 
@@ -101,7 +101,7 @@ def _upward(found: Iterable[Import]) -> Iterator[str]:
 
 
 def circles(package: Path) -> list[tuple[str, ...]]:
-    """Each import that is part of a circle gives the shortest one that it closes; each begins with the first by name."""
+    """The shortest circle that each import closes, if it closes one. A circle begins with its first file by name."""
     graph: dict[str, set[str]] = {}
     for each in imports(package):
         if not each.types:
@@ -118,7 +118,7 @@ def circles(package: Path) -> list[tuple[str, ...]]:
 
 
 def _prune(graph: dict[str, set[str]]) -> None:
-    """Leave those only that import, and are imported by, others of them: the rest is in no circle."""
+    """Remove the files that import no other one left, or that no other one imports: they are in no circle."""
     before = -1
     while before != len(graph):
         before = len(graph)
@@ -130,7 +130,7 @@ def _prune(graph: dict[str, set[str]]) -> None:
 
 
 def _way(graph: dict[str, set[str]], start: str, end: str) -> tuple[str, ...]:
-    """The files from `start` to `end`, both included, by the fewest imports; () if there is no way."""
+    """The shortest path of imports from `start` to `end`, both included; () without one."""
     came_from: dict[str, str | None] = {start: None}
     waiting = deque([start])
     while waiting:
@@ -151,9 +151,9 @@ def _shown(circle: tuple[str, ...]) -> str:
 
 
 def _files(name: str, files: Iterable[str]) -> list[str]:
-    """The files that the dotted `name` stands for: `sandboxrun.a.b` is a/b.py, a/b/__init__.py or b of a/__init__.py.
+    """The files that a dotted name stands for: `sandboxrun.a.b` is a/b.py, a/b/__init__.py, or b in a/__init__.py.
 
-    With `*` as its last part, all modules of a package.
+    A name that ends with `*` stands for all modules of a package.
     """
     parts = name.split(".")[1:]
     if parts and parts[-1] == "*":
@@ -167,9 +167,9 @@ def _files(name: str, files: Iterable[str]) -> list[str]:
     return []
 
 
-@functools.lru_cache(maxsize=2048)  # tests ask again and again for sources that have not changed
+@functools.lru_cache(maxsize=2048)  # tests ask for the same sources again and again
 def _named(source: str) -> tuple[tuple[int, str, bool], ...]:
-    """Line, dotted name and whether it is for types only, of each import of ours. Raises SyntaxError."""
+    """Line, dotted name, and whether it is for types only, of each import from the package. Raises SyntaxError."""
     tree = ast.parse(source)
     types = {
         id(node)
@@ -191,12 +191,12 @@ def _is_type_checking(test: ast.expr) -> bool:
 
 
 def _last(node: ast.expr) -> str:
-    """The name itself, or the last part of a dotted one."""
+    """The name, or the last part of a dotted name."""
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
 def _names(node: ast.AST) -> Iterator[str]:
-    """Dotted names that a statement or a call imports; `from a import b` gives a.b."""
+    """The dotted names that a statement or a call imports; `from a import b` gives a.b."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):

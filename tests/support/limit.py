@@ -1,7 +1,7 @@
-"""A time limit for each test: one that is stuck fails with the stacks of all its threads, and its processes are ended.
+"""A time limit for each test. A test that exceeds it fails with the stacks of all its threads, and its processes are killed.
 
-Hooks of pytest-timeout, which has the option `--timeout`, the marker `timeout` and the setting, but would show only one
-thread under xdist, and end no process. The limit counts from setup to teardown.
+Hooks of pytest-timeout, which brings the option `--timeout`, the marker `timeout` and the setting. On its own it would show
+one thread only under xdist, and kill no process. The limit counts from setup to teardown.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-GRACE_SECONDS = 20  # for what a test undoes; then this process ends
+GRACE_SECONDS = 20  # for the teardown of a test; then this process ends
 TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
-_since = pytest.StashKey[float]()  # processes that are older are those of fixtures
+_since = pytest.StashKey[float]()  # older processes belong to fixtures
 _stderr: list[int] = []
 
 
@@ -51,7 +51,7 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
 
     signal.signal(signal.SIGALRM, over)
     signal.setitimer(signal.ITIMER_REAL, settings.timeout)
-    # If that is no way out of the test, or Python's interpreter does not come to it.
+    # For a test that catches the failure, or that never returns to the interpreter.
     faulthandler.dump_traceback_later(settings.timeout + GRACE_SECONDS, exit=True, file=_stderr[-1])
     return True
 
@@ -64,7 +64,7 @@ def pytest_timeout_cancel_timer(item: pytest.Item) -> bool:
 
 
 def stacks() -> str:
-    """Of all threads; the main one last, where a terminal's reader looks first."""
+    """Of all threads; the main thread last, because a reader looks at the end of a terminal first."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sorted(sys._current_frames().items(), key=lambda found: found[0] == threading.main_thread().ident)
     return "\n".join(
@@ -73,12 +73,12 @@ def stacks() -> str:
 
 
 def now() -> float:
-    """On the clock of /proc/PID/stat."""
+    """Seconds on the clock of /proc/PID/stat."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def end_descendants(since: float) -> None:
-    """Kill the processes that this one has started since then, and all of theirs."""
+    """Kill the processes that this one has started after `since`, and their descendants."""
     children: dict[int, list[tuple[int, float]]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

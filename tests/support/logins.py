@@ -1,4 +1,4 @@
-"""What the tests of a worker's login at Redis share: servers, and a worker that sends commands by a socket of its own."""
+"""Shared by the tests of a worker's login at Redis: servers, and a worker that sends commands over its own socket."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from runner import Done, Runner
 
-# Each line of standard input, a JSON list, is a command; its answer is printed. By a socket of its own, so that no client
-# library stands between the attempt and the server.
+# Sends each command of a JSON list and prints the answer. It uses a socket of its own, so that no client library stands
+# between the attempt and the server.
 PROBE = """
 import json, os, socket, sys
 from urllib.parse import unquote, urlsplit
@@ -68,13 +68,13 @@ def users(server: Server) -> list[str]:
 
 
 class Probe:
-    """Commands as a worker sends them, with what the server answered."""
+    """Sends commands as a worker does, and returns the answers of the server."""
 
     def __init__(self, server: Server, run: Runner, tmp_path: Path) -> None:
         self.server, self._run, self._folder = server, run, tmp_path
 
     def __call__(self, *commands: tuple[Any, ...], **fields: str) -> list[Any]:
-        # The key line carries the commands: a worker without secrets is given whatever line there is.
+        # The commands stand in the script: it reads nothing.
         code = PROBE.replace('sys.stdin.readline().split(" ", 1)[1]', repr(json.dumps(commands)))
         write_worker(self.server, self._folder, code, **fields)
         done: Done = self._run("t", "1")

@@ -1,4 +1,4 @@
-"""Workers of each kind, as the tests of the request loop start them, and requests to them."""
+"""A worker of each kind for the tests of the request loop, and requests to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from arena import wait_for
 
-# How often each was begun is counted in the worker's own memory: Redis may be away.
+# The worker counts in its own memory how often it began each request, because Redis may be away.
 PLAIN = """
 import asyncio, os, time
 from sandboxrun import worker
@@ -34,7 +34,7 @@ KINDS = {
 
 
 def send(r: redis.Redis, **data: Any) -> str:
-    """A request as a client by hand sends it; its ref."""
+    """Send a request as a client without the library does; its ref."""
     ref = os.urandom(8).hex()
     r.xadd("t:req:x", {"ref": ref, "type": "t", "data": json.dumps(data)})
     return ref

@@ -1,7 +1,7 @@
-"""A proxy between the processes under test and a server, which makes the network's faults: it cuts, stalls, slows, refuses.
+"""A proxy between the processes under test and a server, with the faults of a network: it cuts, stalls, slows, refuses.
 
-It passes on bytes and looks into them only for what a test names, so it serves TLS too. Every fault counts in `faults`: a test
-can show that it took effect.
+It forwards bytes and searches them only for what a test names, so it works with TLS too. It counts each fault in `faults`, so
+that a test can show its effect.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _NAME = re.compile(rb"SETNAME\r\n\$\d+\r\n([^\r]+)\r\n")
 
 
 def word(text: str | bytes) -> bytes:
-    """As it stands in a command."""
+    """As an argument of a command on the wire (RESP)."""
     raw = text.encode() if isinstance(text, str) else text
     return b"$%d\r\n%b\r\n" % (len(raw), raw)
 
 
 @dataclass
 class Link:
-    """One connection, and what a rule remembers of it. `name`: what CLIENT SETNAME said, unless it is encrypted."""
+    """One connection, and the state of its rules. `name`: as CLIENT SETNAME set it, unless the connection is encrypted."""
 
     client: socket.socket
     server: socket.socket
     name: str = ""
     passed: dict[str, int] = field(default_factory=lambda: {UP: 0, DOWN: 0})
-    deaf: bool = False  # what the server says from now on does not arrive
+    deaf: bool = False  # replies of the server no longer arrive
 
     def cut(self) -> None:
-        """With a reset, as a firewall or a killed process does it."""
+        """Reset it, as a firewall or a killed process does."""
         for sock in (self.client, self.server):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -49,20 +49,20 @@ class Link:
 
 @dataclass
 class Rule:
-    """What is to happen when `when` says so. `times`: so often, and then no more."""
+    """Do `then` if `when` matches, at most `times` times."""
 
     when: Callable[
         [Link, str, bytes], int | None
-    ]  # how many of these bytes still pass; None for all, and nothing happens
+    ]  # how many of these bytes still pass; None: all, and the rule does not match
     then: Callable[[Link], None]
     times: int
 
 
 class Proxy:
-    """Accepts on `address`, and passes on to `target`. A context manager."""
+    """Listens on loopback and forwards to `target`. A context manager."""
 
     def __init__(self, target: Address, *, path: Path | None = None) -> None:
-        """`path`: of a Unix socket to listen on, in place of a loopback port."""
+        """`path`: listen on this Unix socket instead of a loopback port."""
         self._target, self._path = target, path
         self._port = 0
         self._links: list[Link] = []
@@ -92,7 +92,7 @@ class Proxy:
     # --- faults
 
     def cut(self, prefix: str = "") -> int:
-        """Cut the connections whose name begins so, now; how many."""
+        """Cut the connections whose name begins with `prefix`, now; returns how many."""
         with self._lock:
             links = [link for link in self._links if link.name.startswith(prefix)]
         for link in links:
@@ -100,7 +100,7 @@ class Proxy:
         return len(links)
 
     def cut_before(self, text: bytes, *, times: int = 1, prefix: str = "") -> None:
-        """Cut when these bytes are sent: what stands before them in the same write still arrives."""
+        """Cut when a client sends these bytes; what precedes them in the same write still arrives."""
 
         def when(link: Link, direction: str, data: bytes) -> int | None:
             at = data.find(text) if direction == UP and link.name.startswith(prefix) else -1
@@ -109,7 +109,7 @@ class Proxy:
         self._add(Rule(when, Link.cut, times))
 
     def lose_answer(self, text: bytes, *, times: int = 1, prefix: str = "") -> None:
-        """Let these bytes arrive with all that is sent with them, and cut as soon as the server answers."""
+        """Let the write with these bytes arrive, and cut as soon as the server answers."""
 
         def when(link: Link, direction: str, data: bytes) -> int | None:
             if direction == DOWN:
@@ -134,18 +134,18 @@ class Proxy:
         self._add(Rule(when, Link.cut, times))
 
     def stall(self, prefix: str = "") -> None:
-        """Half-open: nothing passes, nobody is told. New connections are taken, and never answered."""
+        """Half-open: nothing passes, and neither side notices. New connections are accepted and never answered."""
         self._held = lambda link: link.name.startswith(prefix)
         self._flow.clear()
         self.faults += 1
 
     def slow(self, bytes_per_second: float) -> None:
-        """In both directions of each connection; 0 is no limit."""
+        """Limit both directions of each connection; 0: no limit."""
         self._rate = bytes_per_second
         self.faults += 1
 
     def refuse(self) -> None:
-        """New connections; those that are there go on."""
+        """Refuse new connections; open ones go on."""
         listener, self._listener = self._listener, None
         if listener is not None:
             with contextlib.suppress(OSError):
@@ -154,7 +154,7 @@ class Proxy:
             self.faults += 1
 
     def resume(self, *, keep: bool = False) -> None:
-        """No fault from now on. What was stalled is cut, unless it is to go on with what was held."""
+        """End all faults. Stalled connections are cut, or with `keep` go on with the bytes that were held."""
         with self._lock:
             self._rules.clear()
         self._rate = 0.0
@@ -165,7 +165,7 @@ class Proxy:
         if self._listener is None:
             self._listen()
 
-    # --- passing on
+    # --- forwarding
 
     def _fault(self, then: Callable[[], None]) -> None:
         self.faults += 1
@@ -226,7 +226,7 @@ class Proxy:
         self._end(link)
 
     def _pass(self, link: Link, direction: str, data: bytes, sink: socket.socket) -> bool:
-        """Pass on what the rules let through; False if the connection is cut."""
+        """Forward what the rules let through; False if the connection was cut."""
         rule, count = self._ruled(link, direction, data)
         for part in self._paced(data if count is None else data[:count]):
             sink.sendall(part)

@@ -1,4 +1,4 @@
-"""Raw system calls for attacks: numbers by name, and many acts of one process."""
+"""Raw system calls for attacks: numbers by name, and many acts in one process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from arena import Arena
 from pyseccomp import Arch, resolve_syscall
 
-# Younger than the libseccomp of a stable distribution; the same on every architecture.
+# Newer than the libseccomp of a stable distribution; the same number on every architecture.
 _YOUNG = {
     "statmount": 457, "listmount": 458, "lsm_get_self_attr": 459, "lsm_set_self_attr": 460, "lsm_list_modules": 461,
     "setxattrat": 463, "getxattrat": 464, "listxattrat": 465, "removexattrat": 466, "open_tree_attr": 467,
     "file_getattr": 468, "file_setattr": 469, "no_such_call": 9999,
 }  # fmt: skip
 
-# `raw(name, …)` is the system call; the names of a program are found in its text, so they are written in double quotes.
+# `raw(name, …)` makes a system call. `numbers` searches the text of a program for these names, in double quotes.
 RAW = """\
 import ctypes, fcntl, signal, stat
 libc = ctypes.CDLL(None, use_errno=True)
@@ -54,7 +54,7 @@ def one(name):
     except Exception as error:  # termios.error, which is no OSError, has the number too
         return errno.errorcode.get(error.args[0] if error.args else None, repr(error))
 def forked(name):
-    # What one act changes must not be what the next one finds; one that hangs or kills is the child's affair.
+    # In a child of its own, so that an act does not change what the next one finds, and may hang or kill its process.
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -72,16 +72,16 @@ def attempt():
 
 
 class Act(NamedTuple):
-    """`body` is run after RAW, in a folder of its own; confined it must fail with `errno`."""
+    """`body` runs after RAW, in a folder of its own; confined it must fail with `errno`."""
 
     body: str
     errno: str = "EPERM"
 
 
 class Answers(NamedTuple):
-    """What each act of a table came to: "done", what it returned, the name of an errno, or "ended" without a word.
+    """The outcome of each act: "done", the value that it returned, the name of an errno, or "ended" if its process died.
 
-    The acts that this architecture lacks are missing. `made`: the files in each act's folder, by name.
+    Acts whose calls this architecture lacks are left out. `…_made`: the names of the files in the folder of each act.
     """
 
     free: dict[str, Any]
@@ -90,9 +90,9 @@ class Answers(NamedTuple):
     held_made: dict[str, list[str]]
 
     def check(self, name: str, wanted: str, lack: str = "EPERM EACCES", works: Any = None) -> None:
-        """Skips where the kernel itself answers one of `lack`, or as the sandbox does: then nothing would be shown.
+        """Skip if the kernel itself answers one of `lack`, or what the sandbox answers: then the test would show nothing.
 
-        A kernel that lacks a call (ENOSYS) shows as much as one that has it, for the filter refuses before either.
+        A kernel without the call (ENOSYS) shows as much as one with it, because the filter refuses before both.
         """
         if name not in self.free:
             pytest.skip("this architecture has no such call")
@@ -104,7 +104,7 @@ class Answers(NamedTuple):
 
 
 def numbers(code: str) -> dict[str, int]:
-    """The numbers of the system calls that `code` names. Skips where this architecture lacks one."""
+    """The numbers of the system calls that `code` names. Skips if this architecture lacks one."""
     found = {name: number(name) for name in re.findall(r'raw\("(\w+)"', code)}
     for name, value in found.items():
         if value < 0:
@@ -113,7 +113,7 @@ def numbers(code: str) -> dict[str, int]:
 
 
 def number(name: str) -> int:
-    """Negative where this architecture has no such call."""
+    """Negative if this architecture has no such call."""
     return _YOUNG.get(name) or int(resolve_syscall(Arch.NATIVE, name))
 
 
@@ -125,9 +125,9 @@ def make(
     own: Mapping[str, Any] | None = None,
     **variables: Any,
 ) -> Answers:
-    """Every act of the table: unconfined each in a process of its own, confined all in one, by the same user.
+    """Do every act of the table as the same user: unconfined each in a process of its own, confined all in one process.
 
-    `own`: what an act finds in OWN when it is unconfined; `variables`: what all find in V when they are confined.
+    `own`: the value of OWN for each unconfined act. `variables`: the values in V for all acts.
     """
     named = {name: re.findall(r'raw\("(\w+)"', act.body) for name, act in table.items()}
     here = {name: table[name].body for name, used in named.items() if all(number(n) >= 0 for n in used)}

@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback, shaped like a raw host, that can misbehave in every way a test needs."""
+"""A real HTTP server on loopback, such as a host of raw files, that can misbehave as a test needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
 class RawHost:
-    """`files` maps paths to script texts or to functions that answer; `requests` records (path, headers)."""
+    """`files` maps a path to the text of a script, or to a function that answers; `requests` records (path, headers)."""
 
     def __init__(self) -> None:
         self.files: dict[str, str | Answer] = {}

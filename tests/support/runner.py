@@ -32,7 +32,7 @@ class Done:
 
 
 class Runner:
-    """The command `sandboxrun`, with a home of its own, where `policy` is the operator's; none is the default one."""
+    """The command `sandboxrun` with its own home folder. `policy`: the operator's policy file; None: the default policy."""
 
     def __init__(self, redis_url: str, home: Path, *, policy: str | None = ALLOW_ALL) -> None:
         self.home = home
@@ -41,7 +41,7 @@ class Runner:
         self.env = {"PATH": os.environ["PATH"], "HOME": str(home), "REDIS_URL": redis_url, "LANG": "C.UTF-8"}
 
     def set_policy(self, text: str | None) -> None:
-        """For the runs from now on."""
+        """Replace the policy file for later runs."""
         self.policy.unlink(missing_ok=True)
         if text is not None:
             self.policy.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ class Runner:
 
     @contextlib.contextmanager
     def start(self, *args: str) -> Iterator[subprocess.Popen[bytes]]:
-        """In the background, without standard input; killed at the end."""
+        """Run it in the background without standard input; it is killed at the end."""
         pipe = subprocess.PIPE
         command = self.command(*args)
         with subprocess.Popen(

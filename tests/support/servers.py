@@ -1,4 +1,4 @@
-"""The Redis servers that tests run against: Redis 6.2, 7.0 or newer, and Valkey 9, and one that can be ended and started."""
+"""The Redis servers of the tests: Redis 6.2, 7.0 or newer, Valkey 9, and a server that a test can kill and start again."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ NAMES = ("redis-6.2", "redis-7", "valkey-9")
 
 
 def program(name: str) -> str:
-    """The path of a server; where there is none, the test is skipped, and fails in CI."""
+    """The path of a server. Without it the test is skipped, or fails in CI."""
     path = _program(name)
     if path is None:
-        if os.environ.get("CI") and name != "redis-6.2":  # whose wheel is for x86-64 and Python before 3.13
+        if os.environ.get("CI") and name != "redis-6.2":  # its wheel is for x86-64 and Python before 3.13
             pytest.fail(f"no {name} is installed")
         pytest.skip(f"no {name} is installed")
     return path
 
 
 class Own:
-    """A server on a loopback port of its own, with settings of redis.conf, that can be ended and started again."""
+    """A server on its own loopback port, with settings of redis.conf, that a test can kill and start again."""
 
     def __init__(self, *settings: str, program: str | None = None, tls: bool = False) -> None:
-        """`settings`: lines. With `tls` there is no other port."""
+        """`settings`: lines of redis.conf. With `tls` it has no port without TLS."""
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = sock.getsockname()[1]
@@ -75,7 +75,7 @@ class Own:
         self.folder.cleanup()
 
     def start(self, *settings: str) -> None:
-        """`settings`: further ones, for this time."""
+        """`settings`: further lines, until it is killed."""
         self._process = subprocess.Popen(
             [self._program, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -97,7 +97,7 @@ class Own:
         self._process.wait()
 
     def freeze(self) -> None:
-        """It takes nothing and says nothing, until `thaw`; its kernel still takes connections and bytes for it."""
+        """Stop it until `thaw`; the kernel still accepts connections and bytes for it."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 

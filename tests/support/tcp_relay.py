@@ -1,4 +1,4 @@
-"""A relay between a client and a server, that delays, drops and cuts as a test says."""
+"""A relay between a client and a server that delays, drops and cuts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import threading
 class Relay:
     """A context manager.
 
-    `hold_at`: from the first request that has these bytes on, keep what clients send until `release`, also of clients
-    that are gone. `drop_at`: from the first request, or reply, that has these bytes on, throw away what the server sends.
-    Each concerns the first connection that has the bytes.
+    `hold_at`: from the first request with these bytes on, hold what the client sends until `release`, even if the client is
+    gone. `drop_at`: from the first request or reply with these bytes on, drop what the server sends.
+    Each applies to the first connection with these bytes.
     """
 
     def __init__(self, target: int) -> None:
@@ -42,7 +42,7 @@ class Relay:
         return sum(len(data) for _, data in self._held)
 
     def cut(self) -> None:
-        """Reset the clients' connections; those to the server stay, with what is held for them."""
+        """Reset the connections of clients. Those to the server stay, with the bytes that are held for them."""
         for client, _ in self._pairs:
             try:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -52,7 +52,7 @@ class Relay:
                 pass
 
     def release(self) -> None:
-        """Send what is held to the server, late."""
+        """Send the held bytes to the server, late."""
         held, self._held = self._held, []
         for server, data in held:
             server.sendall(data)

@@ -1,4 +1,4 @@
-"""A process of the same user that is attacked."""
+"""The target of attacks: a process of the same user."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ sys.exit(3)
 
 
 class Victim:
-    """A process of the same user, in a group of its own, that ends with code 3 where its memory is changed."""
+    """In a process group of its own. It exits with 3 if its memory was changed."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -66,7 +66,7 @@ def vector(address, length):
 def siginfo(number):
     return (ctypes.c_int * 32)(number, 0, -1)
 def owned(command, argument):
-    # What is asynchronous and owned by another sends it SIGIO, which ends it.
+    # An asynchronous socket sends SIGIO to its owner, which ends that process.
     ours, theirs = socket.socketpair()
     fcntl.fcntl(ours, command, argument)
     fcntl.fcntl(ours, fcntl.F_SETFL, os.O_ASYNC)

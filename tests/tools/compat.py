@@ -1,10 +1,10 @@
-"""How much of Python's own test suite passes inside the sandbox, beside the same tests without it.
+"""How much of the test suite of Python passes inside the sandbox, compared with the same tests outside of it.
 
     python tests/tools/compat.py [--json FILE] [--allow KIND=LIST]... [MODULE...]
 
-One process a module and a time limit each; the tests are those of the running interpreter's package `test` (on Debian
-libpython3.11-testsuite), run by unittest with all of its resources (network, cpu, …) off. Prints a Markdown table; the
-JSON has every test that differs, with the end of its traceback and a reason found in that text.
+Each module has its own process and time limit. The tests are those of the package `test` of the running interpreter (on Debian
+libpython3.11-testsuite); unittest runs them with all resources (network, cpu, …) off. It prints a Markdown table; the JSON has
+every test that differs, with the end of its traceback and a reason that was found in that text.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sandboxrun.config.permissions import KINDS
 
 CONFINE = Path(__file__).parents[1] / "kernel" / "confine.py"
 MODULE_SECONDS, TEST_SECONDS, RESTARTS = 120, 8, 30
-NEVER = "settime|sethostname"  # unconfined and as root they would change the machine's
-# What all modules are granted: their servers listen on loopback, and many tests run the interpreter once more.
+NEVER = "settime|sethostname"  # unconfined and as root these tests would change the machine
+# Grants of all modules, because their servers listen on loopback, and many tests run the interpreter once more.
 EVERYONE = {
     "net": "127.0.0.1,[::1],localhost",
     "listen": "127.0.0.1:0,[::1]:0,0.0.0.0:0,[::]:0",
@@ -54,14 +54,14 @@ decimal struct io select selectors signal queue concurrent.futures_(threads) url
 statistics collections itertools functools pickle csv bz2 lzma gzip ctypes mmap time contextlib contextvars dataclasses enum
 typing copy base64 codecs configparser argparse heapq operator fcntl file resource locale zoneinfo uuid secrets ipaddress
 socketserver smtplib xml tomllib subprocess asyncio socket"""
-# What a module needs beyond what all get: to read users and groups, for instance.
+# Further grants of single modules, for instance to read users and groups.
 USERS = {"read": "/etc/passwd,/etc/group,/etc/nsswitch.conf"}
 GRANTS: dict[str, dict[str, str]] = {
     "os": USERS, "pathlib, glob": USERS, "shutil": USERS, "tarfile": USERS, "zipfile": USERS, "http": USERS,
     "subprocess": {"run": "true,sh"},
 }  # fmt: skip
 
-# Resources of the tests (`regrtest -u`) that stay on loopback where they are used.
+# Resources of the tests (`regrtest -u`) whose use stays on loopback.
 RESOURCES = {"socketserver": ["network"]}
 
 RUN = r"""
@@ -139,7 +139,7 @@ for name in P["tests"]:
 say(end=True)
 os._exit(0)
 """
-# The first that matches the end of the traceback says why.
+# The first pattern that matches the end of the traceback gives the reason.
 REASONS = [
     ("bind to a name, which libc looks up", r"(?s)bind\(.*(?:gaierror|Name or service not known)"),
     ("hangs", r"TimeoutError: the test hangs"),
@@ -172,7 +172,7 @@ def reason(status: str, text: str) -> str:
 
 
 def run_module(tests: list[str], resources: list[str], grants: dict[str, str] | None) -> dict[str, dict[str, str]]:
-    """Outcomes by test id; confined with these grants, unconfined where they are None."""
+    """Outcomes by test id; confined with these grants, or unconfined if they are None."""
     found: dict[str, dict[str, str]] = {}
     deadline = time.monotonic() + MODULE_SECONDS
     for _ in range(RESTARTS):

@@ -1,10 +1,10 @@
-"""Run a command with a temporary folder of its own; however it ends, nothing that it started or wrote there is left.
+"""Run a command with its own temporary folder; however it ends, its processes and that folder are removed.
 
     python contained.py [--keep NAME]… COMMAND…
 
-The command gets the folder as TMPDIR and as SANDBOXRUN_TESTS_FOLDER, the default signal dispositions, and of the
-environment PATH, HOME, CI and the variables that are named with --keep. Ctrl-C, SIGTERM and SIGHUP end it. The exit code is the
-command's, or 128 plus a signal's number.
+The command gets the folder as TMPDIR and as SANDBOXRUN_TESTS_FOLDER, the default signal dispositions, and from the environment
+PATH, HOME, CI and the variables that --keep names. Ctrl-C, SIGTERM and SIGHUP end it. The exit code is that of the command, or
+128 plus the number of a signal.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ import machine
 PR_SET_CHILD_SUBREAPER = 36
 ENDING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))
 END_SECONDS = 10
-INTERRUPTED_SECONDS = 10  # the terminal interrupts pytest, too, which then says how far it came
-SHORT = re.compile(r"/[\w./+-]{1,12}", re.ASCII)  # what tests make below it has a plain name for them, too: machine.py
+INTERRUPTED_SECONDS = 10  # the terminal interrupts pytest too, which then reports how far it came
+SHORT = re.compile(
+    r"/[\w./+-]{1,12}", re.ASCII
+)  # a short and plain name, so that the paths below it are plain too: machine.py
 KEPT = ("PATH", "HOME", "CI")
 
 
 def descendants() -> list[int]:
-    """Of this process. Orphans among them are its children, because it is a subreaper."""
+    """The descendants of this process. Orphans become its children, because it is a subreaper."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -59,7 +61,7 @@ def end_all() -> None:
 
 
 def reap(pid: int = 0) -> int | None:
-    """All that have ended; the exit code of `pid`, if it is one of them."""
+    """Reap all ended children. Returns the exit code of `pid` if it is one of them."""
     code = None
     with contextlib.suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:

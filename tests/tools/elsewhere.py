@@ -2,11 +2,11 @@
 
     python tests/tools/elsewhere.py [--uid UID] [--umask MODE] [--no-ipv6] [--keep FOLDER] [COMMAND…]
 
-COMMAND runs in a copy of the project, as UID (4321, an id without a name; 0 is root); default: tests/run.sh. The copy and
-its .venv are made while the network is there, in FOLDER if it is given, where the next run finds them.
+COMMAND (default: tests/run.sh) runs in a copy of the project, as UID (default: 4321, an id without a name; 0 is root). The copy
+and its .venv are made while the network is still there; with FOLDER the next run uses them again.
 
-Needs root. The command gets UTS, mount, PID, IPC, network, cgroup and time namespaces of its own. The wall clock has no
-namespace: it stays. What is set here is hostile, but legal: each value occurs on some machine.
+Needs root. The command gets its own UTS, mount, PID, IPC, network, cgroup and time namespaces. The wall clock has no namespace, so
+it stays. The values here are hostile but legal: each of them occurs on some machine.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ HOST = "Another-Machine.7f3a.example.internal"
 BOOT_ID = "00000000-1111-4222-8333-deadbeef4444"
 MACHINE_ID = "0123456789abcdef0123456789abcdef"
 ZONE = "/usr/share/zoneinfo/Pacific/Chatham"  # 12:45 or 13:45 ahead of UTC
-UPTIME_SECONDS = 86_400_123  # the clocks since boot are ahead by so much
+UPTIME_SECONDS = 86_400_123  # the clocks since boot are ahead by this
 IGNORED = (signal.SIGCHLD, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM, signal.SIGUSR1)
 BLOCKED = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGUSR1, signal.SIGCHLD, signal.SIGWINCH)
-PORTS = (8000, 9229, 6380)  # somebody else listens there, and on Redis's own
+PORTS = (8000, 9229, 6380)  # another program listens there, and on the port of Redis
 MS_BIND, SIOCSIFFLAGS, IFF_UP_RUNNING = 4096, 0x8914, 0x41
 COPIED = ("--exclude=./.venv", "--exclude=./.git", "--exclude=./demo/.state", "--exclude=__pycache__")
 POLICY = '[worker."*"]\nallow-net = []\nallow-read = []\n'
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What a machine may have set."""
+    """Variables that a machine may have set."""
     home, other = folder / "home", folder / "nothing-here"
     return {
         "PATH": f"{os.environ.get('PATH', os.defpath)}::bin:{other}",

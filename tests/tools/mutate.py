@@ -1,9 +1,9 @@
-"""Take each row out of the filter's table, and each condition out of each row, and see a test fail every time.
+"""Remove each row from the table of the filter, and each condition from each row: a test must fail every time.
 
     python tests/tools/mutate.py [FIRST [LAST]]
 
-Prints what survived, and a summary; exits with 1 if anything did. About five minutes on two cores. The mutations are made in the
-tests' own harness (confine.py), never in the code.
+Prints the survivors and a summary; exits with 1 if there is a survivor. About five minutes on two cores. The harness of the tests
+(confine.py) makes the mutations, never the code.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sandboxrun.sandbox.compile import seccomp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-import arena  # noqa: F401 - it removes its compiled filters at the end, which a copy of this process does not reach
+import arena  # noqa: F401 - it removes its compiled filters at the end of this process, which copies of it never reach
 
 TESTS = ["tests/kernel/test_table.py"]
 
 
 def mutants() -> list[tuple[str, str]]:
-    """(description, what confine.py is told)."""
+    """(description, argument of confine.py) of each mutant."""
     found = []
     for number, rule in enumerate(seccomp.rules()):
         text = f"{rule.name} ({', '.join(arg.text for arg in rule.args)})" if rule.args else rule.name
@@ -38,7 +38,7 @@ def mutants() -> list[tuple[str, str]]:
 
 
 def start(mutant: str) -> int:
-    """Runs the tests in a copy of this process, which has loaded what they need; its pid."""
+    """Run the tests in a copy of this process, which has loaded what they need; its pid."""
     pid = os.fork()
     if pid == 0:
         code = 3
@@ -52,7 +52,7 @@ def start(mutant: str) -> int:
 
 
 def survivors(mutants: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """The descriptions of those that no test has noticed, as they are found; as many at a time as there are processors."""
+    """The description of each mutant that no test noticed. As many run at a time as there are processors."""
     running: dict[int, str] = {}
     waiting = list(reversed(mutants))
     while waiting or running:

@@ -85,5 +85,5 @@ def test_the_functions_of_the_module_are_of_one_object_that_others_do_not_touch(
 
 def test_a_worker_that_was_not_started_as_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
-    with pytest.raises(ConfigError, match="start it with sandboxrun TYPE ID"):
+    with pytest.raises(ConfigError, match="was not started by sandboxrun"):
         assert App().context

@@ -129,8 +129,12 @@ def test_a_wrong_field_is_one_line_that_names_it(fields: dict[str, str | bytes],
 
 def test_a_missing_hash_says_how_to_make_it() -> None:
     with pytest.raises(ConfigError, match="t:1:h does not exist") as error:
-        parse({}, {"url": "/w", "version": "local"})
+        parse({}, {})
     assert error.value.hint == ("sandboxrun set t 1 url=URL version=VERSION",)
+
+
+def test_the_hash_of_the_type_is_enough() -> None:
+    assert parse({}, {"url": "/w", "version": "local"}).url == "/w"
 
 
 @pytest.mark.parametrize("type_", ["", "A", "1a", "a:b", "a/b", "a b", "../a", "a\n", "a" * 65, "a\0", "ä"])

@@ -100,6 +100,22 @@ async def later(request: Request, order: Order) -> Any:
     return (request.ref, order)
 
 
+def of_request(request: Request[Order]) -> Any:
+    return (request.ref, request.data)
+
+
+async def of_request_later(request: Request[Order]) -> Any:
+    return (request.ref, request.data)
+
+
+def of_nothing(request: Request[Any]) -> Any:
+    return request.data
+
+
+def of_second(request: Request[Any], order: Order) -> Any:
+    return (request.ref, order)
+
+
 def answer(request: Request, order: Order) -> Answer:
     return (request.ref, order)
 
@@ -151,6 +167,11 @@ CALLABLES: dict[str, tuple[Any, Any, str]] = {
     "decorated twice": (passing(passing(later)), BOTH, "perhaps"),
     "decorated partial": (passing(functools.partial(later)), BOTH, "perhaps"),
     "keyword-only payload": (keyword, BOTH, ""),
+    "payload of the request": (of_request, BOTH, ""),
+    "payload of the request, async": (of_request_later, BOTH, "async"),
+    "payload of the request, decorated": (passing(of_request), BOTH, ""),
+    "request of anything": (of_nothing, ORDER, ""),
+    "request of anything and a payload": (of_second, BOTH, ""),
     "defaults": (retries, 3, ""),
     "any arguments": (lambda *args: len(args), 1, ""),
     "lambda": (lambda request: request.ref, "r", ""),
@@ -243,7 +264,7 @@ def nothing() -> Any: ...
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "generator": (generator, "the handler generator is a generator: return a list"),
+    "generator": (generator, "the handler generator is a generator, because it has yield"),
     "async generator": (async_generator, "is a generator"),
     "object that generates": (Generating(), "is a generator"),
     "partial of a generator": (functools.partial(generator), "is a generator"),
@@ -251,8 +272,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "unresolved in a partial": (functools.partial(unresolved), "the annotation 'Question', which cannot be resolved"),
     "unresolved in a decorated one": (passing(unresolved), "the annotation 'Question', which cannot be resolved"),
     "no payload": (unknown, "Shop cannot be a payload: expected a dataclass"),
-    "second without a type": (untyped, "has a second parameter without a type: annotate order"),
-    "second of a method": (functools.partial(untyped), "has a second parameter without a type: annotate order"),
+    "second without a type": (untyped, "has a second parameter without a type: order"),
+    "second of a method": (functools.partial(untyped), "has a second parameter without a type: order"),
     "payload first": (payload_first, "is not given its parameter request: expected the request first"),
     "too many": (three, "the handler three is not given its parameter request"),
     "too many of a partial": (

@@ -201,7 +201,7 @@ def test_a_reply_is_the_commands_that_the_protocol_names(expire_nx: bool, ref: s
         [b"HSET", trace, b"model", b"m", b"n", b"1"],
     ]  # fmt: skip
     assert found == expected
-    render.bury(entry, "why", "1", "T")
+    render.add_dead_letter(entry, "why", "1", "T")
     letter = commands(entry.commands)[-1]
     assert letter[:5] == [b"XADD", b"demo-worker:dead:x", b"MAXLEN", b"~", b"10000"]
     assert letter[-2:] == [b"request.data", b"\xff"]

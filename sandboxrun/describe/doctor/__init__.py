@@ -1,4 +1,4 @@
-"""Is all in order for workers to run here? Each look gives findings, and one that is not well says what helps."""
+"""Whether workers can run here: kernel, Redis, folders, policy, versions, and what killed runs have left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from sandboxrun.describe.doctor.finding import Finding, fails
 from sandboxrun.describe.doctor.host import folders, kernel, policies, versions
-from sandboxrun.describe.doctor.server import leftovers, redis
+from sandboxrun.describe.doctor.server import admin_hint, leftovers, redis
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
@@ -16,7 +16,7 @@ from sandboxrun.redis.replies import ReplyError
 def all_findings(
     connect: Callable[[], Connection], known: Iterable[tuple[str, str]], users: Callable[[Owner], list[str]]
 ) -> Iterator[Finding]:
-    """Everything, one after another; what one look cannot finish is a finding of its own."""
+    """All examinations in turn. An error that ends one of them is a finding."""
     yield from kernel()
     try:
         connection = connect()
@@ -26,9 +26,13 @@ def all_findings(
         finally:
             connection.close()
     except SandboxrunError as error:
-        yield fails("redis", str(error), "start it, or name it with --redis URL or REDIS_URL")
+        yield fails("redis", str(error), hint=error.hint)
     except ReplyError as error:
-        yield fails("redis", f"it refuses: {str(error)[:200]}", "ACL SETUSER at Redis")
+        yield fails(
+            "redis",
+            f"it refuses a command of doctor: {str(error)[:200]}",
+            hint=admin_hint(connection, ("+@all", "~*", "&*")),
+        )
     yield from folders()
     yield from policies()
     yield from versions()

@@ -1,4 +1,4 @@
-"""What a look has found."""
+"""The result of one examination."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ from dataclasses import dataclass
 
 
 class Level(enum.StrEnum):
-    """How it is."""
+    """How serious it is."""
 
     OK = "ok"
-    NOTE = "note"  # works, and may not be what is wanted
+    NOTE = "note"  # works, but perhaps not as it should
     FAILS = "FAILS"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line. `do`: what helps, where it is not ok."""
+    """One line. `hint`: what to paste if it is not ok; empty if no command helps."""
 
     area: str
     level: Level
     text: str
-    do: str = ""
+    hint: tuple[str, ...] = ()
 
 
 def ok(area: str, text: str) -> Finding:
     return Finding(area, Level.OK, text)
 
 
-def note(area: str, text: str, do: str) -> Finding:
-    return Finding(area, Level.NOTE, text, do)
+def note(area: str, text: str, *, hint: str | tuple[str, ...] = ()) -> Finding:
+    return Finding(area, Level.NOTE, text, _lines(hint))
 
 
-def fails(area: str, text: str, do: str) -> Finding:
-    return Finding(area, Level.FAILS, text, do)
+def fails(area: str, text: str, *, hint: str | tuple[str, ...] = ()) -> Finding:
+    return Finding(area, Level.FAILS, text, _lines(hint))
+
+
+def _lines(hint: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (hint,) if isinstance(hint, str) else hint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from sandboxrun.host.folders import Folders
 from sandboxrun.policy.file import sections_of
 
 ENTRIES_MAX = 100_000  # of a folder whose size is counted
+FREE_BYTES = 64 << 20
 _PACKAGES = ("redis", "hiredis", "httpx", "cryptography", "pyseccomp")
 
 
@@ -27,62 +29,68 @@ def kernel() -> Iterator[Finding]:
     system = f"Linux {os.uname().release} on {os.uname().machine}"
     held = sum(row.status == Status.HOLDS for row in report.rows)
     if report.error is not None:
-        yield fails("kernel", f"{system}: the sandbox cannot be made: {report.error}", "sandboxrun check")
+        yield fails("kernel", f"{system}: the sandbox cannot be set up: {report.error}", hint="sandboxrun check")
     elif not report.holds:
-        yield fails("kernel", f"{system}: {held} of {len(report.rows)} protections hold", "sandboxrun check")
+        yield fails("kernel", f"{system}: {held} of {len(report.rows)} protections hold", hint="sandboxrun check")
     else:
         yield ok("kernel", f"{system}: the sandbox holds, {held} of {len(report.rows)}")
     missing = [f"{feature.label} (Linux {feature.kernel})" for feature in Feature if feature not in report.kernel]
     if report.error is None and missing:
         yield note(
-            "kernel", f"without the second wall of {', '.join(missing)}", "a newer Linux, as sandboxrun check says"
+            "kernel",
+            f"this kernel lacks {', '.join(missing)}, so one mechanism alone enforces what two could",
+            hint="sandboxrun check",
         )
 
 
 def folders() -> Iterator[Finding]:
-    """The cache and the state folder: there, ours alone, how large."""
+    """The cache and the state folder: whether they exist, who may write them, how large they are."""
     try:
         found = Folders.of_user()
     except ConfigError as error:
-        yield fails("folders", str(error), "export HOME")
+        yield fails("folders", str(error), hint=error.hint or _home_hint())
         return
-    for what, path in (("cache", found.cache), ("state", found.state)):
-        try:
-            about = os.stat(path)
-        except FileNotFoundError:
-            yield ok("folders", f"{what} {path} is made by the first start")
-            continue
-        except OSError as error:
-            yield fails(
-                "folders",
-                f"{what} {path} cannot be looked at: {error.strerror}",
-                "mend it, or set XDG_CACHE_HOME and XDG_STATE_HOME",
+    for name, path in (("cache", found.cache), ("state", found.state)):
+        yield from _folder(f"{name} {path}", path)
+
+
+def _folder(name: str, path: str) -> Iterator[Finding]:
+    try:
+        about = os.stat(path)
+    except FileNotFoundError:
+        yield ok("folders", f"{name} does not exist yet: the first start makes it")
+        return
+    except OSError as error:
+        yield fails("folders", f"{name} cannot be examined: {error.strerror}", hint=f"namei -l {shlex.quote(path)}")
+        return
+    mode = stat.S_IMODE(about.st_mode)
+    if not stat.S_ISDIR(about.st_mode):
+        yield fails(
+            "folders", f"{name} is not a folder", hint=f"mv -n {shlex.quote(path)} {shlex.quote(path + '.old')}"
+        )
+    elif about.st_uid != os.geteuid():
+        yield fails(
+            "folders",
+            f"{name} belongs to another user (owner {about.st_uid})",
+            hint=f"sudo chown -R {os.geteuid()} {shlex.quote(path)}",
+        )
+    elif mode & 0o022:
+        yield fails("folders", f"{name} is writable for others (mode {mode:o})", hint=f"chmod 700 {shlex.quote(path)}")
+    elif not os.access(path, os.W_OK):
+        yield fails("folders", f"{name} is not writable", hint=f"chmod u+w {shlex.quote(path)}")
+    else:
+        count, size = _size(path)
+        room = os.statvfs(path)
+        free = room.f_bavail * room.f_frsize
+        yield ok("folders", f"{name}: mode {mode:o}, {count} files, {size >> 10} KiB")
+        if free < FREE_BYTES:
+            yield note(
+                "folders", f"the file system of {path} has only {free >> 20} MiB left", hint="sandboxrun cache --clean"
             )
-            continue
-        mode = stat.S_IMODE(about.st_mode)
-        if about.st_uid != os.geteuid() or mode & 0o022 or not stat.S_ISDIR(about.st_mode):
-            yield fails(
-                "folders",
-                f"{what} {path} can be written by others (owner {about.st_uid}, mode {mode:o})",
-                f"chown {os.geteuid()} {path} and chmod 700 {path}",
-            )
-        elif not os.access(path, os.W_OK):
-            yield fails(
-                "folders",
-                f"{what} {path} cannot be written",
-                f"chmod u+w {path}, or a file system that is not read-only",
-            )
-        else:
-            count, size = _size(path)
-            room = os.statvfs(path)
-            free = room.f_bavail * room.f_frsize
-            yield ok("folders", f"{what} {path}: mode {mode:o}, {count} files, {size >> 10} KiB")
-            if free < 64 << 20:
-                yield note(
-                    "folders",
-                    f"{free >> 20} MiB are free where {path} is",
-                    "make room; sandboxrun cache --clean removes scripts",
-                )
+
+
+def _home_hint() -> str:
+    return 'export HOME="$(getent passwd "$(id -u)" | cut -d: -f6)"'
 
 
 def _size(path: str) -> tuple[int, int]:
@@ -100,29 +108,33 @@ def _size(path: str) -> tuple[int, int]:
 
 
 def policies() -> Iterator[Finding]:
-    """The operator's files: which there are, and whether they can be read."""
+    """The operator's policy files: which exist, and whether they can be read."""
     try:
         paths = Folders.of_user().policies
     except ConfigError:
-        return  # said of the folders
+        return  # a finding of folders()
     there = 0
     for path in paths:
         try:
             sections = sections_of(path)
         except ConfigError as error:
             there += 1
-            yield fails("policy", str(error), f"mend {path}: nothing runs until then")
+            yield fails("policy", f"{error}: nothing runs until this is corrected", hint=error.hint or _edit_hint(path))
             continue
         if sections is not None:
             there += 1
             names = ", ".join(repr(section.pattern) for section in sections[:8])
             yield ok("policy", f"{path} applies, with {len(sections)} sections" + (f": {names}" if names else ""))
     if not there:
-        yield ok("policy", f"there is none, so the default one applies ({paths[-1]} would be yours)")
+        yield ok("policy", f"there is no policy file, so the default policy applies ({paths[-1]} would be yours)")
+
+
+def _edit_hint(path: str) -> str:
+    return f'"${{EDITOR:-vi}}" {shlex.quote(path)}'
 
 
 def versions() -> Iterator[Finding]:
-    """Of what takes part."""
+    """Of sandboxrun, Python, libraries."""
     from importlib import metadata
 
     found = [f"sandboxrun {__version__}", f"Python {sys.version.split()[0]}"]
@@ -134,12 +146,16 @@ def versions() -> Iterator[Finding]:
             missing.append(package)
     library = _libseccomp()
     if library is None:
-        yield fails("versions", "libseccomp cannot be loaded", "apt-get install libseccomp2")
+        yield fails("versions", "libseccomp cannot be loaded", hint="sudo apt-get install -y libseccomp2")
     else:
         found.append(f"libseccomp {library}")
     yield ok("versions", ", ".join(found))
     if missing:
-        yield fails("versions", f"{', '.join(missing)} not installed", f"pip install {' '.join(missing)}")
+        yield fails(
+            "versions",
+            f"{', '.join(missing)} not installed",
+            hint=f"{shlex.quote(sys.executable)} -m pip install {' '.join(missing)}",
+        )
 
 
 def _libseccomp() -> str | None:

@@ -1,13 +1,14 @@
-"""Redis: can it be used for workers, what does it keep, and what have dead runs left there?
+"""Redis: whether workers can use it, what it persists, and what killed runs have left there.
 
-Nothing is changed, but for a user without any right that is made and removed: whether a login may do that is tried, not read
-from rules.
+Nothing is changed, except that a user without any right is made and removed: the rights of a login are tried, because rules
+are hard to read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -19,6 +20,7 @@ from sandboxrun.host.folders import Folders
 from sandboxrun.policy.file import Policy, policy_of
 from sandboxrun.redis.acceptance import accept_hint, password_hint
 from sandboxrun.redis.acl import Owner
+from sandboxrun.redis.address import parse_url
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import start_time, this_host
 from sandboxrun.redis.replies import ReplyError
@@ -40,16 +42,19 @@ def redis(connection: Connection) -> Iterator[Finding]:
     seconds, ahead = _times(connection)
     yield ok("redis", f"{name} {version[:40]} at {connection.address.shown}, {seconds * 1000:.2f} ms a round trip")
     if seconds > SLOW_SECONDS:
-        yield note("redis", "it is slow, or far away", "run workers nearer to it; sandboxrun info TYPE shows rates")
+        yield note(
+            "redis",
+            "it is slow or far away, and each request takes several round trips",
+            hint=f"{_client(connection)} LATENCY DOCTOR",
+        )
     if version[:1].isdigit() and int(version.partition(".")[0]) < 7:
         yield note(
             "redis",
-            "older than Redis 7, so that a worker can read requests and replies of others",
-            "Redis 7 or Valkey",
+            "it is older than Redis 7, so a worker can read requests and replies of other workers",
         )
-    yield from _rights(connection)
+    yield from _rights(connection, info)
     yield from _open_to_all(connection)
-    yield from _keeps(info)
+    yield from _persistence(connection, info)
     yield from _clock(ahead)
 
 
@@ -57,16 +62,16 @@ def _clock(ahead: float) -> Iterator[Finding]:
     if abs(ahead) > CLOCK_SECONDS:
         yield note(
             "clock",
-            f"Redis's clock is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} this host's, and deadlines of "
-            f"requests compare clocks",
-            "NTP on both hosts (timedatectl set-ntp true)",
+            f"the clock of Redis is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} that of this host, so deadlines "
+            "of requests are wrong by as much",
+            hint="sudo timedatectl set-ntp true",
         )
     else:
-        yield ok("clock", f"this host's and Redis's differ by {abs(ahead) * 1000:.0f} ms")
+        yield ok("clock", f"this host and Redis differ by {abs(ahead) * 1000:.0f} ms")
 
 
 def _times(connection: Connection) -> tuple[float, float]:
-    """The best of some round trips, in seconds, and how far Redis's clock is ahead in the middle of that."""
+    """The shortest of some round trips, in seconds, and how far the clock of Redis was ahead during it."""
     found = []
     for _ in range(PINGS):
         before, begun = time.time(), time.monotonic()
@@ -82,8 +87,8 @@ def _info(connection: Connection) -> dict[str, str]:
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
 
 
-def _rights(connection: Connection) -> Iterator[Finding]:
-    """What a start needs: everything is tried in a way that changes nothing, on a key that is not there."""
+def _rights(connection: Connection, info: dict[str, str]) -> Iterator[Finding]:
+    """What a start needs, tried on a key that is not there, so that nothing changes."""
     login = connection.address.user or "default"
     needed = [
         ("TYPE", _PROBE), ("HLEN", _PROBE), ("HKEYS", _PROBE), ("HMGET", _PROBE, "pid"), ("WATCH", _PROBE),
@@ -92,22 +97,53 @@ def _rights(connection: Connection) -> Iterator[Finding]:
     answers = zip(needed, connection.pipeline(needed), strict=True)
     refused = {command[0]: str(reply) for command, reply in answers if isinstance(reply, ReplyError)}
     if "HDEL" in refused and refused["HDEL"].startswith("READONLY"):
-        yield fails("redis", "it is a replica that cannot be written", "name the primary, with --redis or REDIS_URL")
+        yield fails("redis", "it is a replica that cannot be written", hint=_primary_hint(info))
     elif refused:
-        what = "; ".join(f"{name}: {why[:100]}" for name, why in refused.items())
-        yield fails("redis", f"the login {login[:80]!r} may not do what a start does: {what}", "ACL SETUSER at Redis")
-    made = _owner().name
+        reasons = "; ".join(f"{name}: {why[:100]}" for name, why in refused.items())
+        rules = [f"+{name.lower()}" for name in refused] + ["~*"] * any("key" in why for why in refused.values())
+        yield fails(
+            "redis",
+            f"the login {login[:80]!r} may not run commands that a start needs: {reasons}",
+            hint=admin_hint(connection, rules),
+        )
+    probe = _owner().name
     replies = connection.pipeline(
-        [("ACL", "SETUSER", made, "reset", "off"), ("ACL", "USERS"), ("ACL", "DELUSER", made)]
+        [("ACL", "SETUSER", probe, "reset", "off"), ("ACL", "USERS"), ("ACL", "DELUSER", probe)]
     )
     if any(isinstance(reply, ReplyError) for reply in replies):
         yield fails(
             "redis",
-            f"the login {login[:80]!r} may not make a user for each worker",
-            f"at Redis: ACL SETUSER {login[:80]} +acl|setuser +acl|deluser +acl|users",
+            f"the login {login[:80]!r} may not make a Redis user for each worker",
+            hint=admin_hint(connection, ("+acl|setuser", "+acl|deluser", "+acl|users")),
         )
     elif not refused:
-        yield ok("redis", f"the login {login[:80]!r} may do what a start needs, users for workers too")
+        yield ok("redis", f"the login {login[:80]!r} may run the commands of a start, and make users for workers")
+
+
+def admin_hint(connection: Connection, rules: Iterable[str]) -> str:
+    """Give the login these rights, as an administrator of Redis."""
+    address = connection.address
+    words = ["ACL", "SETUSER", address.user or "default", *rules]
+    if address.path:
+        return f"redis-cli -s {shlex.quote(address.path)} --user ADMIN --pass PASSWORD {shlex.join(words)}"
+    scheme, _, place = address.shown.partition("://")
+    return f"redis-cli -u {scheme}://ADMIN:PASSWORD@{place} {shlex.join(words)}"
+
+
+def _primary_hint(info: dict[str, str]) -> str:
+    host, port = info.get("master_host", "HOST")[:200], info.get("master_port", "PORT")[:8]
+    return f"sandboxrun doctor --redis {shlex.quote(f'redis://{host}:{port}')}"
+
+
+def _client(connection: Connection) -> str:
+    """redis-cli for this server; its login is taken from REDIS_URL, and never printed."""
+    address = connection.address
+    if address.path:
+        return f"redis-cli -s {shlex.quote(address.path)}"
+    from_environment = os.environ.get("REDIS_URL")
+    if from_environment and parse_url(from_environment).shown == address.shown:
+        return 'redis-cli -u "$REDIS_URL"'
+    return f"redis-cli -u {shlex.quote(address.shown)}"
 
 
 def _open_to_all(connection: Connection) -> Iterator[Finding]:
@@ -115,11 +151,12 @@ def _open_to_all(connection: Connection) -> Iterator[Finding]:
     if not is_open(connection.first):
         yield ok("redis", "nothing can be written without a password")
         return
-    url, hint = connection.address.shown, "export HOME"
+    url = connection.address.shown
+    hint: tuple[str, ...] = ("export HOME",)
     policies: list[Policy] = []
     with contextlib.suppress(ConfigError):  # said of the folders and the policies
         paths = Folders.of_user().policies
-        hint = "\n".join(accept_hint(url, paths[-1]))
+        hint = accept_hint(url, paths[-1])
         policies = [policy for policy in map(policy_of, paths) if policy is not None]
     servers = [
         server
@@ -131,59 +168,66 @@ def _open_to_all(connection: Connection) -> Iterator[Finding]:
     said = "it accepts commands without a password, so a worker could ignore its restricted login{}"
     if any(server.open_redis is False for server in servers):
         place = next(server.place for server in servers if server.open_redis is False)
-        yield fails("redis", said.format(f"; {place} does not allow that"), "\n".join(password_hint(url)))
+        yield fails("redis", said.format(f"; {place} does not allow that"), hint=password_hint(url))
     elif servers:
-        yield note("redis", said.format(f"; {servers[0].place} accepts that"), "\n".join(password_hint(url)))
+        yield note("redis", said.format(f"; {servers[0].place} accepts that"), hint=password_hint(url))
     elif any(section.open_redis for section in workers):
         names = ", ".join(section.pattern for section in workers if section.open_redis)
-        yield note("redis", said.format(f"; accepted for {names} only"), hint)
+        yield note("redis", said.format(f"; accepted for {names} only"), hint=hint)
     else:
-        yield fails("redis", said.format(""), hint)
+        yield fails("redis", said.format(""), hint=hint)
 
 
-def _keeps(info: dict[str, str]) -> Iterator[Finding]:
-    """What becomes of hashes, requests and replies when it is started again, or full."""
+def _persistence(connection: Connection, info: dict[str, str]) -> Iterator[Finding]:
+    """What survives of hashes, requests and replies if Redis restarts, or is full."""
     if "aof_enabled" not in info:
-        yield note("redis", "the login may not ask how it keeps its data (INFO)", "ask who runs it")
+        yield note(
+            "redis", "this login may not run INFO, so persistence is unknown", hint=admin_hint(connection, ["+info"])
+        )
         return
     if info["aof_enabled"] == "1":
-        yield ok("redis", "keeps what it has acknowledged (AOF)")
+        yield ok("redis", "it logs each write to disk (AOF)")
     else:
         yield note(
             "redis",
-            "keeps no log of what it has acknowledged (AOF): after a crash it is as at its last snapshot, if it makes any",
-            "CONFIG SET appendonly yes, and in its configuration, where they must not be lost",
+            "it does not log writes (AOF): after a crash it has what its last snapshot has, if there is one; set appendonly in "
+            "its configuration file, too",
+            hint=f"{_client(connection)} CONFIG SET appendonly yes",
         )
     policy = info.get("maxmemory_policy", "")
     if policy.startswith("allkeys") and info.get("maxmemory", "0") != "0":
         yield fails(
             "redis",
-            f"when it is full it removes any key ({policy[:40]}), hashes and requests too",
-            "CONFIG SET maxmemory-policy noeviction",
+            f"if it is full, it evicts any key ({policy[:40]}), also hashes and requests",
+            hint=f"{_client(connection)} CONFIG SET maxmemory-policy noeviction",
         )
 
 
 def leftovers(
     connection: Connection, known: Iterable[tuple[str, str]], users: Callable[[Owner], list[str]]
 ) -> Iterator[Finding]:
-    """Of runs that were killed: pids and users. `users`: those without a supervisor (Store.leftover)."""
+    """Pids and Redis users of killed runs. `users`: those without a supervisor (Store.leftover)."""
     found = fleet.find(connection, known=known)
     workers = fleet.read(connection, found.workers)
     stale = [worker.name for worker in workers if worker.state in (State.STALE, State.UNKNOWN)]
     running = sum(worker.state == State.RUNNING for worker in workers)
     if stale:
         more = f" and {len(stale) - 5} more" if len(stale) > 5 else ""
-        yield note("workers", f"{len(stale)} stale pids: {', '.join(stale[:5])}{more}", "sandboxrun stop --stale")
+        plural = "s" * (len(stale) != 1)
+        yield note(
+            "workers", f"{len(stale)} stale pid{plural}: {', '.join(stale[:5])}{more}", hint="sandboxrun stop --stale"
+        )
     try:
         left = users(_owner())
     except StoreError:
-        left = []  # said above
+        left = []  # a finding of redis()
     if left:
-        yield note("workers", f"{len(left)} Redis users of killed runs", "sandboxrun stop --stale, or any start")
+        plural = "s" * (len(left) != 1)
+        yield note("workers", f"{len(left)} Redis user{plural} of killed runs", hint="sandboxrun stop --stale")
     if not stale and not left:
-        yield ok("workers", f"{running} of {len(workers)} run, and nothing is left of killed ones")
+        yield ok("workers", f"{running} of {len(workers)} run, and killed runs have left nothing")
     if found.cut:
-        yield note("workers", found.cut, "sandboxrun ps TYPE")
+        yield note("workers", found.cut, hint="sandboxrun ps TYPE")
 
 
 def _owner() -> Owner:

@@ -8,25 +8,9 @@ from arena import wait_for
 from logins import Probe, Server, write_worker
 from loop_workers import PLAIN, answer, send
 from runner import Runner
+from scripts import script
 
-ATTACK = """
-import os, redis, time
-from sandboxrun import worker
-
-r = redis.Redis.from_url(os.environ["REDIS_URL"], socket_timeout=5)
-refused = tried = 0
-end = time.monotonic() + 4
-while time.monotonic() < end:
-    for key in ("t:req:x:fence:1:f", "req:t:req:x 1:h"):
-        for command in (("DEL", key), ("HSET", key, "x", "1")):
-            tried += 1
-            try:
-                r.execute_command(*command)
-            except redis.ResponseError as error:
-                refused += "NOPERM" in str(error) or "permission" in str(error).lower()
-    time.sleep(0.0005)
-print(tried, refused, flush=True)
-"""
+ATTACK = script("fence_attack")
 
 
 def test_a_worker_with_default_rights_does_not_hold_up_another_type(

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import redis
 from logins import Server, users, write_worker
 from runner import Runner
+from scripts import script
 
 PRINTS_URL = "import os\nprint(os.environ['REDIS_URL'], flush=True)\n"
 WAITS = PRINTS_URL + "import time\ntime.sleep(60)\n"
@@ -114,32 +115,7 @@ def test_a_worker_escalates_with_the_operators_login_and_cannot_with_its_own(
 
 def test_a_script_that_sets_its_own_pid_by_hand_is_let_believe_so(server: Server, run: Runner, tmp_path: Path) -> None:
     """And nothing else: the login cannot write the hash."""
-    code = """
-    import asyncio, os, sys, redis, redis.asyncio
-    url = os.environ.get("SANDBOXRUN_HASH_URL") or os.environ["REDIS_URL"]
-    r, key, pid = redis.Redis.from_url(url, decode_responses=True), sys.argv[1], os.getpid()
-    assert r.hset(key, "pid", pid) == 0 and r.hset(key, mapping={"pid": str(pid)}) == 0
-    assert r.hget(key, "pid") == str(pid)
-    with r.pipeline() as pipe:
-        pipe.hset(key, "pid", pid).hget(key, "pid")
-        assert pipe.execute() == [0, str(pid)]
-    async def by_asyncio():
-        async with redis.asyncio.Redis.from_url(url) as client:
-            return await client.hset(key, "pid", pid)
-    assert asyncio.run(by_asyncio()) == 0
-    for change in (lambda: r.hset(key, "pid", 1), lambda: r.hset(key, mapping={"pid": pid, "allowNet": "*"}),
-                   lambda: r.hset("t:2:h", "pid", pid), lambda: r.hdel(key, "url")):
-        try:
-            change()
-        except redis.exceptions.NoPermissionError:
-            continue
-        raise AssertionError("written")
-    assert r.hdel(key, "pid") == 1
-    print("done")
-    """
-    import textwrap
-
-    write_worker(server, tmp_path, textwrap.dedent(code))
+    write_worker(server, tmp_path, script("pid_by_hand"))
     done = run("t", "1")
     assert (done.code, done.out) == (0, "done\n"), done.err
     assert sorted(server.r.hkeys("t:1:h")) == ["url", "version"]

@@ -43,6 +43,14 @@ SET_SITUATIONS: dict[str, tuple[dict[str, str | bytes | None], str, dict[str, st
 }
 
 
+# name: what the hash has afterwards
+RENAMED = {
+    "spelt": {"limitMemory": "1G"},
+    "near permission": {"denyNet": "example.com"},
+    "near limit": {"limitMemory": "1G"},
+}
+
+
 @pytest.fixture
 def stage(r: redis.Redis, run: Runner, host: RawHost, tmp_path: Path) -> Stage:
     (tmp_path / "w").mkdir()
@@ -60,6 +68,14 @@ def test_a_field_is_set_as_the_hint_says(stage: Stage, name: str) -> None:
             stage.r.hset("t:1:h", field, value)  # type: ignore[arg-type]
     stage.placeholders = {word: str(stage.folder) if value == "." else value for word, value in placeholders.items()}
     follow(stage, stage.again(), SET, error)
+    after = RENAMED.get(name, {})
+    assert {field: stage.r.hget("t:1:h", field) for field in after} == after
+
+
+def test_a_misspelt_denial_that_is_too_long_is_an_error(stage: Stage) -> None:
+    stage.local(denynet="example.com," * 10_000)
+    done = stage.run("t", "1")
+    assert (done.code, done.out) == (78, "") and "field denynet of t:1:h has 120000 bytes" in done.err, done
 
 
 def test_a_hash_is_made_as_the_hint_says(stage: Stage) -> None:
