@@ -18,6 +18,7 @@ ONE_IMPORTER = {
     "pydantic": {"worker/payload.py", "worker/results.py"},
     "watchfiles": {"dev/watch.py"},
     "debugpy": {"sandbox/child/debugger.py"},
+    "platformdirs": {"host/folders.py"},
 }
 LIGHT = {"_ctypes", "gc", "marshal", "os", "resource", "stat", "sys", "time"}
 

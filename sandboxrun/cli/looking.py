@@ -51,7 +51,7 @@ def first_fault(found: Preparation) -> SandboxrunError:
     from sandboxrun.describe.fields import mask
 
     fault = found.faults[0]
-    return type(fault)(mask(str(fault)), hint=fault.hint)
+    return type(fault)(mask(str(fault)), hint=tuple(map(mask, fault.hint)))
 
 
 def redis_shown(options: argparse.Namespace) -> str:

@@ -87,7 +87,7 @@ def _answer_all(options: argparse.Namespace, questions: list[Question]) -> int:
     }
     address = parse_url(run_options(options).redis_url)
     redis = address.path or redis_target(address)
-    decisions = [decide(question, found.config, found.policy, redis) for question in questions]
+    decisions = [decide(question, found.config, found.policy, redis, found.ceiling.data) for question in questions]
     answers = [
         answer(question, decision, hashes.place(decision.where), found.config, found.ceiling, fields)
         for question, decision in zip(questions, decisions, strict=True)

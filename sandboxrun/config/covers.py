@@ -1,7 +1,7 @@
-"""Whether one entry of a permission list lies within another of the same kind: what a ceiling and a comparison ask. Pure.
+"""Whether one entry of a permission list lies within another of the same kind. Pure.
 
-Sound, and so cautious: whatever the inner entry allows, the outer one allows too; where that cannot be told, the answer
-is no.
+The policy's ceiling and the comparison with the last approval ask this. The answer is yes only if the outer entry certainly
+allows everything that the inner one allows; in doubt it is no.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-ANY = "*"  # an entry of a ceiling: all of a kind of which a hash has to list each
-ANY_PORT = -1  # a ListenTarget of a ceiling: all ports of an address
-# The IANA special-purpose registries, whole, and what permissions.is_public leaves out: a block that touches none of
-# these is public in all of its addresses.
+ANY = "*"  # in a policy, for kinds without wildcards: every entry of the kind
+ANY_PORT = -1  # in a policy, of a ListenTarget: every port of the address
+# The IANA special-purpose registries, and the blocks that targets.is_public adds. If a block overlaps none of these, all of its
+# addresses are public.
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(block)
     for block in (
@@ -40,7 +40,7 @@ _NOT_PUBLIC = tuple(
 
 
 def covers(kind: str, outer: Any, inner: Any) -> bool:
-    """Whether all that `inner` allows `outer` allows. Both are parsed entries of one kind; `outer` may be ANY, or a
+    """Whether `outer` allows everything that `inner` allows. Both are parsed entries of one kind; `outer` may be ANY, or a
     ListenTarget with ANY_PORT."""
     if isinstance(outer, NetTarget):
         return _covers_net(outer, inner)
@@ -50,41 +50,42 @@ def covers(kind: str, outer: Any, inner: Any) -> bool:
         return bool(outer.has_address(inner.address) and outer.port in (inner.port, ANY_PORT))
     if outer in (ANY, inner):
         return True
-    if kind == Kind.RUN and "/" not in outer:  # a name, which stands for any of these
+    if kind == Kind.RUN and "/" not in outer:  # a name stands for the program in any of these folders
         return inner in [f"{folder}/{outer}" for folder in PROGRAM_FOLDERS]
     return KINDS[kind].is_path and is_below(inner, outer)
 
 
 def covered(kind: str, outers: Iterable[Any], inner: Any) -> bool:
-    """Whether one of these covers it."""
+    """Whether one of the outer entries covers the inner one."""
     return any(covers(kind, outer, inner) for outer in outers)
 
 
 def is_below(path: str, folder: str) -> bool:
-    """Whether a path is this folder, or in it; both absolute, and neither looked at."""
+    """Whether a path is this folder or lies in it. Both are absolute, and compared as text."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def glob_covers(outer: str, inner: str) -> bool:
     """Whether every name that the pattern `inner` matches `outer` matches too. `*` is any text, `?` one character.
 
-    The inner pattern is matched as a text in which its `*` is matched by a `*` only. Without backtracking beyond the
-    last `*`, so that nobody's pattern costs more than the product of the lengths.
+    The inner pattern is matched as text, and only a `*` matches its `*`. Backtracking goes no further than the last `*`, so no
+    pattern costs more than the product of the lengths.
     """
-    at = place = 0
+    outer_index = inner_index = 0
     star = resume = -1
-    while place < len(inner):
-        if at < len(outer) and outer[at] == "*":
-            star, resume = at, place
-            at += 1
-        elif at < len(outer) and (outer[at] == inner[place] or (outer[at] == "?" and inner[place] != "*")):
-            at, place = at + 1, place + 1
+    while inner_index < len(inner):
+        char = inner[inner_index]
+        if outer_index < len(outer) and outer[outer_index] == "*":
+            star, resume = outer_index, inner_index
+            outer_index += 1
+        elif outer_index < len(outer) and (outer[outer_index] == char or (outer[outer_index] == "?" and char != "*")):
+            outer_index, inner_index = outer_index + 1, inner_index + 1
         elif star >= 0:
             resume += 1
-            at, place = star + 1, resume
+            outer_index, inner_index = star + 1, resume
         else:
             return False
-    return not outer[at:].strip("*")
+    return not outer[outer_index:].strip("*")
 
 
 def _covers_net(outer: NetTarget, inner: NetTarget) -> bool:
@@ -99,7 +100,7 @@ def _covers_net(outer: NetTarget, inner: NetTarget) -> bool:
         return inner.host == outer.host
     if outer.suffix is not None:
         return name is not None and name.endswith(outer.suffix)
-    # `*`: names whose answers are public; localhost is the one whose answer is not (RFC 6761).
+    # `*` covers every name, because answers must be public. localhost is refused: it resolves to loopback (RFC 6761).
     return name is None or not f".{name}".endswith(".localhost")
 
 

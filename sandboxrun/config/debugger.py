@@ -1,4 +1,4 @@
-"""Where a debugger listens: `--inspect=HOST:PORT`, in a hash's options and on the command line. Imported only where asked for."""
+"""Where a debugger listens: `--inspect=HOST:PORT` in a hash's options or on the command line. Imported only if it is given."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from sandboxrun.records import record
 
 DEFAULT = "127.0.0.1:9229"
 FLAGS = ("--inspect", "--inspect-wait")
-_EXPECTED = "an address and a port, as in --inspect=127.0.0.1:9229 or --inspect=9229; port 0 is one that is free"
+_EXPECTED = "an address and a port, as in --inspect=127.0.0.1:9229 or --inspect=9229; port 0 is a free port"
 
 
 @record
 class Inspect:
-    """The debugger's own socket; `wait`: the script begins when a client has attached; `where` it was asked for."""
+    """The debugger's socket. `wait`: the script begins when a client has attached. `where`: the flag, and the field if it stands in
+    one, for messages."""
 
     address: ListenTarget
     wait: bool
@@ -23,7 +24,7 @@ class Inspect:
 
     @classmethod
     def parse(cls, flag: str, value: str | None, where: str) -> Inspect:
-        """From `--inspect`, `--inspect-wait` or `--inspect-brk` and what follows its `=`. Raises ConfigError."""
+        """From `--inspect`, `--inspect-wait` or `--inspect-brk`, and the value behind its `=`. Raises ConfigError."""
         text = DEFAULT if value is None else f"127.0.0.1:{value}" if value.isdigit() else value
         try:
             return cls(ListenTarget.parse(text), flag != "--inspect", where)
@@ -37,7 +38,7 @@ class Inspect:
 
     @property
     def plan(self) -> tuple[str, int, bool]:
-        """As the child takes it."""
+        """Address, port and `wait`, for the child's plan."""
         return str(self.address.address), self.address.port, self.wait
 
     def __str__(self) -> str:

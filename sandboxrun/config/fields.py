@@ -1,6 +1,6 @@
-"""The part of a worker's hash that the worker itself reads: its request loop's settings, and what its secrets need.
+"""The fields of a worker's hash that the worker itself reads: the settings of its request loop, and those of its secrets.
 
-Pure, and imports next to nothing: a worker starts with it. config.py reads the rest.
+Pure. It imports little, because every worker imports it at its start. worker.py reads the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SECRET_MAX_BYTES = 1024 * 1024
 ALIASES = {"workerType": "type", "workerUrl": "url", "workerVersion": "version"}
 SECRET_FIELDS = ("encryptedAlg", "encryptedIv", "encryptedJson")
 
-# name of the field: (default, least, most); a default of None comes from the key.
+# name of the field: (default, least, most)
 LOOP_NUMBERS = {
     "responseStreamLimit": (1000, 0, 10_000_000),
     "responseStreamMax": (100_000, 0, 10_000_000),
@@ -31,23 +31,23 @@ LOOP_NAMES = ("requestStream", "responseStream", "consumerId")
 
 
 class Loop:
-    """The request loop's settings; names, defaults and bounds as in the field table of the README.
+    """The settings of the request loop.
 
-    Written out: dataclasses takes as long to import as all else of a worker's start.
+    Not a dataclass, because the import of dataclasses takes as long as the rest of a worker's start.
     """
 
     __slots__ = (
         "block_millis",
         "consumer_id",
-        "max_deliveries",  # how often a request is begun at most
+        "max_deliveries",  # how often a request may begin
         "reply_expire_seconds",
         "request_limit",  # requests, 0 is no limit
         "request_stream",
-        "request_stream_limit",  # answered entries that are kept, approximate; 0 is all
+        "request_stream_limit",  # answered entries that are kept, approximate; 0 is no limit
         "response_stream",
         "response_stream_limit",  # entries, approximate; 0 is no limit
         "response_stream_max",  # entries that are kept for a group that has not read them; 0 is no limit
-        "takeover_millis",  # a claim that was not renewed for so long is another's to take
+        "takeover_millis",  # another worker may take a claim that was not renewed for so long
     )
 
     def __init__(
@@ -83,22 +83,22 @@ class Loop:
 
 
 def wanted(name: str) -> bool:
-    """Whether a field is one that a worker reads of its own hash."""
+    """Whether a worker reads this field of its hash."""
     return name in LOOP_NUMBERS or name in LOOP_NAMES or name in SECRET_FIELDS or name == "type" or name in ALIASES
 
 
 def value_limit(name: str) -> int:
-    """The longest value read of a field, in bytes."""
+    """The longest value of a field that is read, in bytes."""
     return SECRET_MAX_BYTES if name in SECRET_FIELDS else VALUE_MAX_BYTES
 
 
 def too_long(name: str, key: str, size: int) -> str:
-    """What is wrong with a value of so many bytes."""
+    """The message about a value of `size` bytes."""
     return f"field {name[:80]} of {key} has {size} bytes: at most {value_limit(name)} are read"
 
 
 def read_fields(raw: Mapping[bytes, bytes], key: str, *, wanted: Callable[[str], bool] = wanted) -> dict[str, str]:
-    """Raw fields to text under their first spelling; only the fields that are `wanted`. Raises ConfigError."""
+    """Raw fields as text, each under its first name; only those that are `wanted`. Raises ConfigError."""
     text: dict[str, str] = {}
     for raw_name, raw_value in raw.items():
         name = raw_name.decode("utf-8", "replace")
@@ -110,32 +110,35 @@ def read_fields(raw: Mapping[bytes, bytes], key: str, *, wanted: Callable[[str],
             text[name] = raw_value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(
-                f"field {name[:80]} of {key} is not UTF-8 text (byte {error.start}): set it again as text"
+                f"field {name[:80]} of {key} is not UTF-8 text (byte {error.start})", hint=_set_hint(key, name, "TEXT")
             ) from error
     for second, first in ALIASES.items():
         if second in text:
             value = text.pop(second)
             if text.setdefault(first, value) != value:
                 raise ConfigError(
-                    f"{key} has both {first} and {second} and they differ: remove one with HDEL {key} {second}"
+                    f"{key} has both {first} and {second}, and they differ: {text[first][:80]!r} and {value[:80]!r}",
+                    hint=_set_hint(key, first, text[first]),
                 )
     return text
 
 
 def parse_loop(fields: Mapping[str, str], type_: str, id_: str) -> Loop:
-    """The request loop's part of `read_fields`'s answer. Raises ConfigError."""
+    """The loop's settings, of the result of `read_fields`. Raises ConfigError."""
     key = keys.worker_key(type_, id_)
     numbers = {name: number(fields.get(name), name, key, *bounds) for name, bounds in LOOP_NUMBERS.items()}
     names = {name: fields.get(name) or None for name in LOOP_NAMES}
     for name, value in names.items():
         quote = next((c for c in value or "" if c in "\"'"), "") if name != "consumerId" else ""
-        if quote:  # Redis splits its rules at them, and the worker would have no streams
+        if quote:  # Redis splits rules at quotes, and the worker would have no streams
             raise ConfigError(
-                f"field {name} of {key} has {quote}, which Redis cannot have in a rule of its ACL: leave it out"
+                f"field {name} of {key} has {quote}, which Redis cannot have in a rule of its ACL",
+                hint=_set_hint(key, name, value.replace("'", "").replace('"', "") if value else ""),
             )
         if value is not None and (len(value) > 256 or not value.isprintable() or " " in value):
             raise ConfigError(
-                f"field {name} of {key} is not a key name: expected up to 256 printable characters without a space"
+                f"field {name} of {key} is not a key name: expected up to 256 printable characters without a space",
+                hint=_set_hint(key, name, ""),
             )
     return Loop(
         request_stream=names["requestStream"] or keys.request_stream(type_),
@@ -153,10 +156,20 @@ def parse_loop(fields: Mapping[str, str], type_: str, id_: str) -> Loop:
 
 
 def number(text: str | None, name: str, key: str, default: int, least: int, most: int) -> int:
-    """A field's whole number, or the default where the hash has none. Raises ConfigError."""
+    """A field's whole number, or the default if the hash has none. Raises ConfigError."""
     if text is None or text == "":
         return default
     digits = text.isascii() and text.isdigit() and len(text) <= 16
     if not digits or not least <= int(text) <= most:
-        raise ConfigError(f"field {name} of {key} is {text[:80]!r}: expected a whole number from {least} to {most}")
+        raise ConfigError(
+            f"field {name} of {key} is {text[:80]!r}: expected a whole number from {least} to {most}",
+            hint=_set_hint(key, name, str(default)),
+        )
     return int(text)
+
+
+def _set_hint(key: str, name: str, value: str) -> str:
+    """An empty value is the default."""
+    import shlex
+
+    return f"sandboxrun set {keys.in_words(key)} {shlex.quote(f'{name}={value}')}"

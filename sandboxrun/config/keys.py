@@ -1,4 +1,4 @@
-"""Redis key names, and the only rules for what may be a part of one."""
+"""The names of keys in Redis, and the rules for their parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ID_MAX_CHARS = 128
 REF_MAX_CHARS = 256
 _TYPE = re.compile(r"[a-z][-a-z0-9_]*")
 _ID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*")
-# Every worker may write res:REF and req:REF:h, and those must not be the hash of a worker, which says what it may touch.
+# Every worker may write res:REF and req:REF:h. With such a type, they would be hashes of workers, which grant permissions.
 _RESERVED_TYPES = frozenset({"req", "res"})
 
 
@@ -23,9 +23,7 @@ def check_type(type_: str) -> str:
             f"{TYPE_MAX_CHARS - 1} of a-z 0-9 - _, as in demo-worker"
         )
     if type_ in _RESERVED_TYPES:
-        raise ConfigError(
-            f"worker type {type_} is not valid: {type_}:… are keys of requests and replies; take another name"
-        )
+        raise ConfigError(f"worker type {type_} is not valid: {type_}:… are keys of requests and replies")
     return type_
 
 
@@ -55,6 +53,11 @@ def worker_key(type_: str, id_: str) -> str:
     return f"{type_}:{id_}:h"
 
 
+def in_words(key: str) -> str:
+    """The hash `TYPE:ID:h` or `TYPE:h` as commands take it: `TYPE ID` or `TYPE`."""
+    return key.removesuffix(":h").replace(":", " ")
+
+
 def request_stream(type_: str) -> str:
     return f"{type_}:req:x"
 
@@ -64,7 +67,7 @@ def response_stream(type_: str) -> str:
 
 
 def dead_stream(type_: str) -> str:
-    """Requests that were given up."""
+    """The stream of requests that were given up."""
     return f"{type_}:dead:x"
 
 
@@ -82,7 +85,7 @@ def fence_pattern(stream: str) -> str:
 
 
 def old_fence_key(stream: str, consumer: str) -> str:
-    """Where workers of 0.1 have their fence, within reach of every worker. To be removed with 0.3."""
+    """The fence of workers of 0.1, which every worker could write. To be removed with 0.3."""
     return f"req:{stream} {consumer}:h"
 
 
@@ -101,7 +104,7 @@ def trace_field(type_: str) -> str:
 
 
 def is_ref(ref: str) -> bool:
-    """Whether a request can be answered under this ref: any text without control characters that is not too long."""
+    """Whether a request can be answered under this ref: text without control characters, of at most REF_MAX_CHARS."""
     if not 0 < len(ref) <= REF_MAX_CHARS:
         return False
     # Unicode's category Cc: C0, DEL and C1.

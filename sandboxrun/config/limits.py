@@ -43,7 +43,7 @@ def show_size(size: int) -> str:
 
 @record
 class Limit:
-    """One limit. 0 is none. `what` completes "… has reached its limit of"; `expected` completes "expected …"."""
+    """One limit, of which 0 means none. `what` completes "… has reached its limit of"; `expected` completes "expected …"."""
 
     name: str
     default: int
@@ -63,7 +63,7 @@ class Limit:
         return f"--limit-{self.name}"
 
     def read(self, text: str, where: str) -> int:
-        """From a field's or flag's text; `where` names it in errors. Raises ConfigError."""
+        """From the text of a field or flag, which `where` names in errors. Raises ConfigError."""
         try:
             value = self.parse(text.strip())
         except ValueError:
@@ -76,7 +76,7 @@ class Limit:
         return value
 
     def reached(self, value: int, key: str) -> str:
-        """The message when a worker has reached it."""
+        """The message about a worker that has reached this limit."""
         return (
             f"{self.what} has reached its limit of {self.show(value)}; "
             f"raise it with: {self.flag}={self.show(value * 2)} (field {self.field} of {key})"
@@ -105,7 +105,7 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
 
 @record
 class Limits:
-    """The limits of one run; 0 is none. `output` is None where nobody set it: then it is for terminals only."""
+    """The limits of one run, of which 0 means none. `output` is None if nobody set it; then it holds for terminals only."""
 
     memory: int = LIMITS["memory"].default  # bytes of address space, each process
     threads: int = LIMITS["threads"].default  # and processes

@@ -1,7 +1,7 @@
-"""What a worker may touch: one table of kinds, and pure decisions over it.
+"""What a worker may touch: one table of kinds, and the decisions over it. Pure.
 
-The spelling is Deno's. `allowNet` in a hash, `--allow-net` in its `options` and `--allow-net` on our command line
-are the same thing. An unset or empty list grants nothing; deny beats allow.
+The spelling is Deno's. `allowNet` in a hash, `--allow-net` in its `options` and `--allow-net` on the command line mean the same.
+A list that is unset or empty grants nothing; deny beats allow.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
-# Named again, because whoever decides on permissions decides on these.
+# Exported again, because decisions on permissions are decisions on targets.
+from sandboxrun.config.targets import OWN_DATA as OWN_DATA
 from sandboxrun.config.targets import PROGRAM_FOLDERS as PROGRAM_FOLDERS
 from sandboxrun.config.targets import IPAddress as IPAddress
 from sandboxrun.config.targets import IPNetwork as IPNetwork
 from sandboxrun.config.targets import ListenTarget as ListenTarget
 from sandboxrun.config.targets import NetTarget as NetTarget
 from sandboxrun.config.targets import RedisTarget as RedisTarget
+from sandboxrun.config.targets import below_data as below_data
 from sandboxrun.config.targets import canonical_address as canonical_address
 from sandboxrun.config.targets import canonical_host as canonical_host
 from sandboxrun.config.targets import embedded_address as embedded_address
 from sandboxrun.config.targets import endpoint as endpoint
+from sandboxrun.config.targets import is_own_data as is_own_data
 from sandboxrun.config.targets import is_public as is_public
-from sandboxrun.config.targets import parse_env, parse_program
+from sandboxrun.config.targets import parse_env, parse_folder, parse_program
 from sandboxrun.config.targets import parse_path as parse_path
 from sandboxrun.errors import ConfigError
 from sandboxrun.records import field, record
@@ -36,7 +39,7 @@ TARGETS_MAX = 256  # entries in one list
 
 
 class Verdict(enum.StrEnum):
-    """What a list does with what it names."""
+    """Whether a list allows or denies its entries."""
 
     ALLOW = "allow"
     DENY = "deny"
@@ -45,9 +48,9 @@ class Verdict(enum.StrEnum):
 class Kind(enum.StrEnum):
     """The kinds of permission, each with its row of the one table.
 
-    `parse` reads an entry of its lists and raises ValueError; `expected` completes "expected …" in an error. `words` say
-    what an entry grants, {} being the entry in words. `default` is what a hash may be granted where no policy file says,
-    {} being the worker's own data folder. `metavar` and `question` are for the option of `perms` that asks about it.
+    `parse` reads an entry of a list and raises ValueError. `expected` completes "expected …" in an error. `words` describe the
+    grant of an entry, which {} stands for. `default` is the bound if no policy file sets the kind; {} stands for the worker's
+    own data folder. `metavar` and `question` describe the option of `perms` that asks about this kind.
     """
 
     parse: Callable[[str], Any]
@@ -68,8 +71,8 @@ class Kind(enum.StrEnum):
     )
     READ = (
         "read",
-        parse_path,
-        "an absolute path",
+        parse_folder,
+        "an absolute path, or ~data, the worker's own folder",
         "read {} and what is below it",
         "what is in {}",
         "PATH",
@@ -77,8 +80,8 @@ class Kind(enum.StrEnum):
     )
     WRITE = (
         "write",
-        parse_path,
-        "an absolute path",
+        parse_folder,
+        "an absolute path, or ~data, the worker's own folder",
         "write, make and remove {} and what is below it",
         "what is in {}",
         "PATH",
@@ -145,17 +148,17 @@ class Kind(enum.StrEnum):
 
     @property
     def is_folder(self) -> bool:
-        """Whether an entry is a path that stands for what is below it too."""
-        return self.parse is parse_path
+        """Whether an entry is a path, which includes everything below it."""
+        return self.parse is parse_folder
 
     @property
     def is_path(self) -> bool:
         """Whether an entry may be a path."""
-        return self.parse in (parse_path, parse_program)
+        return self.parse in (parse_folder, parse_program)
 
     @property
     def has_wildcards(self) -> bool:
-        """Whether a hash may write patterns; of the other kinds a ceiling may say `*` for all, and a hash lists each."""
+        """Whether a hash may have patterns. Of the other kinds, a policy may say `*` for all, and a hash lists each entry."""
         return self in (Kind.NET, Kind.REDIS)
 
 
@@ -179,8 +182,8 @@ def parse_list(kind: Kind, text: str, where: str) -> tuple[Any, ...]:
 
 @record
 class Permissions:
-    """What is allowed and what is denied, by the text of a kind, which unlike a Kind can be marshalled, and which a Kind finds.
-    Deny beats allow; nothing listed is nothing granted."""
+    """What is allowed and what is denied. The keys are the texts of kinds: they can be marshalled, and a Kind equals its text.
+    Deny beats allow; an empty list grants nothing."""
 
     allow: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     deny: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -200,6 +203,20 @@ class Permissions:
 
         return Permissions(add(self.allow, other.allow), add(self.deny, other.deny))
 
+    @property
+    def implied(self) -> Permissions:
+        """With the grants that follow: ~data may be read if it may be written."""
+        own = tuple(filter(is_own_data, self.allow.get(Kind.WRITE, ())))
+        return self.union(Permissions({str(Kind.READ): own})) if own else self
+
+    def with_data(self, data: str) -> Permissions:
+        """For the kernel: with the grants that follow, and the folder `data` in the place of `~data`."""
+
+        def placed(lists: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+            return {kind: tuple(dict.fromkeys(below_data(t, data) for t in targets)) for kind, targets in lists.items()}
+
+        return Permissions(placed(self.implied.allow), placed(self.deny))
+
     def allows_net(
         self,
         address: IPAddress,
@@ -210,9 +227,9 @@ class Permissions:
     ) -> bool:
         """Whether TCP to this address and port may be opened.
 
-        `names` are those that resolved to the address; `private_names` are those of them that may stand for an address
-        that is not public. For the others such an address has to be listed itself, with this port: whoever owns a
-        name chooses what it resolves to. `denied_names` count where they are denied only: those of `embedded_address`.
+        `names` have resolved to the address. `private_names` are those of them that may stand for an address that is not
+        public. For the other names such an address must be listed itself, with this port, because the owner of a name chooses
+        its answers. `denied_names` count for denials only: they have resolved to the `embedded_address`.
         """
         address = canonical_address(address)
         names = tuple(names)
@@ -222,13 +239,13 @@ class Permissions:
         return any(t.matches(address, port, usable) for t in self.allow.get(Kind.NET, ()))
 
     def denies_net(self, address: IPAddress, port: int, names: Iterable[str] = ()) -> bool:
-        """Whether a deny entry refuses it, however it is spelt, so that no grant helps. `names`: all that count for denials."""
+        """Whether a deny entry refuses the address in any spelling, so that no grant helps. `names`: all that count for denials."""
         address, names = canonical_address(address), tuple(names)
-        spellings = [found for found in (address, embedded_address(address)) if found is not None]
-        return any(t.matches(found, port, names) for t in self.deny.get(Kind.NET, ()) for found in spellings)
+        spellings = [spelling for spelling in (address, embedded_address(address)) if spelling is not None]
+        return any(t.matches(spelling, port, names) for t in self.deny.get(Kind.NET, ()) for spelling in spellings)
 
     def allows_name(self, name: str) -> bool:
-        """Whether a (canonical) name may be resolved at all: some port of it is allowed, and not all are denied."""
+        """Whether a (canonical) name may be resolved: a port of it is allowed, and not all of its ports are denied."""
         return not self.denies_name(name) and any(t.matches_name(name) for t in self.allow.get(Kind.NET, ()))
 
     def denies_name(self, name: str) -> bool:
@@ -236,9 +253,10 @@ class Permissions:
         return any(t.port is None and t.matches_name(name) for t in self.deny.get(Kind.NET, ()))
 
     def allows_listen(self, address: IPAddress, port: int, *, bound: bool = False, both: bool = False) -> bool:
-        """Whether a socket may listen on all that this address stands for, at this port.
+        """Whether a socket may listen at this port on every address that `address` stands for.
 
-        `bound`: a port that the kernel chose may be it. `both`: the socket takes IPv4 too, where `address` is [::].
+        `bound`: the kernel may have chosen the port, for which port 0 is granted. `both`: the socket accepts IPv4 too if `address`
+        is [::].
         """
 
         def allowed(wanted: int) -> bool:
@@ -248,12 +266,12 @@ class Permissions:
         return allowed(port) or (bound and allowed(0) and not self.denies_listen(address, port, both=both))
 
     def denies_listen(self, address: IPAddress, port: int, *, both: bool = False) -> bool:
-        """Whether a deny entry refuses some of it, so that no grant helps."""
+        """Whether a deny entry refuses one of the addresses, so that no grant helps."""
         addresses = [address]
         if both and address == ipaddress.IPv6Address(0):
             addresses.append(ipaddress.IPv4Address(0))
         denied = [t for t in self.deny.get(Kind.LISTEN, ()) if t.port == port]
-        return any(t.shares_address(found) for t in denied for found in addresses)
+        return any(t.shares_address(part) for t in denied for part in addresses)
 
     def lists_answer(self, name: str, address: IPAddress) -> bool:
         """Whether an allow entry names this address itself (alone or in a block), for a port that the name is granted."""
@@ -266,10 +284,10 @@ class Permissions:
 
 @record
 class Denial:
-    """What the sandbox refused a worker, and the grant that would allow it; its text is the message to the operator.
+    """A refusal of the sandbox, and the grant that would allow the act. Its text is the message to the operator.
 
-    `grant` is the entry for the allow list of this kind; None: a deny entry refuses the resource, so no grant helps.
-    `key` is the hash in which that list stands.
+    `grant` is the entry for the allow list of this kind. It is None if a deny entry refuses the resource, so that no grant
+    helps. `key` is the hash with that list.
     """
 
     kind: Kind
@@ -290,5 +308,5 @@ class Denial:
 
 
 def requirement(kind: str, resource: str) -> str:
-    """The first words of a denial, which the worker's own exception has too."""
+    """The first words of a denial. The worker's exception has the same."""
     return f'Requires {kind} access to "{resource}"'

@@ -1,10 +1,10 @@
-"""Secrets at rest: a JSON object in a worker's hash, encrypted under a key that only standard input carries.
+"""Secrets at rest: a JSON object in a worker's hash, encrypted with a key that only standard input carries.
 
-The only importer of cryptography. Two forms, chosen by `encryptedAlg`:
+The only importer of cryptography. `encryptedAlg` chooses the form:
 
 aes-128-cbc, aes-192-cbc, aes-256-cbc   as `openssl enc -K HEX -iv HEX -base64` writes it: PKCS7, not authenticated
-aes-256-gcm                             our own: 12-byte IV, the 16-byte tag behind the ciphertext, and the workerKey as
-                                        associated data, so that a ciphertext cannot be moved to another worker
+aes-256-gcm                             a form of this project: 12-byte IV, the 16-byte tag behind the ciphertext, and the
+                                        worker's key as associated data, so that no ciphertext can be moved to another worker
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ KEY_LINE_MAX_BYTES = 256
 _KEY_LINE = r"worker-v0 ([0-9a-fA-F]+)\s*"
 _KEY_BYTES = {"aes-128-cbc": 16, "aes-192-cbc": 24, "aes-256-cbc": 32, "aes-256-gcm": 32}
 ALGORITHMS = tuple(_KEY_BYTES)
-_HOW = "echo worker-v0 HEX | sandboxrun TYPE ID"
 
 
 def parse_key_line(line: bytes) -> bytes:
-    """The AES key (16, 24 or 32 bytes) in the line `worker-v0 HEX`. Raises SecretError, which never shows the line."""
+    """The AES key (16, 24 or 32 bytes) in the line `worker-v0 HEX`. Raises SecretError; its text never has the line."""
     if not line.strip():
-        raise SecretError(f"standard input has no key: give it the line worker-v0 HEX, as in {_HOW}")
+        raise SecretError(
+            "standard input has no key: expected the line worker-v0 HEX", hint="sandboxrun TYPE ID < KEYFILE"
+        )
     try:
         text = line.decode("ascii")
     except UnicodeDecodeError:
         text = ""
     match = re.fullmatch(_KEY_LINE, text)
     if match is None:
-        raise SecretError(f"the key on standard input is not one line of the form worker-v0 HEX, as in {_HOW}")
+        raise SecretError(
+            "the key on standard input is not one line of the form worker-v0 HEX", hint="sandboxrun TYPE ID < KEYFILE"
+        )
     if len(match[1]) not in (32, 48, 64):
         raise SecretError(
             f"the key on standard input has {len(match[1])} hexadecimal digits: expected 32, 48 or 64 (AES-128, -192, -256)"
@@ -46,7 +49,7 @@ def parse_key_line(line: bytes) -> bytes:
 
 
 def decrypt(fields: Mapping[str, str], key: bytes, *, worker_key: str, type_: str) -> dict[str, Any]:
-    """The object in `encryptedJson`, whose `type` must be `type_`. Raises SecretError, which never shows key or text."""
+    """The object in `encryptedJson`, whose `type` must be `type_`. Raises SecretError; its text has neither key nor secret."""
     where = f"encryptedJson of {worker_key}"
     algorithm = _algorithm(fields.get("encryptedAlg"), key, worker_key)
     iv = _unhex(fields.get("encryptedIv", ""), 12 if algorithm == "aes-256-gcm" else 16, worker_key)
@@ -71,7 +74,7 @@ def decrypt(fields: Mapping[str, str], key: bytes, *, worker_key: str, type_: st
 
 
 def encrypt(secrets: Mapping[str, Any], key: bytes, *, worker_key: str, type_: str, algorithm: str) -> dict[str, str]:
-    """The three fields to store. `type` is added; another one is a SecretError."""
+    """The three fields to store. `type` is added to the object. Raises SecretError if it has another one."""
     if secrets.get("type", type_) != type_:
         raise SecretError(f"the secrets are for type {str(secrets['type'])[:80]!r}, not for {type_!r}")
     algorithm = _algorithm(algorithm, key, worker_key)
@@ -95,7 +98,7 @@ def encrypt(secrets: Mapping[str, Any], key: bytes, *, worker_key: str, type_: s
 
 
 def key_bytes(algorithm: str) -> int:
-    """The length of the key that one of ALGORITHMS takes."""
+    """The length of a key of one of ALGORITHMS."""
     return _KEY_BYTES[algorithm]
 
 

@@ -9,30 +9,35 @@ from collections.abc import Iterable
 
 from sandboxrun.records import record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
-# Not marked private by the registries, but never the answer for a public name: site-local (RFC 3879), local NAT64 (RFC 8215),
-# IPv4-compatible and IPv4-translated IPv6 (RFC 4291, RFC 2765), which some hosts route to IPv4; a cloud's metadata address.
+# The registries do not call these private, but no public name may resolve to them: site-local (RFC 3879), local NAT64
+# (RFC 8215), IPv4-compatible and IPv4-translated IPv6 (RFC 4291, RFC 2765), which some hosts route to IPv4, and a cloud's
+# metadata address.
 _NEVER_PUBLIC = tuple(
     map(
         ipaddress.ip_network,
         ("fec0::/10", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96", "192.0.0.0/24", "168.63.129.16/32"),
     )
 )
-PROGRAM_FOLDERS = ("/usr/local/bin", "/usr/bin", "/bin")  # where a program that is named without a path is looked for
+PROGRAM_FOLDERS = ("/usr/local/bin", "/usr/bin", "/bin")  # searched for a program without a path
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # RFC 4291 2.5.5.2
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 
 
 def canonical_address(address: IPAddress) -> IPAddress:
-    """The address that a packet would really go to.
+    """The address to which a packet would really go.
 
-    IPv4-mapped IPv6 (RFC 4291 2.5.5.2) becomes IPv4, and the unspecified address, which Linux connects to the
-    loopback interface, becomes loopback; so no second spelling passes a rule that names the first.
+    IPv4-mapped IPv6 (RFC 4291 2.5.5.2) becomes IPv4. The unspecified address becomes loopback, to which Linux connects it. So no
+    second spelling of an address passes a rule for the first.
     """
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
@@ -45,7 +50,7 @@ def canonical_address(address: IPAddress) -> IPAddress:
 
 
 def embedded_address(address: IPAddress) -> IPAddress | None:
-    """The IPv4 address that a gateway may translate or tunnel this (canonical) one to: NAT64 (RFC 6052), 6to4 (RFC 3056)."""
+    """The IPv4 address to which a gateway may translate or tunnel this (canonical) one: NAT64 (RFC 6052), 6to4 (RFC 3056)."""
     if not isinstance(address, ipaddress.IPv6Address):
         return None
     if address in _NAT64:
@@ -54,7 +59,7 @@ def embedded_address(address: IPAddress) -> IPAddress | None:
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether an address lies on the public Internet, and so may be the answer for a public name."""
+    """Whether an address lies on the public Internet, so that a public name may resolve to it."""
     address = canonical_address(address)
     embedded = embedded_address(address)
     if embedded is not None:
@@ -83,8 +88,8 @@ def canonical_host(host: str) -> str:
 class NetTarget:
     """One entry of a net list: `host`, `host:port`, `[v6]:port`, CIDR, `*.example.com`, `*`; port None is any port.
 
-    Exactly one of `network`, `host`, `suffix` is set, or none for `*`, which is every *public* address: loopback,
-    private, link-local and multicast addresses have to be listed by address.
+    Exactly one of `network`, `host`, `suffix` is set, or none for `*`. That is every *public* address: loopback, private,
+    link-local and multicast addresses must be listed by address.
     """
 
     network: IPNetwork | None = None
@@ -124,7 +129,7 @@ class NetTarget:
         return self.network is None
 
     def matches(self, address: IPAddress, port: int, names: Iterable[str]) -> bool:
-        """`address` must be canonical; `names` are those the supervisor itself resolved to it."""
+        """`address` must be canonical; `names` are those that the supervisor itself has resolved to it."""
         if self.port is not None and self.port != port:
             return False
         if self.network is not None:
@@ -135,13 +140,13 @@ class NetTarget:
 
 
 def _network(text: str) -> IPNetwork:
-    """An address or a block; one of IPv4-mapped IPv6 addresses as IPv4, which is what is decided on. Raises ValueError."""
+    """An address or a block. IPv4-mapped IPv6 becomes IPv4, because decisions are made on that. Raises ValueError."""
     try:
         network = ipaddress.ip_network(text, strict=True)
     except ValueError as error:
-        # ipaddress quotes what it was given, however long that is.
-        why = "host bits are set" if "host bits" in str(error) else "not an IP address or block"
-        raise ValueError(why) from error
+        # The text of ipaddress quotes the whole input, which may be long.
+        reason = "host bits are set" if "host bits" in str(error) else "not an IP address or block"
+        raise ValueError(reason) from error
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
         low = int(network.network_address) & 0xFFFFFFFF
         return ipaddress.IPv4Network((low, network.prefixlen - 96))
@@ -150,9 +155,10 @@ def _network(text: str) -> IPNetwork:
 
 @record
 class ListenTarget:
-    """One entry of a listen list: an address of this machine and a port; port 0 is one that the kernel chooses.
+    """One entry of a listen list: an address of this machine and a port. Port 0 lets the kernel choose one.
 
-    0.0.0.0 is every IPv4 address of it, [::] every address, of IPv4 too, because a socket bound to [::] takes both.
+    0.0.0.0 is every IPv4 address of the machine. [::] is every address, IPv4 included, because a socket bound to [::] accepts
+    both.
     """
 
     address: IPAddress
@@ -174,13 +180,13 @@ class ListenTarget:
         return cls(address, port)
 
     def has_address(self, address: IPAddress) -> bool:
-        """Whether all that reaches a socket bound to `address`, which is not an IPv4-mapped one, reaches this entry's."""
+        """Whether this entry includes everything that can reach a socket bound to `address`, which is not IPv4-mapped."""
         if self.address.is_unspecified and self.address.version >= address.version:
             return True
         return self.address == address
 
     def shares_address(self, address: IPAddress) -> bool:
-        """Whether some of it does; a socket bound to [::] is taken to be for IPv6 alone here."""
+        """Whether this entry includes some of it. A socket bound to [::] counts as one for IPv6 alone."""
         if address.is_unspecified and address.version == self.address.version:
             return True
         return self.has_address(address)
@@ -208,17 +214,44 @@ def _split_port(text: str, *, least: int = 1) -> tuple[str, int | None]:
     return host, int(port)
 
 
+OWN_DATA = "~data"  # in lists of folders and files: the worker's own data folder
+
+
 def parse_path(text: str) -> str:
-    """An absolute path without `..`; symlinks are resolved later, when the policy is made. Raises ValueError."""
+    """An absolute path without `..`. Symlinks are resolved later, when the policy is built. Raises ValueError."""
     if not os.path.isabs(text):
         raise ValueError("the path is not absolute")
-    if "\0" in text or ".." in text.split("/"):
+    return _normal(text)
+
+
+def parse_folder(text: str) -> str:
+    """An absolute path, or one in the worker's own data folder: `~data` or `~data/NAME`. Raises ValueError."""
+    if is_own_data(text):
+        return _normal(text)
+    if text.startswith("~"):
+        raise ValueError(f"of the paths with ~ only {OWN_DATA} and {OWN_DATA}/… are known")
+    return parse_path(text)
+
+
+def _normal(path: str) -> str:
+    if "\0" in path or ".." in path.split("/"):
         raise ValueError("the path has a NUL or ..")
-    return os.path.normpath(text)
+    return os.path.normpath(path)
+
+
+def is_own_data(entry: str) -> bool:
+    """Whether an entry is the worker's own data folder, or something in it."""
+    return f"{entry}/".startswith(f"{OWN_DATA}/")
+
+
+def below_data(entry: Any, data: str) -> Any:
+    """An entry, of which `~data` is replaced by the folder `data`; another one as it is."""
+    own = isinstance(entry, str) and is_own_data(entry)
+    return data + entry.removeprefix(OWN_DATA) if own else entry
 
 
 def parse_program(text: str) -> str:
-    """A program: an absolute path, or a name to be looked up in PROGRAM_FOLDERS. Raises ValueError."""
+    """A program: an absolute path, or a name that is searched in PROGRAM_FOLDERS. Raises ValueError."""
     return text if _PROGRAM.fullmatch(text) else parse_path(text)
 
 
@@ -227,7 +260,7 @@ def parse_env(text: str) -> str:
     if not _ENV_NAME.fullmatch(text):
         raise ValueError("not the name of an environment variable")
     if text.startswith(("LD_", "PYTHON")) or text in _OWN_ENV:
-        raise ValueError("this variable is set by sandboxrun or steers the interpreter")
+        raise ValueError("sandboxrun sets this variable, or it steers the interpreter")
     return text
 
 
@@ -248,7 +281,7 @@ class RedisTarget:
             if not _REDIS_COMMAND.fullmatch(pattern):
                 raise ValueError("not the name of a command")
             if pattern.partition("|")[0] in _REDIS_NEVER:
-                raise ValueError("this command is for administrators, or reaches every key, and is never granted")
+                raise ValueError("this command is never granted: it is for administrators, or reaches every key")
         elif not _REDIS_PATTERN.fullmatch(pattern):
             raise ValueError("a pattern has 1 to 256 of A-Z a-z 0-9 _ : . - / @ # { } and the wildcards * and ?")
         return cls(access, pattern)
@@ -266,12 +299,12 @@ def _glob(pattern: str) -> str:
     return re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
 
 
-# In the order in which they are tried; the last one of "rw" is how it is shown.
+# They are tried in this order. The last one of "rw" is the one that is shown.
 _REDIS_PREFIXES = {"+pubsub:": "channel", "+": "command", "%RW~": "rw", "%R~": "r", "%W~": "w", "~": "rw", "": "rw"}
 _REDIS_PATTERN = re.compile(r"[A-Za-z0-9_:.\-/@#{}*?]{1,256}")
 _REDIS_COMMAND = re.compile(r"[a-z][a-z0-9_.\-]{0,63}(\|[a-z][a-z0-9_\-]{0,63})?")
-# @admin and @dangerous of Redis 6.2 to 8 and Valkey 9 (ACL CAT), and what has no key that a rule could bound. Whatever a
-# server adds to these two categories is taken away by its own rules, see identity.py.
+# @admin and @dangerous of Redis 6.2 to 8 and Valkey 9 (ACL CAT), and commands without a key that a rule could bound. If a server
+# has more commands in these two categories, its own rules take them away, see redis/acl.py.
 _REDIS_NEVER = frozenset(
     "acl bgrewriteaof bgsave client cluster command commandlog config copy dbsize debug failover flushall flushdb function "
     "hotkeys info keys lastsave latency memory migrate module monitor move object pfdebug pfselftest psync randomkey "
@@ -279,7 +312,7 @@ _REDIS_NEVER = frozenset(
     "swapdb sync wait waitaof".split()
 )
 
-_OWN_ENV = frozenset({"REDIS_URL", "SANDBOXRUN_HASH_URL", "PATH", "LANG", "HOME", "TMPDIR"})
+_OWN_ENV = frozenset({"REDIS_URL", "SANDBOXRUN_HASH_URL", "SANDBOXRUN_DATA", "PATH", "LANG", "HOME", "TMPDIR"})
 
 
 def endpoint(host: str, port: int) -> str:

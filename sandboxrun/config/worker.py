@@ -1,4 +1,4 @@
-"""A worker's hashes to a WorkerConfig: pure; with settings.py, the only place that knows the names of fields."""
+"""From a worker's hashes to a WorkerConfig. Pure. Only this file and fields.py know the names of fields."""
 
 from __future__ import annotations
 
@@ -43,19 +43,18 @@ VERSION_MAX_CHARS = 200
 
 OPTION_FIELDS = ("denoOptions", "options")
 
-_PERMISSION_FIELD = re.compile(
-    r"(allow|deny)[A-Z][A-Za-z]*"
-)  # also one that does not exist, which must not pass unseen
+_PERMISSION_FIELD = re.compile(r"(allow|deny)[A-Z][A-Za-z]*")  # includes unknown ones, which must be refused
 _PERMISSION_FLAG = r"--(allow|deny)-([a-z-]+)(?:=(.*))?"
 _PERMISSION_FIELDS = {kind.field(verdict): (verdict, kind) for kind in Kind for verdict in Verdict}
 _LIMIT_FIELDS = {limit.field: limit for limit in LIMITS.values()}
-# However somebody may write them: a denial that is misspelt must not pass unseen.
+# Other spellings of these names are refused, because a misspelt denial must not be ignored.
 _SPELT_MAX_CHARS = 40
+_NEAR = 0.8  # difflib's ratio for names in hints: one letter of five, so that no other kind is granted
 _SPELLINGS = {name.lower(): name for name in (*_PERMISSION_FIELDS, *_LIMIT_FIELDS)}
 _LIMIT_FLAG = r"--limit-([a-z]+)=(.*)"
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/-]*")
 _SHA256 = r"[0-9a-fA-F]{64}"
-# Flags of the original runtime that neither grant nor mean anything here, so that existing hashes go on working.
+# Flags of the original runtime that grant nothing and have no meaning here. Existing hashes have them.
 _IGNORED_FLAGS = frozenset({"--no-prompt", "--quiet", "-q", "--no-check", "--no-lock", "--no-remote", "--no-config"})
 _INSPECT_FLAGS = frozenset({"--inspect", "--inspect-brk", "--inspect-wait"})
 
@@ -77,17 +76,17 @@ READ_FIELDS = (
 
 
 def too_many(key: str, count: int) -> str:
-    """What is wrong with a hash of so many fields."""
+    """The message about a hash of `count` fields."""
     return f"{key} has {count} fields: at most {FIELDS_MAX} are read"
 
 
 def not_a_hash(key: str, kind: str) -> str:
-    """What is wrong with a key of this type."""
+    """The message about a key of this type of Redis."""
     return f"{key} is a {kind}, not a hash: remove it with DEL {key} and make it with HSET"
 
 
 def wanted_fields(names: Iterable[str]) -> list[str]:
-    """Those of a hash's fields that have to be looked at: READ_FIELDS, and what looks like one and is none."""
+    """Those of a hash's fields that must be read: READ_FIELDS, and names that look like one of them."""
     return [
         name
         for name in names
@@ -96,7 +95,7 @@ def wanted_fields(names: Iterable[str]) -> list[str]:
 
 
 def _spelling(name: str) -> str | None:
-    """The right name of a field that decides what is granted, where this is that but for case, - and _."""
+    """The known permission or limit from which this name differs in case, - and _ only; None if there is none."""
     if len(name) > _SPELT_MAX_CHARS:
         return None
     right = _SPELLINGS.get(name.lower().replace("_", "").replace("-", ""))
@@ -104,21 +103,21 @@ def _spelling(name: str) -> str | None:
 
 
 def _is_limit(name: str) -> bool:
-    """Also one that does not exist, which must not pass unseen."""
+    """Whether a name is that of a limit, or of an unknown one, which must be refused."""
     return re.fullmatch(r"limit[A-Z][A-Za-z]*", name) is not None
 
 
 @record
 class Asked:
-    """What the hash itself asks for, before the operator's command line adds to it."""
+    """What the hash itself asks for, without the operator's command line."""
 
     permissions: Permissions = field(default_factory=Permissions)
-    limits: Mapping[str, int] = field(default_factory=dict)  # those that it sets, by name
-    lists: tuple[tuple[str, str, str, str], ...] = ()  # as it writes them: verdict, kind, text, where
+    limits: Mapping[str, int] = field(default_factory=dict)  # by name; only those that it sets
+    lists: tuple[tuple[str, str, str, str], ...] = ()  # verdict, kind, text as it stands, and where
     inspect: Inspect | None = None
 
     def where(self, kind: str, target: object) -> str:
-        """The field that allows this target, for an error."""
+        """The field or flag that allows this target, for an error."""
         for verdict, name, text, where in self.lists:
             if (verdict, name) == (Verdict.ALLOW, kind) and target in parse_list(KINDS[kind], text, where):
                 return where
@@ -127,7 +126,7 @@ class Asked:
 
 @record
 class WorkerConfig:
-    """All that a run needs to know of a worker's hash. Made once, passed inward."""
+    """The hash of a worker, parsed, with the additions of the command line."""
 
     key: str
     type: str
@@ -156,19 +155,20 @@ def parse_worker(
 ) -> WorkerConfig:
     """From the raw hashes `TYPE:h` (defaults) and `TYPE:ID:h` (wins field by field). Raises ConfigError.
 
-    `extra` is what the operator's own command line grants and denies on top, `limits` and `inspect` what it sets instead.
+    `extra`, `limits` and `inspect` are the command line's: permissions to add, and values that replace those of the hash.
     """
     key = keys.worker_key(keys.check_type(type_), keys.check_id(id_))
     fields = {**read_fields(shared, keys.type_key(type_)), **read_fields(own, key)}
     if not fields:
-        raise NotConfigured(f"{key} does not exist: make it with HSET {key} url URL version VERSION")
+        raise NotConfigured(f"{key} does not exist", hint=_set_hint(key, "url=URL", "version=VERSION"))
     if fields.get("type", type_) != type_:
         raise ConfigError(
-            f"field type of {key} is {fields['type'][:80]!r}, but the key says {type_!r}: make them the same"
+            f"field type of {key} is {fields['type'][:80]!r}, but the key says {type_!r}",
+            hint=_set_hint(key, f"type={type_}"),
         )
     for name in ("url", "version"):
         if not fields.get(name):
-            raise NotConfigured(f"{key} has no {name}: set it with HSET {key} {name} VALUE")
+            raise NotConfigured(f"{key} has no {name}", hint=_set_hint(key, f"{name}={name.upper()}"))
     asked, warnings = _permissions(fields, key)
     permissions = asked.permissions.union(extra) if extra is not None else asked.permissions
     inspect = inspect or asked.inspect
@@ -192,20 +192,22 @@ def parse_worker(
 
 
 def read_fields(raw: Mapping[bytes, bytes], key: str) -> dict[str, str]:
-    """Raw fields to text under their first spelling; only the fields that `wanted_fields` names. Raises ConfigError."""
+    """Raw fields as text, each under its first name; only those of `wanted_fields`. Raises ConfigError."""
     return settings.read_fields(raw, key, wanted=lambda name: bool(wanted_fields([name])))
 
 
 def check_version(version: str, key: str) -> str:
-    if len(version) > VERSION_MAX_CHARS or not _VERSION.fullmatch(version) or ".." in version or "//" in version:
+    odd = ".." in version or "//" in version or version.endswith("/")
+    if len(version) > VERSION_MAX_CHARS or not _VERSION.fullmatch(version) or odd:
         raise ConfigError(
-            f"field version of {key} is {version[:80]!r}: expected local, a branch (main), a tag (v1.2.3) or a full commit"
+            f"field version of {key} is {version[:80]!r}: expected local, a branch (main), a tag (v1.2.3) or a full commit",
+            hint=_set_hint(key, "version=VERSION"),
         )
     return version
 
 
 def _permissions(fields: Mapping[str, str], key: str) -> tuple[Asked, tuple[str, ...]]:
-    """What is asked for, and warnings."""
+    """The permissions, limits and debugger that the fields ask for, and warnings."""
     lists: list[tuple[str, str, str, str]] = []
     limits: dict[str, int] = {}
     warnings: list[str] = []
@@ -213,33 +215,48 @@ def _permissions(fields: Mapping[str, str], key: str) -> tuple[Asked, tuple[str,
     options = {name: fields[name] for name in OPTION_FIELDS if fields.get(name)}
     if len(set(options.values())) > 1:
         raise ConfigError(
-            f"{key} has both denoOptions and options and they differ: remove one with HDEL {key} denoOptions"
+            f"{key} has both denoOptions and options, and they differ", hint=_set_hint(key, "denoOptions=")
         )
     for name, value in list(options.items())[:1]:
-        _parse_options(value, f"field {name} of {key}", lists, limits, inspect, warnings)
+        _parse_options(value, _Place(key, name), lists, limits, inspect, warnings)
     for name, value in fields.items():
         where = f"field {name[:80]} of {key}"
         right = _spelling(name)
         if right is not None:
-            raise ConfigError(f"{where} is spelt {right}: rename it")
+            raise ConfigError(f"{where} is spelt {right}", hint=_rename_hint(key, name, right, value))
         match = _PERMISSION_FIELD.fullmatch(name)
         if match:
             if name not in _PERMISSION_FIELDS:
                 raise ConfigError(
-                    f"{where} is not a permission of sandboxrun: expected one of {', '.join(_PERMISSION_FIELDS)}"
+                    f"{where} is not a permission of sandboxrun: expected one of {', '.join(_PERMISSION_FIELDS)}",
+                    hint=_near_hint(key, name, value, _PERMISSION_FIELDS),
                 )
             lists.append((*_PERMISSION_FIELDS[name], value, where))
         elif _is_limit(name):
             if name not in _LIMIT_FIELDS:
-                raise ConfigError(f"{where} is not a limit of sandboxrun: expected one of {', '.join(_LIMIT_FIELDS)}")
+                raise ConfigError(
+                    f"{where} is not a limit of sandboxrun: expected one of {', '.join(_LIMIT_FIELDS)}",
+                    hint=_near_hint(key, name, value, _LIMIT_FIELDS),
+                )
             if value:
                 limits[_LIMIT_FIELDS[name].name] = _LIMIT_FIELDS[name].read(value, where)
     return Asked(Permissions.parse(lists), limits, tuple(lists), *inspect[-1:]), tuple(warnings)
 
 
+@record
+class _Place:
+    """A field of options in the hash `key`."""
+
+    key: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"field {self.name} of {self.key}"
+
+
 def _parse_options(
     text: str,
-    where: str,
+    where: _Place,
     lists: list[tuple[str, str, str, str]],
     limits: dict[str, int],
     inspect: list[Inspect],
@@ -256,11 +273,16 @@ def _parse_options(
         limit = re.fullmatch(_LIMIT_FLAG, word, re.DOTALL)
         if match:
             verdict, kind, value = match[1], match[2], match[3]
-            if kind != "all":
-                _check_kind(kind, f"{word[:80]!r} in {where}")
+            if kind != "all" and kind not in KINDS:
+                raise ConfigError(
+                    f"{word[:80]!r} in {where} is not a permission of sandboxrun: expected {' or '.join(VERDICTS)} with one of "
+                    f"{', '.join(KINDS)}",
+                    hint=_options_hint(where, words, word),
+                )
             if kind == "all" or value is None:
                 raise ConfigError(
-                    f"{word[:80]!r} in {where} would {verdict} everything: list what is meant, as in --{verdict}-net=HOST:PORT"
+                    f"{word[:80]!r} in {where} would {verdict} everything: expected a list, as in --{verdict}-net=HOST:PORT",
+                    hint=_options_hint(where, words, word),
                 )
             lists.append((verdict, kind, value, f"--{verdict}-{kind} in {where}"))
         elif limit and limit[1] in LIMITS:
@@ -274,27 +296,64 @@ def _parse_options(
                 warnings.append(f"{flag} in {where} waits for the debugger, but does not stop in the first line")
         elif word == "-A":
             raise ConfigError(
-                f"'-A' in {where} would allow everything: list what is meant, as in --allow-net=HOST:PORT"
+                f"'-A' in {where} would allow everything: expected lists, as in --allow-net=HOST:PORT",
+                hint=_options_hint(where, words, word),
             )
         elif word not in _IGNORED_FLAGS:
             raise ConfigError(
                 f"{where} has {word[:80]!r}: expected --allow-KIND=LIST or --deny-KIND=LIST with KIND one of {', '.join(KINDS)}, "
-                f"or --limit-NAME=VALUE with NAME one of {', '.join(LIMITS)}"
+                f"or --limit-NAME=VALUE with NAME one of {', '.join(LIMITS)}",
+                hint=_options_hint(where, words, word),
             )
 
 
-def _check_kind(kind: str, where: str) -> None:
-    if kind not in KINDS:
-        raise ConfigError(
-            f"{where} is not a permission of sandboxrun: expected {' or '.join(VERDICTS)} with one of {', '.join(KINDS)}"
-        )
+def _set_hint(key: str, *words: str) -> str:
+    import shlex
+
+    return f"sandboxrun set {keys.in_words(key)} {' '.join(map(shlex.quote, words))}"
+
+
+def _rename_hint(key: str, name: str, right: str, value: str) -> str:
+    return _set_hint(key, f"{right}={value}", "--delete", name)
+
+
+def _near_hint(key: str, name: str, value: str, known: Iterable[str]) -> str:
+    """To give the field the known name that it may be meant for; to remove it if there is none."""
+    import difflib
+
+    meant = difflib.get_close_matches(name[:80], list(known), 1, _NEAR)
+    return _rename_hint(key, name, meant[0], value) if meant else _set_hint(key, "--delete", name)
+
+
+def _options_hint(where: _Place, words: list[str], wrong: str) -> str:
+    """To write the flag that the wrong one may be meant for; to leave it out if there is none."""
+    import difflib
+    import shlex
+
+    known = [*(kind.flag(verdict) for verdict in Verdict for kind in Kind), *(limit.flag for limit in LIMITS.values())]
+    flag, equals, value = wrong.partition("=")
+    meant = difflib.get_close_matches(flag[:80], known, 1, _NEAR) if value and flag not in known else []
+    right = [f"{meant[0]}{equals}{value}"] if meant else []
+    mended = [part for word in words for part in (right if word == wrong else [word])]
+    return _set_hint(where.key, f"{where.name}={shlex.join(mended)}")
 
 
 def _url(url: str, key: str) -> str:
     if len(url) > URL_MAX_CHARS:
         raise ConfigError(f"field url of {key} has {len(url)} characters: at most {URL_MAX_CHARS} are read")
-    if not url.isprintable() or " " in url or (not url.isascii() and "://" in url):
-        raise ConfigError(f"field url of {key} has a space, a control or a non-ASCII character: percent-encode it")
+    if "://" not in url:  # a folder or file here, which may have a space
+        if not url.isprintable():
+            raise ConfigError(f"field url of {key} is {url[:80]!r}, which has a control character")
+    elif not url.isprintable() or not url.isascii() or " " in url:
+        from urllib.parse import quote
+
+        encoded = quote(url, safe="%/:=&?~#+!$,;'@()*[]{}")
+        raise ConfigError(
+            f"field url of {key} has a space, a control or a non-ASCII character: expected it percent-encoded",
+            hint=_set_hint(key, f"url={encoded}")
+            if not set("@?") & set(url)
+            else "",  # which may have a password or token
+        )
     return url
 
 
@@ -304,6 +363,11 @@ def _sha256(value: str | None, key: str) -> str | None:
     value = value.removeprefix("sha256:").removeprefix("sha256-")
     if not re.fullmatch(_SHA256, value):
         raise ConfigError(
-            f"field sha256 of {key} is {value[:80]!r}: expected 64 hexadecimal digits, as sha256sum prints them"
+            f"field sha256 of {key} is {value[:80]!r}: expected 64 hexadecimal digits, as sha256sum prints them",
+            hint=_digest_hint(key),
         )
     return value.lower()
+
+
+def _digest_hint(key: str) -> str:
+    return f"sandboxrun set {keys.in_words(key)} sha256=$(sha256sum FILE | cut -c-64)"

@@ -17,6 +17,8 @@ from sandboxrun.config.permissions import (
     Permissions,
     RedisTarget,
     Verdict,
+    below_data,
+    is_own_data,
     is_public,
 )
 from sandboxrun.describe.question import ALWAYS_ENV, Question, address_of, parts_of
@@ -52,8 +54,10 @@ class Decision:
     why: str = ""
 
 
-def decide(question: Question, config: WorkerConfig, policy: SandboxPolicy | None, redis: NetTarget | str) -> Decision:
-    """`policy`: None if it cannot be built. `redis`: its endpoint, or the path of its socket."""
+def decide(
+    question: Question, config: WorkerConfig, policy: SandboxPolicy | None, redis: NetTarget | str, data: str
+) -> Decision:
+    """`policy`: None if it cannot be built. `redis`: its endpoint, or the path of its socket. `data`: the folder of ~data."""
     kind, target = question.kind, question.target
     match kind:
         case Kind.NET:
@@ -67,7 +71,7 @@ def decide(question: Question, config: WorkerConfig, policy: SandboxPolicy | Non
         case Kind.RUN:
             return _run(target, config, policy)
         case Kind.READ | Kind.WRITE:
-            return _path(kind, target, config, policy)
+            return _path(kind, below_data(target, data), config, policy, data)
         case _:
             raise never(kind)
 
@@ -195,10 +199,18 @@ def _programs(name: str) -> list[str]:
     return [follow(path)[0] for path in places if os.path.isfile(path)][:1]
 
 
-def _path(kind: Kind, target: str, config: WorkerConfig, policy: SandboxPolicy | None) -> Decision:
+def _path(kind: Kind, target: str, config: WorkerConfig, policy: SandboxPolicy | None, data: str) -> Decision:
     real = follow(target)[0]
-    inside = lambda entry: within(real, follow(entry)[0])  # noqa: E731
+
+    def place(entry: str) -> str:
+        return follow(below_data(entry, data))[0]
+
+    def inside(entry: str) -> bool:
+        return within(real, place(entry))
+
     denied, granted = _found(config, Verdict.DENY, kind, inside), _found(config, Verdict.ALLOW, kind, inside)
+    if granted is None and kind is Kind.READ:
+        granted = _found(config, Verdict.ALLOW, Kind.WRITE, lambda entry: is_own_data(entry) and inside(entry))
     if policy is None:
         return _first(denied, granted)
     listed = policy.read if kind is Kind.READ else policy.write
@@ -206,10 +218,9 @@ def _path(kind: Kind, target: str, config: WorkerConfig, policy: SandboxPolicy |
         return granted or Decision(Ruling.ALLOWED, why="every worker has it: Python, its libraries, or its own script")
     if denied is not None or granted is None:
         return _first(denied, otherwise=_beside(real, policy) if kind is Kind.WRITE else "")
-    around = _found(config, Verdict.DENY, kind, lambda entry: within(follow(entry)[0], follow(granted.entry)[0]))
-    around = around or _found(
-        config, Verdict.DENY, Kind.READ, lambda entry: within(follow(entry)[0], follow(granted.entry)[0])
-    )
+    folder = place(granted.entry)
+    below = lambda entry: within(place(entry), folder)  # noqa: E731
+    around = _found(config, Verdict.DENY, kind, below) or _found(config, Verdict.DENY, Kind.READ, below)
     why = f"a part of {granted.entry} is denied, so that only what else is in it when the worker starts is granted"
     return Decision(Ruling.DENIED, around.entry, around.where, why) if around is not None else Decision(Ruling.MISSING)
 

@@ -7,15 +7,15 @@ import json
 import os
 
 from sandboxrun.config import keys
-from sandboxrun.config.covers import ANY_PORT
 from sandboxrun.config.limits import LIMITS
-from sandboxrun.config.permissions import Kind, ListenTarget, Verdict
+from sandboxrun.config.permissions import Kind, Verdict
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.describe.fields import is_known, is_secret, mask, shown
 from sandboxrun.describe.words import always, lines
 from sandboxrun.errors import SandboxrunError
-from sandboxrun.fetch.resolve import LocalSource, is_commit, is_mutable
+from sandboxrun.fetch.resolve import LocalSource, kind_of
 from sandboxrun.host.plan import Preparation
+from sandboxrun.policy.amend import entry_text
 from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.redis.hashes import Hashes
 from sandboxrun.redis.lease import is_alive, this_host
@@ -92,13 +92,12 @@ def code(found: Preparation) -> Json | None:
     config, source, artifact = found.config, found.source, found.artifact
     if config is None:
         return None
-    kind = "local" if config.version == "local" else "branch" if is_mutable(config.version) else "tag"
     place = None if source is None else source.script if isinstance(source, LocalSource) else source.url
     digest = artifact.sha256 if artifact is not None else found.pin.sha256 if found.pin is not None else None
     return {
         "url": mask(config.url),
         "version": config.version,
-        "kind": "commit" if is_commit(config.version) else kind,
+        "kind": "local" if config.version == "local" else str(kind_of(config.version)),
         "resolved": mask(place) if place else None,
         "sha256": digest,
         "sha256_required": config.sha256,
@@ -148,17 +147,11 @@ def policy(found: Preparation) -> Json | None:
 def _most(ceiling: Ceiling, kind: Kind) -> list[Json]:
     """From each file that sets the kind, else from the default policy."""
     found = [
-        {"entries": [_entry(entry) for entry in section.allow[kind]], "where": section.places["allow-" + kind]}
+        {"entries": [entry_text(entry) for entry in section.allow[kind]], "where": section.places["allow-" + kind]}
         for section in ceiling.sections
         if kind in section.allow
     ]
     return found or [{"entries": [kind.default.format(ceiling.data)], "where": "default policy"}]
-
-
-def _entry(entry: Any) -> str:
-    if isinstance(entry, ListenTarget) and entry.port == ANY_PORT:
-        return str(entry).removesuffix(str(ANY_PORT)) + "*"
-    return str(entry)
 
 
 def _requires(section: Any) -> list[str]:

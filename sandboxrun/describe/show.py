@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _KINDS = {
     "tag": "a tag, pinned once fetched",
     "commit": "a commit, pinned once fetched",
-    "branch": "a branch: its code may change",
+    "branch": "counts as a branch: its code may change",
     "local": "as it is on disk",
 }
 _FIELD_CHARS = 22

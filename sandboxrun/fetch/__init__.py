@@ -24,14 +24,14 @@ class Obtained(enum.StrEnum):
 
 @record
 class Artifact:
-    """A script that may run: our own copy of its bytes, and where they came from."""
+    """A script that may run: a copy of its bytes, and their origin."""
 
     source: bytes
     sha256: str
     origin: str  # URL or path
     how: Obtained
-    instead_of: str | None = None  # the digest that the version had before, where it is another now
-    code: bytes | None = None  # marshalled, of a cached script; None: the child compiles
+    instead_of: str | None = None  # the digest that the version had before, if it has changed
+    code: bytes | None = None  # marshalled, of a cached script; if None, the child compiles
 
 
 def obtain(
@@ -53,15 +53,15 @@ def obtain(
             data, integrity.check_digest(data, expected_sha256, source.script), source.script, Obtained.LOCAL
         )
     with cache.locked(source):
-        found = _obtain(source, cache, allowed, expected_sha256, reload, cached_only, warn, progress)
-        return found if found.code is not None else replace(found, code=_code(found, source.url, cache))
+        artifact = _obtain(source, cache, allowed, expected_sha256, reload, cached_only, warn, progress)
+        return artifact if artifact.code is not None else replace(artifact, code=_code(artifact, source.url, cache))
 
 
 def _code(artifact: Artifact, url: str, cache: Cache) -> bytes | None:
-    """Of a script that was cached before, maybe for another interpreter."""
+    """The code of a script from the cache, compiled if the cache has it for another interpreter only."""
     code = cache.code(artifact.sha256, url)
     if code is None:
-        with contextlib.suppress(FetchError):  # Python's own grammar has changed since: the child says what is wrong
+        with contextlib.suppress(FetchError):  # this Python has another grammar; the child reports the error
             code = integrity.compile_python(artifact.source, url)
             cache.keep_code(code, artifact.sha256, url)
     return code
@@ -84,7 +84,7 @@ def _obtain(
         return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, Obtained.CACHED)
     if cached_only:
         raise FetchError(
-            f"{source.url} is not in the cache, and --cached-only forbids to fetch it: run once without it"
+            f"{source.url} is not in the cache, and --cached-only forbids to fetch it", hint="sandboxrun TYPE ID"
         )
 
     from sandboxrun.fetch.download import Unreachable, download
@@ -108,8 +108,9 @@ def _obtain(
     digest = integrity.check_digest(fetched.body, expected, source.url)
     if pin is not None and not source.mutable and not reload and pin.sha256 != digest:
         raise IntegrityError(
-            f"{source.url} has changed under version {source.version}: pinned sha256 {pin.sha256}, got {digest}; "
-            f"a tag or commit must not move, so find out why, then accept it with --reload"
+            f"{source.url} has changed under version {source.version}, and a tag or commit must not: pinned sha256 {pin.sha256}, "
+            f"got {digest}",
+            hint="sandboxrun TYPE ID --reload",
         )
     cache.write(source, fetched.body, Pin(digest, fetched.etag))
     cache.keep_code(code, digest, source.url)

@@ -1,8 +1,8 @@
-"""Scripts on disk, by digest, and the pins that say which digest a version had.
+"""Scripts on disk, by digest, and the pins, which record the digest of a version.
 
-`blobs/HEX`, and `code/NAME` that was compiled of it, lie in the user's cache folder and may be removed at any time. A pin is a decision, not a copy: it lies in
-the state folder, survives `sandboxrun cache --clean`, and only `--reload` changes that of a tag or commit. Everything is
-written under a temporary name and moved into place. Blobs are verified whenever they are read.
+`blobs/HEX` and the compiled `code/NAME` lie in the user's cache folder and may be removed at any time. A pin is a decision, not
+a copy: it lies in the state folder and survives `sandboxrun cache --clean`. Only `--reload` changes the pin of a tag or commit.
+Every file is written under a temporary name and moved into place. Blobs are verified whenever they are read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _now() -> str:
 
 @record
 class Pin:
-    """What a URL and version were when last fetched."""
+    """The digest of a URL and version when it was last fetched."""
 
     sha256: str
     etag: str | None = None
@@ -42,7 +42,7 @@ class Pin:
 
 @record
 class Entry:
-    """A pin as `sandboxrun cache` shows it. `size` is None where the blob was cleaned."""
+    """A pin as `sandboxrun cache` shows it. `size`: bytes; None if the blob was removed."""
 
     url: str
     version: str
@@ -51,7 +51,7 @@ class Entry:
 
 
 class Cache:
-    """`cache_folder` holds blobs, `state_folder` pins. Raises ConfigError where they are not ours alone to write."""
+    """`cache_folder` holds blobs, `state_folder` pins. Raises ConfigError if another user can write to one."""
 
     def __init__(self, cache_folder: str, state_folder: str) -> None:
         self.blobs = os.path.join(cache_folder, "blobs")
@@ -61,7 +61,7 @@ class Cache:
             _make_private(folder)
 
     def read(self, sha256: str) -> bytes | None:
-        """A blob, verified; None where it is missing or not what its name says."""
+        """A blob, verified; None if it is missing or does not have the digest of its name."""
         try:
             with open(os.path.join(self.blobs, sha256), "rb") as file:
                 data = file.read(SCRIPT_MAX_BYTES + 1)
@@ -70,7 +70,7 @@ class Cache:
         return data if hex_digest(data) == sha256 else None
 
     def pin(self, source: Source) -> Pin | None:
-        """What this source was when last fetched. Raises ConfigError for a pin that cannot be read: not to be ignored."""
+        """The pin of this source, or None. Raises ConfigError for a pin that cannot be read, because it must not be ignored."""
         path = self._pin_path(source)
         try:
             with open(path, "rb") as file:
@@ -78,8 +78,11 @@ class Cache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
+            import shlex
+
             raise ConfigError(
-                f"the pin {path} of {source.url} is damaged ({error}): remove it to trust the next download"
+                f"the pin {path} of {source.url} is damaged ({error}); without it, the next download is trusted",
+                hint=f"rm -f {shlex.quote(path)}",
             ) from error
 
     def write(self, source: Source, data: bytes, pin: Pin) -> None:
@@ -94,8 +97,8 @@ class Cache:
         write_whole(self._pin_path(source), json.dumps(record).encode(), mode=0o400)
 
     def code(self, sha256: str, url: str) -> bytes | None:
-        """Its marshalled code; see compiled.py."""
-        from sandboxrun.fetch import compiled  # a local worker has none
+        """The marshalled code of a blob; see compiled.py."""
+        from sandboxrun.fetch import compiled  # late, because a local worker has none
 
         return self._codes.get(compiled.name_of(sha256, url), compiled.CODE_MAX_BYTES)
 
@@ -107,7 +110,7 @@ class Cache:
 
     @contextlib.contextmanager
     def locked(self, source: Source) -> Iterator[None]:
-        """One process at a time decides on a source: two that fetch a moving tag at once must not both pin it."""
+        """Let one process at a time decide on a source: two that fetch a moving tag at once must not both pin it."""
         path = self._pin_path(source) + ".lock"
         deadline = time.monotonic() + LOCK_SECONDS
         with open(path, "ab") as file:
@@ -118,14 +121,14 @@ class Cache:
                 except BlockingIOError:
                     if time.monotonic() > deadline:
                         raise FetchError(
-                            f"{source.url} is being fetched by another process for {LOCK_SECONDS} s: end it"
+                            f"{source.url} is being fetched by another process for more than {LOCK_SECONDS} s"
                         ) from None
                     time.sleep(0.02)
             yield
 
     def entries(self) -> list[Entry]:
-        """All that is pinned, in the order of the URLs; damaged pins are left out."""
-        found = []
+        """All pins but the damaged ones, sorted by URL and version."""
+        entries = []
         for name in os.listdir(self.pins):
             if _HEX.fullmatch(name):
                 with (
@@ -133,11 +136,11 @@ class Cache:
                     open(os.path.join(self.pins, name), "rb") as file,
                 ):
                     url, version, pin = _parse_pin(file.read(_PIN_MAX_BYTES))
-                    found.append(Entry(url, version, pin, _size(os.path.join(self.blobs, pin.sha256))))
-        return sorted(found, key=lambda entry: (entry.url, entry.version))
+                    entries.append(Entry(url, version, pin, _size(os.path.join(self.blobs, pin.sha256))))
+        return sorted(entries, key=lambda entry: (entry.url, entry.version))
 
     def clean(self) -> tuple[int, int]:
-        """Remove every blob, and what was compiled of it; (blobs, bytes). Pins stay."""
+        """Remove every blob and its code; (number of blobs, bytes). Pins stay."""
         count = size = 0
         for folder in (self.blobs, self._codes.folder):
             for name in os.listdir(folder) if os.path.isdir(folder) else ():
@@ -172,15 +175,24 @@ def _size(path: str) -> int | None:
 
 
 def _make_private(folder: str) -> None:
-    """A folder that only we can write, or ConfigError: whoever else could write there could choose what runs."""
+    """Make a folder that no other user can write. Raises ConfigError, because another writer could choose what runs."""
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        found = os.stat(folder)
+        status = os.stat(folder)
     except OSError as error:
         raise ConfigError(
-            f"{folder} cannot be made: {error.strerror}; set HOME, or XDG_CACHE_HOME and XDG_STATE_HOME"
+            f"the folder {folder} cannot be made: {error.strerror}",
+            hint="export XDG_CACHE_HOME=CACHE XDG_STATE_HOME=STATE",
         ) from error
-    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+    if status.st_uid != os.geteuid():
         raise ConfigError(
-            f"{folder} can be written by others (owner {found.st_uid}, mode {found.st_mode & 0o777:o}): chmod 700 it, or set XDG_CACHE_HOME"
+            f"the folder {folder} belongs to user {status.st_uid}, not to {os.geteuid()}",
+            hint="export XDG_CACHE_HOME=CACHE XDG_STATE_HOME=STATE",
+        )
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        import shlex
+
+        raise ConfigError(
+            f"the folder {folder} can be written by others (mode {status.st_mode & 0o777:o})",
+            hint=f"chmod 700 {shlex.quote(folder)}",
         )

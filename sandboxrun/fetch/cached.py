@@ -1,4 +1,4 @@
-"""A script as it is here, without asking anybody."""
+"""A script from the cache or the disk, without a connection."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from sandboxrun.fetch.resolve import ImportList, LocalSource, Source
 
 
 def from_cache(cache: Cache) -> Callable[[WorkerConfig, Source | LocalSource, ImportList], Artifact | None]:
-    """Looks for the script of a worker; None where the cache does not have it."""
+    """A function that gets the script of a worker, or None if the cache does not have it."""
 
     def get(config: WorkerConfig, source: Source | LocalSource, allowed: ImportList) -> Artifact | None:
         if isinstance(source, LocalSource):
-            data, origin, how = source.read(), source.script, Obtained.LOCAL
+            data, origin, obtained = source.read(), source.script, Obtained.LOCAL
             integrity.check_python(data, origin)
         else:
             pin = cache.pin(source)
-            found = cache.read(pin.sha256) if pin is not None else None
-            if found is None:
+            blob = cache.read(pin.sha256) if pin is not None else None
+            if blob is None:
                 return None
-            data, origin, how = found, source.url, Obtained.CACHED
-        return Artifact(data, integrity.check_digest(data, config.sha256, origin), origin, how)
+            data, origin, obtained = blob, source.url, Obtained.CACHED
+        return Artifact(data, integrity.check_digest(data, config.sha256, origin), origin, obtained)
 
     return get

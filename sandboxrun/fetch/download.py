@@ -29,7 +29,7 @@ _NOT_SCRIPTS = ("text/html", "application/xhtml+xml", "application/json", "text/
 
 
 class Unreachable(FetchError):
-    """The origin does not answer, or has a fault of its own: a cached copy may serve."""
+    """The origin does not answer, or reports a fault of its own. A cached copy may serve instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class Fetched:
 
 
 def download(url: str, *, allowed: ImportList, etag: str | None, progress: Callable[[str], None]) -> Fetched | None:
-    """GET `url`; None for 304. Raises FetchError, or Unreachable where the origin is at fault.
+    """GET `url`; None for 304. Raises FetchError, and of those Unreachable if the origin is at fault.
 
-    In a thread of its own, because a server that sends one header byte now and then would outlast every time-out that
-    httpx has: those are per read.
+    It runs in a thread of its own, because the time-outs of httpx hold for each read: a server that sends a header byte now and
+    then would outlast them all.
     """
     outcome: queue.SimpleQueue[Fetched | FetchError | None] = queue.SimpleQueue()
     received, connections = _Received(), _Connections()
@@ -52,7 +52,7 @@ def download(url: str, *, allowed: ImportList, etag: str | None, progress: Calla
             outcome.put(_get(url, allowed, etag, received, connections))
         except FetchError as error:
             outcome.put(error)
-        except Exception as error:  # whatever httpx lets through must not leave the caller waiting
+        except Exception as error:  # of any kind: without an outcome, the caller would wait
             outcome.put(FetchError(f"{url} cannot be fetched: {type(error).__name__}: {error}"))
         finally:
             connections.close()
@@ -62,7 +62,7 @@ def download(url: str, *, allowed: ImportList, etag: str | None, progress: Calla
     try:
         result = _wait(url, outcome, received, progress)
     finally:
-        connections.abort()  # nothing of it goes on beside the worker
+        connections.abort()  # no download goes on beside the worker
         thread.join(ABORT_SECONDS)
     if isinstance(result, FetchError):
         raise result
@@ -75,7 +75,7 @@ def _wait(
     received: _Received,
     progress: Callable[[str], None],
 ) -> Fetched | FetchError | None:
-    """What the downloading thread has to say. Raises Unreachable after TOTAL_SECONDS."""
+    """The outcome of the downloading thread. Raises Unreachable after TOTAL_SECONDS."""
     deadline = time.monotonic() + TOTAL_SECONDS
     wait = PROGRESS_AFTER_SECONDS
     while True:
@@ -90,7 +90,7 @@ def _wait(
 
 
 class _Received:
-    """What the downloading thread tells the waiting one."""
+    """The progress of the downloading thread, for the waiting one."""
 
     def __init__(self) -> None:
         self.count = 0  # bytes
@@ -101,8 +101,8 @@ class _Aborted(Exception):
 
 
 class _Connections:
-    """The sockets of a download, so that another thread can end it, whatever it waits for: httpx itself cannot be
-    interrupted between two events of the protocol, nor in a TLS handshake."""
+    """The sockets of a download, by which another thread can end it at any point. httpx itself cannot be interrupted between
+    two events of the protocol, nor in a TLS handshake."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -111,7 +111,7 @@ class _Connections:
         self._aborted = False
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """An extension of httpcore: it is called at each step of a request. Raises _Aborted."""
+        """The extension `trace` of httpcore, which calls it at each step of a request. Raises _Aborted."""
         with self._lock:
             if event.endswith(("connect_tcp.complete", "start_tls.complete")):
                 self._streams.append(info["return_value"])
@@ -122,7 +122,7 @@ class _Connections:
                 self._sockets.append(info["return_value"].get_extra_info("socket").dup())
 
     def abort(self) -> None:
-        """Close them, and begin nothing more. A look-up or a connect that is under way ends by its own time-out."""
+        """Close the sockets, and let no further step begin. A look-up or a connect under way ends by its own time-out."""
         with self._lock:
             self._aborted = True
             for sock in self._sockets:
@@ -132,7 +132,7 @@ class _Connections:
             self._sockets.clear()
 
     def close(self) -> None:
-        """Close every stream; for the downloading thread, when it ends."""
+        """Close every stream. The downloading thread calls it at its end."""
         for stream in self._streams:
             stream.close()
 
@@ -149,11 +149,11 @@ def _get(
         headers["If-None-Match"] = etag
     auth = _netrc_auth(url)
     origin = _origin(url)
-    # A proxy from the environment is the operator's wish, but never for loopback.
+    # The operator's environment may name a proxy; it is never used for loopback.
     with httpx.Client(timeout=SILENCE_SECONDS, trust_env=not is_loopback(url), follow_redirects=False) as client:
         for _ in range(REDIRECTS_MAX + 1):
             try:
-                # Redirects are followed by hand: each hop is checked, and credentials go to the first origin alone.
+                # Redirects are followed here, because each hop is checked, and credentials go to the first origin alone.
                 with client.stream(
                     "GET",
                     url,
@@ -167,9 +167,7 @@ def _get(
             except httpx.TimeoutException as error:
                 raise Unreachable(f"{url} did not answer within {SILENCE_SECONDS} s") from error
             except (httpx.TransportError, OSError) as error:
-                raise Unreachable(
-                    f"{url} cannot be reached: {error}; look at field url, and at this machine's network"
-                ) from error
+                raise Unreachable(f"{url} cannot be reached: {error}") from error
             except (httpx.InvalidURL, httpx.HTTPError, ValueError, KeyError) as error:
                 raise FetchError(f"{url} cannot be fetched: {error}") from error
             allowed.check(target, came_from=url)
@@ -182,17 +180,17 @@ def _read(url: str, response: httpx.Response, received: _Received) -> Fetched | 
         return None
     if response.status_code != 200:
         error = Unreachable if response.status_code >= 500 or response.status_code == 429 else FetchError
-        hint = (
-            ": is the version right, and the url? sandboxrun set TYPE ID version=VERSION tries one"
-            if response.status_code == 404
-            else ""
+        raise error(
+            f"{url} answers {response.status_code} {response.reason_phrase}",
+            hint="sandboxrun set TYPE ID version=VERSION" if response.status_code == 404 else "",
         )
-        raise error(f"{url} answers {response.status_code} {response.reason_phrase}{hint}")
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in _NOT_SCRIPTS:
-        raise FetchError(f"{url} is {kind}, not a Python script: is it the raw URL?")
+        raise FetchError(f"{url} is {kind}, not a Python script", hint="sandboxrun set TYPE ID url=RAW_URL")
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise FetchError(f"{url} comes compressed, though we asked for it plain")
+        raise FetchError(
+            f"{url} comes compressed ({response.headers['content-encoding'][:80]}), which was not asked for"
+        )
     length = response.headers.get("content-length", "")
     if length.isdigit() and int(length) > SCRIPT_MAX_BYTES:
         raise FetchError(f"{url} has {length} bytes: a script may have {SCRIPT_MAX_BYTES >> 20} MiB")
@@ -201,7 +199,7 @@ def _read(url: str, response: httpx.Response, received: _Received) -> Fetched | 
         body += chunk
         received.count = len(body)
         if len(body) > SCRIPT_MAX_BYTES:
-            raise FetchError(f"{url} has more than {SCRIPT_MAX_BYTES >> 20} MiB, the most that a script may have")
+            raise FetchError(f"{url} has more than {SCRIPT_MAX_BYTES >> 20} MiB: a script may not have more")
     etag = response.headers.get("etag", "")
     return Fetched(
         bytes(body), etag if 0 < len(etag) <= ETAG_MAX_CHARS and etag.isascii() and etag.isprintable() else None
@@ -209,7 +207,7 @@ def _read(url: str, response: httpx.Response, received: _Received) -> Fetched | 
 
 
 def _netrc_auth(url: str) -> httpx.Auth | None:
-    """Credentials for the first origin from NETRC or ~/.netrc; never over plain http to another machine."""
+    """Credentials for the first origin, from NETRC or ~/.netrc; None for plain http to another machine."""
     if not (url.startswith("https://") or is_loopback(url)):
         return None
     path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")

@@ -1,4 +1,4 @@
-"""Is it a script, and is it the right one? Decisions over bytes."""
+"""Whether bytes are a script, and the pinned one. Pure, but for the process that parses."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from sandboxrun.errors import FetchError, IntegrityError
 
 
 def check_digest(data: bytes, expected: str | None, origin: str) -> str:
-    """The digest of `data`. Raises IntegrityError, naming both, where the hash pins another."""
+    """The digest of `data`. Raises IntegrityError, which names both, if the hash pins another one."""
     digest = hex_digest(data)
     if expected is not None and digest != expected:
         raise IntegrityError(
-            f"{origin} has sha256 {digest}, but field sha256 pins {expected}: fetch what was meant, or change the field"
+            f"{origin} has sha256 {digest}, but field sha256 pins {expected}",
+            hint=f"sandboxrun set TYPE ID sha256={digest}",
         )
     return digest
 
@@ -21,7 +22,7 @@ def check_digest(data: bytes, expected: str | None, origin: str) -> str:
 def check_python(data: bytes, origin: str) -> None:
     """Raise FetchError unless `data` is UTF-8 Python that does something."""
     text = _text(data, origin)
-    from sandboxrun.fetch import parse  # not before: what comes from the cache is not parsed again
+    from sandboxrun.fetch import parse  # late, because a cached script is not parsed again
 
     complaint = parse.complaint(text, must_act=True)
     if complaint:
@@ -29,7 +30,7 @@ def check_python(data: bytes, origin: str) -> None:
 
 
 def compile_python(data: bytes, url: str) -> bytes:
-    """Marshalled code of what a server has sent. Raises FetchError unless it is UTF-8 Python that does something."""
+    """The marshalled code of a downloaded script. Raises FetchError unless it is UTF-8 Python that does something."""
     text = _text(data, url)
     import subprocess
 
@@ -54,5 +55,7 @@ def _text(data: bytes, origin: str) -> str:
     except UnicodeDecodeError as error:
         raise FetchError(f"{origin} is not UTF-8 text (byte {error.start}): not a Python script") from error
     if text.lstrip()[:1] == "<":
-        raise FetchError(f"{origin} is a page of HTML or XML, not a Python script: is it the raw URL?")
+        raise FetchError(
+            f"{origin} is a page of HTML or XML, not a Python script", hint="sandboxrun set TYPE ID url=RAW_URL"
+        )
     return text

@@ -1,8 +1,8 @@
-"""Is a text a script? Run as a program for one that nobody has vouched for yet, within limits of its own: a megabyte of
-hostile text can cost Python's parser seconds and a gigabyte.
+"""Whether a text is a script.
 
-The text comes on standard input. To standard output go the complaint, or nothing, a NUL, and the marshalled code of a script
-without one, whose file name is the only argument. Imports nothing of ours.
+A downloaded text is parsed by this file as a program, within limits of its own, because a megabyte of hostile text can cost
+Python's parser seconds and a gigabyte. Standard input has the text, and the only argument is the file name for its code.
+Standard output gets the complaint, a NUL, and the marshalled code; one of the two is empty. Imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _ONLY_AST = 0x400  # ast.PyCF_ONLY_AST: ast itself takes longer to be imported t
 
 
 def complaint(text: str, *, must_act: bool) -> str:
-    """Why `text` is no script, or none that does something, completing "the file …"; empty where it is one."""
+    """What is wrong with `text` as a script that does something, to complete "the file …"; empty if nothing is."""
     return examined(text, must_act=must_act)[0]
 
 
 def examined(text: str, *, must_act: bool, name: str | None = None) -> tuple[str, CodeType | None]:
-    """As `complaint`, and the code, where a file name is given."""
+    """The complaint, and the code if a file name is given."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -39,14 +39,14 @@ def examined(text: str, *, must_act: bool, name: str | None = None) -> tuple[str
     except (ValueError, MemoryError, RecursionError) as error:
         return f"is not valid Python: {type(error).__name__} while parsing", None
     if must_act and all(map(_does_nothing, tree.body)):
-        what = "it is empty" if not tree.body else "data or an error message instead of a script?"
-        return f"does nothing when run: {what}", None
+        reason = "it is empty" if not tree.body else "it has only data, or an error message"
+        return f"does nothing when run: {reason}", None
     return "", code
 
 
 def _does_nothing(node: ast.stmt) -> bool:
-    """The text of many error answers ("error", {"message": …}) is an expression that Python silently evaluates, and so is
-    JSON; a line of YAML is an annotation."""
+    """Whether a statement is only evaluated: the text of many error answers ("error", {"message": …}) and JSON are expressions,
+    and a line of YAML is an annotation."""
     kind = type(node).__name__
     if kind not in ("Expr", "AnnAssign"):
         return False

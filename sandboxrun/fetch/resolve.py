@@ -1,12 +1,19 @@
-"""A url and a version to a Source: pure, but for looking at local files."""
+"""From a url and a version to a Source: pure, but for looking at local files.
+
+A name alone cannot tell a tag from a branch, and a branch must never be pinned. So `is_mutable` takes a version for pinned
+only if it says what it is (refs/tags/NAME, a full commit) or has the form of a release number, and where a host has URLs of
+its own for tags, the script is asked for there: a branch of the same name is not found then.
+"""
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 import stat
 from collections.abc import Iterable
 
+from sandboxrun.config import keys
 from sandboxrun.config.permissions import canonical_host
 from sandboxrun.errors import ConfigError, FetchError, UsageError
 from sandboxrun.records import record
@@ -21,13 +28,24 @@ DEFAULT_HOSTS = (
 )  # fmt: skip
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _PLACEHOLDER = "{version}"
-_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_TAG = re.compile(r"v?[0-9]+(\.[0-9]+)*([-+.][0-9A-Za-z.+-]+)?")
+_TAG_PREFIX, _BRANCH_PREFIX = "refs/tags/", "refs/heads/"
+_COMMIT = r"[0-9a-fA-F]{40}|[0-9a-fA-F]{64}"  # SHA-1 and SHA-256
+# Three numbers or more. Fewer (v1, 1.2) are as often the names of branches, and so are 1.2.x and 1.2.3-fixes. What may follow
+# are the pre- and post-releases of PEP 440 and semver.org that have a number, and semver's build.
+_RELEASE = r"v?[0-9]+(\.[0-9]+){2,}([-_.]?(alpha|beta|preview|pre|post|rev|dev|rc|a|b|c|r)[-_.]?[0-9]+)*(\+[0-9a-z]+([-.][0-9a-z]+)*)?"
+
+
+class RefKind(enum.StrEnum):
+    """What a version names."""
+
+    BRANCH = "branch"  # or something of which that cannot be told: its content may change
+    TAG = "tag"
+    COMMIT = "commit"
 
 
 @record
 class Source:
-    """A script at a URL. `mutable`: the version is a branch, whose content may change."""
+    """A script at a URL. `mutable`: the content of this version may change."""
 
     url: str
     version: str
@@ -36,9 +54,9 @@ class Source:
 
 @record
 class LocalSource:
-    """A script in the file system (version local). `folder` is None where the url names the file itself.
+    """A script in the file system (version local). `folder` is None if the url names the file itself.
 
-    Both are real paths; `named` is what the url names, which may lead through symlinks.
+    Both are real paths. `named` is the path in the url, which may lead through symlinks.
     """
 
     script: str
@@ -46,42 +64,46 @@ class LocalSource:
     named: str
 
     def read(self) -> bytes:
-        """The script, bounded. Raises FetchError."""
+        """The script, of at most SCRIPT_MAX_BYTES. Raises FetchError."""
         try:
-            # O_NONBLOCK: a FIFO in the script's place must not stop us.
+            # O_NONBLOCK: a FIFO in the script's place must not block the open.
             fd = os.open(self.script, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             with open(fd, "rb") as file:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise FetchError(
-                        f"{self.script} is not a file: url must name a folder with worker.py, or the script itself"
+                        f"{self.script} is not a file: expected url to name a folder with worker.py, or the script itself"
                     )
                 data = file.read(SCRIPT_MAX_BYTES + 1)
         except OSError as error:
-            raise FetchError(f"{self.script} cannot be read: {error.strerror}; check the field url") from error
+            raise FetchError(f"{self.script} cannot be read: {error.strerror}") from error
         if len(data) > SCRIPT_MAX_BYTES:
             raise FetchError(f"{self.script} is larger than {SCRIPT_MAX_BYTES >> 20} MiB")
         return data
 
 
 def urlsplit(url: str) -> SplitResult:
-    """urllib.parse's, which a local worker does without. Raises ValueError."""
+    """The function of urllib.parse, which is imported late because a local worker does without. Raises ValueError."""
     from urllib.parse import urlsplit
 
     return urlsplit(url)
 
 
+def kind_of(version: str) -> RefKind:
+    """What a version names; a branch in case of doubt, such as for a short commit, which a branch may be called."""
+    if re.fullmatch(_COMMIT, version):
+        return RefKind.COMMIT
+    if version.startswith(_TAG_PREFIX) or re.fullmatch(_RELEASE, version, re.ASCII | re.IGNORECASE):
+        return RefKind.TAG
+    return RefKind.BRANCH
+
+
 def is_mutable(version: str) -> bool:
-    """Whether a version is a branch. A full commit and a name like v1.2.3 (or 1.2) are pinned once fetched."""
-    return not (_COMMIT.fullmatch(version) or _TAG.fullmatch(version))
-
-
-def is_commit(version: str) -> bool:
-    """Whether a version is a full commit."""
-    return _COMMIT.fullmatch(version) is not None
+    """Whether the content of a version may change. That of a tag or commit is pinned once fetched."""
+    return kind_of(version) is RefKind.BRANCH
 
 
 def resolve(url: str, version: str, *, key: str) -> Source | LocalSource:
-    """Where the script of this version is. Raises ConfigError naming the field."""
+    """Where the script of this version is. Raises ConfigError, which names the field."""
     if version == "local":
         return _resolve_local(url, key)
     from urllib.parse import urlunsplit
@@ -92,49 +114,156 @@ def resolve(url: str, version: str, *, key: str) -> Source | LocalSource:
         _ = parts.port
     except ValueError as error:
         raise ConfigError(f"field url of {key} is not a URL: {error}") from error
+    _check_url(url, parts, host, key)
+    ref = _Ref(version, key)
+    found = _rewritten(host, parts, ref)
+    if found is not None:
+        return Source(urlunsplit(found).replace(_PLACEHOLDER, ref.name), version, is_mutable(version))
+    if _PLACEHOLDER not in url and f"/{version}/" not in f"{parts.path}/":
+        raise ConfigError(
+            f"field url of {key} does not say where the version belongs: expected {_PLACEHOLDER} in it, or a raw URL of GitHub, a "
+            "gist, GitLab, Codeberg, jsDelivr or sr.ht",
+            hint=_url_hint(key, f"{parts.scheme}://{parts.netloc}/PATH/{_PLACEHOLDER}/FILE"),
+        )
+    return Source(url.replace(_PLACEHOLDER, version), version, is_mutable(version))
+
+
+def _check_url(url: str, parts: SplitResult, host: str, key: str) -> None:
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigError(
-            f"field url of {key} is {url[:80]!r}: expected https://…, or a folder together with version local"
+            f"field url of {key} is {url[:80]!r}: expected https://…, or a folder together with version local",
+            hint=f"sandboxrun set {keys.in_words(key)} url=FOLDER version=local",
         )
     if parts.username is not None or parts.password is not None:
-        raise ConfigError(f"field url of {key} has a user or password: put them into ~/.netrc instead")
-    if parts.fragment:
-        raise ConfigError(f"field url of {key} has a fragment (#…): remove it")
-    if _PLACEHOLDER in url:
-        if _PLACEHOLDER in parts.netloc:
-            raise ConfigError(f"field url of {key} has {_PLACEHOLDER} in its host: it belongs into the path")
-        return Source(url.replace(_PLACEHOLDER, version), version, is_mutable(version))
-    path = _replace_ref(host, parts.path, version)
-    if path is not None:
-        if host == "github.com":
-            parts = parts._replace(netloc="raw.githubusercontent.com")
-        return Source(urlunsplit(parts._replace(path=path)), version, is_mutable(version))
-    if version not in parts.path.split("/"):
         raise ConfigError(
-            f"field url of {key} has no {_PLACEHOLDER}, and is no GitHub, GitLab or Codeberg raw URL: write {_PLACEHOLDER} where "
-            f"the version belongs"
+            f"field url of {key} has a user or password, which everybody who may read the hash sees: expected them in ~/.netrc"
         )
-    return Source(url, version, is_mutable(version))
+    if parts.fragment:
+        raise ConfigError(
+            f"field url of {key} has the fragment #{parts.fragment[:80]}: expected a URL without one",
+            hint="" if parts.query else _url_hint(key, url.partition("#")[0]),  # a query may have a token
+        )
+    if _PLACEHOLDER in parts.netloc:
+        raise ConfigError(f"field url of {key} has {_PLACEHOLDER} in its host: expected it in the path")
 
 
-def _replace_ref(host: str, path: str, version: str) -> str | None:
-    """The path of a raw URL with its ref segment replaced, or None for another kind of URL."""
-    if host == "raw.githubusercontent.com":
-        match = re.fullmatch(r"(/[^/]+/[^/]+)/(?:refs/(?:heads|tags)/)?[^/]+(/.+)", path)
-        return f"{match[1]}/{version}{match[2]}" if match else None
-    if host == "github.com":
-        match = re.fullmatch(r"(/[^/]+/[^/]+)/(?:blob|raw)/(?:refs/(?:heads|tags)/)?[^/]+(/.+)", path)
-        return f"{match[1]}/{version}{match[2]}" if match else None
-    if host == "gitlab.com":
-        match = re.fullmatch(r"(/.+/-)/(?:raw|blob)/[^/]+(/.+)", path)
-        return f"{match[1]}/raw/{version}{match[2]}" if match else None
-    if host == "codeberg.org":
-        match = re.fullmatch(r"(/[^/]+/[^/]+)/(?:raw|src)/(?:branch|tag|commit)/[^/]+(/.+)", path)
-        if match is None:
-            return None
-        kind = "commit" if is_commit(version) else "branch" if is_mutable(version) else "tag"
-        return f"{match[1]}/raw/{kind}/{version}{match[2]}"
-    return None
+def _url_hint(key: str, url: str) -> str:
+    import shlex
+
+    return f"sandboxrun set {keys.in_words(key)} {shlex.quote(f'url={url}')}"
+
+
+@record
+class _Ref:
+    """A version that is put into a URL; `key` is of the hash that names it."""
+
+    version: str
+    key: str
+
+    @property
+    def kind(self) -> RefKind:
+        return kind_of(self.version)
+
+    @property
+    def name(self) -> str:
+        """Of the tag or branch, or the commit."""
+        return self.version.removeprefix(_TAG_PREFIX).removeprefix(_BRANCH_PREFIX)
+
+    @property
+    def is_branch_by_word(self) -> bool:
+        return self.version.startswith(_BRANCH_PREFIX)
+
+    def cut(self, rest: str) -> str:
+        """The /FILE behind the ref at the start of `rest`: behind this one if it stands there, else behind one without a slash."""
+        rest = rest.removeprefix(_TAG_PREFIX).removeprefix(_BRANCH_PREFIX)
+        if rest.startswith(f"{self.name}/"):
+            return rest.removeprefix(self.name)
+        return "/" + rest.partition("/")[2]
+
+
+def _rewritten(host: str, parts: SplitResult, ref: _Ref) -> SplitResult | None:
+    """A raw URL, or that of the page that shows the file, with the ref in it replaced; None for another kind of URL.
+
+    GitHub, gists, jsDelivr and sr.ht are known by their host, GitLab and Forgejo, which many run, by their paths.
+    """
+    match host:
+        case "raw.githubusercontent.com" | "github.com":
+            return _of_github(host, parts, ref)
+        case "gist.githubusercontent.com" | "gist.github.com":
+            return _of_gist(host, parts, ref)
+        case "cdn.jsdelivr.net":
+            return _of_jsdelivr(parts, ref)
+        case "git.sr.ht":
+            return _of_sourcehut(parts, ref)
+    return _of_gitlab(parts, ref) or _of_forgejo(parts, ref)
+
+
+def _of_github(host: str, parts: SplitResult, ref: _Ref) -> SplitResult | None:
+    shown = r"" if host.startswith("raw.") else r"/(?:blob|raw)"
+    found = re.fullmatch(rf"(/[^/]+/[^/]+){shown}/((?:refs/(?:heads|tags)/)?[^/]+/.+)", parts.path)
+    if found is None:
+        return None
+    # refs/tags/ is for tags alone; a bare name is for branches, too.
+    version = f"{_TAG_PREFIX}{ref.name}" if ref.kind is RefKind.TAG else ref.version
+    netloc = parts.netloc if host.startswith("raw.") else "raw.githubusercontent.com"
+    return parts._replace(netloc=netloc, path=f"{found[1]}/{version}{ref.cut(found[2])}")
+
+
+def _of_gist(host: str, parts: SplitResult, ref: _Ref) -> SplitResult | None:
+    """A gist has commits, and without one a URL means the newest."""
+    found = re.fullmatch(rf"(/[^/]+/[0-9a-f]+/raw)(?:/(?:{_COMMIT}|\{{version\}}))?(/[^/]+)", parts.path)
+    if found is None:
+        return None
+    if ref.kind is not RefKind.COMMIT and ref.name not in ("main", "master"):
+        raise ConfigError(
+            f"field version of {ref.key} is {ref.version[:80]!r}, and a gist has neither tags nor branches: expected a full commit, "
+            "or main for the newest",
+            hint=f"sandboxrun set {keys.in_words(ref.key)} version=main",
+        )
+    commit = f"/{ref.name}" if ref.kind is RefKind.COMMIT else ""
+    netloc = parts.netloc if host == "gist.githubusercontent.com" else "gist.githubusercontent.com"
+    return parts._replace(netloc=netloc, path=f"{found[1]}{commit}{found[2]}")
+
+
+def _of_jsdelivr(parts: SplitResult, ref: _Ref) -> SplitResult | None:
+    """NAME@VERSION, where a tag and a branch are written alike, and v1 or 1.2 is the newest release that begins so."""
+    found = re.fullmatch(r"(/gh/[^/@]+/[^/@]+|/npm/(?:@[^/@]+/)?[^/@]+)(?:@[^/]*)?(/.+)", parts.path)
+    if found is None:
+        return None
+    if "/" in ref.name or (ref.kind is RefKind.TAG and is_mutable(ref.name)):
+        raise ConfigError(
+            f"field version of {ref.key} is {ref.version[:80]!r}, which cdn.jsdelivr.net cannot tell from other versions: expected "
+            "a full commit, a release number such as v1.2.3, or a branch without a slash",
+            hint=f"sandboxrun set {keys.in_words(ref.key)} version=COMMIT",
+        )
+    return parts._replace(path=f"{found[1]}@{ref.name}{found[2]}")
+
+
+def _of_sourcehut(parts: SplitResult, ref: _Ref) -> SplitResult | None:
+    found = re.fullmatch(r"(/~[^/]+/[^/]+)/blob/(.+/.+)", parts.path)
+    if found is not None:
+        return parts._replace(path=f"{found[1]}/blob/{ref.version}{ref.cut(found[2])}")
+    found = re.fullmatch(r"(/~[^/]+/[^/]+)/tree/.+?/item(/.+)", parts.path)
+    return parts._replace(path=f"{found[1]}/blob/{ref.version}{found[2]}") if found is not None else None
+
+
+def _of_gitlab(parts: SplitResult, ref: _Ref) -> SplitResult | None:
+    """`ref_type` says which of a tag and a branch is meant; it is no part of a commit's URL."""
+    found = re.fullmatch(r"(/.+?/-)/(?:raw|blob)/(.+/.+)", parts.path)
+    if found is None:
+        return None
+    query = [word for word in parts.query.split("&") if word and not word.startswith("ref_type=")]
+    if ref.kind is RefKind.TAG or ref.is_branch_by_word:
+        query.append(f"ref_type={'tags' if ref.kind is RefKind.TAG else 'heads'}")
+    return parts._replace(path=f"{found[1]}/raw/{ref.name}{ref.cut(found[2])}", query="&".join(query))
+
+
+def _of_forgejo(parts: SplitResult, ref: _Ref) -> SplitResult | None:
+    """Codeberg, and other servers of Forgejo and Gitea."""
+    found = re.fullmatch(r"(/.+?)/(?:raw|src)/(?:branch|tag|commit)/(.+/.+)", parts.path)
+    return (
+        parts._replace(path=f"{found[1]}/raw/{ref.kind}/{ref.name}{ref.cut(found[2])}") if found is not None else None
+    )
 
 
 def _resolve_local(url: str, key: str) -> LocalSource:
@@ -145,28 +274,38 @@ def _resolve_local(url: str, key: str) -> LocalSource:
         except ValueError as error:
             raise ConfigError(f"field url of {key} is not a URL: {error}") from error
         if parts.netloc not in ("", "localhost"):
-            raise ConfigError(f"field url of {key} names another host in file://: write file:///PATH")
+            raise ConfigError(
+                f"field url of {key} is {url[:80]!r}, which names another host: expected file:///PATH",
+                hint=_url_hint(key, f"file://{parts.path}"),
+            )
         from urllib.parse import unquote
 
         path = unquote(parts.path)
     if not os.path.isabs(path) or "\0" in path:
         raise ConfigError(
-            f"field url of {key} is {url[:80]!r}, but version is local: expected an absolute path to a folder with worker.py, or to the file"
+            f"field url of {key} is {url[:80]!r}, but version is local: expected an absolute path to a folder with worker.py, or to the file",
+            hint=f"sandboxrun set {keys.in_words(key)} version=VERSION" if "://" in url else _here_hint(key, path),
         )
     named, path = path, os.path.realpath(path)
     if os.path.isdir(path):
         script = os.path.join(path, "worker.py")
         if not os.path.exists(script):
-            raise ConfigError(f"field url of {key}: {path} has no worker.py; name the script itself, or make it")
+            raise ConfigError(f"field url of {key}: {path} has no worker.py", hint=_url_hint(key, f"{path}/FILE"))
         return LocalSource(script, path, named)
     if not os.path.exists(path):
-        raise ConfigError(f"field url of {key}: {path} does not exist")
+        raise ConfigError(f"field url of {key}: {path} does not exist", hint=_url_hint(key, "FOLDER"))
     return LocalSource(path, None, named)
 
 
+def _here_hint(key: str, path: str) -> str:
+    import shlex
+
+    return f'sandboxrun set {keys.in_words(key)} url="$PWD"/{shlex.quote(path)}'
+
+
 class ImportList:
-    """The hosts that scripts may come from: HOST (port 443) or HOST:PORT. `loopback`: it is always among them, for
-    development; what is not loopback needs https."""
+    """The hosts that scripts may come from: HOST (port 443) or HOST:PORT. `loopback`: loopback may, too, which is for
+    development. All other hosts need https."""
 
     def __init__(self, entries: Iterable[tuple[str, int]], *, loopback: bool = True) -> None:
         self._entries = frozenset(entries)
@@ -201,7 +340,7 @@ class ImportList:
         hop = "" if came_from is None else f" (redirected from {_origin(urlsplit(came_from))})"
         if host in _LOOPBACK and parts.scheme in ("http", "https"):
             if came_from is not None and (urlsplit(came_from).hostname or "").lower() not in _LOOPBACK:
-                raise FetchError(f"{_origin(parts)} is this machine{hop}: a remote server must not send us there")
+                raise FetchError(f"{_origin(parts)} is this machine{hop}: no remote server may send a download there")
             if self._loopback:
                 return
         elif parts.scheme != "https":
@@ -209,7 +348,8 @@ class ImportList:
         if origin_of(url) not in self._entries:
             shown = f"{host}:{port}" if port not in (None, 443) else host
             raise FetchError(
-                f"{_origin(parts)} is not among the hosts that scripts may come from{hop}: allow it with --allow-import={shown}"
+                f"{_origin(parts)} is not among the hosts that scripts may come from{hop}",
+                hint=f"sandboxrun TYPE ID --allow-import={shown}",
             )
 
 

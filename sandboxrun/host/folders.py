@@ -76,12 +76,19 @@ class Folders:
         folders = dict.fromkeys((*system, config))
         return cls(cache, state, data, tuple(os.path.join(folder, "policy.toml") for folder in folders))
 
+    def data_of(self, worker: WorkerConfig) -> str:
+        """The worker's own data folder, `~data` in its hash."""
+        return os.path.join(self.data, worker.type, worker.id)
+
     def ceiling(self, worker: WorkerConfig, policy: str | None) -> Ceiling:
         """`policy`: a file instead of the user's. Raises ConfigError."""
         *system, user = self.policies
-        data = os.path.join(self.data, worker.type, worker.id)
         return ceiling_for(
-            worker, system=system, user=os.path.abspath(policy or user), required=policy is not None, data=data
+            worker,
+            system=system,
+            user=os.path.abspath(policy or user),
+            required=policy is not None,
+            data=self.data_of(worker),
         )
 
 

@@ -154,6 +154,8 @@ class Preparation:
     def bound(self) -> None:
         """The operator's ceiling, and the configuration within it."""
         config = _needed(self.config)
+        permissions = config.permissions.with_data(self.folders.data_of(config))
+        self.config = config = replace(config, permissions=permissions)
         self.ceiling = self.folders.ceiling(config, self.options.policy)
         self.config = self.ceiling.check(self.options.limits)
 
@@ -188,7 +190,7 @@ class Preparation:
         """What the hash asks beyond what was approved. `ask`: ask the operator, and record what is approved now."""
         config = _needed(self.config)
         if ask:
-            how, grown = approval.settle(
+            how, grown = approval.approve(
                 self.approved, config.asked, type_=config.type, id_=config.id, yes=self.options.yes
             )
         else:

@@ -153,7 +153,7 @@ def _run(options: RunOptions, held: _Held) -> int:
             key=plan.worker.key,
             interpreter=plan.environment,
             scratch=scratch,
-            env=_environment(plan, login, scratch),
+            env=_environment(plan, login, scratch) | _data(preparation),
             kept=folders.filters,
             inspect=plan.inspect.plan if plan.inspect is not None else None,
             token=run_.token,
@@ -239,6 +239,12 @@ def _environment(plan: RunPlan, login: Login, scratch: str) -> dict[str, str]:
         "HOME": scratch,
         "TMPDIR": scratch,
     }
+
+
+def _data(preparation: Preparation) -> dict[str, str]:
+    """Where the worker's own data folder is, if it is granted something there."""
+    ceiling = preparation.ceiling
+    return {"SANDBOXRUN_DATA": ceiling.data} if ceiling is not None and ceiling.grants_data else {}
 
 
 def _given(plan: RunPlan) -> dict[str, object]:

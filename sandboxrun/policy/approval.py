@@ -1,8 +1,9 @@
-"""What a hash may ask is what the operator agreed to last: each worker's permissions are recorded outside Redis, and more of
-them needs a yes. Pure decisions, the record, and the question on a terminal.
+"""The operator approves permissions that were added to a hash since its last run. Decisions, the record, and the question.
 
-The record holds what the hash asked for at its last start or approval, so it shrinks with the hash: what was given up and
-comes back is asked again. It is bound to the permissions and limits, not to the script: digests are pinned elsewhere.
+The record of a worker lies outside Redis and has the permissions and limits of its hash at the last start or approval. A hash
+that asks for less makes the record smaller, so a permission that was removed and comes back needs approval again. The script
+is not part of the record, because its digest is pinned elsewhere. `~data` is recorded as it is written: it means the worker's
+own folder on every host, wherever that lies, so one approval means the same on each.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from collections.abc import Iterator, Mapping
 from sandboxrun.config import keys
 from sandboxrun.config.covers import covered, covers
 from sandboxrun.config.limits import LIMITS
-from sandboxrun.config.permissions import KINDS, IPNetwork, Kind, NetTarget, Permissions, RedisTarget, Verdict
+from sandboxrun.config.permissions import (
+    KINDS,
+    IPNetwork,
+    Kind,
+    NetTarget,
+    Permissions,
+    RedisTarget,
+    Verdict,
+    is_own_data,
+)
 from sandboxrun.config.worker import Asked
 from sandboxrun.errors import ConfigError, PolicyError
 from sandboxrun.files import write_whole
@@ -29,16 +39,16 @@ if TYPE_CHECKING:
     from sandboxrun.config.debugger import Inspect
 
 RECORD_MAX_BYTES = 16 * 1024 * 1024
-QUESTION_MAX_LINES = 40  # what scrolls away was not seen
+QUESTION_MAX_LINES = 40  # nobody sees a line that has scrolled away
 QUESTION_MAX_CHARS = 4000
 ANSWER_MAX_BYTES = 256
 YES = (b"y", b"yes")
 
 
 def growth(before: Asked, now: Asked) -> tuple[str, ...]:
-    """What is asked now beyond what was, one line each; empty where nothing is."""
+    """What `now` asks for and `before` did not, a line for each; empty if there is no such thing."""
     return (
-        *_grown_permissions(before.permissions, now.permissions),
+        *_grown_permissions(before.permissions.implied, now.permissions.implied),
         *_grown_limits(before.limits, now.limits),
         *_grown_inspect(before, now),
     )
@@ -49,25 +59,28 @@ def record_path(folder: str, type_: str, id_: str) -> str:
 
 
 def load(path: str) -> Asked | None:
-    """What was agreed to last; None where nothing was. Raises ConfigError for a record that is damaged, never None."""
+    """The last approval; None if there was none. Raises ConfigError for a damaged record, which must not count as none."""
     try:
         with open(path, "rb") as file:
-            found = os.fstat(file.fileno())
-            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+            status = os.fstat(file.fileno())
+            if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
                 raise ValueError("others can write it")
             data = file.read(RECORD_MAX_BYTES + 1)
         return _from_json(data)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        import shlex
+
         raise ConfigError(
-            f"the record {path} of what a worker was allowed is damaged ({str(error)[:100]}): remove it, and the next run "
-            "counts as the first"
+            f"the record {path} of what a worker was allowed is damaged ({str(error)[:100]}); without it, the next run counts as "
+            "the first",
+            hint=f"rm {shlex.quote(path)}",
         ) from error
 
 
 def save(path: str, asked: Asked) -> None:
-    """Whole or not at all, for us alone to read. Raises ConfigError."""
+    """Write the record atomically, readable for this user alone. Raises ConfigError."""
     permissions = asked.permissions
     record = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -83,45 +96,54 @@ def save(path: str, asked: Asked) -> None:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         write_whole(path, json.dumps(record).encode())
     except OSError as error:
-        raise ConfigError(f"what is allowed cannot be recorded in {folder}: {error.strerror}") from error
+        raise ConfigError(f"the approval cannot be recorded in {folder}: {error.strerror}") from error
 
 
-def settle(path: str, asked: Asked, *, type_: str, id_: str, yes: bool) -> tuple[str, tuple[str, ...]]:
-    """Agree to what is asked, and record it: how ("first", "same", "--yes", "terminal"), and what grew. Raises PolicyError."""
+def approve(path: str, asked: Asked, *, type_: str, id_: str, yes: bool) -> tuple[str, tuple[str, ...]]:
+    """Approve what the hash asks for, and record it. Returns how ("first", "same", "--yes", "terminal"), and what was added.
+    Raises PolicyError."""
     before = load(path)
     grown = growth(before, asked) if before is not None else ()
-    how = "first" if before is None else "same"
+    manner = "first" if before is None else "same"
     if grown:
-        how = "--yes" if yes else "terminal"
+        manner = "--yes" if yes else "terminal"
         if not yes:
             _agree(grown, type_, id_)
     if before is None or _parts(before) != _parts(asked):
         save(path, asked)
-    return how, grown
+    return manner, grown
 
 
 def _agree(grown: tuple[str, ...], type_: str, id_: str) -> None:
-    """Return if somebody at the terminal says yes to this. Raises PolicyError."""
+    """Ask at the terminal. Raises PolicyError unless the answer is yes."""
     key = keys.worker_key(type_, id_)
     shown = [escape(line) for line in grown]
-    how = f"look at it with: sandboxrun diff {type_} {id_}; then agree with --yes, or with: sandboxrun approve {type_} {id_}"
     if len(shown) > QUESTION_MAX_LINES or sum(map(len, shown)) > QUESTION_MAX_CHARS:
-        raise PolicyError(f"{key} asks for {len(shown)} things more than at its last run, too many to ask here; {how}")
+        raise PolicyError(
+            f"{key} asks for {len(shown)} things more than at its last run, too many to ask here", hint=_agree_hint(key)
+        )
     question = "".join(f"  + {line}\n" for line in shown)
     answer = ask(f"{key} asks for more than at its last run:\n{question}Allow this? [y/N] ")
     if answer is None:
         first = grown[0][:200]
         raise PolicyError(
             f"{key} asks for more than at its last run ({first}{f', and {len(grown) - 1} more' if len(grown) > 1 else ''}), and "
-            f"there is no terminal to ask on; {how}"
+            "there is no terminal to ask on",
+            hint=_agree_hint(key),
         )
     if answer.strip().lower() not in YES:
-        raise PolicyError(f"{key} asks for more than at its last run, and this was not agreed to; {how}")
+        raise PolicyError(
+            f"{key} asks for more than at its last run, and this was not agreed to", hint=_agree_hint(key)
+        )
+
+
+def _agree_hint(key: str) -> str:
+    return f"sandboxrun approve {keys.in_words(key)}"
 
 
 def ask(question: str) -> bytes | None:
-    """A line typed at the controlling terminal, as standard input carries the key; None where there is none, or where another
-    program is in front of it."""
+    """A line from the controlling terminal, because standard input carries the key; None if there is no terminal, or if another
+    program has its foreground."""
     try:
         fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -132,7 +154,7 @@ def ask(question: str) -> bytes | None:
                 return None
             import termios
 
-            termios.tcflush(fd, termios.TCIFLUSH)  # what was typed before the question is no answer to it
+            termios.tcflush(fd, termios.TCIFLUSH)  # text that was typed before the question is no answer
             colours = "" if os.environ.get("TERM", "dumb") == "dumb" else PLAIN
             terminal.write((colours + question).encode())
             return terminal.read(ANSWER_MAX_BYTES) or b""
@@ -153,11 +175,13 @@ def _grown_permissions(before: Permissions, now: Permissions) -> Iterator[str]:
 
 
 def _may_meet(kind: Kind, a: Any, b: Any) -> bool:
-    """Whether something might be in both; names and addresses might, and so might two patterns."""
+    """Whether something may be in both. A name and an address may be, and so may two patterns."""
     if isinstance(a, NetTarget):
         return a.network is None or b.network is None or _overlap(a.network, b.network)
     if isinstance(a, RedisTarget):
         return True
+    if kind.is_folder and is_own_data(a) != is_own_data(b):
+        return True  # where ~data is depends on the host, and the record is to mean the same on each
     return covers(kind, a, b) or covers(kind, b, a)
 
 
@@ -187,7 +211,7 @@ def _parts(asked: Asked) -> tuple[object, ...]:
 
 
 def _from_json(data: bytes) -> Asked:
-    """Strict, with ValueError and its like for anything that `save` does not write: a record cut short must not look like one."""
+    """Raises ValueError and its like for anything that `save` does not write, so that no record that was cut short counts."""
     record = json.loads(data)
     allow, deny = (
         {kind: _targets(KINDS[kind], texts) for kind, texts in record[verdict].items()} for verdict in Verdict

@@ -1,7 +1,7 @@
-"""The audit log: every decision that matters, as one JSON line each, in a file that is only appended to, or in the journal.
+"""The audit log: one JSON line for each decision, appended to a file or sent to the systemd journal.
 
-A line holds names, targets and digests, never a value of the environment, a key, or a password. What cannot be written before
-the worker runs keeps it from running; later it is said once, and the worker goes on.
+A line has names, targets and digests, never a value of the environment, a key, or a password. If a line cannot be written
+before the worker runs, the worker does not run. Later, a warning says so once, and the worker goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable
 
+from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, SandboxrunError
 
 TYPE_CHECKING = False
@@ -32,16 +33,16 @@ _LOGGED = {  # events of our messages that are decisions, with their outcome
 
 
 class Audit:
-    """Where decisions go: `places` are files, or JOURNAL; none is no audit. Raises ConfigError where one cannot be written.
+    """The audit log. `sinks`: file names or JOURNAL; empty disables it. Raises ConfigError if one cannot be written.
 
-    As a context manager it writes down the error that ends the block.
+    As a context manager, it records the error that ends the block.
     """
 
     def __init__(
-        self, places: Iterable[str], *, worker: str, warn: Callable[[str], None], journal: str = JOURNAL_SOCKET
+        self, sinks: Iterable[str], *, worker: str, warn: Callable[[str], None], journal: str = JOURNAL_SOCKET
     ) -> None:
         self._sinks: list[_File | _Journal] = [
-            _Journal(journal) if place == JOURNAL else _File(place) for place in places
+            _Journal(journal, worker) if sink == JOURNAL else _File(sink) for sink in sinks
         ]
         self._warn, self._strict = warn, True
         uid = os.getuid()
@@ -59,7 +60,7 @@ class Audit:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         try:
             if error is not None:
-                self._strict = False  # the error itself is what has to be reported
+                self._strict = False  # the user has to see this error, not one of the log
                 code = error.exit_code if isinstance(error, SandboxrunError) else None
                 self.record("error", "refused", message=str(error) or type(error).__name__, exit_code=code)
         finally:
@@ -67,7 +68,7 @@ class Audit:
                 sink.close()
 
     def about(self, **known: object) -> None:
-        """What every further line says: version, sha256."""
+        """Add to every further line: version, sha256."""
         self._always |= known
 
     def record(self, event: str, outcome: str, **details: object) -> None:
@@ -83,13 +84,13 @@ class Audit:
             except OSError as error:
                 what = f"the audit log {sink.name} cannot be written ({error.strerror or error})"
                 if self._strict:
-                    raise ConfigError(f"{what}: make room or change its mode, or leave --audit out") from error
+                    raise ConfigError(what) from error
                 if not sink.failed:
                     sink.failed = True
                     self._warn(f"{what}: decisions are missing in it from now on")
 
     def logged(self, level: str, event: str, message: str, fields: dict[str, object]) -> None:
-        """One of our messages to the operator (Log.observer): written down where it tells of a decision."""
+        """Record a message to the operator if it tells of a decision. It is the Log's observer."""
         if event in _LOGGED:
             self.record("denial" if event == "denied" else event, _LOGGED[event], message=message, **fields)
         if event == "start":
@@ -97,8 +98,8 @@ class Audit:
 
 
 class _File:
-    """One write(2) a line with O_APPEND, which Linux never mixes with another's on a local file. Not locked: whoever can read
-    the file could hold a lock, and with it our supervisor."""
+    """A file, written by one write(2) for each line with O_APPEND: on a local file, Linux never mixes two of them. There is no
+    lock, because whoever can read the file could hold it, and would stop the supervisor."""
 
     def __init__(self, name: str) -> None:
         self.name, self.failed, self._torn = name, False, False
@@ -109,7 +110,7 @@ class _File:
             raise ConfigError(f"the audit log {name} cannot be opened: {error.strerror}") from error
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             os.close(self._fd)
-            raise ConfigError(f"the audit log {name} is not a file: name a file, or write --audit {JOURNAL}")
+            raise ConfigError(f"the audit log {name} is neither a file nor {JOURNAL!r}")
 
     def write(self, line: bytes, event: str) -> None:
         data = b"\n" * self._torn + line + b"\n"
@@ -127,7 +128,7 @@ class _Journal:
 
     name = JOURNAL
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, worker: str) -> None:
         import socket
 
         self.failed = False
@@ -137,7 +138,8 @@ class _Journal:
         except OSError as error:
             self._socket.close()
             raise ConfigError(
-                f"there is no journal at {path} ({error.strerror}): name a file with --audit FILE"
+                f"there is no systemd journal at {path} for --audit {JOURNAL} ({error.strerror})",
+                hint=f"sandboxrun {keys.in_words(worker)} --audit FILE",
             ) from error
 
     def write(self, line: bytes, event: str) -> None:
@@ -150,7 +152,7 @@ class _Journal:
 
 
 def _line(always: dict[str, Any], details: dict[str, object]) -> bytes:
-    """JSON in ASCII, so that no byte of it drives a terminal; details that are too long are cut, and say so."""
+    """JSON in ASCII, so that no byte of it drives a terminal. Details that are too long become the field `cut`."""
     line = json.dumps({**always, "details": details}, default=str).encode()
     if len(line) <= LINE_MAX_BYTES:
         return line

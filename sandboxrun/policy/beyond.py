@@ -1,4 +1,4 @@
-"""All that the operator's ceiling refuses of a hash. Pure."""
+"""Everything in a hash that the operator's ceiling refuses. Pure."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sandboxrun.records import replace
 
 
 def beyond(ceiling: Ceiling) -> list[PolicyError]:
-    """All that the ceiling refuses of what the hash asks, where `Ceiling.check` raises the first."""
-    found = []
+    """Every refusal of the ceiling; `Ceiling.check` raises the first."""
+    refusals = []
     for worker in _aspects(ceiling.worker):
         try:
             replace(ceiling, worker=worker).check({})
         except PolicyError as error:
-            found.append(error)
-    return found
+            refusals.append(error)
+    return refusals
 
 
 def _aspects(worker: WorkerConfig) -> Iterator[WorkerConfig]:
-    """The worker with each of the things that it asks for alone, in the order in which they are checked."""
+    """The worker with each single thing that it asks for, in the order of the checks."""
     asked = worker.asked
     bare = replace(worker, asked=Asked(lists=asked.lists), sha256=None)
     for kind, targets in asked.permissions.allow.items():

@@ -1,7 +1,7 @@
-"""The most that a hash may be granted, whoever wrote it: decisions over what the operator's policy files say, which
-policyfile.py reads. Pure, but for resolving paths and making the worker's data folder.
+"""The most that a hash may be granted, whoever wrote it. Pure, but for resolving paths and making the worker's data folder.
 
-Each of the files bounds by itself. A key that none of them sets for a worker is the default policy's.
+file.py reads the operator's policy files. Each file bounds by itself: a grant must lie within every file that sets its kind. The
+default policy bounds the kinds that no file sets for a worker.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import contextlib
 import ipaddress
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from sandboxrun.config import keys
 from sandboxrun.config.covers import covered, glob_covers, is_below
 from sandboxrun.config.limits import LIMITS, Limits
-from sandboxrun.config.permissions import KINDS, Kind, NetTarget, RedisTarget
+from sandboxrun.config.permissions import KINDS, Kind, NetTarget, RedisTarget, below_data, endpoint, is_own_data
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError, PolicyError
 from sandboxrun.records import asdict, field, never, record, replace
@@ -24,15 +24,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-OWN_DATA = "~data"  # in a policy's lists of paths: the worker's own data folder
-# Link-local addresses, and others at which clouds give their machines' credentials to whoever asks.
+# Link-local addresses, and others at which clouds give the machine's credentials to every client.
 _METADATA = tuple(
     ipaddress.ip_network(block)
     for block in (
         "169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "fd20:ce::254/128", "168.63.129.16/32", "100.100.100.200/32", "192.0.0.192/32",
     )
 )  # fmt: skip
-# IPv6 addresses that carry an IPv4 address inside, which a router on the way may unpack; all of ::/96 but loopback.
+# IPv6 addresses with an IPv4 address inside, which a router may unpack; of ::/96, loopback is excepted.
 _CARRIERS = tuple(
     ipaddress.ip_network(block)
     for block in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::ffff:0:0:0/96", "::/96")
@@ -42,7 +41,7 @@ _LOOPBACK = ipaddress.ip_address("::1")
 
 @record
 class Section:
-    """What one section of a policy file says; a key that it does not set is in none of the mappings."""
+    """One section of a policy file. A key that it does not set is in none of the mappings."""
 
     pattern: str
     place: str  # FILE:LINE
@@ -52,7 +51,7 @@ class Section:
     pinned: bool = False
     local: bool | None = None
     inspect: bool | None = None  # whether a hash may ask for a debugger
-    open_redis: bool | None = None  # whether it may run beside a Redis that requires no password
+    open_redis: bool | None = None  # whether a worker may run beside a Redis that requires no password
     sha256: frozenset[str] | None = None
     places: Mapping[str, str] = field(default_factory=dict)  # FILE:LINE by key
 
@@ -70,7 +69,7 @@ class Server:
 class Ceiling:
     """The sections for one worker, at most one of each file, and those for Redis servers.
 
-    `data` is the worker's own data folder, `hint` the file to write into.
+    `data`: the worker's own data folder. `hint`: the user's file, there or not.
     """
 
     worker: WorkerConfig
@@ -80,10 +79,10 @@ class Ceiling:
     servers: tuple[Server, ...] = ()
 
     def check(self, flags: Mapping[str, int]) -> WorkerConfig:
-        """Raise PolicyError for the first thing that the hash asks beyond the ceiling; else its configuration, in which the
-        ceiling's limits stand where the hash sets none.
+        """The configuration, with the ceiling's limits if the hash sets none. Raises PolicyError for the first thing that the hash
+        asks beyond the ceiling.
 
-        `flags` are limits of the command line, which is the operator's own word, as are grants there.
+        `flags`: limits of the command line. Like its grants, they are not bounded, because the operator gives them.
         """
         for kind, targets in self.worker.asked.permissions.allow.items():
             for target in targets:
@@ -98,34 +97,43 @@ class Ceiling:
         return replace(self.worker, limits=Limits(**limits), asked=asked)
 
     def check_path(self, kind: str, path: str, real: str) -> None:
-        """Raise PolicyError where a path of the hash now leads out of the ceiling; of the command line's it is not asked."""
-        if path in self.worker.asked.permissions.allow.get(kind, ()):
+        """Raise PolicyError if a path of the hash now leads out of the ceiling. Those of the command line are not bounded."""
+        for listed, target in self._entries_for(kind, path):
             self._check_target(
-                KINDS[kind], path, lambda looked_at: real if looked_at == path else os.path.realpath(looked_at)
+                listed, target, lambda looked_at: real if looked_at == path else os.path.realpath(looked_at)
             )
 
+    def _entries_for(self, kind: str, path: str) -> Iterator[tuple[Kind, Any]]:
+        """The entries of the hash by which a path is granted; `~data` is readable because it is writable."""
+        for listed in {KINDS[kind], Kind.WRITE}:
+            for target in self.worker.asked.permissions.allow.get(listed, ()):
+                if below_data(target, self.data) == path and (listed == kind or is_own_data(target)):
+                    yield listed, target
+
     def check_source(self, *, host: tuple[str, int] | None, path: str | None, branch: bool) -> None:
-        """Raise PolicyError unless the script may come from here: `host` and port of its URL, or the real `path`."""
+        """Raise PolicyError unless the script may come from `host` and port, or from the real `path`. `branch`: it is not pinned."""
         key = self.worker.key
         if path is not None and is_below(path, os.path.realpath(self._root)):
             raise PolicyError(
-                f"field url of {key} is {path[:200]!r}, in {self._root}, which workers may write: what lies there is never run"
+                f"field url of {key} is {path[:200]!r}, in {self._root}, where workers may write: what is there is never run"
             )
         for section in self.sections:
             if path is not None and (section.local is False or (section.pinned and section.local is None)):
                 place = section.places["local" if section.local is False else "pinned"]
                 raise PolicyError(
-                    f"field version of {key} is 'local', which {place} does not allow: pin a version, or set local = true there"
+                    f"field version of {key} is 'local', which {place} does not allow",
+                    hint=self._value_hint(section, "local", "true"),
                 )
             if branch and section.pinned:
                 raise PolicyError(
-                    f"field version of {key} is {self.worker.version!r}, a branch, which {section.places['pinned']} does not "
-                    "allow: name a tag or a full commit"
+                    f"field version of {key} is {self.worker.version!r}, which may be a branch, and {section.places['pinned']} "
+                    "allows pinned versions only: expected a full commit, a release such as v1.2.3, or refs/tags/TAG",
+                    hint=f"sandboxrun set {keys.in_words(key)} version=refs/tags/TAG",
                 )
             if host is not None and section.imports is not None and host not in section.imports:
                 raise PolicyError(
-                    f"field url of {key} is on {host[0]}:{host[1]}, from which {section.places['import']} lets no script come: "
-                    "use a host that it lists, or add this one"
+                    f"field url of {key} is on {host[0]}:{host[1]}, which is not among the hosts of {section.places['import']}",
+                    hint=self._list_hint(section, "import", [endpoint(*host)]),
                 )
 
     def check_digest(self, sha256: str) -> None:
@@ -136,14 +144,13 @@ class Ceiling:
 
     @property
     def imports(self) -> tuple[tuple[str, int], ...] | None:
-        """The hosts that every file lets scripts come from; None where none says."""
+        """The hosts from which every file lets scripts come; None if no file sets them."""
         lists = [section.imports for section in self.sections if section.imports is not None]
         return tuple(host for host in lists[0] if all(host in other for other in lists)) if lists else None
 
     def make_data(self) -> None:
-        """The worker's own data folder, for us alone, where the hash is granted something in it. Raises ConfigError."""
-        allow = self.worker.asked.permissions.allow
-        if not any(is_below(path, self.data) for kind in Kind if kind.is_folder for path in allow.get(kind, ())):
+        """Make the worker's own data folder, for us alone, if the worker is granted something in it. Raises ConfigError."""
+        if not self.grants_data:
             return
         try:
             os.makedirs(os.path.dirname(self._root), exist_ok=True)
@@ -152,41 +159,67 @@ class Ceiling:
                     os.mkdir(folder, 0o700)
                 found = os.stat(folder)
                 if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
-                    raise ConfigError(f"{folder} can be written by others: chmod 700 it, and make it yours")
+                    raise _not_private(folder, found)
         except OSError as error:
             raise ConfigError(f"the data folder {self.data} cannot be made: {error.strerror}") from error
 
     @property
+    def grants_data(self) -> bool:
+        """Whether the worker is granted something in its own data folder, by the hash or by the command line."""
+        allow = self.worker.permissions.with_data(self.data).allow
+        return any(is_below(path, self.data) for kind in Kind if kind.is_folder for path in allow.get(kind, ()))
+
+    @property
     def _root(self) -> str:
-        """Where all workers' data folders are."""
+        """The folder of all workers' data folders."""
         return os.path.dirname(os.path.dirname(self.data))
 
     def _check_target(self, kind: Kind, target: Any, real: Callable[[str], str]) -> None:
+        """Raise PolicyError unless the ceiling has this entry of the hash."""
+        placed = below_data(target, self.data)
         if kind is Kind.RUN and "/" in target and is_below(real(target), real(self._root)):
-            where = f"lies in {self._root}, which workers may write"
-            raise self._beyond(kind, target, where, "what is there is never run")
+            raise PolicyError(
+                f"{self._named(kind, target)}, which is in {self._root}, where workers may write: what is there is never run"
+            )
         setting = [section for section in self.sections if kind in section.allow]
         for section in setting:
-            entries = [self._expanded(entry) for entry in section.allow[kind]]
-            if not _covered(kind, entries, target, real):
-                place = section.places["allow-" + kind]
-                raise self._beyond(kind, target, f"{place} does not allow", "take it out, or add it there")
+            entries = [below_data(entry, self.data) for entry in section.allow[kind]]
+            if not _covered(kind, entries, placed, real):
+                raise PolicyError(
+                    f"{self._named(kind, target)}, which {section.places[f'allow-{kind}']} does not allow",
+                    hint=self._list_hint(section, f"allow-{kind}", [str(target)]),
+                )
         if not setting:
-            why = self._beyond_default(kind, target, real)
+            why = self._beyond_default(kind, placed, real)
             if why:
-                mend = f'take it out, or add it to allow-{kind} for [worker."{self.worker.type}"] in {self.hint}'
-                raise self._beyond(kind, target, f"the default policy does not allow ({why})", mend)
+                # A list takes the place of the default policy, so it has to have the hash's other entries, too.
+                asked = self.worker.asked.permissions.allow[kind]
+                raise PolicyError(
+                    f"{self._named(kind, target)}, which the default policy does not allow ({why})",
+                    hint=self._list_hint(None, f"allow-{kind}", [str(entry) for entry in asked]),
+                )
 
-    def _expanded(self, entry: Any) -> Any:
-        own = isinstance(entry, str) and (entry + "/").startswith(OWN_DATA + "/")
-        return self.data + entry.removeprefix(OWN_DATA) if own else entry
+    def _named(self, kind: Kind, target: Any) -> str:
+        """An entry of the hash, and where it stands."""
+        return f"{self.worker.asked.where(kind, target)} has {str(target)[:200]!r}"
 
-    def _beyond(self, kind: Kind, target: Any, by: str, mend: str) -> PolicyError:
-        where = self.worker.asked.where(kind, target)
-        return PolicyError(f"{where} has {str(target)[:200]!r}, which {by}: {mend}")
+    @property
+    def users_section(self) -> Section | None:
+        """The one of the user's own file."""
+        return next((section for section in self.sections if section.place.rpartition(":")[0] == self.hint), None)
+
+    def _list_hint(self, section: Section | None, key: str, entries: list[str]) -> tuple[str, ...] | str:
+        from sandboxrun.policy.amend import list_hint
+
+        return list_hint(self, section, key, entries)
+
+    def _value_hint(self, section: Section | None, key: str, value: str) -> tuple[str, ...] | str:
+        from sandboxrun.policy.amend import value_hint
+
+        return value_hint(self, section, key, value)
 
     def _beyond_default(self, kind: Kind, target: Any, real: Callable[[str], str]) -> str:
-        """What is wrong with a target where no file sets its kind; empty where nothing is."""
+        """Why the default policy refuses a target; empty if it does not."""
         match kind:
             case Kind.NET:
                 return _beyond_default_net(target)
@@ -200,7 +233,7 @@ class Ceiling:
                 raise never(kind)
 
     def _bounds(self, flags: Mapping[str, int]) -> dict[str, int]:
-        """By limit, what holds instead of a default that is beyond the ceiling. Raises PolicyError where the hash asks for that."""
+        """The ceiling's limits that take the place of larger defaults, by name. Raises PolicyError if the hash asks for more."""
         bounds: dict[str, int] = {}
         asked = self.worker.asked.limits
         for section in self.sections:
@@ -214,7 +247,8 @@ class Ceiling:
                 elif name not in flags:
                     raise PolicyError(
                         f"field {limit.field} of {self.worker.key} is {limit.show(value) if value else '0, no limit'}, and "
-                        f"{section.places['limit-' + name]} allows at most {limit.show(most)}: lower it, or raise that"
+                        f"{section.places['limit-' + name]} allows at most {limit.show(most)}",
+                        hint=f"sandboxrun set {keys.in_words(self.worker.key)} {limit.field}={limit.show(most)}",
                     )
         return bounds
 
@@ -232,38 +266,53 @@ class Ceiling:
         return [(said, place) for said, place in (*workers, *servers) if said is not None]
 
     def _check_inspect(self) -> None:
-        """Whoever reaches a debugger runs code in the worker: what its secrets and grants allow."""
+        """Raise PolicyError for a debugger that is not allowed: its client runs code with the worker's secrets and grants."""
         inspect = self.worker.asked.inspect
         if inspect is None:
             return
         for section in self.sections:
             if section.inspect is False:
                 raise PolicyError(
-                    f"{inspect.where} asks for a debugger, which {section.places['inspect']} does not allow: take it out"
+                    f"{inspect.where} asks for a debugger, which {section.places['inspect']} does not allow",
+                    hint=self._value_hint(section, "inspect", "true"),
                 )
         if not any(section.inspect for section in self.sections):
             raise PolicyError(
-                f"{inspect.where} asks for a debugger, which the default policy does not allow: take it out, give --inspect on "
-                f'the command line, or set inspect = true for [worker."{self.worker.type}"] in {self.hint}'
+                f"{inspect.where} asks for a debugger, which the default policy does not allow",
+                hint=self._value_hint(None, "inspect", "true"),
             )
         if not inspect.is_local:
             raise PolicyError(
-                f"{inspect.where} has {str(inspect.address)!r}, where other machines could reach the debugger: a hash may name "
-                "127.0.0.1 or [::1] only"
+                f"{inspect.where} has {str(inspect.address)!r}, where other machines could reach the debugger: expected 127.0.0.1 "
+                "or [::1] in a hash"
             )
 
     def _check_digest(self, section: Section, sha256: str, what: str) -> None:
         if section.sha256 is not None and sha256 not in section.sha256:
             raise PolicyError(
-                f"{what} has sha256 {sha256}, which is not among those that {section.places['sha256']} requires: "
-                "add it there once the script was looked at"
+                f"{what} has sha256 {sha256}, which is not among those that {section.places['sha256']} requires",
+                hint=self._list_hint(section, "sha256", [sha256]),
             )
 
 
+def _not_private(folder: str, found: os.stat_result) -> ConfigError:
+    """Of workers' data: whoever else could write there could put something in a worker's way."""
+    import shlex
+
+    if found.st_uid != os.geteuid():
+        return ConfigError(
+            f"the folder {folder} of workers' data belongs to user {found.st_uid}, not to {os.geteuid()}"
+        )
+    return ConfigError(
+        f"the folder {folder} of workers' data can be written by others (mode {found.st_mode & 0o777:o})",
+        hint=f"chmod 700 {shlex.quote(folder)}",
+    )
+
+
 def _covered(kind: Kind, entries: list[Any], target: Any, real: Callable[[str], str]) -> bool:
-    """Paths by where they lead, on both sides: a symlink in a folder of the ceiling must not lead out of it."""
+    """Whether entries of a ceiling cover a target. Both sides are real paths: no symlink may lead out of a folder of the ceiling."""
     if kind is Kind.RUN:
-        # A name stands for a program in the system's folders, whatever that is a link to.
+        # A name stands for a program in the system's folders, even if that is a symlink to elsewhere.
         if covered(kind, [entry for entry in entries if "/" not in entry], target):
             return True
         if "/" not in target:

@@ -1,4 +1,4 @@
-"""The operator's policy files, read whole and strictly: a mistake in one is an error with its line, never a wider ceiling."""
+"""The operator's policy files, read strictly: a mistake is an error with its line, and never widens the ceiling."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 
 from sandboxrun.config.covers import ANY, ANY_PORT, glob_covers
 from sandboxrun.config.limits import LIMITS
-from sandboxrun.config.permissions import KINDS, Kind, ListenTarget, NetTarget, RedisTarget, Verdict, parse_path
+from sandboxrun.config.permissions import KINDS, Kind, ListenTarget, NetTarget, RedisTarget, Verdict
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError
-from sandboxrun.policy.ceiling import OWN_DATA, Ceiling, Section, Server
+from sandboxrun.policy.ceiling import Ceiling, Section, Server
 from sandboxrun.records import record
 
 TYPE_CHECKING = False
@@ -25,6 +25,11 @@ _PATTERN = r"[a-z*?][-a-z0-9_*?]{0,63}(:[A-Za-z0-9*?][-A-Za-z0-9_.*?]{0,127})?"
 _SHA256 = r"[0-9a-f]{64}"
 _HEADER = r"\s*\[[^,=]*\]\s*(#.*)?$"
 _EXAMPLE = '[worker."demo-*"]'
+_KEYS = (
+    *(kind.flag().removeprefix("--") for kind in Kind),
+    *(f"limit-{limit}" for limit in LIMITS),
+    *("import", "pinned", "local", "inspect", "open-redis", "sha256"),
+)
 _URL = r"rediss?://[^/@?#\s]+:[0-9]{1,5}|unix:///[^?#]+"
 _URL_EXAMPLE = '[redis."redis://127.0.0.1:6379"]'
 
@@ -38,9 +43,9 @@ class Policy:
 
 
 def ceiling_for(worker: WorkerConfig, *, system: Iterable[str], user: str, required: bool, data: str) -> Ceiling:
-    """What the policy files, `user` and those of the `system`, say of a worker; `required`: the user's has to be there.
+    """The ceiling for a worker, by the `user`'s file and those of the `system`. `required`: the user's must exist.
 
-    `data` is the worker's own data folder. Raises ConfigError for a file that is wrong, wherever in it.
+    `data`: the worker's own data folder. Raises ConfigError for any mistake in a file, also in a section for other workers.
     """
     files = [(path, read_text(path, required and path == user)) for path in (*system, user)]
     policies = [parse_policy(text, path) for path, text in files if text is not None]
@@ -50,13 +55,13 @@ def ceiling_for(worker: WorkerConfig, *, system: Iterable[str], user: str, requi
 
 
 def policy_of(path: str) -> Policy | None:
-    """What a file says, or None if there is none. Raises ConfigError."""
+    """The policy in a file; None if there is no file. Raises ConfigError."""
     text = read_text(path, False)
     return None if text is None else parse_policy(text, path)
 
 
 def sections_of(path: str) -> tuple[Section, ...] | None:
-    """Those of a file, or None where there is none. Raises ConfigError."""
+    """The sections for workers of a file; None if there is no file. Raises ConfigError."""
     policy = policy_of(path)
     return None if policy is None else policy.workers
 
@@ -68,15 +73,15 @@ def parse(text: str, path: str) -> tuple[Section, ...]:
 
 def parse_policy(text: str, path: str) -> Policy:
     """From the text of a policy file; `path` is how it is named in errors. Raises ConfigError."""
-    import tomllib  # only where there is a file: start-up is a feature
+    import tomllib  # late, because most users have no file
 
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
-        found = re.search(r"at line ([0-9]+)", str(error))
-        line = int(found[1]) if found else text.rstrip("\n").count("\n") + 1
-        why = re.sub(r" \(at .*\)$", "", str(error))[:200] if isinstance(error, ValueError) else "nested too deep"
-        raise ConfigError(f"{path}:{line} is not TOML: {why}") from error
+        match = re.search(r"at line ([0-9]+)", str(error))
+        line = int(match[1]) if match else text.rstrip("\n").count("\n") + 1
+        reason = re.sub(r" \(at .*\)$", "", str(error))[:200] if isinstance(error, ValueError) else "nested too deep"
+        raise ConfigError(f"{path}:{line} is not TOML: {reason}") from error
     lines = _Lines(text, path)
     for name, value in document.items():
         if name not in ("worker", "redis") or not isinstance(value, dict):
@@ -90,8 +95,8 @@ def parse_policy(text: str, path: str) -> Policy:
 
 
 def section_for(sections: Iterable[Section], type_: str, id_: str) -> Section | None:
-    """The most specific section of one file that matches: TYPE:ID, then TYPE with a pattern of ids, then TYPE, then a pattern
-    of types; of two patterns the one with more characters that are not wildcards. Raises ConfigError for two alike."""
+    """The most specific section of a file for a worker: TYPE:ID, then TYPE with a pattern of ids, then TYPE, then a pattern of
+    types. Of two patterns, the one with more characters besides wildcards wins. Raises ConfigError for two that are equal."""
     best: list[Section] = []
     for section in sections:
         if _matches(section.pattern, type_, id_):
@@ -103,7 +108,7 @@ def section_for(sections: Iterable[Section], type_: str, id_: str) -> Section | 
     if len(best) > 1:
         raise ConfigError(
             f"{best[0].place} and {best[1].place} both match {type_}:{id_} and are equally specific "
-            f"({best[0].pattern!r}, {best[1].pattern!r}): make one more specific"
+            f"({best[0].pattern!r}, {best[1].pattern!r}): expected that one is more specific"
         )
     return best[0] if best else None
 
@@ -119,14 +124,14 @@ def _rank(pattern: str) -> tuple[int, int, int]:
 
 
 def _literal(part: str) -> int:
-    """Its characters that are not wildcards; more than a pattern can have where it has none."""
+    """The number of its characters besides wildcards; more than any pattern can have if it has no wildcard."""
     wildcards = part.count("*") + part.count("?")
     return len(part) - wildcards if wildcards else 1000
 
 
 @record
 class _Lines:
-    """Where something stands in the text, which tomllib does not say: the nearest line that names it."""
+    """The line of a key or header in the text, because tomllib does not tell: the nearest line with its name."""
 
     text: str
     path: str
@@ -160,10 +165,10 @@ def _section(pattern: str, table: Any, lines: _Lines) -> Section:
             f"{place} has {pattern[:80]!r} for a worker: expected a section as {_EXAMPLE}, with TYPE or TYPE:ID and wildcards * and ?"
         )
     places = {key: lines.key(pattern, key) for key in table}
-    found: dict[str, Any] = {"allow": {}, "limits": {}}
+    arguments: dict[str, Any] = {"allow": {}, "limits": {}}
     for key, value in table.items():
-        _read_key(key, value, places[key], found)
-    return Section(pattern, place, places=places, **found)
+        _read_key(key, value, places[key], arguments)
+    return Section(pattern, place, places=places, **arguments)
 
 
 def _server(url: str, table: Any, lines: _Lines) -> Server:
@@ -176,14 +181,16 @@ def _server(url: str, table: Any, lines: _Lines) -> Server:
     for key, value in table.items():
         place = lines.key(url, key)
         if key != "open-redis":
-            raise ConfigError(f"{place} has {key[:80]!r}: expected open-redis")
+            raise ConfigError(
+                f"{place} has {key[:80]!r}: expected open-redis", hint=_key_hint(place, key, ("open-redis",))
+            )
         if not isinstance(value, bool):
             raise ConfigError(f"{place} has {key} = {str(value)[:80]!r}: expected true or false")
     return Server(url, table.get("open-redis"), place)
 
 
-def _read_key(key: str, value: Any, place: str, found: dict[str, Any]) -> None:
-    """Add what one key says to the arguments of a Section."""
+def _read_key(key: str, value: Any, place: str, arguments: dict[str, Any]) -> None:
+    """Add one key to the arguments of a Section."""
 
     def wrong(expected: str) -> NoReturn:
         raise ConfigError(f"{place} has {key} = {str(value)[:80]!r}: expected {expected}")
@@ -191,22 +198,33 @@ def _read_key(key: str, value: Any, place: str, found: dict[str, Any]) -> None:
     verdict, _, name = key.partition("-")
     if verdict == Verdict.ALLOW and name in KINDS:
         kind = KINDS[name]
-        found["allow"][name] = _list(value, wrong, lambda text: _entry(kind, text), kind.expected)
+        arguments["allow"][name] = _list(value, wrong, lambda text: _entry(kind, text), kind.expected)
     elif verdict == "limit" and name in LIMITS:
         if isinstance(value, bool) or not isinstance(value, int | str):
             wrong(f"{LIMITS[name].expected} or 0 for no limit")
-        found["limits"][name] = LIMITS[name].read(str(value), f"{place} {key}")
+        arguments["limits"][name] = LIMITS[name].read(str(value), f"{place} {key}")
     elif key == "import":
-        found["imports"] = _list(value, wrong, _host, "hosts, as in git.example.com or git.example.com:8443")
+        arguments["imports"] = _list(value, wrong, _host, "hosts, as in git.example.com or git.example.com:8443")
     elif key == "sha256":
-        found["sha256"] = frozenset(_list(value, wrong, _digest, "digests of 64 hexadecimal digits"))
+        arguments["sha256"] = frozenset(_list(value, wrong, _digest, "digests of 64 hexadecimal digits"))
     elif key in ("pinned", "local", "inspect", "open-redis"):
-        found[key.replace("-", "_")] = value if isinstance(value, bool) else wrong("true or false")
+        arguments[key.replace("-", "_")] = value if isinstance(value, bool) else wrong("true or false")
     else:
-        known = [*(kind.flag().removeprefix("--") for kind in Kind), *(f"limit-{limit}" for limit in LIMITS)]
         raise ConfigError(
-            f"{place} has {key[:80]!r}: expected one of {', '.join((*known, 'import', 'pinned', 'local', 'inspect', 'open-redis', 'sha256'))}"
+            f"{place} has {key[:80]!r}: expected one of {', '.join(_KEYS)}", hint=_key_hint(place, key, _KEYS)
         )
+
+
+def _key_hint(place: str, key: str, known: Iterable[str]) -> str:
+    """To write the key that this one may be meant for."""
+    import difflib
+    import shlex
+
+    meant = difflib.get_close_matches(key[:80], list(known), 1, 0.8)
+    path, _, line = place.rpartition(":")
+    if not meant or not re.fullmatch(r"[\w-]+", key):
+        return ""
+    return f"sed -i {line}s/{key}/{meant[0]}/ {shlex.quote(path)}"
 
 
 def _list(value: Any, wrong: Callable[[str], NoReturn], parse: Callable[[str], Any], expected: str) -> tuple[Any, ...]:
@@ -222,12 +240,9 @@ def _list(value: Any, wrong: Callable[[str], NoReturn], parse: Callable[[str], A
 
 
 def _entry(kind: Kind, text: str) -> Any:
-    """As in a hash, and what only a ceiling has. Raises ValueError."""
+    """An entry as in a hash, or one that only a policy may have. Raises ValueError."""
     if text == ANY and not kind.has_wildcards:
         return ANY
-    if kind.is_folder and (text + "/").startswith(OWN_DATA + "/"):
-        parse_path("/" + text)
-        return text.rstrip("/")
     if kind is Kind.LISTEN and text.endswith(":*"):
         return ListenTarget(ListenTarget.parse(text.removesuffix("*") + "0").address, ANY_PORT)
     if kind is Kind.REDIS and text == "+*":
@@ -264,27 +279,48 @@ def read_text(path: str, required: bool) -> str | None:
     except (FileNotFoundError, NotADirectoryError) as error:
         if not required:
             return None
-        raise ConfigError(f"the policy file {path} does not exist: make it, or leave --policy out") from error
+        raise ConfigError(f"the policy file {path} does not exist", hint=_missing_hint(path)) from error
     except OSError as error:
         raise ConfigError(f"the policy file {path} cannot be read: {error.strerror}") from error
     if len(data) > FILE_MAX_BYTES:
-        raise ConfigError(f"the policy file {path} has more than {FILE_MAX_BYTES >> 10} KiB: make it shorter")
+        raise ConfigError(f"the policy file {path} has more than {FILE_MAX_BYTES >> 10} KiB")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}:{line} is not UTF-8: write it as text") from error
+        raise ConfigError(f"{path}:{line} is not UTF-8 text") from error
 
 
-def _check_ours(path: str, found: os.stat_result) -> None:
-    """Whoever else could write there could choose the ceiling. A folder may be everybody's where it is sticky, as /tmp."""
-    folder = stat.S_ISDIR(found.st_mode)
-    if folder and found.st_mode & stat.S_ISVTX:
+def _missing_hint(path: str) -> str:
+    import shlex
+
+    return f"( umask 077 && mkdir -p {shlex.quote(os.path.dirname(path))} && touch {shlex.quote(path)} )"
+
+
+def _check_ours(path: str, status: os.stat_result) -> None:
+    """Refuse what others can write, because they could choose the ceiling. A sticky folder such as /tmp is as good as ours."""
+    folder = stat.S_ISDIR(status.st_mode)
+    if folder and status.st_mode & stat.S_ISVTX:
         return
-    if not folder and not stat.S_ISREG(found.st_mode):
+    if not folder and not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"the policy file {path} is not a file")
-    if found.st_uid not in (0, os.geteuid()) or stat.S_IMODE(found.st_mode) & 0o022:
+    name = f"the policy {'folder' if folder else 'file'} {path}"
+    if status.st_uid not in (0, os.geteuid()):
         raise ConfigError(
-            f"the policy {'folder' if folder else 'file'} {path} can be written by others (owner {found.st_uid}, mode "
-            f"{stat.S_IMODE(found.st_mode):o}): chmod go-w it, and make it yours or root's"
+            f"{name} belongs to user {status.st_uid}: expected root or user {os.geteuid()}", hint=_owner_hint(path)
         )
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        mode = stat.S_IMODE(status.st_mode)
+        raise ConfigError(f"{name} can be written by others (mode {mode:o})", hint=_mode_hint(path))
+
+
+def _owner_hint(path: str) -> str:
+    import shlex
+
+    return f"sudo chown {os.geteuid()} {shlex.quote(path)}"
+
+
+def _mode_hint(path: str) -> str:
+    import shlex
+
+    return f"chmod go-w {shlex.quote(path)}"

@@ -98,7 +98,9 @@ def read_for_start(
 ) -> tuple[Hashes, list[Any]]:
     """Of both hashes the fields that decide how the worker is run, and its `pid` fields, in one round trip.
 
-    A field that looks like a permission or a limit and is none has an empty value: it is an error whatever it holds.
+    A field that looks like a permission or a limit and is none is an error, whose hint shows its value. If there is one, both
+    hashes are read once more.
+
     Returns the replies to the commands `also`, too. Raises ConfigError for more than START_MAX_BYTES, ReplyError.
     """
     both = keys.type_key(type_), keys.worker_key(type_, id_)
@@ -110,6 +112,8 @@ def read_for_start(
         raise _too_much(connection, both)
     shared, own = (_at_once(key, replies[at : at + 4]) for key, at in zip(both, (0, 4), strict=True))
     time, *others = replies[8:]
+    if any(name.decode() not in _START_FIELDS for name in (*shared.fields, *own.fields)):
+        return read(connection, type_, id_), others
     return Hashes(shared, own, int(raise_errors([time])[0][0])), others
 
 

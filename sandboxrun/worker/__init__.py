@@ -33,6 +33,7 @@ from sandboxrun.worker.request import Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
     from redis import Redis
@@ -44,6 +45,7 @@ __all__ = [
     "Request",
     "config",
     "connect",
+    "data",
     "encoder",
     "handler",
     "run",
@@ -67,6 +69,11 @@ def secrets() -> dict[str, Any]:
     A name that is missing raises MissingSecret, a KeyError. Raises SecretError if the text cannot be decrypted.
     """
     return default.context.secrets()
+
+
+def data() -> Path:
+    """This worker's own data folder, which stays when the worker ends. Raises ConfigError if it is not granted."""
+    return default.context.data()
 
 
 def connect() -> Redis:

@@ -13,6 +13,7 @@ from sandboxrun.redis.replies import ReplyError, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any, NoReturn
 
     from redis import Redis
@@ -68,6 +69,27 @@ class Context:
 
     def config(self) -> dict[str, str]:
         return {name: value for name, value in self._fields[0].items() if name not in settings.SECRET_FIELDS}
+
+    def data(self) -> Path:
+        """The worker's own data folder. Raises ConfigError if it is not granted."""
+        folder = os.environ.get("SANDBOXRUN_DATA")
+        if not folder:
+            error = ConfigError(
+                f"{self.key} is not granted its data folder: ~data is in neither allowWrite nor allowRead",
+                hint=self._data_hint(),
+            )
+            error.add_note(f"hint: {error.hint[0]}")  # a traceback shows no more of an error than its text
+            raise error
+        from pathlib import Path
+
+        return Path(folder)
+
+    def _data_hint(self) -> str:
+        import shlex
+
+        granted = self.config().get("allowWrite", "")
+        words, entries = keys.in_words(self.key), f"{granted},~data" if granted else "~data"
+        return f"sandboxrun set {words} {shlex.quote(f'allowWrite={entries}')} && sandboxrun approve {words}"
 
     def loop(self) -> settings.Loop:
         return settings.parse_loop(self._fields[1], self.type, self.id)

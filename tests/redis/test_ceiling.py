@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from hints import hint_of, paste
 from raw_host import RawHost
 from runner import ALLOW_ALL, Runner
 
@@ -44,7 +46,7 @@ def test_what_the_default_policy_does_not_allow_is_refused_before_anything_is_fe
     r.hset("t:1:h", mapping={**hash_, field: value})
     done = default("t", "1")
     assert (done.code, done.out) == (77, "")
-    assert len(done.err.splitlines()) == 1
+    assert len(done.err.partition("hint: ")[0].splitlines()) == 1
     assert f"field {field} of t:1:h has {value.rpartition('=')[2]!r}, which " in done.err
     assert "the default policy does not allow" in done.err
     assert str(default.policy) in done.err  # where it can be allowed
@@ -70,6 +72,105 @@ def test_the_workers_own_data_folder_is_made_and_kept(r: redis.Redis, default: R
     assert (refused.code, refused.out) == (77, "")
     assert f"(only what is in {data_of(default, 't/2')})" in refused.err
     assert not data_of(default, "t/2").exists()
+
+
+DATA_SCRIPT = """\
+import os
+from sandboxrun import worker
+data = worker.data()
+assert os.environ["SANDBOXRUN_DATA"] == str(data)
+with open(data / "kept", "a") as file:
+    file.write("x")
+print(data, open(data / "kept").read())
+"""
+
+
+@pytest.mark.parametrize("by", ["hash", "options", "flag"])
+def test_a_worker_learns_its_data_folder_and_reads_what_it_wrote(
+    r: redis.Redis, default: Runner, local: Local, by: str
+) -> None:
+    fields = {"hash": {"allowWrite": "~data"}, "options": {"options": "--allow-write=~data"}, "flag": {}}[by]
+    flags = ["--allow-write=~data"] if by == "flag" else []
+    for id_ in "12":  # two workers of a type share nothing
+        local(DATA_SCRIPT, key=f"t:{id_}:h", **fields)
+        for text in ("x", "xx"):
+            done = default("t", id_, *flags)
+            assert (done.code, done.out) == (0, f"{data_of(default, f't/{id_}')} {text}\n"), done.err
+    assert data_of(default).stat().st_mode & 0o777 == 0o700
+
+
+def test_the_data_folder_of_another_worker_is_out_of_reach(r: redis.Redis, default: Runner, local: Local) -> None:
+    for id_ in "12":
+        local(DATA_SCRIPT, key=f"t:{id_}:h", allowWrite="~data")
+        assert default("t", id_).code == 0
+    other = data_of(default, "t/2") / "kept"
+    local(f"open({str(other)!r})", allowWrite="~data")
+    done = default("t", "1")
+    assert (done.code, other.read_text()) == (1, "x")
+    assert "PermissionError: [Errno 13]" in done.err
+
+
+def test_a_part_of_the_data_folder_may_be_denied_or_granted_alone(
+    r: redis.Redis, default: Runner, local: Local
+) -> None:
+    (data_of(default) / "a").mkdir(parents=True)
+    (data_of(default) / "b").mkdir()
+    attempt = "from sandboxrun import worker\nfor name in 'ab':\n    try:\n        print(open(worker.data() / name / 'x', 'w+').read() == '')\n"
+    attempt += "    except PermissionError:\n        print('refused')\n"
+    for fields, out in [
+        ({"allowWrite": "~data/a"}, "True\nrefused\n"),
+        ({"allowWrite": "~data", "denyWrite": "~data/b"}, "True\nrefused\n"),
+        ({"allowWrite": "~data", "denyRead": "~data/a"}, "refused\nTrue\n"),
+        ({"allowRead": "~data"}, "refused\nrefused\n"),
+    ]:
+        r.delete("t:1:h")
+        local(attempt, **fields)
+        done = default("t", "1", "--yes")
+        assert (done.code, done.out) == (0, out), done.err
+
+
+def test_without_the_grant_there_is_no_data_folder_and_the_error_says_which(
+    r: redis.Redis, default: Runner, local: Local, tmp_path: Path
+) -> None:
+    local("from sandboxrun import worker\nworker.data()\n", allowNet="example.com:443")
+    done = default("t", "1")
+    assert done.code == 1
+    assert "ConfigError: t:1:h is not granted its data folder: ~data is in neither allowWrite nor allowRead" in done.err
+    assert not data_of(default).exists()
+    followed = paste(hint_of(done.err), default.env, tmp_path)
+    assert followed.returncode == 0, followed.stderr
+    assert r.hget("t:1:h", "allowWrite") == "~data"
+    assert default("t", "1").code == 0
+
+
+def test_what_was_agreed_to_holds_wherever_the_data_folder_is(
+    r: redis.Redis, default: Runner, local: Local, tmp_path: Path
+) -> None:
+    local(DATA_SCRIPT, allowWrite="~data")
+    assert default("t", "1").code == 0
+    agreed = json.loads((default.home / ".local/state/sandboxrun/approved/t:1.json").read_text())
+    assert agreed["allow"] == {"write": ["~data"]}
+    default.env["XDG_DATA_HOME"] = str(tmp_path / "elsewhere")
+    done = default("t", "1")
+    assert (done.code, done.out) == (0, f"{tmp_path}/elsewhere/sandboxrun/t/1 x\n"), done.err
+    [run] = [json.loads(path.read_text()) for path in (default.home / ".local/state/sandboxrun/runs").iterdir()]
+    assert run["allow"] == {kind: [f"{tmp_path}/elsewhere/sandboxrun/t/1"] for kind in ("read", "write")}
+
+
+def test_perms_and_show_know_the_data_folder(r: redis.Redis, default: Runner, local: Local) -> None:
+    local(DATA_SCRIPT, allowWrite="~data")
+    path = str(data_of(default))
+    assert default("t", "1").code == 0
+    for question in ("--write=~data", f"--write={path}/kept", "--read=~data/kept", f"--read={path}"):
+        done = default("perms", "t", "1", question)
+        assert (done.code, "granted by" in done.out or "allowed by ~data in field allowWrite" in done.out) == (
+            0,
+            True,
+        ), done
+    assert default("perms", "t", "1", f"--read={data_of(default, 't/2')}").code == 77
+    shown = default("show", "t", "1")
+    assert "write, make and remove ~data and what is below it" in shown.out
+    assert "would end with" not in shown.out
 
 
 def test_what_a_worker_wrote_is_never_run(r: redis.Redis, default: Runner, local: Local) -> None:
@@ -142,7 +243,7 @@ def test_inside_at_and_beyond_what_a_file_allows(r: redis.Redis, run: Runner, lo
         done = run("t", "1")
         assert (done.code, done.out) == (77, "")
         assert f"{run.policy}:{line}" in done.err
-        assert len(done.err.splitlines()) == 1
+        assert len(done.err.partition("hint: ")[0].splitlines()) == 1
     local("import resource\nprint(resource.getrlimit(resource.RLIMIT_AS)[0])", limitMemory="")
     assert run("t", "1").out == f"{1 << 30}\n"  # none of the hash's own: the ceiling's
 
@@ -188,7 +289,7 @@ def test_a_policy_that_is_wrong_runs_nothing(r: redis.Redis, run: Runner, local:
         done = run("t", "1")
         assert (done.code, done.out) == (78, "")
         assert place in done.err
-        assert len(done.err.splitlines()) == 1
+        assert len(done.err.partition("hint: ")[0].splitlines()) == 1
     run.set_policy(ALLOW_ALL)
     run.policy.chmod(0o666)
     done = run("t", "1")
@@ -215,13 +316,13 @@ def test_a_policy_that_cannot_be_read_runs_nothing(r: redis.Redis, run: Runner, 
 
 def test_pins_hosts_and_digests_that_are_required(r: redis.Redis, run: Runner, local: Local, host: RawHost) -> None:
     digest = hashlib.sha256(RAN.encode()).hexdigest()
-    host.files["/v1/worker.py"] = host.files["/main/worker.py"] = RAN
+    host.files["/v1.0.0/worker.py"] = host.files["/main/worker.py"] = RAN
     r.hset("t:1:h", mapping={"url": host.url + "/{version}/worker.py", "version": "main"})
     run.set_policy('[worker."t"]\npinned = true\n')
     done = run("t", "1")
     assert (done.code, host.requests) == (77, [])
-    assert f"a branch, which {run.policy}:2 does not allow" in done.err
-    r.hset("t:1:h", "version", "v1")
+    assert f"which may be a branch, and {run.policy}:2 allows pinned versions only" in done.err
+    r.hset("t:1:h", "version", "v1.0.0")
     assert run("t", "1").out == "ran\n"
 
     asked = len(host.requests)

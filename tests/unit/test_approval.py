@@ -35,6 +35,15 @@ def grown(before: dict[str, str], now: dict[str, str]) -> tuple[str, ...]:
         ({"allowNet": "10.0.0.0/8", "denyNet": "x.example"}, {"allowNet": "10.0.0.0/8"}, ("no longer --deny-net x.example",)),
         ({"allowRead": "/srv", "denyRead": "/srv/a"}, {"allowRead": "/srv"}, ("no longer --deny-read /srv/a",)),
         ({"allowRedis": "a:*", "denyRedis": "a:b"}, {"allowRedis": "a:*"}, ("no longer --deny-redis a:b",)),
+        ({}, {"allowRead": "~data/a"}, ("--allow-read ~data/a",)),
+        ({"allowRead": "~data"}, {"allowWrite": "~data/a"}, ("--allow-write ~data/a",)),
+        ({}, {"allowWrite": "~data"}, ("--allow-read ~data", "--allow-write ~data")),
+        ({"allowWrite": "~data/a"}, {"allowRead": "~data"}, ("--allow-read ~data",)),
+        ({"allowWrite": "~data", "denyRead": "~data/a"}, {"allowWrite": "~data"}, ("no longer --deny-read ~data/a",)),
+        # Where ~data is, is not known here: the two may be the same folder.
+        ({"allowRead": "~data", "denyRead": "/d/t/1/a"}, {"allowRead": "~data"}, ("no longer --deny-read /d/t/1/a",)),
+        ({"allowRead": "/d/t/1", "denyRead": "~data/a"}, {"allowRead": "/d/t/1"}, ("no longer --deny-read ~data/a",)),
+        ({"allowRead": "/"}, {"allowRead": "~data"}, ("--allow-read ~data",)),
         ({"limitMemory": "1G"}, {}, ("--limit-memory 4G (was 1G)",)),
         ({}, {"limitMemory": "8G"}, ("--limit-memory 8G (was 4G)",)),
         ({}, {"limitMemory": "0"}, ("--limit-memory 0, no limit (was 4G)",)),
@@ -55,6 +64,8 @@ def test_what_is_more(before: dict[str, str], now: dict[str, str], lines: tuple[
         ({"allowRead": "/srv", "denyRead": "/srv/a/b"}, {"allowRead": "/srv", "denyRead": "/srv/a"}),
         ({"allowNet": "10.0.0.0/8,11.0.0.1", "denyNet": "10.1.0.0/16"}, {"allowNet": "11.0.0.1"}),
         ({"allowNet": "a.example", "denyNet": "b.example"}, {}),
+        ({"allowWrite": "~data"}, {"allowRead": "~data/a", "allowWrite": "~data/a"}),
+        ({"allowRead": "~data,/srv", "denyRead": "~data/a"}, {"allowRead": "~data/b", "denyRead": "~data/a"}),
         ({"limitMemory": "0"}, {"limitMemory": "8G"}),
         ({}, {"limitCpu": "10"}),
         ({"limitMemory": "8G"}, {}),
@@ -66,7 +77,7 @@ def test_shrinking_and_a_new_version_are_not_more(before: dict[str, str], now: d
 
 
 FULL = {
-    "allowNet": "*.example.com,10.0.0.0/8:80,[::1]:80", "denyNet": "x.example.com", "allowRead": "/srv/a", "allowRun": "git",
+    "allowNet": "*.example.com,10.0.0.0/8:80,[::1]:80", "denyNet": "x.example.com", "allowRead": "/srv/a,~data/a", "allowWrite": "~data", "allowRun": "git",
     "allowListen": "127.0.0.1:0", "allowEnv": "TZ", "allowRedis": "chat:*,%R~c:?,+pubsub:n,+eval", "limitMemory": "1G", "limitCpu": "0",
 }  # fmt: skip
 
@@ -94,7 +105,7 @@ def test_a_damaged_record_is_an_error_that_names_it_and_never_none(tmp_path: Pat
     path.write_bytes(text.encode("latin-1"))
     for act in (
         lambda: approval.load(str(path)),
-        lambda: approval.settle(str(path), asked(), type_="t", id_="1", yes=True),
+        lambda: approval.approve(str(path), asked(), type_="t", id_="1", yes=True),
     ):
         with pytest.raises(ConfigError, match=f"the record {path} .* is damaged"):
             act()
@@ -112,13 +123,13 @@ def test_a_record_that_others_can_write_is_damaged(tmp_path: Path) -> None:
 def test_the_record_grows_with_a_yes_and_shrinks_with_the_hash(tmp_path: Path) -> None:
     path = str(tmp_path / "t:1.json")
 
-    def settle(*, yes: bool = False, **fields: str) -> tuple[str, tuple[str, ...]]:
-        return approval.settle(path, asked(**fields), type_="t", id_="1", yes=yes)
+    def approve(*, yes: bool = False, **fields: str) -> tuple[str, tuple[str, ...]]:
+        return approval.approve(path, asked(**fields), type_="t", id_="1", yes=yes)
 
-    assert settle(allowNet="a,b") == ("first", ())
-    assert settle(allowNet="b,a") == ("same", ())
-    assert settle(allowNet="a") == ("same", ())
-    assert settle(allowNet="a,b", yes=True) == ("--yes", ("--allow-net b",))
+    assert approve(allowNet="a,b") == ("first", ())
+    assert approve(allowNet="b,a") == ("same", ())
+    assert approve(allowNet="a") == ("same", ())
+    assert approve(allowNet="a,b", yes=True) == ("--yes", ("--allow-net b",))
     assert json.loads(Path(path).read_text())["allow"] == {"net": ["a", "b"]}
 
 
@@ -126,5 +137,6 @@ def test_too_much_to_be_read_is_not_asked(tmp_path: Path) -> None:
     path = str(tmp_path / "t:1.json")
     approval.save(path, asked())
     for text in (",".join(f"h{n}" for n in range(41)), ",".join(f"{'x' * 60}.{'y' * 60}.h{n}" for n in range(35))):
-        with pytest.raises(PolicyError, match="too many to ask here; look at it with: sandboxrun diff t 1"):
-            approval.settle(path, asked(allowNet=text), type_="t", id_="1", yes=False)
+        with pytest.raises(PolicyError, match="too many to ask here") as error:
+            approval.approve(path, asked(allowNet=text), type_="t", id_="1", yes=False)
+        assert error.value.hint == ("sandboxrun approve t 1",)

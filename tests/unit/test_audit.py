@@ -135,7 +135,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
 def test_the_journal_gets_one_datagram_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = "socket"  # the whole path may be too long for an address
-    with pytest.raises(ConfigError, match="there is no journal"):
+    with pytest.raises(ConfigError, match="there is no systemd journal"):
         Audit(["journal"], worker="t:1:h", warn=pytest.fail, journal=path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(path)

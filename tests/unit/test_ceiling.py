@@ -72,8 +72,14 @@ def test_a_refusal_names_the_field_the_value_and_the_line() -> None:
     with pytest.raises(PolicyError) as found:
         check({"allowNet": "*"})
     assert str(found.value) == (
-        "field allowNet of demo-worker:1:h has '*', which the default policy does not allow (no wildcards): take it out, or add it "
-        'to allow-net for [worker."demo-worker"] in /user.toml'
+        "field allowNet of demo-worker:1:h has '*', which the default policy does not allow (no wildcards)"
+    )
+    assert found.value.hint == (
+        "( umask 077 && mkdir -p / && cat >>/user.toml ) <<'END'",
+        "",
+        '[worker."demo-worker"]',
+        'allow-net = ["*"]',
+        "END",
     )
     for fields, where in [
         ({"allowNet": "example.com:443,example.com:80"}, "field allowNet of demo-worker:1:h"),
@@ -81,9 +87,59 @@ def test_a_refusal_names_the_field_the_value_and_the_line() -> None:
     ]:
         with pytest.raises(PolicyError) as found:
             check(fields, policy)
-        assert str(found.value) == (
-            f"{where} has 'example.com:80', which /p0.toml:4 does not allow: take it out, or add it there"
-        )
+        assert str(found.value) == f"{where} has 'example.com:80', which /p0.toml:4 does not allow"
+
+
+def test_the_own_data_folder_may_be_named_without_its_path() -> None:
+    for name in ("~data", "~data/", "~data/a", "~data/a/./b//c"):
+        for field in ("allowRead", "allowWrite"):
+            check({field: name})
+            check({field: name}, all_of(allow_read='["~data"]', allow_write=f'["{DATA}"]'))
+    with pytest.raises(
+        PolicyError, match=r"field allowWrite of demo-worker:1:h has '~data', which /p0.toml:2 does not"
+    ):
+        check({"allowWrite": "~data"}, all_of(allow_write='["~data/a", "/srv"]'))
+    with pytest.raises(PolicyError, match=r"/p0.toml:2 does not allow"):  # asked for by itself, and not by writing
+        check({"allowRead": "~data"}, all_of(allow_read="[]"))
+
+
+@pytest.mark.parametrize(
+    "name", ["~data/..", "~data/../2", "~data/a/../../2", "~dataX", "~", "~root", "~/data", "data", "~data\0"]
+)
+def test_other_names_with_a_tilde_are_errors(name: str) -> None:
+    for field in ("allowRead", "allowWrite", "denyRead", "denyWrite"):
+        with pytest.raises(ConfigError, match=f"field {field} of demo-worker:1:h has "):
+            worker(**{field: name})
+    with pytest.raises(ConfigError, match="field allowRun"):
+        worker(allowRun="~data/tool")
+
+
+def test_the_own_data_folder_is_readable_if_it_is_writable() -> None:
+    placed = worker(allowWrite="~data,/srv", denyRead="~data/x", allowRun="sh").permissions.with_data(DATA)
+    assert dict(placed.allow) == {"write": (DATA, "/srv"), "run": ("sh",), "read": (DATA,)}
+    assert dict(placed.deny) == {"read": (f"{DATA}/x",)}
+    assert placed.with_data("/elsewhere") == placed
+    assert dict(worker(allowWrite=DATA).permissions.with_data(DATA).allow) == {"write": (DATA,)}  # by its path: as ever
+
+
+def test_two_workers_of_a_type_have_a_data_folder_each() -> None:
+    config = worker(allowWrite="~data")
+    assert [config.permissions.with_data(f"/d/t/{id_}").allow["write"] for id_ in "12"] == [("/d/t/1",), ("/d/t/2",)]
+
+
+def test_the_own_data_folder_is_bounded_by_where_it_leads(tmp_path: Path) -> None:
+    data, private = tmp_path / "data", tmp_path / "private"
+    for folder in (data, private):
+        folder.mkdir()
+    (data / "link").symlink_to(private)
+    check({"allowWrite": "~data/x"}, data=str(data))
+    with pytest.raises(PolicyError, match="'~data/link/x', which the default policy does not allow"):
+        check({"allowRead": "~data/link/x"}, data=str(data))
+    found = ceiling(worker(allowWrite="~data/x"), data=str(data))
+    for kind in ("read", "write"):
+        found.check_path(kind, f"{data}/x", f"{data}/x")
+        with pytest.raises(PolicyError, match="field allowWrite of demo-worker:1:h has '~data/x'"):
+            found.check_path(kind, f"{data}/x", str(private))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -376,7 +432,7 @@ def test_the_data_folder_is_made_for_us_alone_and_only_where_it_is_granted(tmp_p
     ceiling(worker(), data=str(data)).make_data()
     assert not data.exists()
     os.umask(os.umask(0o22))
-    ceiling(worker(allowWrite=str(data)), data=str(data)).make_data()
+    ceiling(worker(allowWrite="~data"), data=str(data)).make_data()
     assert [path.stat().st_mode & 0o777 for path in (data.parents[1], data.parent, data)] == [0o700] * 3
     data.chmod(0o777)
     with pytest.raises(ConfigError, match="can be written by others"):

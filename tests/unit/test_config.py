@@ -128,8 +128,9 @@ def test_a_wrong_field_is_one_line_that_names_it(fields: dict[str, str | bytes],
 
 
 def test_a_missing_hash_says_how_to_make_it() -> None:
-    with pytest.raises(ConfigError, match="t:1:h does not exist: make it with HSET"):
+    with pytest.raises(ConfigError, match="t:1:h does not exist") as error:
         parse({}, {})
+    assert error.value.hint == ("sandboxrun set t 1 url=URL version=VERSION",)
 
 
 def test_the_hash_of_the_type_is_enough() -> None:
@@ -169,5 +170,6 @@ def test_good_types_ids_and_keys() -> None:
 )
 def test_a_misspelt_denial_or_limit_does_not_pass_unseen(field: str, right: str) -> None:
     assert list(wanted_fields([field, "foo", "allowance"])) == [field]
-    with pytest.raises(ConfigError, match=f"field {field} of t:1:h is spelt {right}: rename it"):
+    with pytest.raises(ConfigError, match=f"field {field} of t:1:h is spelt {right}") as error:
         parse_worker("t", "1", {}, {b"url": b"/w", b"version": b"local", field.encode(): b"1"})
+    assert error.value.hint == (f"sandboxrun set t 1 {right}=1 --delete {field}",)

@@ -147,7 +147,7 @@ ENTRIES = st.lists(
 def test_an_address_is_decided_as_a_connect_is(address: str, port: int, allow: list[str], deny: list[str]) -> None:
     config = worker(allowNet=",".join(allow), denyNet=",".join(deny))
     asked = question.parse(Kind.NET, endpoint(address, port))
-    found = decide.decide(asked, config, None, NetTarget.parse("elsewhere.example:6379"))
+    found = decide.decide(asked, config, None, NetTarget.parse("elsewhere.example:6379"), "/data")
     allowed = config.permissions.allows_net(ipaddress.ip_address(address), port)
     denied = config.permissions.denies_net(ipaddress.ip_address(address), port)
     assert found.verdict == ("denied" if denied else "allowed" if allowed else "missing")

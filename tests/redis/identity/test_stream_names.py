@@ -36,7 +36,7 @@ def test_a_quote_in_the_name_of_a_stream_is_refused_with_field_and_character(
     quote = next(c for c in name if c in QUOTES)
     assert (done.code, done.out) == (78, "")
     assert done.err.startswith(f"error: field {field} of t:1:h has {quote}, ")
-    assert len(done.err.splitlines()) == 1
+    assert len(done.err.partition("hint: ")[0].splitlines()) == 1
 
 
 @pytest.mark.parametrize("bad", ["\0", "\n", "\t", " ", "\x7f", "\xa0", "\u2028"])
