@@ -220,10 +220,26 @@ def test_a_missing_secret_is_stored_with_the_others(
     assert all(repr(name) in done.out for name in (*stored, "token"))
 
 
+@pytest.mark.parametrize("granted", ["", "/var/tmp"])
+def test_the_data_folder_is_granted_beside_what_is_granted_already(
+    r: redis.Redis, run: Runner, local: Callable[..., Path], granted: str
+) -> None:
+    local(IMPORT + "print(worker.data().is_dir())\n", **({"allowWrite": granted} if granted else {}))
+    done = run("t", "1", "--yes")
+    hint = hint_of(done.err)
+    assert is_of(DATA_FOLDER, hint), done.err
+    pasted = paste(hint, run.env, run.home)
+    assert pasted.returncode == 0, pasted
+    done = run("t", "1")
+    assert (done.code, done.out) == (0, "True\n"), done.err
+    assert r.hget("t:1:h", "allowWrite") == ",".join(filter(None, (granted, "~data")))
+
+
+DATA_FOLDER = "sandboxrun set {} {} && sandboxrun approve {}"
 SECRET = "echo {} | sandboxrun encrypt {} {} --key-file FILE --write"
 
 
 def test_every_hint_has_its_situation() -> None:
-    own = {SECRET, "sandboxrun dev {}", "sandboxrun info {}", "sandboxrun dead {}"}
+    own = {SECRET, DATA_FOLDER, "sandboxrun dev {}", "sandboxrun info {}", "sandboxrun dead {}"}
     found = {**templates("worker"), **templates("client"), **templates("protocol")}
     assert set(found) == {template for template, _, _ in SITUATIONS.values()} | own
