@@ -74,12 +74,10 @@ class Context:
         """The worker's own data folder. Raises ConfigError if it is not granted."""
         folder = os.environ.get("SANDBOXRUN_DATA")
         if not folder:
-            error = ConfigError(
+            raise ConfigError(
                 f"{self.key} is not granted its data folder: ~data is in neither allowWrite nor allowRead",
                 hint=self._data_hint(),
             )
-            error.add_note(f"hint: {error.hint[0]}")  # a traceback shows no more of an error than its text
-            raise error
         from pathlib import Path
 
         return Path(folder)

@@ -220,10 +220,23 @@ def test_a_missing_secret_is_stored_with_the_others(
     assert all(repr(name) in done.out for name in (*stored, "token"))
 
 
+def test_the_data_folder_is_granted(run: Runner, local: Callable[..., Path]) -> None:
+    run.set_policy(None)
+    local(IMPORT + "print(worker.data())\n")
+    done = run("t", "1")
+    hint = hint_of(done.err)
+    assert done.code == 1 and is_of(DATA_FOLDER, hint), done
+    pasted = paste(hint, run.env, run.home)
+    assert pasted.returncode == 0, pasted
+    done = run("t", "1")
+    assert (done.code, done.out) == (0, f"{run.home}/.local/share/sandboxrun/t/1\n"), done
+
+
+DATA_FOLDER = "sandboxrun set {} {} && sandboxrun approve {}"
 SECRET = "echo {} | sandboxrun encrypt {} {} --key-file FILE --write"
 
 
 def test_every_hint_has_its_situation() -> None:
-    own = {SECRET, "sandboxrun dev {}", "sandboxrun info {}", "sandboxrun dead {}"}
+    own = {SECRET, DATA_FOLDER, "sandboxrun dev {}", "sandboxrun info {}", "sandboxrun dead {}"}
     found = {**templates("worker"), **templates("client"), **templates("protocol")}
     assert set(found) == {template for template, _, _ in SITUATIONS.values()} | own
