@@ -110,7 +110,8 @@ def read_fields(raw: Mapping[bytes, bytes], key: str, *, wanted: Callable[[str],
             text[name] = raw_value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(
-                f"field {name[:80]} of {key} is not UTF-8 text (byte {error.start})", hint=_set_hint(key, name, "TEXT")
+                f"field {name[:80]} of {key} is not UTF-8 text (byte {error.start})",
+                hint=keys.set_hint(key, f"{name}=TEXT"),
             ) from error
     for second, first in ALIASES.items():
         if second in text:
@@ -118,7 +119,7 @@ def read_fields(raw: Mapping[bytes, bytes], key: str, *, wanted: Callable[[str],
             if text.setdefault(first, value) != value:
                 raise ConfigError(
                     f"{key} has both {first} and {second}, and they differ: {text[first][:80]!r} and {value[:80]!r}",
-                    hint=_set_hint(key, first, text[first]),
+                    hint=keys.set_hint(key, f"{first}={text[first]}"),
                 )
     return text
 
@@ -131,14 +132,15 @@ def parse_loop(fields: Mapping[str, str], type_: str, id_: str) -> Loop:
     for name, value in names.items():
         quote = next((c for c in value or "" if c in "\"'"), "") if name != "consumerId" else ""
         if quote:  # Redis splits rules at quotes, and the worker would have no streams
+            unquoted = (value or "").replace("'", "").replace('"', "")
             raise ConfigError(
                 f"field {name} of {key} has {quote}, which Redis cannot have in a rule of its ACL",
-                hint=_set_hint(key, name, value.replace("'", "").replace('"', "") if value else ""),
+                hint=keys.set_hint(key, f"{name}={unquoted}"),
             )
         if value is not None and (len(value) > 256 or not value.isprintable() or " " in value):
             raise ConfigError(
                 f"field {name} of {key} is not a key name: expected up to 256 printable characters without a space",
-                hint=_set_hint(key, name, ""),
+                hint=keys.set_hint(key, f"{name}="),
             )
     return Loop(
         request_stream=names["requestStream"] or keys.request_stream(type_),
@@ -163,13 +165,6 @@ def number(text: str | None, name: str, key: str, default: int, least: int, most
     if not digits or not least <= int(text) <= most:
         raise ConfigError(
             f"field {name} of {key} is {text[:80]!r}: expected a whole number from {least} to {most}",
-            hint=_set_hint(key, name, str(default)),
+            hint=keys.set_hint(key, f"{name}={default}"),
         )
     return int(text)
-
-
-def _set_hint(key: str, name: str, value: str) -> str:
-    """An empty value is the default."""
-    import shlex
-
-    return f"sandboxrun set {keys.in_words(key)} {shlex.quote(f'{name}={value}')}"

@@ -58,6 +58,13 @@ def in_words(key: str) -> str:
     return key.removesuffix(":h").replace(":", " ")
 
 
+def set_hint(key: str, *words: str) -> str:
+    """The command that changes this hash; `words` are FIELD=VALUE and options. An empty value is the default."""
+    import shlex
+
+    return f"sandboxrun set {in_words(key)} {' '.join(map(shlex.quote, words))}"
+
+
 def request_stream(type_: str) -> str:
     return f"{type_}:req:x"
 

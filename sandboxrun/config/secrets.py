@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Mapping
 
+from sandboxrun.config import keys
 from sandboxrun.errors import SecretError
 
 TYPE_CHECKING = False
@@ -29,18 +30,14 @@ ALGORITHMS = tuple(_KEY_BYTES)
 def parse_key_line(line: bytes) -> bytes:
     """The AES key (16, 24 or 32 bytes) in the line `worker-v0 HEX`. Raises SecretError; its text never has the line."""
     if not line.strip():
-        raise SecretError(
-            "standard input has no key: expected the line worker-v0 HEX", hint="sandboxrun TYPE ID < KEYFILE"
-        )
+        raise SecretError("standard input has no key: expected the line worker-v0 HEX")
     try:
         text = line.decode("ascii")
     except UnicodeDecodeError:
         text = ""
     match = re.fullmatch(_KEY_LINE, text)
     if match is None:
-        raise SecretError(
-            "the key on standard input is not one line of the form worker-v0 HEX", hint="sandboxrun TYPE ID < KEYFILE"
-        )
+        raise SecretError("the key on standard input is not one line of the form worker-v0 HEX")
     if len(match[1]) not in (32, 48, 64):
         raise SecretError(
             f"the key on standard input has {len(match[1])} hexadecimal digits: expected 32, 48 or 64 (AES-128, -192, -256)"
@@ -58,19 +55,26 @@ def decrypt(fields: Mapping[str, str], key: bytes, *, worker_key: str, type_: st
     try:
         data = base64.b64decode("".join(fields.get("encryptedJson", "").split()), validate=True)
     except ValueError as error:
-        raise SecretError(
-            f"{where} is not base64: store it as openssl enc -base64 or sandboxrun encrypt writes it"
-        ) from error
-    text = _decrypt_gcm(data, key, iv, worker_key) if algorithm == "aes-256-gcm" else _decrypt_cbc(data, key, iv, where)
+        raise SecretError(f"{where} is not base64", hint=_encrypt_hint(worker_key)) from error
+    text = (
+        _decrypt_gcm(data, key, iv, worker_key)
+        if algorithm == "aes-256-gcm"
+        else _decrypt_cbc(data, key, iv, worker_key)
+    )
     try:
-        found = json.loads(text)
+        secrets = json.loads(text)
     except (ValueError, RecursionError):  # `from None`: its message and its context quote the text
-        raise SecretError(f"{where} does not decrypt to JSON: is the key on standard input the right one?") from None
-    if not isinstance(found, dict):
-        raise SecretError(f"{where} is not a JSON object: encrypt one with sandboxrun encrypt")
-    if found.get("type", found.get("workerType")) != type_:
-        raise SecretError(f"{where} is not for this type of worker: its type must be {type_!r}")
-    return found
+        raise SecretError(
+            f"{where} does not decrypt to JSON: the key on standard input is wrong, or other text was encrypted",
+            hint=_key_hint(worker_key),
+        ) from None
+    if not isinstance(secrets, dict):
+        raise SecretError(f"{where} is not a JSON object", hint=_encrypt_hint(worker_key))
+    if secrets.get("type", secrets.get("workerType")) != type_:
+        raise SecretError(
+            f"{where} is not for this type of worker: expected the type {type_!r} in it", hint=_encrypt_hint(worker_key)
+        )
+    return secrets
 
 
 def encrypt(secrets: Mapping[str, Any], key: bytes, *, worker_key: str, type_: str, algorithm: str) -> dict[str, str]:
@@ -106,11 +110,13 @@ def _algorithm(name: str | None, key: bytes, worker_key: str) -> str:
     algorithm = (name or f"aes-{len(key) * 8}-cbc").lower()
     if algorithm not in _KEY_BYTES:
         raise SecretError(
-            f"field encryptedAlg of {worker_key} is {algorithm[:80]!r}: expected one of {', '.join(ALGORITHMS)}"
+            f"field encryptedAlg of {worker_key} is {algorithm[:80]!r}: expected one of {', '.join(ALGORITHMS)}",
+            hint=_encrypt_hint(worker_key),
         )
     if len(key) != _KEY_BYTES[algorithm]:
         raise SecretError(
-            f"encryptedAlg {algorithm} of {worker_key} needs a key of {_KEY_BYTES[algorithm] * 2} hexadecimal digits, but standard input has {len(key) * 2}"
+            f"encryptedAlg {algorithm} of {worker_key} needs a key of {_KEY_BYTES[algorithm] * 2} hexadecimal digits, but standard input has {len(key) * 2}",
+            hint=_key_hint(worker_key),
         )
     return algorithm
 
@@ -121,17 +127,21 @@ def _unhex(text: str, size: int, worker_key: str) -> bytes:
     except ValueError:
         iv = b""
     if len(iv) != size:
-        raise SecretError(f"field encryptedIv of {worker_key} is not {size * 2} hexadecimal digits")
+        raise SecretError(
+            f"field encryptedIv of {worker_key} is not {size * 2} hexadecimal digits", hint=_encrypt_hint(worker_key)
+        )
     return iv
 
 
-def _decrypt_cbc(data: bytes, key: bytes, iv: bytes, where: str) -> bytes:
+def _decrypt_cbc(data: bytes, key: bytes, iv: bytes, worker_key: str) -> bytes:
     from cryptography.hazmat.primitives import padding
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+    where = f"encryptedJson of {worker_key}"
     if not data or len(data) % 16:
         raise SecretError(
-            f"{where} has {len(data)} bytes of ciphertext, not a whole number of AES blocks: it is truncated"
+            f"{where} has {len(data)} bytes of ciphertext, not a whole number of AES blocks: it is truncated",
+            hint=_encrypt_hint(worker_key),
         )
     decryptor = Cipher(algorithms.AES(key), modes.CBC(iv)).decryptor()
     unpadder = padding.PKCS7(128).unpadder()
@@ -139,7 +149,8 @@ def _decrypt_cbc(data: bytes, key: bytes, iv: bytes, where: str) -> bytes:
         return unpadder.update(decryptor.update(data) + decryptor.finalize()) + unpadder.finalize()
     except ValueError:
         raise SecretError(
-            f"{where} does not decrypt: the key on standard input is wrong, or the text is damaged"
+            f"{where} does not decrypt: the key on standard input is wrong, or the text is damaged",
+            hint=_key_hint(worker_key),
         ) from None
 
 
@@ -152,8 +163,17 @@ def _decrypt_gcm(data: bytes, key: bytes, iv: bytes, worker_key: str) -> bytes:
     except (InvalidTag, ValueError):
         raise SecretError(
             f"encryptedJson of {worker_key} does not decrypt: the key on standard input is wrong, the text is damaged, or it was "
-            f"encrypted for another worker"
+            "encrypted for another worker",
+            hint=_key_hint(worker_key),
         ) from None
+
+
+def _key_hint(worker_key: str) -> str:
+    return f"sandboxrun {keys.in_words(worker_key)} <KEYFILE"
+
+
+def _encrypt_hint(worker_key: str) -> str:
+    return f"sandboxrun encrypt {keys.in_words(worker_key)} --key-file KEYFILE --write <JSONFILE"
 
 
 def _associated(worker_key: str) -> bytes:

@@ -17,7 +17,7 @@ from sandboxrun.config.fields import (
     too_long,
     value_limit,
 )
-from sandboxrun.config.limits import LIMITS, Limits
+from sandboxrun.config.limits import LIMITS, Limit, Limits
 from sandboxrun.config.permissions import KINDS, VERDICTS, Kind, Permissions, Verdict, parse_list
 from sandboxrun.errors import ConfigError, NotConfigured
 from sandboxrun.records import field, record
@@ -49,7 +49,6 @@ _PERMISSION_FIELDS = {kind.field(verdict): (verdict, kind) for kind in Kind for 
 _LIMIT_FIELDS = {limit.field: limit for limit in LIMITS.values()}
 # Other spellings of these names are refused, because a misspelt denial must not be ignored.
 _SPELT_MAX_CHARS = 40
-_NEAR = 0.8  # difflib's ratio for names in hints: one letter of five, so that no other kind is granted
 _SPELLINGS = {name.lower(): name for name in (*_PERMISSION_FIELDS, *_LIMIT_FIELDS)}
 _LIMIT_FLAG = r"--limit-([a-z]+)=(.*)"
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/-]*")
@@ -160,15 +159,15 @@ def parse_worker(
     key = keys.worker_key(keys.check_type(type_), keys.check_id(id_))
     fields = {**read_fields(shared, keys.type_key(type_)), **read_fields(own, key)}
     if not fields:
-        raise NotConfigured(f"{key} does not exist", hint=_set_hint(key, "url=URL", "version=VERSION"))
+        raise NotConfigured(f"{key} does not exist", hint=keys.set_hint(key, "url=URL", "version=VERSION"))
     if fields.get("type", type_) != type_:
         raise ConfigError(
             f"field type of {key} is {fields['type'][:80]!r}, but the key says {type_!r}",
-            hint=_set_hint(key, f"type={type_}"),
+            hint=keys.set_hint(key, f"type={type_}"),
         )
     for name in ("url", "version"):
         if not fields.get(name):
-            raise NotConfigured(f"{key} has no {name}", hint=_set_hint(key, f"{name}={name.upper()}"))
+            raise NotConfigured(f"{key} has no {name}", hint=keys.set_hint(key, f"{name}={name.upper()}"))
     asked, warnings = _permissions(fields, key)
     permissions = asked.permissions.union(extra) if extra is not None else asked.permissions
     inspect = inspect or asked.inspect
@@ -201,7 +200,7 @@ def check_version(version: str, key: str) -> str:
     if len(version) > VERSION_MAX_CHARS or not _VERSION.fullmatch(version) or odd:
         raise ConfigError(
             f"field version of {key} is {version[:80]!r}: expected local, a branch (main), a tag (v1.2.3) or a full commit",
-            hint=_set_hint(key, "version=VERSION"),
+            hint=keys.set_hint(key, "version=VERSION"),
         )
     return version
 
@@ -215,7 +214,7 @@ def _permissions(fields: Mapping[str, str], key: str) -> tuple[Asked, tuple[str,
     options = {name: fields[name] for name in OPTION_FIELDS if fields.get(name)}
     if len(set(options.values())) > 1:
         raise ConfigError(
-            f"{key} has both denoOptions and options, and they differ", hint=_set_hint(key, "denoOptions=")
+            f"{key} has both denoOptions and options, and they differ", hint=keys.set_hint(key, "denoOptions=")
         )
     for name, value in list(options.items())[:1]:
         _parse_options(value, _Place(key, name), lists, limits, inspect, warnings)
@@ -223,24 +222,47 @@ def _permissions(fields: Mapping[str, str], key: str) -> tuple[Asked, tuple[str,
         where = f"field {name[:80]} of {key}"
         right = _spelling(name)
         if right is not None:
-            raise ConfigError(f"{where} is spelt {right}", hint=_rename_hint(key, name, right, value))
+            raise ConfigError(
+                f"{where} is spelt {right}", hint=keys.set_hint(key, f"{right}={value}", "--delete", name)
+            )
         match = _PERMISSION_FIELD.fullmatch(name)
         if match:
             if name not in _PERMISSION_FIELDS:
+                from sandboxrun.config.mend import near_hint
+
                 raise ConfigError(
                     f"{where} is not a permission of sandboxrun: expected one of {', '.join(_PERMISSION_FIELDS)}",
-                    hint=_near_hint(key, name, value, _PERMISSION_FIELDS),
+                    hint=near_hint(key, name, value, _PERMISSION_FIELDS),
                 )
             lists.append((*_PERMISSION_FIELDS[name], value, where))
         elif _is_limit(name):
             if name not in _LIMIT_FIELDS:
+                from sandboxrun.config.mend import near_hint
+
                 raise ConfigError(
                     f"{where} is not a limit of sandboxrun: expected one of {', '.join(_LIMIT_FIELDS)}",
-                    hint=_near_hint(key, name, value, _LIMIT_FIELDS),
+                    hint=near_hint(key, name, value, _LIMIT_FIELDS),
                 )
             if value:
-                limits[_LIMIT_FIELDS[name].name] = _LIMIT_FIELDS[name].read(value, where)
-    return Asked(Permissions.parse(lists), limits, tuple(lists), *inspect[-1:]), tuple(warnings)
+                limits[_LIMIT_FIELDS[name].name] = _read_limit(_LIMIT_FIELDS[name], value, where, key)
+    return Asked(_read_lists(lists, key), limits, tuple(lists), *inspect[-1:]), tuple(warnings)
+
+
+def _read_limit(limit: Limit, value: str, where: str, key: str) -> int:
+    try:
+        return limit.read(value, where)
+    except ConfigError as error:
+        default = limit.show(limit.default) if limit.default else "0"
+        raise ConfigError(str(error), hint=keys.set_hint(key, f"{limit.field}={default}")) from error
+
+
+def _read_lists(lists: list[tuple[str, str, str, str]], key: str) -> Permissions:
+    try:
+        return Permissions.parse(lists)
+    except ConfigError as error:
+        from sandboxrun.config.mend import list_hint
+
+        raise ConfigError(str(error), hint=list_hint(key, lists)) from error
 
 
 @record
@@ -307,35 +329,10 @@ def _parse_options(
             )
 
 
-def _set_hint(key: str, *words: str) -> str:
-    import shlex
-
-    return f"sandboxrun set {keys.in_words(key)} {' '.join(map(shlex.quote, words))}"
-
-
-def _rename_hint(key: str, name: str, right: str, value: str) -> str:
-    return _set_hint(key, f"{right}={value}", "--delete", name)
-
-
-def _near_hint(key: str, name: str, value: str, known: Iterable[str]) -> str:
-    """To give the field the known name that it may be meant for; to remove it if there is none."""
-    import difflib
-
-    meant = difflib.get_close_matches(name[:80], list(known), 1, _NEAR)
-    return _rename_hint(key, name, meant[0], value) if meant else _set_hint(key, "--delete", name)
-
-
 def _options_hint(where: _Place, words: list[str], wrong: str) -> str:
-    """To write the flag that the wrong one may be meant for; to leave it out if there is none."""
-    import difflib
-    import shlex
+    from sandboxrun.config.mend import options_hint
 
-    known = [*(kind.flag(verdict) for verdict in Verdict for kind in Kind), *(limit.flag for limit in LIMITS.values())]
-    flag, equals, value = wrong.partition("=")
-    meant = difflib.get_close_matches(flag[:80], known, 1, _NEAR) if value and flag not in known else []
-    right = [f"{meant[0]}{equals}{value}"] if meant else []
-    mended = [part for word in words for part in (right if word == wrong else [word])]
-    return _set_hint(where.key, f"{where.name}={shlex.join(mended)}")
+    return options_hint(where.key, where.name, words, wrong)
 
 
 def _url(url: str, key: str) -> str:
@@ -350,7 +347,7 @@ def _url(url: str, key: str) -> str:
         encoded = quote(url, safe="%/:=&?~#+!$,;'@()*[]{}")
         raise ConfigError(
             f"field url of {key} has a space, a control or a non-ASCII character: expected it percent-encoded",
-            hint=_set_hint(key, f"url={encoded}")
+            hint=keys.set_hint(key, f"url={encoded}")
             if not set("@?") & set(url)
             else "",  # which may have a password or token
         )

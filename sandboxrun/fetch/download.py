@@ -218,7 +218,7 @@ def _netrc_auth(url: str) -> httpx.Auth | None:
     try:
         return httpx.NetRCAuth(path)
     except (OSError, netrc.NetrcParseError) as error:
-        raise FetchError(f"{path} cannot be read: {error}") from error
+        raise FetchError(f"the netrc file {path} cannot be read: {error}") from error
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

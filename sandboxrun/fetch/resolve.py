@@ -2,7 +2,7 @@
 
 A name alone cannot tell a tag from a branch, and a branch must never be pinned. So `is_mutable` takes a version for pinned
 only if it says what it is (refs/tags/NAME, a full commit) or has the form of a release number, and where a host has URLs of
-its own for tags, the script is asked for there: a branch of the same name is not found then.
+its own for tags, the script is asked for there: a branch of the same name is not match then.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ def resolve(url: str, version: str, *, key: str) -> Source | LocalSource:
         raise ConfigError(f"field url of {key} is not a URL: {error}") from error
     _check_url(url, parts, host, key)
     ref = _Ref(version, key)
-    found = _rewritten(host, parts, ref)
-    if found is not None:
-        return Source(urlunsplit(found).replace(_PLACEHOLDER, ref.name), version, is_mutable(version))
+    rewritten = _rewritten(host, parts, ref)
+    if rewritten is not None:
+        return Source(urlunsplit(rewritten).replace(_PLACEHOLDER, ref.name), version, is_mutable(version))
     if _PLACEHOLDER not in url and f"/{version}/" not in f"{parts.path}/":
         raise ConfigError(
             f"field url of {key} does not say where the version belongs: expected {_PLACEHOLDER} in it, or a raw URL of GitHub, a "
@@ -148,9 +148,7 @@ def _check_url(url: str, parts: SplitResult, host: str, key: str) -> None:
 
 
 def _url_hint(key: str, url: str) -> str:
-    import shlex
-
-    return f"sandboxrun set {keys.in_words(key)} {shlex.quote(f'url={url}')}"
+    return keys.set_hint(key, f"url={url}")
 
 
 @record
@@ -200,19 +198,19 @@ def _rewritten(host: str, parts: SplitResult, ref: _Ref) -> SplitResult | None:
 
 def _of_github(host: str, parts: SplitResult, ref: _Ref) -> SplitResult | None:
     shown = r"" if host.startswith("raw.") else r"/(?:blob|raw)"
-    found = re.fullmatch(rf"(/[^/]+/[^/]+){shown}/((?:refs/(?:heads|tags)/)?[^/]+/.+)", parts.path)
-    if found is None:
+    match = re.fullmatch(rf"(/[^/]+/[^/]+){shown}/((?:refs/(?:heads|tags)/)?[^/]+/.+)", parts.path)
+    if match is None:
         return None
     # refs/tags/ is for tags alone; a bare name is for branches, too.
     version = f"{_TAG_PREFIX}{ref.name}" if ref.kind is RefKind.TAG else ref.version
     netloc = parts.netloc if host.startswith("raw.") else "raw.githubusercontent.com"
-    return parts._replace(netloc=netloc, path=f"{found[1]}/{version}{ref.cut(found[2])}")
+    return parts._replace(netloc=netloc, path=f"{match[1]}/{version}{ref.cut(match[2])}")
 
 
 def _of_gist(host: str, parts: SplitResult, ref: _Ref) -> SplitResult | None:
     """A gist has commits, and without one a URL means the newest."""
-    found = re.fullmatch(rf"(/[^/]+/[0-9a-f]+/raw)(?:/(?:{_COMMIT}|\{{version\}}))?(/[^/]+)", parts.path)
-    if found is None:
+    match = re.fullmatch(rf"(/[^/]+/[0-9a-f]+/raw)(?:/(?:{_COMMIT}|\{{version\}}))?(/[^/]+)", parts.path)
+    if match is None:
         return None
     if ref.kind is not RefKind.COMMIT and ref.name not in ("main", "master"):
         raise ConfigError(
@@ -222,13 +220,13 @@ def _of_gist(host: str, parts: SplitResult, ref: _Ref) -> SplitResult | None:
         )
     commit = f"/{ref.name}" if ref.kind is RefKind.COMMIT else ""
     netloc = parts.netloc if host == "gist.githubusercontent.com" else "gist.githubusercontent.com"
-    return parts._replace(netloc=netloc, path=f"{found[1]}{commit}{found[2]}")
+    return parts._replace(netloc=netloc, path=f"{match[1]}{commit}{match[2]}")
 
 
 def _of_jsdelivr(parts: SplitResult, ref: _Ref) -> SplitResult | None:
     """NAME@VERSION, where a tag and a branch are written alike, and v1 or 1.2 is the newest release that begins so."""
-    found = re.fullmatch(r"(/gh/[^/@]+/[^/@]+|/npm/(?:@[^/@]+/)?[^/@]+)(?:@[^/]*)?(/.+)", parts.path)
-    if found is None:
+    match = re.fullmatch(r"(/gh/[^/@]+/[^/@]+|/npm/(?:@[^/@]+/)?[^/@]+)(?:@[^/]*)?(/.+)", parts.path)
+    if match is None:
         return None
     if "/" in ref.name or (ref.kind is RefKind.TAG and is_mutable(ref.name)):
         raise ConfigError(
@@ -236,33 +234,33 @@ def _of_jsdelivr(parts: SplitResult, ref: _Ref) -> SplitResult | None:
             "a full commit, a release number such as v1.2.3, or a branch without a slash",
             hint=f"sandboxrun set {keys.in_words(ref.key)} version=COMMIT",
         )
-    return parts._replace(path=f"{found[1]}@{ref.name}{found[2]}")
+    return parts._replace(path=f"{match[1]}@{ref.name}{match[2]}")
 
 
 def _of_sourcehut(parts: SplitResult, ref: _Ref) -> SplitResult | None:
-    found = re.fullmatch(r"(/~[^/]+/[^/]+)/blob/(.+/.+)", parts.path)
-    if found is not None:
-        return parts._replace(path=f"{found[1]}/blob/{ref.version}{ref.cut(found[2])}")
-    found = re.fullmatch(r"(/~[^/]+/[^/]+)/tree/.+?/item(/.+)", parts.path)
-    return parts._replace(path=f"{found[1]}/blob/{ref.version}{found[2]}") if found is not None else None
+    match = re.fullmatch(r"(/~[^/]+/[^/]+)/blob/(.+/.+)", parts.path)
+    if match is not None:
+        return parts._replace(path=f"{match[1]}/blob/{ref.version}{ref.cut(match[2])}")
+    match = re.fullmatch(r"(/~[^/]+/[^/]+)/tree/.+?/item(/.+)", parts.path)
+    return parts._replace(path=f"{match[1]}/blob/{ref.version}{match[2]}") if match is not None else None
 
 
 def _of_gitlab(parts: SplitResult, ref: _Ref) -> SplitResult | None:
     """`ref_type` says which of a tag and a branch is meant; it is no part of a commit's URL."""
-    found = re.fullmatch(r"(/.+?/-)/(?:raw|blob)/(.+/.+)", parts.path)
-    if found is None:
+    match = re.fullmatch(r"(/.+?/-)/(?:raw|blob)/(.+/.+)", parts.path)
+    if match is None:
         return None
     query = [word for word in parts.query.split("&") if word and not word.startswith("ref_type=")]
     if ref.kind is RefKind.TAG or ref.is_branch_by_word:
         query.append(f"ref_type={'tags' if ref.kind is RefKind.TAG else 'heads'}")
-    return parts._replace(path=f"{found[1]}/raw/{ref.name}{ref.cut(found[2])}", query="&".join(query))
+    return parts._replace(path=f"{match[1]}/raw/{ref.name}{ref.cut(match[2])}", query="&".join(query))
 
 
 def _of_forgejo(parts: SplitResult, ref: _Ref) -> SplitResult | None:
     """Codeberg, and other servers of Forgejo and Gitea."""
-    found = re.fullmatch(r"(/.+?)/(?:raw|src)/(?:branch|tag|commit)/(.+/.+)", parts.path)
+    match = re.fullmatch(r"(/.+?)/(?:raw|src)/(?:branch|tag|commit)/(.+/.+)", parts.path)
     return (
-        parts._replace(path=f"{found[1]}/raw/{ref.kind}/{ref.name}{ref.cut(found[2])}") if found is not None else None
+        parts._replace(path=f"{match[1]}/raw/{ref.kind}/{ref.name}{ref.cut(match[2])}") if match is not None else None
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from sandboxrun import timing
 from sandboxrun.config import keys
@@ -180,9 +180,10 @@ class Preparation:
         config, source, ceiling = _needed(self.config), self.source, _needed(self.ceiling)
         assert source is not None
         allowed = _import_list(self.options, ceiling, source)
-        if isinstance(source, Source):
-            allowed.check(source.url)
-        self.artifact = get(config, source, allowed)
+        with _of_worker(f"{config.type} {config.id}"):
+            if isinstance(source, Source):
+                allowed.check(source.url)
+            self.artifact = get(config, source, allowed)
         if self.artifact is not None:
             ceiling.check_digest(self.artifact.sha256)
 
@@ -317,6 +318,15 @@ def _obtain(preparation: Preparation, audit: Audit, log: Log) -> Get:
         return artifact
 
     return get
+
+
+@contextlib.contextmanager
+def _of_worker(words: str) -> Iterator[None]:
+    """In the block, a hint's TYPE ID becomes these words, because what fetches knows URLs and no workers."""
+    try:
+        yield
+    except SandboxrunError as error:
+        raise type(error)(str(error), hint=tuple(line.replace("TYPE ID", words) for line in error.hint)) from error
 
 
 def check_debugger(config: WorkerConfig) -> None:

@@ -15,7 +15,7 @@ import time
 from sandboxrun import timing
 from sandboxrun.config import keys
 from sandboxrun.config.secrets import KEY_LINE_MAX_BYTES, parse_key_line
-from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxrunError, StoreError
+from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxrunError, SecretError, StoreError
 from sandboxrun.files import write_whole
 from sandboxrun.host.folders import Folders
 from sandboxrun.host.plan import Preparation, RunOptions, RunPlan, prepare
@@ -297,7 +297,10 @@ def _read_key(worker: WorkerConfig) -> bytes:
             break
         line += part
     line = line.partition(b"\n")[0] + b"\n"
-    parse_key_line(line)
+    try:
+        parse_key_line(line)
+    except SecretError as error:
+        raise SecretError(str(error), hint=_key_hint(worker)) from error
     return line
 
 

@@ -86,7 +86,8 @@ def parse_policy(text: str, path: str) -> Policy:
     for name, value in document.items():
         if name not in ("worker", "redis") or not isinstance(value, dict):
             raise ConfigError(
-                f"{lines.key(None, name)} has {name[:80]!r}: expected sections as {_EXAMPLE} or {_URL_EXAMPLE} and nothing else"
+                f"{lines.key(None, name)} has {name[:80]!r}: expected sections as {_EXAMPLE} or {_URL_EXAMPLE} and nothing else",
+                hint=_top_hint(lines.key(None, name), name, document),
             )
     return Policy(
         tuple(_section(pattern, table, lines) for pattern, table in document.get("worker", {}).items()),
@@ -213,6 +214,21 @@ def _read_key(key: str, value: Any, place: str, arguments: dict[str, Any]) -> No
         raise ConfigError(
             f"{place} has {key[:80]!r}: expected one of {', '.join(_KEYS)}", hint=_key_hint(place, key, _KEYS)
         )
+
+
+def _top_hint(place: str, name: str, document: dict[str, Any]) -> str:
+    """To put a key at the top of a file into a section for all workers; to write a section's name that may be meant."""
+    import shlex
+
+    path, _, line = place.rpartition(":")
+    if name not in _KEYS:
+        return _key_hint(place, name, {"worker", "redis"} - document.keys())
+    workers = document.get("worker", {})
+    return (
+        ""
+        if not isinstance(workers, dict) or "*" in workers
+        else f"sed -i '{line}i [worker.\"*\"]' {shlex.quote(path)}"
+    )
 
 
 def _key_hint(place: str, key: str, known: Iterable[str]) -> str:

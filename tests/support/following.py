@@ -40,7 +40,8 @@ class Stage:
 
 
 def is_made_from(template: str, hint: str) -> bool:
-    """As hints.is_of, but a line `{}` stands for any number of lines."""
+    """As hints.is_of, but a line `{}` stands for any number of lines, and TYPE ID for those of the worker."""
+    template = template.replace("TYPE ID", "{}")
     lines = [
         ".*" if line == "{}" else r"[^\n]*".join(map(re.escape, line.split("{}"))) for line in template.split("\n")
     ]

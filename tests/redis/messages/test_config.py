@@ -14,7 +14,8 @@ from raw_host import RawHost
 from runner import Runner
 
 SET = "sandboxrun set {} {}"
-KEY_FILE = "sandboxrun TYPE ID < KEYFILE"
+KEY_FILE = "sandboxrun {} <KEYFILE"
+ENCRYPT = "sandboxrun encrypt {} --key-file KEYFILE --write <JSONFILE"
 DIGEST = "sandboxrun set {} sha256=$(sha256sum FILE | cut -c-64)"
 
 # name: (what is wrong with the hash, the error, the placeholders of the hint)
@@ -39,12 +40,26 @@ SET_SITUATIONS: dict[str, tuple[dict[str, str | bytes | None], str, dict[str, st
     "all": ({"options": "--allow-net --quiet"}, "'--allow-net' in field options of t:1:h would allow everything", {}),
     "really all": ({"denoOptions": "-A"}, "'-A' in field denoOptions of t:1:h would allow everything", {}),
     "no flag": ({"options": "allow-net=x --quiet"}, "field options of t:1:h has 'allow-net=x'", {}),
+    "a url for a host": (
+        {"allowNet": "https://api.example/v1,http://b.example:8080/,c.example:80"},
+        "field allowNet of t:1:h has 'https://api.example/v1'",
+        {},
+    ),
+    "a folder in the home": ({"denyRead": "~/x"}, "field denyRead of t:1:h has '~/x'", {}),
+    "a port": ({"denyListen": "8000,:8001"}, "field denyListen of t:1:h has '8000'", {}),
+    "a variable": ({"denyEnv": "$TERM,LESS=-R"}, "field denyEnv of t:1:h has '$TERM'", {}),
+    "a limit": ({"limitMemory": "much"}, "field limitMemory of t:1:h is 'much'", {}),
     "limit's flag": ({"options": "--limit-memry=1G"}, "field options of t:1:h has '--limit-memry=1G'", {}),
 }
 
 
 # name: what the hash has afterwards
 RENAMED = {
+    "a url for a host": {"allowNet": "api.example:443,b.example:8080,c.example:80"},
+    "a folder in the home": {"denyRead": "{home}/x"},
+    "a port": {"denyListen": "127.0.0.1:8000,127.0.0.1:8001"},
+    "a variable": {"denyEnv": "TERM,LESS"},
+    "a limit": {"limitMemory": "4G"},
     "spelt": {"limitMemory": "1G"},
     "near permission": {"denyNet": "example.com"},
     "near limit": {"limitMemory": "1G"},
@@ -69,7 +84,17 @@ def test_a_field_is_set_as_the_hint_says(stage: Stage, name: str) -> None:
     stage.placeholders = {word: str(stage.folder) if value == "." else value for word, value in placeholders.items()}
     follow(stage, stage.again(), SET, error)
     after = RENAMED.get(name, {})
-    assert {field: stage.r.hget("t:1:h", field) for field in after} == after
+    assert {field: stage.r.hget("t:1:h", field) for field in after} == {
+        field: value.replace("{home}", str(stage.run.home)) for field, value in after.items()
+    }
+
+
+def test_what_is_meant_is_never_guessed(stage: Stage) -> None:
+    for fields in ({"allowNet": "https://u:p@h.example"}, {"allowRead": "data"}, {"options": "--allow-net=http://h"}):
+        stage.local(**fields)
+        done = stage.run("t", "1")
+        assert done.code == 78 and "hint:" not in done.err, done
+        stage.r.delete("t:1:h")
 
 
 def test_a_misspelt_denial_that_is_too_long_is_an_error(stage: Stage) -> None:
@@ -111,25 +136,60 @@ def test_a_digest_is_made(stage: Stage) -> None:
     assert stage.r.hget("t:1:h", "sha256") == hashlib.sha256(RAN.encode()).hexdigest()
 
 
-@pytest.mark.parametrize("line", ["", "t0ken\n"])
-def test_the_key_comes_from_its_file(stage: Stage, line: str) -> None:
+def with_secrets(stage: Stage) -> Path:
+    """A worker that prints a secret, and the file of its key."""
     (stage.folder / "worker.py").write_text("from sandboxrun import worker\nprint(worker.secrets()['token'])\n")
     stage.r.hset("t:1:h", mapping={"url": str(stage.folder), "version": "local"})
     path = stage.folder / "my.key"
-    made = stage.run("encrypt", "t", "1", "--key-file", str(path), stdin='{"token": "t0ken"}')
-    _, key, *words = made.out.replace('"', "").split()
-    stage.r.hset(key, mapping=dict(zip(words[::2], words[1::2], strict=True)))
+    assert stage.run("encrypt", "t", "1", "--key-file", str(path), "--write", stdin='{"token": "t0ken"}').code == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "error"),
+    [
+        ("", 78, "standard input has no key"),
+        ("t0ken\n", 78, "is not one line of the form worker-v0 HEX"),
+        ("worker-v0 1234\n", 78, "the key on standard input has 4 hexadecimal digits"),
+        (f"worker-v0 {'0' * 32}\n", 1, "needs a key of 64 hexadecimal digits, but standard input has 32"),
+        (f"worker-v0 {'0' * 64}\n", 1, "encryptedJson of t:1:h does not decrypt"),
+    ],
+)
+def test_the_key_comes_from_its_file(stage: Stage, line: str, code: int, error: str) -> None:
+    path = with_secrets(stage)
     done = stage.run("t", "1", stdin=line)
-    assert done.code == 78
+    assert done.code == code and error in done.err
     hint = hint_of(done.err)
     assert is_made_from(KEY_FILE, hint)
-    followed = paste(hint, stage.run.env, stage.folder, TYPE="t", ID="1", KEYFILE=str(path))
+    followed = paste(hint, stage.run.env, stage.folder, KEYFILE=str(path))
     assert (followed.returncode, followed.stdout) == (0, "t0ken\n"), followed
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("encryptedAlg", "rot13", "field encryptedAlg of t:1:h is 'rot13': expected one of"),
+        ("encryptedIv", "0", "field encryptedIv of t:1:h is not 24 hexadecimal digits"),
+        ("encryptedJson", "=", "encryptedJson of t:1:h is not base64"),
+    ],
+)
+def test_secrets_are_encrypted_again(stage: Stage, field: str, value: str, error: str) -> None:
+    path = with_secrets(stage)
+    (stage.folder / "secrets.json").write_text('{"token": "an0ther"}')
+    stage.r.hset("t:1:h", field, value)
+    done = stage.run("t", "1", stdin=path.read_text())
+    assert done.code == 1 and error in done.err
+    hint = hint_of(done.err)
+    assert is_made_from(ENCRYPT, hint)
+    followed = paste(hint, stage.run.env, stage.folder, KEYFILE=str(path), JSONFILE="secrets.json")
+    assert followed.returncode == 0, followed
+    assert stage.run("t", "1", stdin=path.read_text()).out == "an0ther\n"
 
 
 SITUATIONS: dict[str, Callable[..., None]] = {
     SET: test_a_field_is_set_as_the_hint_says,
     DIGEST: test_a_digest_is_made,
+    ENCRYPT: test_secrets_are_encrypted_again,
     KEY_FILE: test_the_key_comes_from_its_file,
 }
 ELSEWHERE: dict[str, str] = {}

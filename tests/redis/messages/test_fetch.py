@@ -24,7 +24,6 @@ def stage(r: redis.Redis, run: Runner, host: RawHost, tmp_path: Path) -> Stage:
 
 def test_what_is_not_in_the_cache_is_fetched(stage: Stage) -> None:
     stage.remote()
-    stage.placeholders = {"TYPE": "t", "ID": "1"}
     follow(stage, stage.again("--cached-only"), "sandboxrun TYPE ID", "is not in the cache, and --cached-only forbids")
 
 
@@ -33,7 +32,6 @@ def test_a_tag_that_moved_is_accepted(stage: Stage) -> None:
     assert stage.run("t", "1").code == 0
     stage.host.files["/v1.0.0/w.py"] = RAN + "#"
     assert stage.run("cache", "--clean").code == 0
-    stage.placeholders = {"TYPE": "t", "ID": "1"}
     follow(stage, stage.again(), "sandboxrun TYPE ID --reload", "has changed under version v1.0.0")
 
 
@@ -56,7 +54,7 @@ def test_a_damaged_pin_is_removed(stage: Stage) -> None:
 def test_another_version_is_set(stage: Stage) -> None:
     stage.remote()
     stage.r.hset("t:1:h", "version", "v2.0.0")
-    stage.placeholders = {"TYPE": "t", "ID": "1", "VERSION": "v1.0.0"}
+    stage.placeholders = {"VERSION": "v1.0.0"}
     follow(stage, stage.again(), "sandboxrun set TYPE ID version=VERSION", "answers 404 Not Found")
 
 
@@ -65,13 +63,12 @@ def test_the_raw_url_is_set(stage: Stage, kind: str) -> None:
     stage.remote()
     stage.host.files["/v1.0.0/page"] = body(b"<html>", kind)
     stage.r.hset("t:1:h", "url", stage.host.url + "/{version}/page")
-    stage.placeholders = {"TYPE": "t", "ID": "1", "RAW_URL": "'" + stage.host.url + "/{version}/w.py'"}
+    stage.placeholders = {"RAW_URL": "'" + stage.host.url + "/{version}/w.py'"}
     follow(stage, stage.again(), "sandboxrun set TYPE ID url=RAW_URL", "not a Python script")
 
 
 def test_the_digest_of_what_came_is_set(stage: Stage) -> None:
     stage.local(sha256="0" * 64)
-    stage.placeholders = {"TYPE": "t", "ID": "1"}
     follow(stage, stage.again(), "sandboxrun set TYPE ID sha256={}", f"but field sha256 pins {'0' * 64}")
     assert stage.r.hget("t:1:h", "sha256") == hashlib.sha256(RAN.encode()).hexdigest()
 
@@ -139,4 +136,4 @@ ELSEWHERE = {
 
 
 def test_every_hint_is_followed_or_listed() -> None:
-    assert set(templates("fetch")) == {*SITUATIONS, *ELSEWHERE}
+    assert {*templates("fetch"), URL} == {*SITUATIONS, *ELSEWHERE}  # URL: of keys.set_hint

@@ -144,6 +144,19 @@ def test_a_mistyped_key_is_mended(stage: Stage) -> None:
     follow(stage, stage.again(), "sed -i {}s/{}/{}/ {}", f"{stage.run.policy}:3 has 'alow-env': expected one of")
 
 
+@pytest.mark.parametrize(
+    ("text", "template", "error"),
+    [
+        ("open-redis = true\nallow-env = ['LESS']\n\n[worker.'u']\n", "sed -i '{}i [worker.\"*\"]' {}", "1 has 'open-redis'"),
+        ("\n[workers.'t']\nallow-env = ['LESS']\n", "sed -i {}s/{}/{}/ {}", "2 has 'workers'"),
+    ],
+)  # fmt: skip
+def test_a_key_without_its_section_gets_one(stage: Stage, text: str, template: str, error: str) -> None:
+    stage.run.set_policy(text)
+    stage.local(allowEnv="LESS")
+    follow(stage, stage.again(), template, f"{stage.run.policy}:{error}: expected sections as")
+
+
 def test_a_policy_file_is_made(stage: Stage) -> None:
     stage.local()
     path = stage.folder / "my folder" / "policy.toml"
@@ -204,6 +217,7 @@ SITUATIONS: dict[str, Callable[..., None]] = {
     "sandboxrun set {} {}={}": test_a_limit_of_the_hash_is_lowered_to_the_policys,
     "sandboxrun set {} version=refs/tags/TAG": test_a_version_that_may_be_a_branch_is_named_as_a_tag,
     "sed -i {}s/{}/{}/ {}": test_a_mistyped_key_is_mended,
+    "sed -i '{}i [worker.\"*\"]' {}": test_a_key_without_its_section_gets_one,
     "( umask 077 && mkdir -p {} && touch {} )": test_a_policy_file_is_made,
     "chmod go-w {}": test_a_policy_that_others_can_write_is_closed,
     "chmod 700 {}": test_a_data_folder_that_others_can_write_is_closed,
