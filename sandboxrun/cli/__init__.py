@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 
-from sandboxrun.cli.commands import COMMANDS
+from sandboxrun.cli.commands import COMMANDS, CONFINING
 from sandboxrun.sandbox.supervisor.ending import Signalled, catch, received
 from sandboxrun.timing import mark  # by name: the module of a command is called trace too
 
@@ -111,6 +111,8 @@ def _main(args: list[str]) -> int:
         return help.main([]) if args else help.without_arguments()
     if args[0] == "help" and len(args) == 2 and args[1] in COMMANDS:
         args = [args[1], "--help"]
+    if sys.platform != "linux":
+        _check_system(args)
     if args[0] not in COMMANDS:
         return _run(args)
     name, *rest = args
@@ -120,6 +122,17 @@ def _main(args: list[str]) -> int:
     gc.enable()
     code: int = module.main(rest)
     return code
+
+
+def _check_system(args: list[str]) -> None:
+    """Raise SandboxError if the command confines a worker, which only Linux can."""
+    name, rest = (args[0], args[1:]) if args[0] in COMMANDS else ("run", args)
+    if "--help" in rest or "-h" in rest:
+        return
+    if name in CONFINING or (name == "run" and worker_named(rest) is not None):
+        from sandboxrun.sandbox import system
+
+        raise system.refusal()
 
 
 def _run(args: list[str], *, named: bool = False) -> int:
