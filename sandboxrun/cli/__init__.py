@@ -140,12 +140,12 @@ def _run(args: list[str], *, named: bool = False) -> int:
     process does. `named`: the word `run` was given, so no other command can be meant."""
     catch()
     worker = worker_named(args)
-    born = None
+    spawned = None
     if worker is not None:
-        from sandboxrun.sandbox.supervisor.spawn import Birth
+        from sandboxrun.sandbox.supervisor.spawn import Spawned
 
         try:
-            born = Birth(":".join((*worker, "h")), warm=True)
+            spawned = Spawned(":".join((*worker, "h")), warm=True)
         except OSError:
             pass  # it is tried again, and said, once all else has been looked at
     elif not named:
@@ -155,7 +155,7 @@ def _run(args: list[str], *, named: bool = False) -> int:
     from sandboxrun.cli import run
 
     # Without an option there is nothing to parse, which would take longer than all that comes before Redis.
-    return run.run_plainly(*worker, born) if worker is not None and len(args) == 2 else run.main(args, born)
+    return run.run_plainly(*worker, spawned) if worker is not None and len(args) == 2 else run.main(args, spawned)
 
 
 def worker_named(args: list[str]) -> tuple[str, str] | None:

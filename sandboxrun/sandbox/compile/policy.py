@@ -1,4 +1,4 @@
-"""Permissions to a SandboxPolicy: what exactly the kernel will be told.
+"""From permissions to a SandboxPolicy: exactly what the kernel will be told.
 
 Pure but for resolving the operator's paths, and counting the machine's threads.
 """
@@ -11,7 +11,7 @@ import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sandboxrun.config.limits import Limits
-from sandboxrun.config.permissions import KINDS, PROGRAM_FOLDERS, NetTarget, Permissions
+from sandboxrun.config.permissions import PROGRAM_FOLDERS, Kind, NetTarget, Permissions, Verdict
 from sandboxrun.errors import ConfigError
 from sandboxrun.records import record
 from sandboxrun.sandbox.compile import code_paths, elf, landlock
@@ -36,7 +36,7 @@ _SYSTEM_READ = (
 _DEVICES = ("/dev/null",)
 # Where programs, libraries and settings of the machine are: as good as code.
 _SYSTEM_CODE = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/boot", "/proc", "/sys", "/nix/store", "/gnu/store")
-_ENTRIES_MAX = 4096  # granted one by one where a part of a folder is denied
+_ENTRIES_MAX = 4096  # granted one by one if a part of a folder is denied
 _USERS_MAX = 4096  # how many more threads and processes a user may have when the worker forks, see backstop()
 _UNLIMITED = resource.RLIM_INFINITY
 
@@ -51,7 +51,7 @@ class Interpreter:
     site_packages: tuple[str, ...]
     package: str  # the folder sandboxrun/ itself
     searched: tuple[str, ...]  # folders on PATH and Python's path, there or not
-    mixed: tuple[str, ...]  # those of them that hold data too, where only what has a module's name is code
+    mixed: tuple[str, ...]  # those of them that hold data too: there only an entry with a module's name is code
 
 
 @record
@@ -63,7 +63,7 @@ class SandboxPolicy:
     write: tuple[str, ...]  # scratch and what was granted: mode and times can be changed there too
     devices: tuple[str, ...]  # written to, and nothing else
     execute: tuple[str, ...]
-    unix_socket: tuple[str, str] | None  # the one that may be connected, Redis's: as REDIS_URL has it, and really
+    unix_socket: tuple[str, str] | None  # of Redis, the only one to connect to: as REDIS_URL has it, and the real one
     limits: Limits
 
     @property
@@ -92,13 +92,13 @@ class SandboxPolicy:
         run = bool(self.execute)
         return Grants(
             unix_sockets=self.unix_socket is not None,
-            listen=bool(self.net.allow.get("listen")),
+            listen=bool(self.net.allow.get(Kind.LISTEN)),
             run=run,
             signals=run and Feature.LANDLOCK_SCOPE in features,
         )
 
     def rules(self) -> list[tuple[str, Access]]:
-        """Landlock's: what is allowed below which real path."""
+        """For Landlock: real paths, with the rights below them."""
         return [
             *((path, landlock.READ) for path in self.read),
             *((path, landlock.WRITE) for path in self.write),
@@ -134,18 +134,19 @@ def build(
     """The policy of one run. Raises ConfigError naming the field.
 
     `local_source`: the worker's own folder or file for version local. `redis`: its endpoint, or a socket's path.
-    `certificates`: the file by which Redis's certificate is checked, where it is not the system's.
-    `protected`: what no grant may make writable, because code is taken from there, now or at the next run. `hidden`: folders
-    that no grant makes readable; one that contains them is given without, as by denyRead. `check_path` is given each path with the real one that is granted for it, and may refuse.
+    `certificates`: the file that the certificate of Redis is checked against, if it is not the system's.
+    `protected`: paths that no grant may make writable, because code is taken from there, now or at the next run.
+    `hidden`: folders that no grant makes readable; a folder that contains them is granted without them, as by denyRead.
+    `check_path` is called with each path and the real path that is granted for it, and may refuse.
     """
     libraries = (*interpreter.library, *interpreter.site_packages, interpreter.package)
     code = [interpreter.prefix, *interpreter.programs, *libraries, *_SYSTEM_CODE, *protected]
     real = _Real(key, tuple(code))
     unseen = [follow(path)[0] for path in hidden]
-    read = _granted(permissions, "read", real, check_path, unseen)
-    write = _granted(permissions, "write", real, check_path)
+    read = _granted(permissions, Kind.READ, real, check_path, unseen)
+    write = _granted(permissions, Kind.WRITE, real, check_path)
     execute = list(_programs(permissions, real))
-    own = [*libraries, os.path.join(interpreter.prefix, "pyvenv.cfg")]  # which Python reads where it is run once more
+    own = [*libraries, os.path.join(interpreter.prefix, "pyvenv.cfg")]  # which Python reads if it is run once more
     code += [*interpreter.searched, *execute]
     if local_source is not None:
         local_source = real(local_source, f"field url of {key}")
@@ -158,10 +159,10 @@ def build(
     _check_no_code(write, code, interpreter, key)
     net = permissions
     if isinstance(redis, NetTarget):
-        net = permissions.union(Permissions(allow={"net": (redis,)}))
+        net = permissions.union(Permissions(allow={str(Kind.NET): (redis,)}))
     return SandboxPolicy(
         net=net,
-        # Those that were granted are real already. To resolve them once more would be to follow what was put there meanwhile.
+        # The granted paths are real already. Resolving them once more would follow a symlink that was put there meanwhile.
         read=tuple(
             dict.fromkeys(
                 (
@@ -182,7 +183,7 @@ def build(
 
 @record
 class _Real:
-    """The real path of what a hash names, if no worker can have chosen it."""
+    """The real path of a name in a hash, unless a worker can have chosen it."""
 
     key: str
     code: tuple[str, ...]  # where no worker ever writes
@@ -200,7 +201,10 @@ class _Real:
 
 
 def _check_no_code(write: Sequence[str], code: Iterable[str], interpreter: Interpreter, key: str) -> None:
-    """Raise ConfigError where something of `code`, or a symlink that leads to it, can be written or replaced."""
+    """Raise ConfigError if something of `code`, or a symlink that leads to it, can be written or replaced.
+
+    `write`: the real paths that are granted.
+    """
     if not write:
         return
     ways = [(place, *follow(place)) for place in dict.fromkeys((*code, *interpreter.mixed))]
@@ -221,22 +225,22 @@ def _check_no_code(write: Sequence[str], code: Iterable[str], interpreter: Inter
 
 def _refuse_write(path: str, place: str, key: str) -> NoReturn:
     raise ConfigError(
-        f"field allowWrite of {key} has {path}, which would let the worker change code that is run later, "
+        f"field {Kind.WRITE.field()} of {key} has {path}, which would let the worker change code that is run later, "
         f"or take Redis's place ({place}): grant a folder that holds data only"
     )
 
 
 def _granted(
     permissions: Permissions,
-    kind: str,
+    kind: Kind,
     real: _Real,
     check: Callable[[str, str, str], None],
     hidden: Sequence[str] = (),
 ) -> list[str]:
-    """The real paths granted, less those denied. What is denied for reading is not moved by who may write, either."""
-    field = f"field {KINDS[kind].field()} of {real.key}"
+    """The granted real paths without the denied ones. A worker cannot move a path that it is denied for reading, either."""
+    field = f"field {kind.field()} of {real.key}"
     denied = _denied(permissions, kind, real)
-    fixed = _denied(permissions, "read", real) if kind == "write" else []
+    fixed = _denied(permissions, Kind.READ, real) if kind is Kind.WRITE else []
     granted: list[str] = []
     for path in permissions.allow.get(kind, ()):
         found = real(path, field)
@@ -273,17 +277,17 @@ def _too_many_parts(field: str, path: str) -> ConfigError:
     )
 
 
-def _denied(permissions: Permissions, kind: str, real: _Real) -> list[str]:
-    field = f"field {KINDS[kind].field('deny')} of {real.key}"
+def _denied(permissions: Permissions, kind: Kind, real: _Real) -> list[str]:
+    field = f"field {kind.field(Verdict.DENY)} of {real.key}"
     return [real(path, field) for path in permissions.deny.get(kind, ())]
 
 
 def _programs(permissions: Permissions, real: _Real) -> Iterator[str]:
     """The real paths of the programs that may be run, and of what the kernel loads to run them."""
-    field = f"field {KINDS['run'].field()} of {real.key}"
-    deny = f"field {KINDS['run'].field('deny')} of {real.key}"
-    denied = {real(path, deny) for name in permissions.deny.get("run", ()) for path in _candidates(name)}
-    for name in permissions.allow.get("run", ()):
+    field = f"field {Kind.RUN.field()} of {real.key}"
+    deny = f"field {Kind.RUN.field(Verdict.DENY)} of {real.key}"
+    denied = {real(path, deny) for name in permissions.deny.get(Kind.RUN, ()) for path in _candidates(name)}
+    for name in permissions.allow.get(Kind.RUN, ()):
         path = next((path for path in _candidates(name) if os.path.isfile(path) and os.access(path, os.X_OK)), None)
         if path is None:
             raise ConfigError(f"{field} has {name}, which is no program here: give the path of one")

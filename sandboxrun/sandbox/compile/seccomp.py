@@ -4,8 +4,8 @@ Default deny. What the table does not have fails with EPERM; a foreign architect
 The program depends on the `Grants` and on the child's pid only; the pid is put in after compiling (`for_pid`), so that
 a program can be kept.
 
-Conditions compare the low 32 bits alone where the kernel's argument is an int: it ignores what the upper half of the
-register holds, so a rule that looked at it could be stepped around.
+Conditions compare the low 32 bits alone if the kernel's argument is an int: it ignores the upper half of the register, so
+a worker could evade a rule that compared it.
 """
 
 from __future__ import annotations
