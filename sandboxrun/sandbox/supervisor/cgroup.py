@@ -82,6 +82,15 @@ class Cgroup:
         return 0
 
 
+def oom_kills() -> int:
+    """How many processes of this machine the kernel has ended because no memory was left (proc(5), /proc/vmstat)."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in _read("/proc/vmstat").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
 def _delegated(ours: set[int]) -> str | None:
     """The folder of the cgroup that is delegated to us, if any; `ours` are the processes that may be in it."""
     try:

@@ -202,6 +202,11 @@ class Child:
         return 128 - self._code if self._code < 0 else self._code
 
     @property
+    def ended_by(self) -> int:
+        """The signal that ended the reaped child; 0 if it has exited."""
+        return -self._code if self._code is not None and self._code < 0 else 0
+
+    @property
     def is_reaped(self) -> bool:
         return self._code is not None
 

@@ -20,7 +20,7 @@ from sandboxrun.config.limits import LIMITS
 from sandboxrun.config.permissions import Denial, Kind
 from sandboxrun.log import Log
 from sandboxrun.sandbox.compile.grants import TRAPPED
-from sandboxrun.sandbox.supervisor.cgroup import Cgroup
+from sandboxrun.sandbox.supervisor.cgroup import Cgroup, oom_kills
 from sandboxrun.sandbox.supervisor.child import Child, Confinement
 from sandboxrun.sandbox.supervisor.dispatch import Calls, Handler
 from sandboxrun.sandbox.supervisor.ending import to_catch
@@ -41,6 +41,7 @@ HOUSEKEEPING_SECONDS = 1.0
 LAST_MESSAGES_SECONDS = 1.0
 LEFT_SECONDS = 5.0  # after SIGKILL, until processes that have not ended are named
 DENIALS_SHOWN_MAX = 100  # different targets; a hostile worker cannot flood the operator's terminal
+LIMIT = "because of its limit"
 _LEFT_SHOWN = 10  # pids
 _QUESTION_BYTES = 2048  # bootstrap.py writes no longer one
 
@@ -70,6 +71,8 @@ class Supervisor:
         self._stops = 0
         self.signalled = False  # whether a signal has asked for the end
         self._kill_at: float | None = None
+        self._killed_because = ""  # if SIGKILL was sent: completes "… was ended by SIGKILL"
+        self._oom_kills: int | None = None  # of the machine, when the worker had run for a moment
         self._messages = _Messages(log)
         self.resolver = Resolver(policy.net, trusted=trusted, denied=self._denied, wake=self._wake)
         self._calls = Calls(listener_fd, pid=child.pid, pidfd=child.pidfd, failed=self.stop)
@@ -151,9 +154,11 @@ class Supervisor:
                 self._end_worker(again=sigterms > 0, now=now)
                 sigterms = self._stops
             if self._kill_at is not None and now >= self._kill_at:
-                self._child.signal(signal.SIGKILL)
+                self._kill(f"because it had not ended {GRACE_SECONDS:.0f} s after SIGTERM")
                 self._kill_at = None
             if now >= housekeeping:
+                if self._oom_kills is None:
+                    self._oom_kills = oom_kills()
                 if self._guard is not None:
                     self._guard.reap_orphans()
                 self._check_scratch()
@@ -200,12 +205,22 @@ class Supervisor:
     def _ended(self, code: int) -> int:
         for name in self._cgroup.reached() if self._cgroup is not None else ():
             self._reached(name)
+            self._killed_because = LIMIT if name == "memory" else self._killed_because
         if self._guard is not None and select.select([self._guard.words], [], [], 0)[0]:
             self._told_by_guard()  # why it has killed the worker
-        cpu = self._policy.limits.cpu
-        killed = code == 128 + signal.SIGKILL and self._child.cpu_seconds() >= cpu  # it had handled SIGXCPU
-        if cpu and (code == 128 + signal.SIGXCPU or killed):
+        number, cpu = self._child.ended_by, self._policy.limits.cpu
+        if cpu and (
+            number == signal.SIGXCPU
+            or (number == signal.SIGKILL and not self._killed_because and self._child.cpu_seconds() >= cpu)
+        ):  # it had handled SIGXCPU
             self._reached("cpu")
+            self._killed_because = LIMIT
+        if number and not (self._stops and number == signal.SIGTERM):
+            from sandboxrun.sandbox.supervisor import killed
+
+            grew = self._oom_kills is not None and oom_kills() > self._oom_kills
+            because = self._killed_because if number in (signal.SIGKILL, signal.SIGXCPU) else ""
+            self.warn("killed", killed.message(self._key, number, because=because, out_of_memory=grew))
         return code
 
     def _end_programs(self) -> None:
@@ -241,6 +256,7 @@ class Supervisor:
             self.stop("the process that guards the worker's programs has ended: ending the worker")
         elif self._guard.ENDED in words:
             self._warned.add("threads")
+            self._killed_because = LIMIT
             self.warn("limit", self._policy.limits.reached("threads", self._key) + ": ending the worker")
         else:
             self._reached("threads")
@@ -255,12 +271,18 @@ class Supervisor:
         self.warn("output", f"{name} cannot be written ({error.strerror}): what the worker prints there is lost")
 
     def _end_worker(self, *, again: bool, now: float) -> None:
-        self._child.signal(signal.SIGKILL if again else signal.SIGTERM)
-        if not again:
+        if again:
+            self._kill("because it was stopped once more before it had ended")
+        else:
+            self._child.signal(signal.SIGTERM)
             self._kill_at = now + GRACE_SECONDS
         if self._stop_reason:
             self.warn("stop", self._stop_reason)
             self._stop_reason = None
+
+    def _kill(self, because: str) -> None:
+        self._killed_because = self._killed_because or because
+        self._child.signal(signal.SIGKILL)
 
     def _asked(self) -> None:
         message = self._child.questions.read(_QUESTION_BYTES)
