@@ -10,8 +10,9 @@ import os
 import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from sandboxrun.config.keys import split_worker_key
 from sandboxrun.config.limits import Limits
-from sandboxrun.config.permissions import PROGRAM_FOLDERS, Kind, NetTarget, Permissions, Verdict
+from sandboxrun.config.permissions import PROGRAM_FOLDERS, Kind, NetTarget, Permissions, Verdict, parse_list
 from sandboxrun.errors import ConfigError
 from sandboxrun.records import record
 from sandboxrun.sandbox.compile import code_paths, elf, landlock
@@ -23,6 +24,8 @@ from sandboxrun.sandbox.compile.paths import Ground, follow, within, without
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
+
+    from sandboxrun.config.worker import Asked
 
 # What any Python program reads to start, import and speak TLS. All of it is public on an ordinary system.
 _SYSTEM_READ = (
@@ -130,6 +133,7 @@ def build(
     certificates: str = "",
     hidden: Iterable[str] = (),
     check_path: Callable[[str, str, str], None] = lambda kind, path, real: None,
+    asked: Asked | None = None,
 ) -> SandboxPolicy:
     """The policy of one run. Raises ConfigError naming the field.
 
@@ -138,14 +142,15 @@ def build(
     `protected`: paths that no grant may make writable, because code is taken from there, now or at the next run.
     `hidden`: folders that no grant makes readable; a folder that contains them is granted without them, as by denyRead.
     `check_path` is called with each path and the real path that is granted for it, and may refuse.
+    `asked`: what the hash itself asks for, for the hints of errors.
     """
     libraries = (*interpreter.library, *interpreter.site_packages, interpreter.package)
     code = [interpreter.prefix, *interpreter.programs, *libraries, *_SYSTEM_CODE, *protected]
     real = _Real(key, tuple(code))
     unseen = [follow(path)[0] for path in hidden]
-    read = _granted(permissions, Kind.READ, real, check_path, unseen)
-    write = _granted(permissions, Kind.WRITE, real, check_path)
-    execute = list(_programs(permissions, real))
+    read = _granted(permissions, Kind.READ, real, check_path, asked, unseen)
+    write = _granted(permissions, Kind.WRITE, real, check_path, asked)
+    execute = list(_programs(permissions, real, asked))
     own = [*libraries, os.path.join(interpreter.prefix, "pyvenv.cfg")]  # which Python reads if it is run once more
     code += [*interpreter.searched, *execute]
     if local_source is not None:
@@ -156,7 +161,7 @@ def build(
         code.append(redis)  # or the worker could put another socket in its place
     if certificates:
         code.append(certificates)  # or another server
-    _check_no_code(write, code, interpreter, key)
+    _check_no_code(write, code, interpreter, key, asked)
     net = permissions
     if isinstance(redis, NetTarget):
         net = permissions.union(Permissions(allow={str(Kind.NET): (redis,)}))
@@ -189,18 +194,47 @@ class _Real:
     code: tuple[str, ...]  # where no worker ever writes
 
     def __call__(self, path: str, where: str) -> str:
+        """`where`: the field, for the error."""
         real, links = follow(path)
         ground = Ground(tuple(follow(place)[0] for place in self.code)) if links else None
         planted = ground.planted(links) if ground is not None else None
         if planted is not None:
             raise ConfigError(
                 f"{where} has {path}, but {planted} is a symlink in a folder that workers may be given for writing: "
-                f"one may have put it there. Remove it, or write what it leads to, {real}"
+                f"a worker may have made it. Remove it, or name its target, {real}, if you know why it leads there"
             )
         return real
 
 
-def _check_no_code(write: Sequence[str], code: Iterable[str], interpreter: Interpreter, key: str) -> None:
+def _list_hint(asked: Asked | None, kind: Kind, key: str, entry: str, instead: str = "") -> str:
+    """The command that takes one entry out of a field of the hash, or puts another in its place.
+
+    Empty if the entry is not of the field alone: a flag may have granted it, which is not to be stored in the hash.
+    """
+    lists = [row[2:] for row in asked.lists if row[:2] == (Verdict.ALLOW, kind)] if asked is not None else []
+    if len(lists) != 1 or not lists[0][1].startswith(f"field {kind.field()} of "):
+        return ""
+    entries = [str(given) for given in parse_list(kind, *lists[0])]
+    if entry not in entries:
+        return ""
+    import shlex
+
+    kept = [instead if given == entry else given for given in entries]
+    type_, id_ = split_worker_key(key)
+    return f"sandboxrun set {type_} {id_} {kind.field()}={shlex.quote(','.join(filter(None, kept)))}"
+
+
+def _missing_hint(path: str) -> str:
+    """The command that makes what a grant names: a file if the name has a suffix."""
+    import shlex
+
+    quoted = shlex.quote(path)
+    return f"install -D -m 600 /dev/null {quoted}" if os.path.splitext(path)[1] else f"mkdir -p {quoted}"
+
+
+def _check_no_code(
+    write: Sequence[str], code: Iterable[str], interpreter: Interpreter, key: str, asked: Asked | None
+) -> None:
     """Raise ConfigError if something of `code`, or a symlink that leads to it, can be written or replaced.
 
     `write`: the real paths that are granted.
@@ -215,18 +249,21 @@ def _check_no_code(write: Sequence[str], code: Iterable[str], interpreter: Inter
         for place, real, links in ways:
             link = next((link for link in links if within(os.path.dirname(link), path)), None)
             if link is not None:
-                _refuse_write(path, f"{place}, which is found through the symlink {link}", key)
+                _refuse_write(path, f"{place}, which is found through the symlink {link}", key, asked)
             if within(real, path) or (within(path, real) and real not in mixed):
-                _refuse_write(path, real, key)
+                _refuse_write(path, real, key, asked)
             name = path[len(real) :].lstrip("/").partition("/")[0]
             if within(path, real) and code_paths.is_importable(name, real, modules):
-                _refuse_write(path, f"module {name} of {real}, which is on Python's path", key)
+                _refuse_write(path, f"module {name} of {real}, which is on Python's path", key, asked)
 
 
-def _refuse_write(path: str, place: str, key: str) -> NoReturn:
+def _refuse_write(path: str, place: str, key: str, asked: Asked | None) -> NoReturn:
+    entries = asked.permissions.allow.get(Kind.WRITE, ()) if asked is not None else ()
+    entry = next((entry for entry in entries if within(path, follow(entry)[0])), path)
     raise ConfigError(
         f"field {Kind.WRITE.field()} of {key} has {path}, which would let the worker change code that is run later, "
-        f"or take Redis's place ({place}): grant a folder that holds data only"
+        f"or take Redis's place ({place}): grant a folder that holds data only",
+        hint=_list_hint(asked, Kind.WRITE, key, entry),
     )
 
 
@@ -235,6 +272,7 @@ def _granted(
     kind: Kind,
     real: _Real,
     check: Callable[[str, str, str], None],
+    asked: Asked | None,
     hidden: Sequence[str] = (),
 ) -> list[str]:
     """The granted real paths without the denied ones. A worker cannot move a path that it is denied for reading, either."""
@@ -249,10 +287,11 @@ def _granted(
         check(kind, path, found)
         if any(within(found, place) for place in hidden):
             raise ConfigError(
-                f"{field} has {path}, where what workers print is kept, which no worker reads: take it out"
+                f"{field} has {path}, where what workers print is kept, which no worker reads",
+                hint=_list_hint(asked, kind, real.key, path),
             )
         if not os.path.exists(found):
-            raise ConfigError(f"{field} has {path}, which does not exist: make it first, or grant its folder")
+            raise ConfigError(f"{field} has {path}, which does not exist", hint=_missing_hint(path))
         granted += _parts(found, [*denied, *hidden], fixed, field, path)
         if len(granted) > _ENTRIES_MAX:
             raise _too_many_parts(field, path)
@@ -282,7 +321,7 @@ def _denied(permissions: Permissions, kind: Kind, real: _Real) -> list[str]:
     return [real(path, field) for path in permissions.deny.get(kind, ())]
 
 
-def _programs(permissions: Permissions, real: _Real) -> Iterator[str]:
+def _programs(permissions: Permissions, real: _Real, asked: Asked | None) -> Iterator[str]:
     """The real paths of the programs that may be run, and of what the kernel loads to run them."""
     field = f"field {Kind.RUN.field()} of {real.key}"
     deny = f"field {Kind.RUN.field(Verdict.DENY)} of {real.key}"
@@ -290,7 +329,7 @@ def _programs(permissions: Permissions, real: _Real) -> Iterator[str]:
     for name in permissions.allow.get(Kind.RUN, ()):
         path = next((path for path in _candidates(name) if os.path.isfile(path) and os.access(path, os.X_OK)), None)
         if path is None:
-            raise ConfigError(f"{field} has {name}, which is no program here: give the path of one")
+            raise _no_program(asked, field, name, real.key)
         found = real(path, field)
         if found not in denied:
             try:
@@ -298,6 +337,19 @@ def _programs(permissions: Permissions, real: _Real) -> Iterator[str]:
                     yield real(loaded, f"{field} has {name}: its interpreter")
             except (OSError, ValueError) as error:
                 raise ConfigError(f"{field} has {name}, which cannot be run: {error}") from error
+
+
+def _no_program(asked: Asked | None, field: str, name: str, key: str) -> ConfigError:
+    import shutil
+
+    elsewhere = shutil.which(name) if "/" not in name else None
+    if elsewhere is None or not os.path.isabs(elsewhere):
+        return ConfigError(f"{field} has {name}, which is no program here")
+    folders = ", ".join(PROGRAM_FOLDERS)
+    return ConfigError(
+        f"{field} has {name}, which is in none of {folders}; on your PATH there is {elsewhere}",
+        hint=_list_hint(asked, Kind.RUN, key, name, elsewhere),
+    )
 
 
 def _candidates(name: str) -> Sequence[str]:

@@ -261,9 +261,7 @@ def compile_program(grants: Grants, *, machine: str | None = None) -> bytes:
     try:
         import pyseccomp
     except (ImportError, RuntimeError, OSError) as error:
-        raise SandboxError(
-            f"libseccomp cannot be loaded ({error}): install it, on Debian with apt-get install libseccomp2"
-        ) from error
+        raise SandboxError(f"libseccomp cannot be loaded ({error})", hint=_library_hint()) from error
     try:
         filter_ = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
         foreign = machine not in (None, os.uname().machine)
@@ -282,6 +280,15 @@ def compile_program(grants: Grants, *, machine: str | None = None) -> bytes:
             return file.read()
     except (OSError, ValueError) as error:
         raise SandboxError(f"libseccomp cannot build the filter: {error}; version 2.5 or newer is needed") from error
+
+
+def _library_hint() -> str:
+    """The command of the machine's package manager."""
+    import shutil
+
+    if shutil.which("apt-get"):
+        return "sudo apt-get install -y libseccomp2"
+    return "sudo dnf install -y libseccomp" if shutil.which("dnf") else ""
 
 
 def _add(filter_: pyseccomp.SyscallFilter, rule: Rule) -> None:

@@ -102,6 +102,25 @@ def _searched() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(filter(os.path.isabs, code)), tuple(filter(os.path.isabs, mixed))
 
 
+def _no_supervision(error: OSError) -> SandboxError:
+    scope = b"0"
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/yama/ptrace_scope", "rb") as file:
+        scope = file.read(8).strip()
+    forbidden = f"this host forbids to supervise a child ({error.strerror})"
+    if scope == b"3":
+        return SandboxError(
+            f"{forbidden}: kernel.yama.ptrace_scope is 3, which only a restart of the machine can change"
+        )
+    if scope == b"2":
+        return SandboxError(
+            f"{forbidden}: kernel.yama.ptrace_scope is 2, and 0 or 1 is needed",
+            hint="sudo sysctl -w kernel.yama.ptrace_scope=1",
+        )
+    return SandboxError(
+        f"{forbidden}: the container around it has to allow the system call pidfd_getfd, as CAP_SYS_PTRACE does"
+    )
+
+
 class Child:
     """The worker process, from spawn to reap. Always `close` it."""
 
@@ -133,10 +152,7 @@ class Child:
             os.close(pidfd_getfd(self.pidfd, 0))
             os.close(os.open(f"/proc/{self.pid}/mem", os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
-            raise SandboxError(
-                f"this host forbids to supervise a child ({error.strerror}): kernel.yama.ptrace_scope must be 0 or 1, "
-                f"and a container must allow pidfd_getfd"
-            ) from error
+            raise _no_supervision(error) from error
 
     def confine(self, confinement: Confinement) -> int:
         """Write the plan and wait until the child has locked itself down; returns the seccomp listener descriptor.
