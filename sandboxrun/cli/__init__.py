@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 
-from sandboxrun.cli.commands import COMMANDS
+from sandboxrun.cli.commands import COMMANDS, CONFINING
 from sandboxrun.sandbox.supervisor.ending import Signalled, catch, received
 from sandboxrun.timing import mark  # by name: the module of a command is called trace too
 
@@ -111,6 +111,8 @@ def _main(args: list[str]) -> int:
         return help.main([]) if args else help.without_arguments()
     if args[0] == "help" and len(args) == 2 and args[1] in COMMANDS:
         args = [args[1], "--help"]
+    if sys.platform != "linux":
+        _check_system(args)
     if args[0] not in COMMANDS:
         return _run(args)
     name, *rest = args
@@ -122,17 +124,28 @@ def _main(args: list[str]) -> int:
     return code
 
 
+def _check_system(args: list[str]) -> None:
+    """Raise SandboxError if the command confines a worker, which only Linux can."""
+    name, rest = (args[0], args[1:]) if args[0] in COMMANDS else ("run", args)
+    if "--help" in rest or "-h" in rest:
+        return
+    if name in CONFINING or (name == "run" and worker_named(rest) is not None):
+        from sandboxrun.sandbox import system
+
+        raise system.refusal()
+
+
 def _run(args: list[str], *, named: bool = False) -> int:
     """Spawn the child before anything else: it gets ready while this process imports what a run needs, and ends if this
     process does. `named`: the word `run` was given, so no other command can be meant."""
     catch()
     worker = worker_named(args)
-    born = None
+    spawned = None
     if worker is not None:
-        from sandboxrun.sandbox.supervisor.spawn import Birth
+        from sandboxrun.sandbox.supervisor.spawn import Spawned
 
         try:
-            born = Birth(":".join((*worker, "h")), warm=True)
+            spawned = Spawned(":".join((*worker, "h")), warm=True)
         except OSError:
             pass  # it is tried again, and said, once all else has been looked at
     elif not named:
@@ -142,7 +155,7 @@ def _run(args: list[str], *, named: bool = False) -> int:
     from sandboxrun.cli import run
 
     # Without an option there is nothing to parse, which would take longer than all that comes before Redis.
-    return run.run_plainly(*worker, born) if worker is not None and len(args) == 2 else run.main(args, born)
+    return run.run_plainly(*worker, spawned) if worker is not None and len(args) == 2 else run.main(args, spawned)
 
 
 def worker_named(args: list[str]) -> tuple[str, str] | None:

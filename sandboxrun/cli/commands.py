@@ -26,3 +26,5 @@ COMMANDS = (
     "completion",
     "help",
 )
+
+CONFINING = ("check", "dev", "doctor")  # and `run`: they confine a worker, or say whether one can be

@@ -219,7 +219,7 @@ def _show_learned(learned: Learned, connection: Connection, target: Target, comm
     stored = read(connection, target.type, target.id).own.fields
     grants = learned.grants()
     if not grants:
-        print("learned: nothing was refused that a grant would allow")
+        print("learned: no refusal named a grant; one that the worker handled itself names none")
         return
     # What was made for a folder is gone: whoever keeps a hash for it most likely calls it so.
     fields = {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in stored.items()}

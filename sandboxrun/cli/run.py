@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sandboxrun.cli.parser import Parser
     from sandboxrun.config.debugger import Inspect
-    from sandboxrun.sandbox.supervisor.spawn import Birth
+    from sandboxrun.sandbox.supervisor.spawn import Spawned
 
 _INSPECT = {"--inspect": "127.0.0.1:9229", "--inspect-wait": "127.0.0.1:9229"}
 _EPILOG = """\
@@ -135,8 +135,8 @@ def _output_options(parser: Parser) -> None:
     )
 
 
-def main(args: list[str], born: Birth | None = None) -> int:
-    """`born`: the child, if it was spawned already."""
+def main(args: list[str], spawned: Spawned | None = None) -> int:
+    """`spawned`: the child, if it was spawned already."""
     from sandboxrun.cli.parser import names
 
     # The value is optional, and follows a "=": or TYPE would be one.
@@ -175,18 +175,18 @@ def main(args: list[str], born: Birth | None = None) -> int:
             standby=options.standby,
         ),
         Log(quiet=options.quiet, json=options.json_logs, debug=options.debug),
-        born,
+        spawned,
     )
 
 
-def run_plainly(type_: str, id_: str, born: Birth | None) -> int:
-    """A run without options. `born`: the child, which was spawned already."""
+def run_plainly(type_: str, id_: str, spawned: Spawned | None) -> int:
+    """A run without options. `spawned`: the child, which was spawned already."""
     from sandboxrun.host.plan import RunOptions
     from sandboxrun.host.run import run
     from sandboxrun.redis.store import DEFAULT_URL
 
     timing.mark("modules of a run imported")
-    return run(RunOptions(type_, id_, os.environ.get("REDIS_URL") or DEFAULT_URL), Log(), born)
+    return run(RunOptions(type_, id_, os.environ.get("REDIS_URL") or DEFAULT_URL), Log(), spawned)
 
 
 def _inspect(options: argparse.Namespace) -> Inspect | None:

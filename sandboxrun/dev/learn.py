@@ -13,7 +13,7 @@ from typing import Any
 from sandboxrun.config.covers import covered
 from sandboxrun.config.permissions import KINDS
 
-# The worker's own traceback ends with a denial as text (sandbox/child/tracebacks.py), which is all that leaves the sandbox.
+# The worker's own traceback ends with a denial as text (sandbox/child/refusals.py), which is all that leaves the sandbox.
 _LINE = re.compile(r'Requires [a-z]+ access to ".*"; grant it with: --allow-([a-z]+)=(.+) \(field [A-Za-z]+ of [^ ]+\)')
 LEARNED_MAX = 200
 

@@ -223,6 +223,7 @@ class Preparation:
             limits=config.limits,
             certificates=address.ca_file,
             check_path=ceiling.check_path,
+            asked=config.asked,
         )
 
     def plan(self, degraded: tuple[str, ...] = ()) -> RunPlan:

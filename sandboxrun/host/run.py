@@ -30,7 +30,7 @@ from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD
 from sandboxrun.redis.watch import Loss
 from sandboxrun.sandbox.compile import features
 from sandboxrun.sandbox.supervisor import ending
-from sandboxrun.sandbox.supervisor.child import Child, Script
+from sandboxrun.sandbox.supervisor.child import Child, Confinement, Script
 from sandboxrun.sandbox.supervisor.output import OutputLog
 from sandboxrun.sandbox.supervisor.scratch import scratch_folder
 from sandboxrun.sandbox.supervisor.supervisor import Supervisor
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from sandboxrun.config.worker import WorkerConfig
-    from sandboxrun.sandbox.supervisor.spawn import Birth
+    from sandboxrun.sandbox.supervisor.spawn import Spawned
 
 DESCRIPTORS = 1024  # enough for all connects that may hang at once, and below what select(2) can take
 KEY_SECONDS = 10  # for the key to come on standard input
 
 
-def run(options: RunOptions, log: Log, born: Birth | None = None) -> int:
+def run(options: RunOptions, log: Log, spawned: Spawned | None = None) -> int:
     """Run one worker to its end; its exit code. Raises SandboxrunError for every failure of ours.
 
-    `born`: a child that was started already; where this raises before it is taken, it ends with this process.
+    `spawned`: a child that was started already; if this raises before it is taken, it ends with this process.
     """
     key = keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
     with Audit(options.audit, worker=key, warn=lambda message: log.warning("audit", message)) as audit:
@@ -63,7 +63,7 @@ def run(options: RunOptions, log: Log, born: Birth | None = None) -> int:
         log.observer = observe
         audit.record("run", "asked", redis=parse_url(options.redis_url).shown, reload=options.reload)
         try:
-            code = _start(options, key, born, audit, log, kept)
+            code = _start(options, key, spawned, audit, log, kept)
         except ending.Signalled as signalled:
             log.debug("stop", f"ended by signal {signalled.number} before the worker began")
             code = signalled.exit_code
@@ -103,11 +103,11 @@ class _Held:
     output_log: OutputLog
 
 
-def _start(options: RunOptions, key: str, born: Birth | None, audit: Audit, log: Log, kept: OutputLog) -> int:
+def _start(options: RunOptions, key: str, spawned: Spawned | None, audit: Audit, log: Log, kept: OutputLog) -> int:
     kernel = features.probe()
     for message in kernel.require(options.degraded, others=(REDIS_ACL, REDIS_PASSWORD)):
         log.warning("degraded", message)
-    child = Child(key, kernel, born, warm=True)
+    child = Child(key, kernel, spawned, warm=True)
     try:
         _raise_descriptor_limit()
         if options.standby is not None and not os.read(options.standby, 1):
@@ -147,10 +147,10 @@ def _run(options: RunOptions, held: _Held) -> int:
         _record(folders, plan)
         audit.record("grant", "allowed", **_given(plan), degraded=plan.degraded)
         timing.mark("run recorded")
-        listener = child.confine(
-            policy,
-            _script(preparation, plan),
+        confinement = Confinement(
             key=plan.worker.key,
+            policy=policy,
+            script=_script(preparation, plan),
             interpreter=plan.environment,
             scratch=scratch,
             env=_environment(plan, login, scratch) | _data(preparation),
@@ -158,15 +158,9 @@ def _run(options: RunOptions, held: _Held) -> int:
             inspect=plan.inspect.plan if plan.inspect is not None else None,
             token=run_.token,
         )
+        listener = child.confine(confinement)
         supervisor = Supervisor(
-            child,
-            listener,
-            policy,
-            key=plan.worker.key,
-            scratch=scratch,
-            trusted=_trusted(store.address),
-            log=log,
-            output_log=held.output_log,
+            child, listener, confinement, trusted=_trusted(store.address), log=log, output_log=held.output_log
         )
         timing.mark("supervisor made")
         try:

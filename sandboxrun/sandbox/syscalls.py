@@ -1,5 +1,7 @@
-"""syscall(2), for calls that Python has no function for: what `ctypes` does, without importing it, which takes longer than
-all the calls of a start."""
+"""syscall(2), for calls that Python has no function for.
+
+It does what `ctypes` does, without importing that: the import takes longer than all the calls of a start.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ _int_function: Any = _IntFunction(_address)
 
 
 def syscall(name: str, number: int, *args: int | bytes | bytearray) -> int:
-    """Its result. Of bytes, the address is passed; of a bytearray too, which the kernel may write to.
+    """The result of the call. Bytes are passed by address, and so is a bytearray, which the kernel may write to.
 
     Raises OSError with the call's errno.
     """

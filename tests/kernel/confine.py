@@ -21,7 +21,7 @@ from sandboxrun.files import Kept
 from sandboxrun.log import Log
 from sandboxrun.sandbox.compile import features, policy, seccomp
 from sandboxrun.sandbox.compile.features import Features
-from sandboxrun.sandbox.supervisor.child import Child, Script, this_interpreter
+from sandboxrun.sandbox.supervisor.child import Child, Confinement, Script, this_interpreter
 from sandboxrun.sandbox.supervisor.supervisor import Supervisor
 
 KEY = "test:1:h"
@@ -72,20 +72,21 @@ def main(spec: dict) -> int:
     with open(spec["script"], "rb") as file:
         script = Script(file.read(), spec["script"], None, None, is_file=True)
     env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": spec["scratch"], "TMPDIR": spec["scratch"]}
+    confinement = Confinement(
+        key=KEY,
+        policy=built,
+        script=script,
+        interpreter=interpreter,
+        scratch=spec["scratch"],
+        env=env,
+        kept=kept_filters(spec),
+    )
     child = Child(KEY, kernel)
     try:
         child.stdin.close()
         child.check_supervision()
-        listener = child.confine(
-            built,
-            script,
-            key=KEY,
-            interpreter=interpreter,
-            scratch=spec["scratch"],
-            env=env,
-            kept=kept_filters(spec),
-        )
-        supervisor = Supervisor(child, listener, built, key=KEY, scratch=spec["scratch"], trusted=None, log=log)
+        listener = child.confine(confinement)
+        supervisor = Supervisor(child, listener, confinement, trusted=None, log=log)
         try:
             supervisor.resolver.pin_denied()
             supervisor.handle_signals()

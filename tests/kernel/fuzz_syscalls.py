@@ -38,6 +38,7 @@ EXPECTED_LINE = re.compile(
     r'Requires net access to "[^"]+"; grant it with: --allow-net=\S+ \(field allowNet of test:1:h\)'
     r"|[0-9]+ different targets were refused; further ones are not shown"
     r"|warning: .* has reached its limit of .*"
+    r"|warning: test:1:h was ended by (SIG[A-Z0-9+]+|signal \d+) \(.*"
 )
 MEMORY = ["mmap", "munmap", "mprotect", "mremap", "madvise", "mlock", "munlock", "mlock2", "msync", "mincore", "pkey_mprotect", "shmat",
           "mbind", "remap_file_pages", "mseal", "map_shadow_stack"]  # fmt: skip

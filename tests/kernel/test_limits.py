@@ -17,11 +17,16 @@ from arena import CONFINE, Arena
 from raw_calls import RAW, numbers
 
 from sandboxrun.config.limits import LIMITS, Limits
+from sandboxrun.sandbox.supervisor.killed import message
 from sandboxrun.sandbox.supervisor.output import Relay
 
 
 def line(name: str, value: int) -> str:
     return LIMITS[name].reached(value, "test:1:h")
+
+
+def killed(name: str, because: str) -> str:
+    return message("test:1:h", signal.Signals[name], because=because, out_of_memory=False)
 
 
 def test_memory(arena: Arena) -> None:
@@ -192,12 +197,16 @@ def test_cpu(arena: Arena) -> None:
     code = "def attempt():\n    while True: pass"
     held = arena.confined(code, limits={"cpu": 1})
     assert held.code == 128 + signal.SIGXCPU
-    assert held.stderr == f"warning: {line('cpu', 1)}\n"
+    assert held.stderr.splitlines() == [
+        f"warning: {line('cpu', 1)}",
+        f"warning: {killed('SIGXCPU', 'because of its limit')}",
+    ]
     stubborn = arena.confined(
         "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\n" + code, limits={"cpu": 1}
     )
     assert stubborn.code == 128 + signal.SIGKILL
-    assert stubborn.stderr == f"warning: {line('cpu', 1)}\n"
+    said = [f"warning: {line('cpu', 1)}", f"warning: {killed('SIGKILL', 'because of its limit')}"]
+    assert stubborn.stderr.splitlines() == said
 
 
 def test_time(arena: Arena) -> None:

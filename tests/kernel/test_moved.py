@@ -21,7 +21,7 @@ from sandboxrun.config.permissions import NetTarget, Permissions
 from sandboxrun.errors import SandboxError
 from sandboxrun.records import replace
 from sandboxrun.sandbox.compile import features, policy
-from sandboxrun.sandbox.supervisor.child import Child, Script, this_interpreter
+from sandboxrun.sandbox.supervisor.child import Child, Confinement, Script, this_interpreter
 from sandboxrun.sandbox.supervisor.handlers.metadata import Metadata
 
 READ_ALL = """
@@ -211,11 +211,10 @@ def confine_with(folder: Path, write: Path) -> None:
     )  # fmt: skip
     child = Child("test:1:h", features.probe())
     try:
-        listener = child.confine(
-            replace(made, write=(str(write),)), Script(b"", "x", None, None, is_file=False), key="test:1:h",
-            interpreter=this_interpreter(), scratch=str(folder), env={},
-        )  # fmt: skip
-        os.close(listener)
+        script = Script(b"", "x", None, None, is_file=False)
+        written = replace(made, write=(str(write),))
+        confinement = Confinement("test:1:h", written, script, this_interpreter(), scratch=str(folder), env={})
+        os.close(child.confine(confinement))
     finally:
         child.close()
 

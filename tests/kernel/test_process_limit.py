@@ -99,9 +99,9 @@ def attempt():
 
 ZOMBIES_AND_SLEEP = """
 import os, time
-for _ in range(20):
-    if os.fork() == 0:
-        os._exit(0)
+pids = [os.fork() or os._exit(0) for _ in range(20)]
+for pid in pids:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # until it is a zombie
 print(flush=True)
 time.sleep(60)
 """

@@ -200,6 +200,28 @@ def test_without_a_terminal_it_runs_until_a_signal_and_leaves_nothing(
     assert not r.hexists("t:1:h", "pid")
 
 
+def test_a_refused_database_is_learned_and_one_that_the_worker_hides_is_not_denied(
+    r: redis.Redis, run: Runner, local: Local, dev: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    opening = f"import sqlite3\nsqlite3.connect({str(tmp_path / 'data' / 'my.db')!r})\n"
+    folder = local(SLOW)
+    for source, learned in (
+        (opening, f"sandboxrun set t 1 allowRead={tmp_path}/data allowWrite={tmp_path}/data"),
+        (
+            f"try:\n    exec({opening!r})\nexcept Exception:\n    raise SystemExit(1)",
+            "learned: no refusal named a grant; one that the worker handled itself names none",
+        ),
+    ):
+        terminal = dev("t", "1", "--learn")
+        terminal.until("> ")
+        (folder / "worker.py").write_text(source)
+        terminal.until("the worker ended with exit code 1")
+        terminal.type("exit")
+        assert learned in terminal.left()
+        (folder / "worker.py").write_text(SLOW)
+
+
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_either_protocol_of_redis_will_do(
     r: redis.Redis, redis_url: str, run: Runner, local: Local, dev: Callable[..., Terminal], protocol: int

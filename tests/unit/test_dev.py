@@ -13,7 +13,7 @@ from sandboxrun.dev.learn import Learned, as_flags, as_set
 from sandboxrun.dev.process import parse_message, shown
 from sandboxrun.dev.target import type_from
 from sandboxrun.errors import UsageError
-from sandboxrun.sandbox.child import tracebacks
+from sandboxrun.sandbox.child.denials import Grants
 
 
 def learned(*wanted: tuple[str, str]) -> Learned:
@@ -84,18 +84,19 @@ def test_an_event_that_names_no_grant_teaches_nothing(fields: dict[str, object])
     assert found.grants() == {}
 
 
-@pytest.mark.parametrize("kind", ["read", "write", "run"])
-@pytest.mark.parametrize(("path", "above"), [("/etc/passwd", "/etc/passwd"), ("/var/tmp/absent", "/var/tmp")])
-def test_the_line_of_a_workers_traceback_is_that_of_a_denial_and_is_read_back(
-    monkeypatch: pytest.MonkeyPatch, kind: str, path: str, above: str
-) -> None:
-    monkeypatch.setattr(tracebacks, "_wanted", lambda error: kind)
-    line = tracebacks.missing_grant(PermissionError(13, "Permission denied", path), "t:1:h")
-    grant = above if kind == "write" else path
-    assert line == str(Denial(Kind(kind), path, grant, "t:1:h"))
-    found = Learned()
-    found.line(f"{line}\n")
-    assert found.grants() == {kind: (grant,)}
+@pytest.mark.parametrize("kind", ["read", "write", "run", "listen", "redis"])
+@pytest.mark.parametrize("grant", ["/etc/passwd", "/var/tmp", "127.0.0.1:80"])
+def test_the_line_of_a_workers_traceback_is_that_of_a_denial_and_is_read_back(kind: str, grant: str) -> None:
+    line = Grants("t:1:h", []).denial(kind, "/var/tmp/absent", grant)
+    assert line == str(Denial(Kind(kind), "/var/tmp/absent", grant, "t:1:h"))
+    learned = Learned()
+    learned.line(f"{line}\n")
+    try:
+        Kind(kind).parse(grant)
+    except ValueError:
+        assert learned.grants() == {}
+    else:
+        assert learned.grants() == {kind: (grant,)}
 
 
 def test_a_syntax_error_is_shown_with_its_line(tmp_path: Path) -> None:

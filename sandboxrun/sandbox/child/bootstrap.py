@@ -9,9 +9,9 @@ child "ready FD NS NS NS" with the seccomp listener, which the supervisor takes,
 on only names are asked (names.py): child "name NUMBER HOST", supervisor "NUMBER\nok\nADDRESS…", "NUMBER\ndenied\nMESSAGE"
 or "NUMBER\nEAI_CODE\nMESSAGE", and a NUL. A packet and an answer have at most PIPE_BUF bytes.
 
-Only light modules are imported: `socket`, `signal` and `threading` take longer than Python's own start. What of ours the
-script finds besides, and what decides nothing, is in runtime.py; it is imported before the plan arrives, from folders that
-no worker can write. Nothing untrusted is in this process until `_load`.
+Only light modules are imported: `socket`, `signal` and `threading` take longer than Python's own start. runtime.py has
+what decides nothing; it is imported before the plan arrives, from folders that no worker can write. Nothing untrusted is
+in this process until `_load`.
 """
 
 import _ctypes
@@ -67,7 +67,7 @@ def _prctl(name, option, *args):
 
 
 def _drop_capabilities():
-    """All of them, and what could bring one back (capabilities(7)); matters only where we are root."""
+    """All of them, and what could bring one back (capabilities(7)); matters only for root."""
     if os.geteuid() == 0:
         for capability in range(64):
             try:
@@ -81,17 +81,17 @@ def _drop_capabilities():
 def _ruleset(rights, rules):
     """A Landlock ruleset that denies all `rights` but those of the `rules`, which are (real path, access)."""
     attr = _words(rights["fs"], rights["net"], rights["scoped"])
-    # An older kernel refuses a longer structure, even where the rest of it is zero.
+    # An older kernel refuses a longer structure, even if the rest of it is zero.
     size = 24 if rights["scoped"] else 16 if rights["net"] else 8
     ruleset = _syscall("landlock_create_ruleset", _NR_LANDLOCK_CREATE_RULESET, attr, size, 0)
     how = _words(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)  # struct open_how
     for path, access in rules:
         shown = os.fsdecode(path)
         try:
-            # What is no real path any more is not followed: somebody has put a symlink there meanwhile.
+            # A symlink that was put there meanwhile is not followed.
             fd = _syscall("openat2", _NR_OPENAT2, _AT_FDCWD, path + b"\0", how, len(how))
         except FileNotFoundError:
-            continue  # of a folder that is granted entry by entry, one is gone: a temporary file of somebody's
+            continue  # an entry of a folder that is granted entry by entry, removed meanwhile: a temporary file
         except OSError as error:
             raise OSError(error.errno, f"cannot open {shown} to grant it: {os.strerror(error.errno)}") from error
         allowed = access & rights["fs"]
@@ -109,9 +109,9 @@ def _confine(plan):
     os.chdir(plan["scratch"])
     ruleset = _ruleset(plan["landlock"], plan["rules"])
     for limit, *values in plan["rlimits"]:
-        most = resource.getrlimit(limit)[1]
-        if most != resource.RLIM_INFINITY:
-            values = [most if value == resource.RLIM_INFINITY else min(value, most) for value in values]
+        hard = resource.getrlimit(limit)[1]
+        if hard != resource.RLIM_INFINITY:
+            values = [hard if value == resource.RLIM_INFINITY else min(value, hard) for value in values]
         resource.setrlimit(limit, tuple(values))
     _drop_capabilities()
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
@@ -123,7 +123,7 @@ def _confine(plan):
 
 
 def _import_runtime(package, *site):
-    """runtime.py of the package that is running: before anything untrusted is here that could have a say in it."""
+    """runtime.py of the running package, imported before anything untrusted is in this process."""
     sys.path += site
     if package:
         # sandboxrun itself, if it is not among the site packages (an editable installation): the package alone, not the
@@ -155,7 +155,7 @@ def _load(plan, runtime):
 
 
 def _close_others(*kept):
-    """Close what whoever started the supervisor left open, and keep ours from the programs that the script may start."""
+    """Close the descriptors that were open when the supervisor started; programs of the script do not inherit ours."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd in kept:
             os.set_inheritable(fd, False)
@@ -194,7 +194,7 @@ def main():
     if os.getppid() != supervisor:  # it died before PDEATHSIG was armed
         os._exit(0)
     os.chdir("/")
-    gc.disable()  # what is imported now stays
+    gc.disable()  # the modules that are imported now stay
     _close_others(questions, answers, plan_fd)
     runtime = _import_runtime(*packages)  # which Python may compile, as an editable installation has not
     sys.dont_write_bytecode = True
@@ -213,7 +213,7 @@ def main():
     _await(answers, b"go")
     os.close(listener)
     runtime.patch(plan, questions, answers)
-    gc.freeze()  # of all that is here already nothing is garbage
+    gc.freeze()  # nothing of what exists now is garbage
     gc.enable()
     exec(code, module.__dict__)  # from here on the process is the worker's
 

@@ -1,4 +1,4 @@
-"""Runs in the worker's process: lets a debugger listen, with the worker's rights. Nothing of it is outside of the sandbox."""
+"""Runs in the worker's process: a debugger listens here, inside the sandbox, with the rights of the worker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def listen(host: str, port: int, wait: bool) -> None:
-    """Until a client is attached, where it is to `wait`. Ends the process where the port is taken."""
+    """Listen, and `wait` until a client is attached. Ends the process if the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
@@ -17,9 +17,8 @@ def listen(host: str, port: int, wait: bool) -> None:
             sock.bind((host, port))
             sock.listen()
     except OSError as error:
-        _say(
-            f"error: the debugger cannot listen on {shown}: {error.strerror}; choose another port with --inspect=HOST:PORT"
-        )
+        _say(f"error: the debugger cannot listen on {shown}: {error.strerror}")
+        _say(f"hint: {_port_hint(host, sys.argv[1])}")
         os._exit(1)
     # Of modules that are frozen into Python, in which no breakpoint is wanted, it would warn at length.
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
@@ -31,6 +30,12 @@ def listen(host: str, port: int, wait: bool) -> None:
     _say(f"Debugger listening on {host}:{port}" + (", waiting for it to be attached" if wait else ""))
     if wait:
         debugpy.wait_for_client()
+
+
+def _port_hint(host: str, key: str) -> str:
+    """The command that starts the worker `key` with a debugger on a port of the kernel's choice."""
+    type_, id_ = key.split(":")[:2]
+    return f"sandboxrun {type_} {id_} --inspect={f'[{host}]' if ':' in host else host}:0"
 
 
 def _say(line: str) -> None:

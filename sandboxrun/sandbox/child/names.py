@@ -1,4 +1,4 @@
-"""Runs in the worker's process: name look-ups ask the supervisor, because no DNS leaves the sandbox.
+"""Runs in the worker's process: the supervisor resolves names, because no DNS leaves the sandbox.
 
 A convenience: the supervisor decides by address when a socket connects, so a script that avoids this gains nothing.
 """
@@ -92,7 +92,7 @@ class Names:
     def _answer(self, number: bytes, host: bytes) -> list[str]:
         (questions, _), (answers, _) = self._pipes
         try:
-            # A script may have closed them, as daemons close unknown descriptors, and their numbers may be other files now.
+            # A script may have closed them, as daemons close unknown descriptors, and other files may have their numbers.
             if all(self._identity(fd) == identity for fd, identity in self._pipes):
                 os.lockf(questions, os.F_LOCK, 0)  # between processes: each would read the other's answers
                 try:

@@ -1,9 +1,7 @@
-"""Runs in the worker's process: lets a script that speaks the protocol by hand set `pid` of its own hash, which the
-supervisor has set already.
+"""Runs in the worker's process: a script that speaks the protocol by hand may set `pid` of its own hash.
 
-A worker's login cannot write its hash, and setting a field to the value that it has changes nothing: so redis-py is told to ask
-instead, which gives the same answer (HSET of a field that is there: 0; HDEL: whether it was there). A convenience: the boundary
-is the login.
+The supervisor has set `pid` already, and a worker's login cannot write its hash. So redis-py reads instead and gives the same
+answer: 0 for the HSET of a field that exists, and for HDEL whether it existed. A convenience: the boundary is the login.
 """
 
 from __future__ import annotations

@@ -114,6 +114,18 @@ def patch_metadata() -> None:
                 able.add(repeated)
 
 
+def patch_system(told: Callable[[Any, int], None]) -> None:
+    """Let os.system tell its command and its status: it raises nothing if it cannot run one."""
+    system = os.system
+
+    def told_system(command: Any) -> int:
+        status = system(command)
+        told(command, status)
+        return status
+
+    os.system = _named(told_system, system)
+
+
 def _repeated(call: Callable[..., Any]) -> Callable[..., Any]:
     def again(*args: Any, **options: Any) -> Any:
         while True:
@@ -122,7 +134,11 @@ def _repeated(call: Callable[..., Any]) -> Callable[..., Any]:
             except InterruptedError:
                 pass
 
-    wrapper: Any = again
+    return _named(again, call)
+
+
+def _named(wrapper: Any, call: Any) -> Callable[..., Any]:
     wrapper.__name__ = wrapper.__qualname__ = call.__name__
     wrapper.__module__, wrapper.__doc__, wrapper.__wrapped__ = call.__module__, call.__doc__, call
-    return again
+    named: Callable[..., Any] = wrapper
+    return named

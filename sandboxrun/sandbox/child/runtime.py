@@ -13,6 +13,7 @@ from sandboxrun.sandbox.child import hooks, names, patches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from importlib.machinery import ModuleSpec
     from typing import Any
 
@@ -21,7 +22,7 @@ _COMMON = ("sandboxrun.worker", "sandboxrun.worker.serial", "urllib.parse")
 
 
 class SourceLoader:
-    """Where linecache finds the source of a script that is no file, for tracebacks."""
+    """Gives linecache the source of a script that is no file, for tracebacks."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -30,31 +31,26 @@ class SourceLoader:
         return self._source
 
 
-class RedisFinder:
-    """An entry of sys.meta_path that wraps redis-py's commands when the script imports them (own_pid.py)."""
+class AfterImport:
+    """An entry of sys.meta_path: calls a function with each of some modules once the script has imported it."""
 
-    _MODULE = "redis.commands.core"
-
-    def __init__(self, key: str, pid: int) -> None:
-        """`key`: the worker's hash."""
-        self._key, self._pid = key, pid
+    def __init__(self, functions: dict[str, Callable[[Any], None]]) -> None:
+        self._functions = functions
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name != self._MODULE:
+        if name not in self._functions:
             return None
         import _frozen_importlib_external as external
 
-        sys.meta_path.remove(self)
+        then = self._functions.pop(name)
         spec = external.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
             loader: Any = spec.loader
             execute = loader.exec_module
 
             def exec_module(module: Any) -> None:
-                from sandboxrun.sandbox.child import own_pid
-
                 execute(module)
-                own_pid.wrap(module.HashCommands, self._key, self._pid)
+                then(module)
 
             loader.exec_module = exec_module
         return spec
@@ -79,7 +75,7 @@ def prepare(plan: dict[str, Any]) -> None:
     import builtins
 
     builtins.exit, builtins.quit = _sitebuiltins.Quitter("exit", "Ctrl-D"), _sitebuiltins.Quitter("quit", "Ctrl-D")
-    hooks.install(plan["name"], plan["key"], plan["hints"])
+    hooks.install(plan)
 
 
 def patch(plan: dict[str, Any], questions: int, answers: int) -> None:
@@ -91,8 +87,27 @@ def patch(plan: dict[str, Any], questions: int, answers: int) -> None:
     asker.patch()
     patches.patch_sockets(asker)
     patches.patch_metadata()
-    sys.meta_path.insert(0, RedisFinder(plan["key"], os.getpid()))
+    shown: set[str] = set()
+    patches.patch_system(lambda command, status: hooks.explain_command(plan, shown, command, status))
+    key, pid = plan["key"], os.getpid()
+    wrap_redis = lambda module: _wrap_redis(module, key, pid)  # noqa: E731
+    sys.meta_path.insert(0, AfterImport({"redis.commands.core": wrap_redis, "sqlite3": _watch_sqlite}))
     if plan["inspect"]:
         from sandboxrun.sandbox.child import debugger
 
         debugger.listen(*plan["inspect"])
+
+
+def _wrap_redis(module: Any, key: str, pid: int) -> None:
+    from sandboxrun.sandbox.child import own_pid
+
+    own_pid.wrap(module.HashCommands, key, pid)
+
+
+def _watch_sqlite(module: Any) -> None:
+    try:
+        from sandboxrun.sandbox.child import databases
+
+        databases.watch(module)
+    except Exception:
+        return  # the script's own sqlite3.py, or no memory is left: an error is shown without a grant

@@ -1,4 +1,4 @@
-"""Places of the operator's that are as good as code: what is written there runs outside of the sandbox, sooner or later."""
+"""Paths of the operator that are as good as code: a program that is not confined runs what is written there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CONFIG = (  # in XDG_CONFIG_HOME
     "plasma-workspace", "bash_completion", "user-tmpfiles.d", "containers",
 )  # fmt: skip
 _DATA = ("applications", "bash-completion", "dbus-1", "systemd", "kservices5", "nautilus", "gnome-shell", "pipx", "uv", "nvim", "vim")  # in XDG_DATA_HOME  # fmt: skip
-# Of the machine, which matter where we are root.
+# Of the machine, which matter for root.
 _MACHINE = ("/var/spool/cron", "/var/spool/at", "/var/spool/anacron", "/var/lib/dpkg", "/var/lib/systemd", "/run/systemd", "/run/udev")  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def of_operator() -> tuple[str, ...]:
 
 
 def _homes() -> Iterator[str]:
-    """The one that HOME says, and the one of the password database: a login takes that."""
+    """The home folder of HOME, and the one of the password database, which a login takes."""
     found = [os.environ.get("HOME", "")]
     with contextlib.suppress(KeyError):
         found.append(pwd.getpwuid(os.geteuid()).pw_dir)
@@ -50,11 +50,11 @@ def _homes() -> Iterator[str]:
 
 
 def module_names(libraries: Iterable[str]) -> frozenset[str]:
-    """Of Python's modules, of what is loaded now, and of what lies in the `libraries` (folders)."""
+    """The names of Python's modules, of loaded ones, and of those in the `libraries` (folders)."""
     known = {*sys.stdlib_module_names, *sys.modules, "sitecustomize", "usercustomize", "sandboxrun"}
     for library in libraries:
         with contextlib.suppress(OSError):
-            # A folder counts where it is a package: one with data has a name, too.
+            # A folder counts if it is a package, because a folder with data has a name, too.
             known.update(entry.partition(".")[0] for entry in os.listdir(library) if is_module(entry, library))
     return frozenset(known)
 

@@ -11,8 +11,10 @@ _HEADERS_MAX = 128
 
 
 def loaded_with(path: str) -> list[str]:
-    """Their paths, as the files name them, the program first. Raises OSError, or ValueError where it is neither ELF nor a
-    script."""
+    """Their paths, as the files name them, the program first.
+
+    Raises OSError, and ValueError if it is neither ELF nor a script.
+    """
     found: list[str] = []
     while len(found) <= _INTERPRETERS_MAX:
         found.append(path)

@@ -1,6 +1,6 @@
-"""What of the kernel the boundary is built on: tried, not read from a version; what is missing is named.
+"""The features of the kernel that the boundary needs: each is tried, not read from a version, and named if it is missing.
 
-A hardened or patched kernel, or a container around us, can lack what its version promises, or have what it does not.
+A hardened or patched kernel, or a container around it, can lack a feature of its version, or have a later one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sandboxrun.sandbox.syscalls import pidfd_getfd, syscall
 _NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
 _SECCOMP_GET_ACTION_AVAIL, _SECCOMP_GET_NOTIF_SIZES = 2, 3
 _RET_KILL_PROCESS, _RET_USER_NOTIF = 0x80000000, 0x7FC00000
-_NOTIF_SIZES = (80, 24, 64)  # struct seccomp_notif, seccomp_notif_resp, seccomp_data: what notify.py reads and writes
+_NOTIF_SIZES = (80, 24, 64)  # struct seccomp_notif, seccomp_notif_resp, seccomp_data: what listener.py reads and writes
 
 
 class Need(enum.Enum):
@@ -69,7 +69,7 @@ class Features:
         return [feature for feature in Feature if feature not in self.available]
 
     def forgone(self, degraded: Container[str]) -> list[str]:
-        """Those of these names that are missing indeed."""
+        """The names among these that are missing here."""
         return [feature.label for feature in self.missing() if feature.label in degraded]
 
     def landlock_bits(self) -> dict[str, int]:
@@ -87,10 +87,10 @@ class Features:
         }
 
     def require(self, degraded: Iterable[str] = (), *, others: Collection[str] = ()) -> list[str]:
-        """Raise SandboxError where something needed is missing; what was forgone by name, as messages.
+        """Messages about the missing features that the operator does without.
 
-        `degraded` are names of features the operator does without. Raises ConfigError for one that cannot be; `others` are
-        names that are not the kernel's, and somebody else's to look at.
+        `degraded`: their names. `others`: names that are not of the kernel, and that the caller looks at. Raises SandboxError
+        if another needed feature is missing, and ConfigError for a name that is none of these.
         """
         known = {feature.label: feature for feature in Feature}
         given = set()
@@ -131,7 +131,7 @@ def _notify() -> bool:
 
 
 def _seccomp(operation: int, argument: bytearray) -> bool:
-    """Whether the kernel takes it; what it answers is in `argument` then."""
+    """Whether the kernel knows the operation; its answer is in `argument` then."""
     number = _NR_SECCOMP.get(os.uname().machine)
     if number is None:
         return False

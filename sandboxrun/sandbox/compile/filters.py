@@ -1,6 +1,6 @@
 """Compiled filters: which of them a policy needs, kept from an earlier run, and made ready for one child.
 
-What a start needs of seccomp where nothing is to be compiled: the table itself, and libseccomp, stay out of it.
+A start that finds its filter kept imports neither the table (seccomp.py) nor libseccomp.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the filter of system calls depends on: the grants of a policy, and the calls that the supervisor answers."""
+"""What the filter of system calls depends on: a part of the policy, and the calls that the supervisor answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PID_PLACEHOLDER = 0x7BADC0DE
 
 @record
 class Grants:
-    """What of a policy the filter depends on."""
+    """The part of a policy that the filter depends on."""
 
     unix_sockets: bool = False  # Redis is reached by one
     listen: bool = False
@@ -22,7 +22,7 @@ class Grants:
         return not self.unix_sockets
 
 
-# What the supervisor answers, by number: a notification carries nothing else.
+# The calls that the supervisor answers, with their numbers: a notification has only the number.
 TRAPPED = {
     "x86_64": {"connect": 42, "bind": 49, "listen": 50, "clone": 56, "chmod": 90, "fchmod": 91, "fchmodat": 268,
                "utimensat": 280, "fchmodat2": 452},

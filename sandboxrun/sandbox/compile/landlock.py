@@ -1,7 +1,7 @@
 """Landlock's access rights, and which of them this kernel knows (landlock(7)).
 
-The child makes its own ruleset, before anything untrusted is in it, of real paths that were found when the policy was made:
-what has become a symlink since is not opened.
+The child makes its own ruleset, before anything untrusted is in it, from the real paths of the policy: a path that has become
+a symlink since is not opened.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ON_FILES = Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCA
 
 def handles(*, fs: int = 0, net: int = 0, scoped: int = 0) -> bool:
     """Whether this kernel's Landlock can deny these: it refuses a ruleset with a bit that it does not know."""
-    size = 24 if scoped else 16 if net else 8  # an older kernel refuses a longer structure only where it is not zero
+    size = 24 if scoped else 16 if net else 8  # an older kernel refuses a longer structure unless the rest is zero
     try:
         os.close(syscall("landlock_create_ruleset", _NR_CREATE_RULESET, words(fs, net, scoped), size, 0))
     except OSError:
@@ -70,7 +70,7 @@ def handles(*, fs: int = 0, net: int = 0, scoped: int = 0) -> bool:
 
 
 def open_real(path: str) -> int:
-    """A real path, which has no symlinks: one that was put there meanwhile is not followed (openat2(2)). Raises OSError."""
+    """Open a real path: a symlink that was put there meanwhile is not followed (openat2(2)). Raises OSError."""
     how = words(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)  # struct open_how
     return syscall("openat2", _NR_OPENAT2, _AT_FDCWD, os.fsencode(path) + b"\0", how, len(how))
 

@@ -1,4 +1,4 @@
-"""Paths as they were written down, to real ones: which symlinks they lead through, and who can have put those there."""
+"""From written paths to real ones: which symlinks they lead through, and who can have made those."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def within(path: str, folder: str) -> bool:
 def follow(path: str) -> tuple[str, list[str]]:
     """The real path, and the symlinks on the way, each as it really lies.
 
-    One walk for both, so that what was looked at is what is granted. What does not exist is taken as it is written, and
-    so is a symlink that the kernel would follow no more (ELOOP).
+    One walk gives both, so that the path that is checked is the path that is granted. A name that does not exist stays as it
+    is written, and so does a symlink that the kernel would not follow (ELOOP).
     """
     place, links = "/", []
     rest = _words(os.path.join(os.getcwd(), path) if not os.path.isabs(path) else path)
@@ -68,10 +68,10 @@ def _is_others(folder: str) -> bool:
 
 
 def without(path: str, denied: Collection[str], fixed: Collection[str] = ()) -> Iterator[str]:
-    """`path`, or what is in it now but for the denied: Landlock can only add rights below a folder, never take them away.
+    """`path`, or its entries without the denied ones: Landlock only adds rights below a folder, and never removes one.
 
-    Neither the folder itself nor what is made in it later is granted then. The `fixed` are granted, but no folder above
-    them, so that nobody can rename or remove them. Raises OSError.
+    In the second case neither the folder itself is granted nor an entry that is made later. The `fixed` are granted, but no
+    folder above them, so that a worker can neither rename nor remove them. Raises OSError.
     """
     if path in denied:
         return
@@ -82,5 +82,5 @@ def without(path: str, denied: Collection[str], fixed: Collection[str] = ()) -> 
         return
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if not entry.is_symlink():  # where it leads is granted where that is
+            if not entry.is_symlink():  # its target is granted where the target lies
                 yield from without(entry.path, denied, fixed)

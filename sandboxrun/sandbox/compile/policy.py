@@ -1,4 +1,4 @@
-"""Permissions to a SandboxPolicy: what exactly the kernel will be told.
+"""From permissions to a SandboxPolicy: exactly what the kernel will be told.
 
 Pure but for resolving the operator's paths, and counting the machine's threads.
 """
@@ -10,8 +10,9 @@ import os
 import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from sandboxrun.config.keys import split_worker_key
 from sandboxrun.config.limits import Limits
-from sandboxrun.config.permissions import KINDS, PROGRAM_FOLDERS, NetTarget, Permissions
+from sandboxrun.config.permissions import PROGRAM_FOLDERS, Kind, NetTarget, Permissions, Verdict, parse_list
 from sandboxrun.errors import ConfigError
 from sandboxrun.records import record
 from sandboxrun.sandbox.compile import code_paths, elf, landlock
@@ -23,6 +24,8 @@ from sandboxrun.sandbox.compile.paths import Ground, follow, within, without
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
+
+    from sandboxrun.config.worker import Asked
 
 # What any Python program reads to start, import and speak TLS. All of it is public on an ordinary system.
 _SYSTEM_READ = (
@@ -36,7 +39,7 @@ _SYSTEM_READ = (
 _DEVICES = ("/dev/null",)
 # Where programs, libraries and settings of the machine are: as good as code.
 _SYSTEM_CODE = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", "/boot", "/proc", "/sys", "/nix/store", "/gnu/store")
-_ENTRIES_MAX = 4096  # granted one by one where a part of a folder is denied
+_ENTRIES_MAX = 4096  # granted one by one if a part of a folder is denied
 _USERS_MAX = 4096  # how many more threads and processes a user may have when the worker forks, see backstop()
 _UNLIMITED = resource.RLIM_INFINITY
 
@@ -51,7 +54,7 @@ class Interpreter:
     site_packages: tuple[str, ...]
     package: str  # the folder sandboxrun/ itself
     searched: tuple[str, ...]  # folders on PATH and Python's path, there or not
-    mixed: tuple[str, ...]  # those of them that hold data too, where only what has a module's name is code
+    mixed: tuple[str, ...]  # those of them that hold data too: there only an entry with a module's name is code
 
 
 @record
@@ -63,7 +66,7 @@ class SandboxPolicy:
     write: tuple[str, ...]  # scratch and what was granted: mode and times can be changed there too
     devices: tuple[str, ...]  # written to, and nothing else
     execute: tuple[str, ...]
-    unix_socket: tuple[str, str] | None  # the one that may be connected, Redis's: as REDIS_URL has it, and really
+    unix_socket: tuple[str, str] | None  # of Redis, the only one to connect to: as REDIS_URL has it, and the real one
     limits: Limits
 
     @property
@@ -92,13 +95,13 @@ class SandboxPolicy:
         run = bool(self.execute)
         return Grants(
             unix_sockets=self.unix_socket is not None,
-            listen=bool(self.net.allow.get("listen")),
+            listen=bool(self.net.allow.get(Kind.LISTEN)),
             run=run,
             signals=run and Feature.LANDLOCK_SCOPE in features,
         )
 
     def rules(self) -> list[tuple[str, Access]]:
-        """Landlock's: what is allowed below which real path."""
+        """For Landlock: real paths, with the rights below them."""
         return [
             *((path, landlock.READ) for path in self.read),
             *((path, landlock.WRITE) for path in self.write),
@@ -130,22 +133,25 @@ def build(
     certificates: str = "",
     hidden: Iterable[str] = (),
     check_path: Callable[[str, str, str], None] = lambda kind, path, real: None,
+    asked: Asked | None = None,
 ) -> SandboxPolicy:
     """The policy of one run. Raises ConfigError naming the field.
 
     `local_source`: the worker's own folder or file for version local. `redis`: its endpoint, or a socket's path.
-    `certificates`: the file by which Redis's certificate is checked, where it is not the system's.
-    `protected`: what no grant may make writable, because code is taken from there, now or at the next run. `hidden`: folders
-    that no grant makes readable; one that contains them is given without, as by denyRead. `check_path` is given each path with the real one that is granted for it, and may refuse.
+    `certificates`: the file that the certificate of Redis is checked against, if it is not the system's.
+    `protected`: paths that no grant may make writable, because code is taken from there, now or at the next run.
+    `hidden`: folders that no grant makes readable; a folder that contains them is granted without them, as by denyRead.
+    `check_path` is called with each path and the real path that is granted for it, and may refuse.
+    `asked`: what the hash itself asks for, for the hints of errors.
     """
     libraries = (*interpreter.library, *interpreter.site_packages, interpreter.package)
     code = [interpreter.prefix, *interpreter.programs, *libraries, *_SYSTEM_CODE, *protected]
     real = _Real(key, tuple(code))
     unseen = [follow(path)[0] for path in hidden]
-    read = _granted(permissions, "read", real, check_path, unseen)
-    write = _granted(permissions, "write", real, check_path)
-    execute = list(_programs(permissions, real))
-    own = [*libraries, os.path.join(interpreter.prefix, "pyvenv.cfg")]  # which Python reads where it is run once more
+    read = _granted(permissions, Kind.READ, real, check_path, asked, unseen)
+    write = _granted(permissions, Kind.WRITE, real, check_path, asked)
+    execute = list(_programs(permissions, real, asked))
+    own = [*libraries, os.path.join(interpreter.prefix, "pyvenv.cfg")]  # which Python reads if it is run once more
     code += [*interpreter.searched, *execute]
     if local_source is not None:
         local_source = real(local_source, f"field url of {key}")
@@ -155,13 +161,13 @@ def build(
         code.append(redis)  # or the worker could put another socket in its place
     if certificates:
         code.append(certificates)  # or another server
-    _check_no_code(write, code, interpreter, key)
+    _check_no_code(write, code, interpreter, key, asked)
     net = permissions
     if isinstance(redis, NetTarget):
-        net = permissions.union(Permissions(allow={"net": (redis,)}))
+        net = permissions.union(Permissions(allow={str(Kind.NET): (redis,)}))
     return SandboxPolicy(
         net=net,
-        # Those that were granted are real already. To resolve them once more would be to follow what was put there meanwhile.
+        # The granted paths are real already. Resolving them once more would follow a symlink that was put there meanwhile.
         read=tuple(
             dict.fromkeys(
                 (
@@ -182,25 +188,57 @@ def build(
 
 @record
 class _Real:
-    """The real path of what a hash names, if no worker can have chosen it."""
+    """The real path of a name in a hash, unless a worker can have chosen it."""
 
     key: str
     code: tuple[str, ...]  # where no worker ever writes
 
     def __call__(self, path: str, where: str) -> str:
+        """`where`: the field, for the error."""
         real, links = follow(path)
         ground = Ground(tuple(follow(place)[0] for place in self.code)) if links else None
         planted = ground.planted(links) if ground is not None else None
         if planted is not None:
             raise ConfigError(
                 f"{where} has {path}, but {planted} is a symlink in a folder that workers may be given for writing: "
-                f"one may have put it there. Remove it, or write what it leads to, {real}"
+                f"a worker may have made it. Remove it, or name its target, {real}, if you know why it leads there"
             )
         return real
 
 
-def _check_no_code(write: Sequence[str], code: Iterable[str], interpreter: Interpreter, key: str) -> None:
-    """Raise ConfigError where something of `code`, or a symlink that leads to it, can be written or replaced."""
+def _list_hint(asked: Asked | None, kind: Kind, key: str, entry: str, instead: str = "") -> str:
+    """The command that takes one entry out of a field of the hash, or puts another in its place.
+
+    Empty if the entry is not of the field alone: a flag may have granted it, which is not to be stored in the hash.
+    """
+    lists = [row[2:] for row in asked.lists if row[:2] == (Verdict.ALLOW, kind)] if asked is not None else []
+    if len(lists) != 1 or not lists[0][1].startswith(f"field {kind.field()} of "):
+        return ""
+    entries = [str(given) for given in parse_list(kind, *lists[0])]
+    if entry not in entries:
+        return ""
+    import shlex
+
+    kept = [instead if given == entry else given for given in entries]
+    type_, id_ = split_worker_key(key)
+    return f"sandboxrun set {type_} {id_} {kind.field()}={shlex.quote(','.join(filter(None, kept)))}"
+
+
+def _missing_hint(path: str) -> str:
+    """The command that makes what a grant names: a file if the name has a suffix."""
+    import shlex
+
+    quoted = shlex.quote(path)
+    return f"install -D -m 600 /dev/null {quoted}" if os.path.splitext(path)[1] else f"mkdir -p {quoted}"
+
+
+def _check_no_code(
+    write: Sequence[str], code: Iterable[str], interpreter: Interpreter, key: str, asked: Asked | None
+) -> None:
+    """Raise ConfigError if something of `code`, or a symlink that leads to it, can be written or replaced.
+
+    `write`: the real paths that are granted.
+    """
     if not write:
         return
     ways = [(place, *follow(place)) for place in dict.fromkeys((*code, *interpreter.mixed))]
@@ -211,32 +249,36 @@ def _check_no_code(write: Sequence[str], code: Iterable[str], interpreter: Inter
         for place, real, links in ways:
             link = next((link for link in links if within(os.path.dirname(link), path)), None)
             if link is not None:
-                _refuse_write(path, f"{place}, which is found through the symlink {link}", key)
+                _refuse_write(path, f"{place}, which is found through the symlink {link}", key, asked)
             if within(real, path) or (within(path, real) and real not in mixed):
-                _refuse_write(path, real, key)
+                _refuse_write(path, real, key, asked)
             name = path[len(real) :].lstrip("/").partition("/")[0]
             if within(path, real) and code_paths.is_importable(name, real, modules):
-                _refuse_write(path, f"module {name} of {real}, which is on Python's path", key)
+                _refuse_write(path, f"module {name} of {real}, which is on Python's path", key, asked)
 
 
-def _refuse_write(path: str, place: str, key: str) -> NoReturn:
+def _refuse_write(path: str, place: str, key: str, asked: Asked | None) -> NoReturn:
+    entries = asked.permissions.allow.get(Kind.WRITE, ()) if asked is not None else ()
+    entry = next((entry for entry in entries if within(path, follow(entry)[0])), path)
     raise ConfigError(
-        f"field allowWrite of {key} has {path}, which would let the worker change code that is run later, "
-        f"or take Redis's place ({place}): grant a folder that holds data only"
+        f"field {Kind.WRITE.field()} of {key} has {path}, which would let the worker change code that is run later, "
+        f"or take Redis's place ({place}): grant a folder that holds data only",
+        hint=_list_hint(asked, Kind.WRITE, key, entry),
     )
 
 
 def _granted(
     permissions: Permissions,
-    kind: str,
+    kind: Kind,
     real: _Real,
     check: Callable[[str, str, str], None],
+    asked: Asked | None,
     hidden: Sequence[str] = (),
 ) -> list[str]:
-    """The real paths granted, less those denied. What is denied for reading is not moved by who may write, either."""
-    field = f"field {KINDS[kind].field()} of {real.key}"
+    """The granted real paths without the denied ones. A worker cannot move a path that it is denied for reading, either."""
+    field = f"field {kind.field()} of {real.key}"
     denied = _denied(permissions, kind, real)
-    fixed = _denied(permissions, "read", real) if kind == "write" else []
+    fixed = _denied(permissions, Kind.READ, real) if kind is Kind.WRITE else []
     granted: list[str] = []
     for path in permissions.allow.get(kind, ()):
         found = real(path, field)
@@ -245,10 +287,11 @@ def _granted(
         check(kind, path, found)
         if any(within(found, place) for place in hidden):
             raise ConfigError(
-                f"{field} has {path}, where what workers print is kept, which no worker reads: take it out"
+                f"{field} has {path}, where what workers print is kept, which no worker reads",
+                hint=_list_hint(asked, kind, real.key, path),
             )
         if not os.path.exists(found):
-            raise ConfigError(f"{field} has {path}, which does not exist: make it first, or grant its folder")
+            raise ConfigError(f"{field} has {path}, which does not exist", hint=_missing_hint(path))
         granted += _parts(found, [*denied, *hidden], fixed, field, path)
         if len(granted) > _ENTRIES_MAX:
             raise _too_many_parts(field, path)
@@ -273,20 +316,20 @@ def _too_many_parts(field: str, path: str) -> ConfigError:
     )
 
 
-def _denied(permissions: Permissions, kind: str, real: _Real) -> list[str]:
-    field = f"field {KINDS[kind].field('deny')} of {real.key}"
+def _denied(permissions: Permissions, kind: Kind, real: _Real) -> list[str]:
+    field = f"field {kind.field(Verdict.DENY)} of {real.key}"
     return [real(path, field) for path in permissions.deny.get(kind, ())]
 
 
-def _programs(permissions: Permissions, real: _Real) -> Iterator[str]:
+def _programs(permissions: Permissions, real: _Real, asked: Asked | None) -> Iterator[str]:
     """The real paths of the programs that may be run, and of what the kernel loads to run them."""
-    field = f"field {KINDS['run'].field()} of {real.key}"
-    deny = f"field {KINDS['run'].field('deny')} of {real.key}"
-    denied = {real(path, deny) for name in permissions.deny.get("run", ()) for path in _candidates(name)}
-    for name in permissions.allow.get("run", ()):
+    field = f"field {Kind.RUN.field()} of {real.key}"
+    deny = f"field {Kind.RUN.field(Verdict.DENY)} of {real.key}"
+    denied = {real(path, deny) for name in permissions.deny.get(Kind.RUN, ()) for path in _candidates(name)}
+    for name in permissions.allow.get(Kind.RUN, ()):
         path = next((path for path in _candidates(name) if os.path.isfile(path) and os.access(path, os.X_OK)), None)
         if path is None:
-            raise ConfigError(f"{field} has {name}, which is no program here: give the path of one")
+            raise _no_program(asked, field, name, real.key)
         found = real(path, field)
         if found not in denied:
             try:
@@ -294,6 +337,19 @@ def _programs(permissions: Permissions, real: _Real) -> Iterator[str]:
                     yield real(loaded, f"{field} has {name}: its interpreter")
             except (OSError, ValueError) as error:
                 raise ConfigError(f"{field} has {name}, which cannot be run: {error}") from error
+
+
+def _no_program(asked: Asked | None, field: str, name: str, key: str) -> ConfigError:
+    import shutil
+
+    elsewhere = shutil.which(name) if "/" not in name else None
+    if elsewhere is None or not os.path.isabs(elsewhere):
+        return ConfigError(f"{field} has {name}, which is no program here")
+    folders = ", ".join(PROGRAM_FOLDERS)
+    return ConfigError(
+        f"{field} has {name}, which is in none of {folders}; on your PATH there is {elsewhere}",
+        hint=_list_hint(asked, Kind.RUN, key, name, elsewhere),
+    )
 
 
 def _candidates(name: str) -> Sequence[str]:

@@ -4,8 +4,8 @@ Default deny. What the table does not have fails with EPERM; a foreign architect
 The program depends on the `Grants` and on the child's pid only; the pid is put in after compiling (`for_pid`), so that
 a program can be kept.
 
-Conditions compare the low 32 bits alone where the kernel's argument is an int: it ignores what the upper half of the
-register holds, so a rule that looked at it could be stepped around.
+Conditions compare the low 32 bits alone if the kernel's argument is an int: it ignores the upper half of the register, so
+a worker could evade a rule that compared it.
 """
 
 from __future__ import annotations
@@ -261,9 +261,7 @@ def compile_program(grants: Grants, *, machine: str | None = None) -> bytes:
     try:
         import pyseccomp
     except (ImportError, RuntimeError, OSError) as error:
-        raise SandboxError(
-            f"libseccomp cannot be loaded ({error}): install it, on Debian with apt-get install libseccomp2"
-        ) from error
+        raise SandboxError(f"libseccomp cannot be loaded ({error})", hint=_library_hint()) from error
     try:
         filter_ = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
         foreign = machine not in (None, os.uname().machine)
@@ -282,6 +280,15 @@ def compile_program(grants: Grants, *, machine: str | None = None) -> bytes:
             return file.read()
     except (OSError, ValueError) as error:
         raise SandboxError(f"libseccomp cannot build the filter: {error}; version 2.5 or newer is needed") from error
+
+
+def _library_hint() -> str:
+    """The command of the machine's package manager."""
+    import shutil
+
+    if shutil.which("apt-get"):
+        return "sudo apt-get install -y libseccomp2"
+    return "sudo dnf install -y libseccomp" if shutil.which("dnf") else ""
 
 
 def _add(filter_: pyseccomp.SyscallFilter, rule: Rule) -> None:

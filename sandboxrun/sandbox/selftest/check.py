@@ -21,7 +21,7 @@ from sandboxrun.sandbox.selftest.trial import World, folder, outlives_supervisor
 
 
 class Protection(NamedTuple):
-    """`name` is its attempt's; `refused` the outcome that is right, "works" where it is a right of every worker."""
+    """`name`: of its attempt. `refused`: the right outcome, which is "works" if every worker has the right."""
 
     name: str
     what: str
@@ -29,7 +29,7 @@ class Protection(NamedTuple):
     feature: Feature | None = None  # without which it does not hold
 
 
-# In the order of the table that is shown. What has no attempt of this name is tried by trial.outlives_supervisor.
+# In the order of the printed table. trial.outlives_supervisor tries "outlive"; each other has an attempt of its name.
 PROTECTIONS = {
     "network": (
         Protection("tcp", "a TCP connection that is not granted", "EACCES"),
@@ -75,7 +75,7 @@ PROTECTIONS = {
         Protection("message_queue", "a POSIX message queue", "EPERM"),
         Protection("other_table", "the system call table of 32-bit programs", "SIGSYS"),
     ),
-    "what a worker is born with": (
+    "what a worker starts with": (
         Protection("own_environment", "the operator's environment", "ENOENT"),
         Protection("descriptor", "files that the operator left open", "EBADF"),
         Protection("outlive", "outliving its supervisor, killed by SIGKILL", "ended"),

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sandboxrun.config.limits import Limits
-from sandboxrun.config.permissions import NetTarget, Permissions
+from sandboxrun.config.permissions import Kind, NetTarget, Permissions, Verdict
 from sandboxrun.errors import SandboxError
 from sandboxrun.files import Kept
 from sandboxrun.log import Log
 from sandboxrun.sandbox.compile import policy
 from sandboxrun.sandbox.compile.features import Features
-from sandboxrun.sandbox.supervisor.child import Child, Script, this_interpreter
+from sandboxrun.sandbox.supervisor.child import Child, Confinement, Script, this_interpreter
 from sandboxrun.sandbox.supervisor.supervisor import Supervisor
 
 _ATTEMPTS = os.path.join(os.path.dirname(__file__), "attempts.py")
@@ -202,12 +202,14 @@ def _run_worker(
     kept: Kept,
     net: Sequence[str] = (),
     read: str = "",
-    born: Callable[[Child], None] = lambda child: None,
+    confined: Callable[[Child], None] = lambda child: None,
 ) -> int:
-    """Run `source` as `sandboxrun` runs a worker, but for Redis; its exit code. `born` is called once it is confined."""
+    """Run `source` as `sandboxrun` runs a worker, but for Redis; its exit code. `confined` is called once it is."""
     interpreter = this_interpreter()
     built = policy.build(
-        Permissions.parse([("allow", "net", ",".join(net), "check"), ("allow", "read", read, "check")]),
+        Permissions.parse(
+            [(Verdict.ALLOW, Kind.NET, ",".join(net), "check"), (Verdict.ALLOW, Kind.READ, read, "check")]
+        ),
         key=_KEY,
         interpreter=interpreter,
         scratch=scratch,
@@ -216,22 +218,23 @@ def _run_worker(
         protected=(),
         limits=_LIMITS,
     )
+    confinement = Confinement(
+        key=_KEY,
+        policy=built,
+        script=Script(source, _ATTEMPTS, None, None, is_file=True),
+        interpreter=interpreter,
+        scratch=scratch,
+        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": scratch, "TMPDIR": scratch, **env},
+        kept=kept,
+    )
     child = Child(_KEY, kernel)
     try:
         child.stdin.close()
         child.check_supervision()
-        listener = child.confine(
-            built,
-            Script(source, _ATTEMPTS, None, None, is_file=True),
-            key=_KEY,
-            interpreter=interpreter,
-            scratch=scratch,
-            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": scratch, "TMPDIR": scratch, **env},
-            kept=kept,
-        )
+        listener = child.confine(confinement)
         log = Log(stream=io.StringIO())  # refusals are what is wanted here
-        supervisor = Supervisor(child, listener, built, key=_KEY, scratch=scratch, trusted=None, log=log)
-        born(child)
+        supervisor = Supervisor(child, listener, confinement, trusted=None, log=log)
+        confined(child)
         try:
             return supervisor.serve()
         finally:
@@ -276,8 +279,8 @@ def _be_killed(write: int, scratch: str, kernel: Features, kept: Kept) -> None:
 
     try:
         source = b"import time\nopen('running', 'x').close()\ntime.sleep(60)\n"
-        born = lambda child: tell(f"pid {child.pid}")  # noqa: E731
-        _run_worker(source, scratch=scratch, env={}, kernel=kernel, kept=kept, born=born)
+        confined = lambda child: tell(f"pid {child.pid}")  # noqa: E731
+        _run_worker(source, scratch=scratch, env={}, kernel=kernel, kept=kept, confined=confined)
     except Exception as error:
         tell(str(error))
     finally:

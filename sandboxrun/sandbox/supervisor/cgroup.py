@@ -1,9 +1,9 @@
-"""A cgroup of the worker's own, where one is delegated to us (cgroups(7), "Cgroups delegation"): memory and the number of
-threads and processes are limited for all of its processes together, exactly, and by the kernel.
+"""A cgroup for the worker, if one is delegated to the supervisor (cgroups(7), "Cgroups delegation"): the kernel limits
+memory and the number of threads and processes exactly, for all processes of the worker together.
 
-Below a delegated cgroup D, supervisors move into D/sandboxrun, for one that has members cannot give controllers to those
-below it; each worker has D/sandboxrun-PID. Nothing is done where D has other members than ours: their place is not ours
-to change. `systemd-run --user --scope -p Delegate=yes sandboxrun …` starts in a D of its own.
+Below a delegated cgroup D, supervisors move into D/sandboxrun, because a cgroup with members cannot give controllers to
+those below it; each worker has D/sandboxrun-PID. If D has members that are not sandboxrun's, nothing is changed.
+`systemd-run --user --scope -p Delegate=yes sandboxrun …` starts in a D of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Cgroup:
 
     @classmethod
     def make(cls, pid: int, limits: Limits) -> Cgroup | None:
-        """For the process `pid`, our child, which is moved there; None where nothing is delegated to us."""
+        """For the process `pid`, our child, which is moved there; None if no cgroup is delegated."""
         delegated = _delegated({os.getpid(), pid})
         if delegated is None:
             return None
@@ -82,6 +82,15 @@ class Cgroup:
         return 0
 
 
+def oom_kills() -> int:
+    """How many processes of this machine the kernel has ended because no memory was left (proc(5), /proc/vmstat)."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in _read("/proc/vmstat").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
 def _delegated(ours: set[int]) -> str | None:
     """The folder of the cgroup that is delegated to us, if any; `ours` are the processes that may be in it."""
     try:
@@ -90,11 +99,11 @@ def _delegated(ours: set[int]) -> str | None:
         if mount is None or mount[1] != "/":
             return None
         here = mount[2] + path
-        settled = os.path.basename(here) == _SUPERVISORS
-        delegated = os.path.dirname(here) if settled else here
+        is_set_up = os.path.basename(here) == _SUPERVISORS
+        delegated = os.path.dirname(here) if is_set_up else here
         if path == "/" or not _is_delegated(delegated):
             return None
-        if settled:  # an earlier start has made it so
+        if is_set_up:  # by an earlier start
             return delegated
         return delegated if set(map(int, _read(f"{here}/cgroup.procs").split())) <= ours else None
     except (OSError, StopIteration):

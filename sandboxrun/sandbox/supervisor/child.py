@@ -26,7 +26,7 @@ from sandboxrun.records import record
 from sandboxrun.sandbox.compile import landlock
 from sandboxrun.sandbox.compile.features import Features
 from sandboxrun.sandbox.supervisor import spawn
-from sandboxrun.sandbox.supervisor.spawn import SITE_FOLDERS, Birth
+from sandboxrun.sandbox.supervisor.spawn import SITE_FOLDERS, Spawned
 from sandboxrun.sandbox.syscalls import pidfd_getfd
 
 # What a policy is made of is imported while the child starts, and so by those who need it.
@@ -47,6 +47,21 @@ class Script:
     folder: str | None  # first on sys.path: a local worker's own folder
     code: bytes | None  # the source's, marshalled, for this interpreter; None: the child compiles it
     is_file: bool  # whether `name` is a path whose source Python can read by itself
+
+
+@record
+class Confinement:
+    """What one child is confined with, and what it runs."""
+
+    key: str  # the worker's hash
+    policy: SandboxPolicy
+    script: Script
+    interpreter: Interpreter
+    scratch: str  # the folder of this run
+    env: dict[str, str]
+    kept: Kept | None = None  # compiled filters of earlier runs
+    inspect: tuple[str, int, bool] | None = None  # host and port of a debugger, and whether the script waits for it
+    token: str = ""  # of this run
 
 
 def this_interpreter() -> Interpreter:
@@ -87,79 +102,83 @@ def _searched() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(filter(os.path.isabs, code)), tuple(filter(os.path.isabs, mixed))
 
 
+def _no_supervision(error: OSError) -> SandboxError:
+    scope = b"0"
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/yama/ptrace_scope", "rb") as file:
+        scope = file.read(8).strip()
+    forbidden = f"this host forbids to supervise a child ({error.strerror})"
+    if scope == b"3":
+        return SandboxError(
+            f"{forbidden}: kernel.yama.ptrace_scope is 3, which only a restart of the machine can change"
+        )
+    if scope == b"2":
+        return SandboxError(
+            f"{forbidden}: kernel.yama.ptrace_scope is 2, and 0 or 1 is needed",
+            hint="sudo sysctl -w kernel.yama.ptrace_scope=1",
+        )
+    return SandboxError(
+        f"{forbidden}: the container around it has to allow the system call pidfd_getfd, as CAP_SYS_PTRACE does"
+    )
+
+
 class Child:
     """The worker process, from spawn to reap. Always `close` it."""
 
-    def __init__(self, key: str, features: Features, born: Birth | None = None, *, warm: bool = False) -> None:
-        """`born`: it was started already. Raises SandboxError if it cannot be. `warm`: see Birth."""
+    def __init__(self, key: str, features: Features, spawned: Spawned | None = None, *, warm: bool = False) -> None:
+        """`spawned`: the process, if it was started already. `warm`: see Spawned. Raises SandboxError."""
         self.features = features
         try:
-            born = born or Birth(key, warm=warm)
+            spawned = spawned or Spawned(key, warm=warm)
         except OSError as error:
             raise SandboxError(f"cannot start {sys.executable}: {error.strerror}") from error
-        self.pid, self.pidfd = born.pid, born.pidfd
+        self.pid, self.pidfd = spawned.pid, spawned.pidfd
         self._code: int | None = None  # its exit code, once it has been waited for
         with contextlib.ExitStack() as ours:
-            ours.callback(os.close, born.pidfd)
-            self.stdin = ours.enter_context(os.fdopen(born.stdin, "wb", buffering=0))
+            ours.callback(os.close, spawned.pidfd)
+            self.stdin = ours.enter_context(os.fdopen(spawned.stdin, "wb", buffering=0))
             self.output = tuple(
-                ours.enter_context(os.fdopen(fd, "rb", buffering=0)) for fd in (born.stdout, born.stderr)
+                ours.enter_context(os.fdopen(fd, "rb", buffering=0)) for fd in (spawned.stdout, spawned.stderr)
             )
-            self.questions = ours.enter_context(os.fdopen(born.questions, "rb", buffering=0))
-            self.answers = ours.enter_context(os.fdopen(born.answers, "wb", buffering=0))
-            self._plan = ours.enter_context(os.fdopen(born.plan, "wb"))
+            self.questions = ours.enter_context(os.fdopen(spawned.questions, "rb", buffering=0))
+            self.answers = ours.enter_context(os.fdopen(spawned.answers, "wb", buffering=0))
+            self._plan = ours.enter_context(os.fdopen(spawned.plan, "wb"))
             for file in (self.questions, self.answers):
                 os.set_blocking(file.fileno(), False)
             self._ours = ours.pop_all()
 
     def check_supervision(self) -> None:
-        """Raise SandboxError where the host forbids to look into one's own child (Yama 2 or 3, some containers)."""
+        """Raise SandboxError if the host forbids to look into one's own child (Yama 2 or 3, some containers)."""
         try:
             os.close(pidfd_getfd(self.pidfd, 0))
             os.close(os.open(f"/proc/{self.pid}/mem", os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
-            raise SandboxError(
-                f"this host forbids to supervise a child ({error.strerror}): kernel.yama.ptrace_scope must be 0 or 1, "
-                f"and a container must allow pidfd_getfd"
-            ) from error
+            raise _no_supervision(error) from error
 
-    def confine(
-        self,
-        policy: SandboxPolicy,
-        script: Script,
-        *,
-        key: str,
-        interpreter: Interpreter,
-        scratch: str,
-        env: dict[str, str],
-        kept: Kept | None = None,
-        inspect: tuple[str, int, bool] | None = None,
-        token: str = "",
-    ) -> int:
+    def confine(self, confinement: Confinement) -> int:
         """Write the plan and wait until the child has locked itself down; returns the seccomp listener descriptor.
 
-        `kept`: where compiled filters are. `inspect`: where a debugger listens, host and port, and whether the script
-        waits for its client. `token`: of this run. Raises SandboxError where the kernel refuses a part of the boundary.
+        Raises SandboxError if the kernel refuses a part of the boundary.
         """
         from sandboxrun.sandbox.compile import filters
 
-        program = filters.program(policy.grants(self.features), kept)
+        policy, script, key = confinement.policy, confinement.script, confinement.key
+        program = filters.program(policy.grants(self.features), confinement.kept)
         plan = {
             "bpf": filters.for_pid(program, self.pid),
             "landlock": {**self.features.landlock_bits(), "on_files": int(landlock.ON_FILES)},
             "rules": [(os.fsencode(path), int(access)) for path, access in policy.rules()],
             "rlimits": policy.rlimits,
-            "scratch": scratch,
+            "scratch": confinement.scratch,
             "source": script.source,
             "code": script.code,
             "name": script.name,
             "show_source": not script.is_file,
             "script_path": [script.folder] if script.folder else [],
             "key": key,
-            "prefix": interpreter.prefix,
-            "env": env,
-            "inspect": inspect,
-            "token": token,
+            "prefix": confinement.interpreter.prefix,
+            "env": confinement.env,
+            "inspect": confinement.inspect,
+            "token": confinement.token,
             "hints": {name: policy.limits.reached(name, key) for name in ("memory", "files", "scratch")},
         }
         try:
@@ -167,7 +186,7 @@ class Child:
                 marshal.dump(plan, self._plan)
             self.answers.write(b"plan")
         except OSError as error:
-            raise SandboxError(f"the child ended before it was confined ({self._how_it_ended()})") from error
+            raise SandboxError(f"the child ended before it was confined ({self._last_words()})") from error
         timing.mark("plan written")
         listener = self._take_listener()
         timing.mark("listener taken")
@@ -192,11 +211,16 @@ class Child:
             pass
 
     def wait(self) -> int:
-        """Reap the child; its exit code, or 128+n where signal n ended it."""
+        """Reap the child; its exit code, or 128+n if signal n ended it."""
         if self._code is None:
             self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
             timing.mark("worker reaped")
         return 128 - self._code if self._code < 0 else self._code
+
+    @property
+    def ended_by(self) -> int:
+        """The signal that ended the reaped child; 0 if it has exited."""
+        return -self._code if self._code is not None and self._code < 0 else 0
 
     @property
     def is_reaped(self) -> bool:
@@ -229,12 +253,12 @@ class Child:
                 return pidfd_getfd(self.pidfd, fd)
             except OSError as error:
                 if not select.select([self.pidfd], [], [], 0)[0]:
-                    raise SandboxError(f"the child's listener cannot be had: {error.strerror}") from error
+                    raise SandboxError(f"the child's listener cannot be taken: {error.strerror}") from error
         if message.startswith(b"fail "):
             raise SandboxError(f"the kernel refused a part of the sandbox: {message[5:].decode('utf-8', 'replace')}")
-        raise SandboxError(f"the child ended before it was confined ({self._how_it_ended()})")
+        raise SandboxError(f"the child ended before it was confined ({self._last_words()})")
 
-    def _how_it_ended(self) -> str:
+    def _last_words(self) -> str:
         if not select.select([self.pidfd], [], [], 2)[0]:
             return "it still runs"
         code = self.wait()

@@ -24,7 +24,7 @@ class Proceed:
 
 
 PROCEED = Proceed()
-# An errno, 0, PROCEED, or None where the answer follows later. OSError is an answer too.
+# An errno, 0, PROCEED, or None if the answer follows later. OSError is an answer too.
 Answer = int | Proceed | None
 Handler = Callable[[Target, Notification], Answer]
 
@@ -34,7 +34,7 @@ class Calls:
 
     def __init__(self, listener_fd: int, *, pid: int, pidfd: int, failed: Callable[[str], None]) -> None:
         self.listener = Listener(listener_fd)
-        # The child has confined itself, and where nothing may be run it never executes again, so this stays its memory.
+        # The child has confined itself. Without allowRun it never executes a program, so this stays its memory.
         self._worker = Target(pid, os.dup(pidfd))
         self._many = False
         self._handlers: dict[int, Handler] = {}
@@ -57,7 +57,7 @@ class Calls:
         self._thread.start()
 
     def stop(self) -> None:
-        """The child has ended. A thread that is stuck in a call of its making is left to the end of the process."""
+        """The child has ended. A thread that hangs in one of its calls stays until this process ends."""
         self._stopping = True
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:

@@ -1,10 +1,10 @@
-"""The signals that end a run: which they are, and what one does until there is a worker to pass it on to.
+"""The signals that end a run, and what they do until there is a worker to forward them to.
 
-Every signal that would end this process by default ends the run in order instead, so that no user at Redis, `pid`, folder or
-child is left behind. Not SIGKILL, which nobody can catch, nor the faults (SIGSEGV and its like), after which nothing can be
-trusted: the next start removes what those leave. SIGPIPE and SIGXFSZ stay ignored, as Python has them: the write reports it.
+Every signal that would end this process by default ends the run in order instead: it leaves no user at Redis, `pid`, folder
+or child behind. SIGKILL cannot be caught, and after a fault (SIGSEGV and its like) nothing can be trusted: the next start
+removes what these leave. SIGPIPE and SIGXFSZ stay ignored, as Python has them: the write reports the error.
 
-By `_signal`, because this comes before anything else is imported.
+Imports `_signal`, because this is imported before everything else.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
-_DEFAULT_IS_HARMLESS = {
-    _signal.SIGCHLD, _signal.SIGCONT, _signal.SIGURG, _signal.SIGWINCH,
-    _signal.SIGSTOP, _signal.SIGTSTP, _signal.SIGTTIN, _signal.SIGTTOU,
-}  # fmt: skip
-_FAULTS = {_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGTRAP, _signal.SIGSYS}
-_NOT_OURS = {_signal.SIGKILL, _signal.SIGPIPE, _signal.SIGXFSZ, *_DEFAULT_IS_HARMLESS, *_FAULTS}
+# By name, because another system may lack one: there the command line has to say that sandboxrun needs Linux.
+_HARMLESS = "SIGCHLD SIGCONT SIGURG SIGWINCH SIGSTOP SIGTSTP SIGTTIN SIGTTOU"  # by default
+_FAULTS = "SIGSEGV SIGBUS SIGFPE SIGILL SIGTRAP SIGSYS"
+_NOT_OURS = {getattr(_signal, name, 0) for name in f"SIGKILL SIGPIPE SIGXFSZ {_HARMLESS} {_FAULTS}".split()}
 ENDING = tuple(sorted(int(number) for number in _signal.valid_signals() if number not in _NOT_OURS))
 # A shell starts background jobs with these ignored, and they have to end by them all the same.
-_ALWAYS = {_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM}
+_ALWAYS = {getattr(_signal, name, 0) for name in ("SIGINT", "SIGQUIT", "SIGTERM")}
 
 
 class Signalled(BaseException):
@@ -43,7 +41,7 @@ _deferred = False
 
 
 def to_catch() -> list[int]:
-    """The signals of ENDING but for those that whoever started this process ignores, as nohup does with SIGHUP."""
+    """The signals of ENDING, without those that were ignored when this process started, as by nohup."""
     return [n for n in ENDING if n in _ALWAYS or _signal.getsignal(n) != _signal.SIG_IGN]
 
 
@@ -54,7 +52,7 @@ def catch() -> None:
 
 
 def defer() -> None:
-    """From here on it raises at the next `check` only: what is made now must not be cut off half made."""
+    """From here on it raises at the next `check` only, because what is made now must be finished."""
     global _deferred
     _deferred = True
 
@@ -73,7 +71,7 @@ def received() -> int:
 def _receive(number: int, _: FrameType | None) -> None:
     global _received
     if _received:
-        return  # what is being undone must not be cut off either
+        return  # the first one is being handled
     _received = number
     if not _deferred:
         raise Signalled(number)

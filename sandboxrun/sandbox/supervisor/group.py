@@ -1,8 +1,8 @@
 """The process group of a worker that may run programs: who is in it, how many, and how all of it ends at once.
 
 The filter allows neither setsid(2) nor setpgid(2), so every process of the sandbox stays in the group that the worker
-leads. One signal to the group ends all of them, however fast they fork: the kernel hands it to a child that is being
-made, or makes none for a parent that has a fatal signal pending (copy_process in kernel/fork.c).
+leads. One signal to the group ends all of them, however fast they fork: the kernel delivers it to a child that is being
+made, or makes none if its parent has a fatal signal pending (copy_process in kernel/fork.c).
 
 Forks are not trapped: a trapped system call fails with EINTR if a signal arrives, which no program expects of fork(2).
 So `Watch` counts the processes from outside. It runs in a process of its own (guard.py), which imports this file alone.

@@ -1,5 +1,5 @@
-"""If a worker may run programs: a process beside the supervisor that ends them all should the supervisor be killed, and
-that holds their number to the limit.
+"""If a worker may run programs: a process beside the supervisor that limits their number, and that ends them all if the
+supervisor is killed.
 
 PDEATHSIG ends the worker itself then, but the programs that it has started do not inherit it. The limit is watched here,
 because a fork bomb leaves little time, and the supervisor's threads wait for each other.

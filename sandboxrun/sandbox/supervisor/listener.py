@@ -54,7 +54,7 @@ class Listener:
         return self._fd
 
     def receive(self) -> Notification | None:
-        """The next notification, or None where its target gave up meanwhile."""
+        """The next notification, or None if its target gave up meanwhile."""
         self._buffer[:] = bytes(_NOTIF.size)  # the kernel refuses a buffer that is not zeroed
         try:
             fcntl.ioctl(self._fd, _RECV, self._buffer)
@@ -72,7 +72,7 @@ class Listener:
         return True
 
     def respond(self, id_: int, error: int) -> None:
-        """End the call with 0 or with a positive errno. A target that is gone is nobody's problem."""
+        """End the call with 0 or with a positive errno. A target that is gone needs no answer."""
         try:
             fcntl.ioctl(self._fd, _SEND, _RESPONSE.pack(id_, 0, -error, 0))
         except OSError:

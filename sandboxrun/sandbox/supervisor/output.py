@@ -1,10 +1,10 @@
 """What a worker prints, from its pipes to the operator's standard output and error.
 
-Through pipes of its own, a worker cannot read back, truncate or make non-blocking what it shares with others. To a
-terminal nothing passes that could drive it, but colours and "erase to the end of the line". Who prints faster than the limit
-is made to wait, as by any slow reader; nothing is lost.
+A worker has pipes of its own, so it cannot read back, truncate or make non-blocking a file that it shares with others.
+A terminal gets no control sequence but colours and "erase to the end of the line". A worker that prints faster than the
+limit waits, as for any slow reader; nothing is lost.
 
-Beside it, the last of what was printed is kept in a file (OutputLog), for `sandboxrun logs`.
+OutputLog keeps the last of the output in a file, for `sandboxrun logs`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Relay:
     """One stream, in a thread of its own. `slowed` is called once from it, when the limit is first reached, and `lost` when
     something cannot be written: a full disk. That is dropped, and what comes later is tried again.
 
-    `source` is closed where nobody reads the target any more, so that the worker gets EPIPE, as it would without us.
+    `source` is closed if nobody reads the target any more, so that the worker gets EPIPE, as it would without sandboxrun.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Relay:
         log: OutputLog | None = None,
         kind: bytes = b"out",
     ) -> None:
-        """`limit`: bytes a second; 0 is none. `log`: where what was passed on is kept, as of this `kind`."""
+        """`limit`: bytes a second; 0 is none. `log`: keeps the output, as of this `kind`."""
         self._source, self._target, self._limit, self._slowed = source, target, limit, slowed
         self._lost: Callable[[OSError], None] | None = lost
         self._log, self._kind = log, kind
@@ -86,11 +86,11 @@ class Relay:
         while True:
             try:
                 data = os.read(self._source.fileno(), _CHUNK_BYTES)
-            except (OSError, ValueError):  # closed: the worker was buried while our reader stalled
+            except (OSError, ValueError):  # closed: the worker was reaped while the reader stalled
                 data = b""
             passed = self._write(data if clean is None else clean(data))
             held = self._log is not None and self._log.add(self._kind, data)
-            # Unless more comes before what is held back has to be written.
+            # Unless more output comes before the log is due.
             if held and self._log is not None and not (passed and data and poll.poll(LOG_SECONDS * 1000)):
                 self._log.flush()
             if not passed:
@@ -112,7 +112,7 @@ class Relay:
                 allowance, last = allowance + (now - last) * self._limit, now
 
     def _write(self, data: bytes) -> bool:
-        """False where nobody can read it any more."""
+        """False if nobody can read it any more."""
         with _TERMINAL if self._terminal else contextlib.nullcontext():
             return self._write_all(memoryview(data))
 
@@ -142,7 +142,8 @@ class OutputLog:
     a newline, and the bytes. What is written never holds LOG_MARK, so that a worker can forge no entry. Nothing here
     raises: what cannot be written is missing, and said once.
 
-    What comes fast is held back for a moment, at most what is kept in all: of a flood only the last is ever written.
+    Entries that come fast are held back for a moment, at most as many bytes as the log keeps: of a flood only the end is
+    written.
     """
 
     def __init__(self, path: str, warn: Callable[[str], None]) -> None:
@@ -154,7 +155,7 @@ class OutputLog:
         self._held_bytes, self._written_at = 0, 0.0
 
     def add(self, kind: bytes, data: bytes) -> bool:
-        """An entry of what is printed; from any thread. True where it is held back: then `flush` is to come."""
+        """Add an entry, from any thread. True if it is held back: the caller has to call `flush` later."""
         if data and self._path and self._lock.acquire(timeout=_LOCK_SECONDS):
             self._held.append((time.time_ns() // 1_000_000, kind, data))
             self._held_bytes += len(data)
@@ -166,7 +167,7 @@ class OutputLog:
         return bool(self._held)
 
     def write(self, kind: bytes, data: bytes) -> None:
-        """An entry that is written at once, after all that came before."""
+        """Add an entry and write it at once, after all that came before."""
         if self.add(kind, data):
             self.flush()
 
@@ -261,7 +262,7 @@ class Cleaner:
 
 
 def limit_for(target: int, limit: int | None, default: int) -> int:
-    """The limit of a stream: what was set, else the default where people read along."""
+    """The limit of a stream: `limit`, else the default if the stream is a terminal."""
     if limit is not None:
         return limit
     return default if os.isatty(target) else 0

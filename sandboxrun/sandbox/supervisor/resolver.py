@@ -1,9 +1,9 @@
 """Names for the worker, resolved in the supervisor: listed names only, so DNS is no way out.
 
 What a name resolved to is remembered: a connection to one of these addresses counts as one to the name. The answer is
-pinned for a minute, or until one of its addresses stops answering; then the next question is a new look-up. A name
-whose answer is a loopback, private, link-local or metadata address is refused that answer (DNS rebinding), unless the
-address is itself listed; and then it is the address and its port that are granted, not the name.
+pinned for a minute, or until one of its addresses stops answering; then the next question is a new look-up. If a name
+resolves to a loopback, private, link-local or metadata address, this answer is refused (DNS rebinding), unless the
+address itself is listed; then the address and its port are granted, and not the name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from sandboxrun.config.permissions import (
     IPAddress,
+    Kind,
     Permissions,
     canonical_address,
     canonical_host,
@@ -41,7 +42,7 @@ class Resolver:
         net: Permissions,
         *,
         trusted: tuple[str, int] | None,
-        denied: Callable[[str, str, bool], None],
+        denied: Callable[[Kind, str, bool], None],
         wake: Callable[[], None],
     ) -> None:
         """`trusted`: name and port the operator chose (Redis's): its answers may be private. `wake`: called from a thread."""
@@ -72,7 +73,7 @@ class Resolver:
 
     def pin_denied(self) -> None:
         """Resolve the names that are denied, so that their addresses are too. Blocks; called before the worker runs."""
-        for target in self._net.deny.get("net", ()):
+        for target in self._net.deny.get(Kind.NET, ()):
             if target.host is not None:
                 try:
                     addresses = _look_up(target.host)
@@ -81,7 +82,7 @@ class Resolver:
                 self._remember(target.host, addresses)
 
     def question(self, message: bytes) -> bytes | None:
-        """The answer to one message of the child, or None where it follows later. Never raises: the child is hostile."""
+        """The answer to one message of the child, or None if it follows later. Never raises: the child is hostile."""
         parts = message.split(b" ", 2)
         if len(parts) != 3 or parts[0] != b"name" or not parts[1].isdigit() or len(parts[1]) > 20:
             return None
@@ -152,10 +153,10 @@ class Resolver:
             self.version += 1
 
     def _refuse(self, number: str, name: str, why: str = "") -> bytes:
-        port = next((t.port for t in self._net.allow.get("net", ()) if t.host == name), None)
+        port = next((t.port for t in self._net.allow.get(Kind.NET, ()) if t.host == name), None)
         target = endpoint(name, port) if port else name
-        self._denied("net", target, self._net.denies_name(name))
-        return _answer(number, "denied", [requirement("net", target) + why])
+        self._denied(Kind.NET, target, self._net.denies_name(name))
+        return _answer(number, "denied", [requirement(Kind.NET, target) + why])
 
 
 def _is_localhost(name: str, address: IPAddress) -> bool:
@@ -169,9 +170,9 @@ def _look_up(name: str) -> list[IPAddress]:
     return list(dict.fromkeys(ipaddress.ip_address(entry[4][0]) for entry in found))
 
 
-def _answer(number: str, verdict: str, lines: list[str]) -> bytes:
-    """At most PIPE_BUF bytes, which are written whole or not at all (pipe(7)): addresses that are too many are left out."""
-    answer = f"{number}\n{verdict}".encode()
+def _answer(number: str, status: str, lines: list[str]) -> bytes:
+    """At most PIPE_BUF bytes, which are written whole or not at all (pipe(7)): addresses that do not fit are left out."""
+    answer = f"{number}\n{status}".encode()
     for line in lines:
         longer = answer + b"\n" + line.encode()
         if len(longer) >= select.PIPE_BUF:

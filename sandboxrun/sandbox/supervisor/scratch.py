@@ -8,9 +8,11 @@ import fcntl
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sandboxrun.errors import ConfigError
+
+_ENTRIES_MAX = 20_000
 
 
 @contextlib.contextmanager
@@ -120,8 +122,10 @@ def _unlinked(name: str, folder: int) -> bool:
 
 
 def _open_folder(name: str, parent: int | None = None, device: int | None = None) -> int:
-    """To be read and written in, whatever rights the worker has left to it. No symlink is followed, and nothing that is
-    mounted there entered. Raises OSError."""
+    """Open it for reading and writing, whatever its mode is. No symlink is followed, and no mount entered.
+
+    Raises OSError.
+    """
     path = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
         found = os.fstat(path)
@@ -132,3 +136,55 @@ def _open_folder(name: str, parent: int | None = None, device: int | None = None
         return os.open(f"/proc/self/fd/{path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     finally:
         os.close(path)
+
+
+def folder_size(folder: str, enough: int) -> int:
+    """Bytes on disk below `folder`; stops counting past `enough`. Too many entries count as too many bytes.
+
+    Approximate: a worker can write past the limit between two looks, by at most what the disk takes in that time.
+    """
+    total = entries = 0
+    folders = [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as found:
+                for entry in found:
+                    entries += 1
+                    with contextlib.suppress(FileNotFoundError):  # of this one only: the others still count
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    if total > enough or entries > _ENTRIES_MAX:
+                        return enough + 1
+        except FileNotFoundError:
+            continue  # removed meanwhile
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return total  # this process or the machine has no descriptor left: the next look tells
+            return enough + 1  # the worker made a folder unreadable, or too deep to look into
+    return total
+
+
+def deleted_size(pids: Iterable[int]) -> int:
+    """Bytes on disk of files that are removed, and held open by these processes still; each file counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for tid in os.listdir(f"/proc/{pid}/task"):
+                if _add_deleted(f"/proc/{pid}/task/{tid}/fd", sizes):
+                    break  # threads share one table of descriptors, because the filter lets none have its own
+    return sum(sizes.values())
+
+
+def _add_deleted(folder: str, sizes: dict[tuple[int, int], int]) -> bool:
+    """False if it shows no descriptors: the thread has ended, as the first one may."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(f"{folder}/{name}")
+            if found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
+                sizes[found.st_dev, found.st_ino] = found.st_blocks * 512
+    return bool(names)

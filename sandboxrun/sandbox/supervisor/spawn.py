@@ -1,7 +1,7 @@
 """Runs in the supervisor: starts the child's process first, so that it gets ready while the rest of a run is imported.
 
 So this imports nothing, above all nothing of child/, of which it knows the path alone. The child holds neither secrets nor
-untrusted code until `go`, its environment is empty, and of our descriptors it keeps those that are meant for it.
+untrusted code until `go`, its environment is empty, and it inherits only the descriptors that it is spawned for.
 """
 
 import _frozen_importlib_external as _external  # importlib.util without what that imports
@@ -16,8 +16,8 @@ _BOOTSTRAP = os.path.join(os.path.dirname(os.path.dirname(__file__)), "child", "
 _SIGPIPE, _SIGXFSZ = 13, 25  # which Python ignores, and programs do not expect to be ignored
 
 
-class Birth:
-    """A child that waits for its plan. What is ours of its descriptors are the numbers here: who takes it closes them."""
+class Spawned:
+    """A child that waits for its plan. The descriptors here are the supervisor's ends; whoever takes the child closes them."""
 
     def __init__(self, key: str, *, warm: bool = False) -> None:
         """`key` is shown by ps(1), and nothing else. `warm`: it imports sandboxrun.worker while it waits, as most scripts
@@ -77,7 +77,7 @@ def _importable() -> list[str]:
 
 
 def _compiled() -> str:
-    """The compiled bootstrap, where there is a current one: Python compiles a program anew at each start."""
+    """The compiled bootstrap, if there is a current one: Python compiles a program anew at each start."""
     compiled = _external.cache_from_source(_BOOTSTRAP)
     source = os.stat(_BOOTSTRAP)
     # PEP 552: magic number, flags (0: checked by time), time and size of the source.

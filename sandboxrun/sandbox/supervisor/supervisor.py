@@ -1,4 +1,4 @@
-"""The supervisor: serves names, watches limits, forwards signals, buries the child.
+"""The supervisor: resolves names, enforces limits, forwards signals and reaps the child.
 
 This loop never waits for the worker's sockets, its memory or the operator's terminal, so that nothing a worker does can
 keep its end from coming. What may wait has threads of its own: trapped calls, messages, what the worker prints.
@@ -7,24 +7,21 @@ keep its end from coming. What may wait has threads of its own: trapped calls, m
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import select
 import signal
-import stat
 import threading
 import time
 from _queue import SimpleQueue  # queue itself brings heapq along
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from sandboxrun.config.limits import LIMITS
-from sandboxrun.config.permissions import KINDS, Denial
+from sandboxrun.config.permissions import Denial, Kind
 from sandboxrun.log import Log
 from sandboxrun.sandbox.compile.grants import TRAPPED
-from sandboxrun.sandbox.compile.policy import SandboxPolicy
-from sandboxrun.sandbox.supervisor.cgroup import Cgroup
-from sandboxrun.sandbox.supervisor.child import Child
+from sandboxrun.sandbox.supervisor.cgroup import Cgroup, oom_kills
+from sandboxrun.sandbox.supervisor.child import Child, Confinement
 from sandboxrun.sandbox.supervisor.dispatch import Calls, Handler
 from sandboxrun.sandbox.supervisor.ending import to_catch
 from sandboxrun.sandbox.supervisor.handlers.connect import Connector
@@ -33,6 +30,7 @@ from sandboxrun.sandbox.supervisor.handlers.metadata import Metadata
 from sandboxrun.sandbox.supervisor.handlers.processes import Threads
 from sandboxrun.sandbox.supervisor.output import OutputLog, Relay, limit_for
 from sandboxrun.sandbox.supervisor.resolver import Resolver
+from sandboxrun.sandbox.supervisor.scratch import deleted_size, folder_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,9 +41,9 @@ HOUSEKEEPING_SECONDS = 1.0
 LAST_MESSAGES_SECONDS = 1.0
 LEFT_SECONDS = 5.0  # after SIGKILL, until processes that have not ended are named
 DENIALS_SHOWN_MAX = 100  # different targets; a hostile worker cannot flood the operator's terminal
-_SCRATCH_ENTRIES_MAX = 20_000
+LIMIT = "because of its limit"
 _LEFT_SHOWN = 10  # pids
-_QUESTION_BYTES = 2048  # more is none of bootstrap.py's
+_QUESTION_BYTES = 2048  # bootstrap.py writes no longer one
 
 
 class Supervisor:
@@ -55,24 +53,26 @@ class Supervisor:
         self,
         child: Child,
         listener_fd: int,
-        policy: SandboxPolicy,
+        confinement: Confinement,
         *,
-        key: str,
-        scratch: str,
         trusted: tuple[str, int] | None,
         log: Log,
         output_log: OutputLog | None = None,
     ) -> None:
-        self._child, self._policy, self._key, self._scratch = child, policy, key, scratch
+        """`confinement`: the child's. `trusted`: see Resolver. `output_log`: where what the worker prints is kept."""
+        self._child, self._key, self._scratch = child, confinement.key, confinement.scratch
+        self._policy = policy = confinement.policy
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._shown: set[tuple[str, str]] = set()
+        self._shown: set[tuple[Kind, str]] = set()
         self._warned: set[str] = set()
         self._stop_reason: str | None = None
         self._stops = 0
         self.signalled = False  # whether a signal has asked for the end
         self._kill_at: float | None = None
+        self._killed_because = ""  # if SIGKILL was sent: completes "… was ended by SIGKILL"
+        self._oom_kills: int | None = None  # of the machine, when the worker had run for a moment
         self._messages = _Messages(log)
         self.resolver = Resolver(policy.net, trusted=trusted, denied=self._denied, wake=self._wake)
         self._calls = Calls(listener_fd, pid=child.pid, pidfd=child.pidfd, failed=self.stop)
@@ -154,16 +154,18 @@ class Supervisor:
                 self._end_worker(again=sigterms > 0, now=now)
                 sigterms = self._stops
             if self._kill_at is not None and now >= self._kill_at:
-                self._child.signal(signal.SIGKILL)
+                self._kill(f"because it had not ended {GRACE_SECONDS:.0f} s after SIGTERM")
                 self._kill_at = None
             if now >= housekeeping:
+                if self._oom_kills is None:
+                    self._oom_kills = oom_kills()
                 if self._guard is not None:
                     self._guard.reap_orphans()
                 self._check_scratch()
                 housekeeping = now + HOUSEKEEPING_SECONDS
 
     def close(self) -> None:
-        """End what is left of the sandbox, and write what it has printed."""
+        """End all processes of the sandbox, and write what they have printed."""
         if not self._child.is_reaped:
             self._end_programs()
         if self._guard is not None:
@@ -203,12 +205,22 @@ class Supervisor:
     def _ended(self, code: int) -> int:
         for name in self._cgroup.reached() if self._cgroup is not None else ():
             self._reached(name)
+            self._killed_because = LIMIT if name == "memory" else self._killed_because
         if self._guard is not None and select.select([self._guard.words], [], [], 0)[0]:
             self._told_by_guard()  # why it has killed the worker
-        cpu = self._policy.limits.cpu
-        killed = code == 128 + signal.SIGKILL and self._child.cpu_seconds() >= cpu  # it had handled SIGXCPU
-        if cpu and (code == 128 + signal.SIGXCPU or killed):
+        number, cpu = self._child.ended_by, self._policy.limits.cpu
+        if cpu and (
+            number == signal.SIGXCPU
+            or (number == signal.SIGKILL and not self._killed_because and self._child.cpu_seconds() >= cpu)
+        ):  # it had handled SIGXCPU
             self._reached("cpu")
+            self._killed_because = LIMIT
+        if number and not (self._stops and number == signal.SIGTERM):
+            from sandboxrun.sandbox.supervisor import killed
+
+            grew = self._oom_kills is not None and oom_kills() > self._oom_kills
+            because = self._killed_because if number in (signal.SIGKILL, signal.SIGXCPU) else ""
+            self.warn("killed", killed.message(self._key, number, because=because, out_of_memory=grew))
         return code
 
     def _end_programs(self) -> None:
@@ -244,6 +256,7 @@ class Supervisor:
             self.stop("the process that guards the worker's programs has ended: ending the worker")
         elif self._guard.ENDED in words:
             self._warned.add("threads")
+            self._killed_because = LIMIT
             self.warn("limit", self._policy.limits.reached("threads", self._key) + ": ending the worker")
         else:
             self._reached("threads")
@@ -258,12 +271,18 @@ class Supervisor:
         self.warn("output", f"{name} cannot be written ({error.strerror}): what the worker prints there is lost")
 
     def _end_worker(self, *, again: bool, now: float) -> None:
-        self._child.signal(signal.SIGKILL if again else signal.SIGTERM)
-        if not again:
+        if again:
+            self._kill("because it was stopped once more before it had ended")
+        else:
+            self._child.signal(signal.SIGTERM)
             self._kill_at = now + GRACE_SECONDS
         if self._stop_reason:
             self.warn("stop", self._stop_reason)
             self._stop_reason = None
+
+    def _kill(self, because: str) -> None:
+        self._killed_because = self._killed_because or because
+        self._child.signal(signal.SIGKILL)
 
     def _asked(self) -> None:
         message = self._child.questions.read(_QUESTION_BYTES)
@@ -279,7 +298,7 @@ class Supervisor:
 
     def _answer(self, answer: bytes) -> None:
         with contextlib.suppress(OSError, ValueError):  # it has closed its end, or we have
-            self._child.answers.write(answer)  # whole or, where the worker does not read its answers, not at all
+            self._child.answers.write(answer)  # whole, or not at all if the worker does not read its answers
 
     def _woken(self) -> None:
         try:
@@ -295,11 +314,11 @@ class Supervisor:
         except OSError:
             pass  # Full: it will wake anyway. Closed: there is nothing left to wake.
 
-    def _denied(self, kind: str, target: str, by_deny: bool) -> None:
+    def _denied(self, kind: Kind, target: str, by_deny: bool) -> None:
         if (kind, target) in self._shown or len(self._shown) > DENIALS_SHOWN_MAX:
             return
         self._shown.add((kind, target))
-        denial = Denial(KINDS[kind], target, None if by_deny else target, self._key)
+        denial = Denial(kind, target, None if by_deny else target, self._key)
         last = len(self._shown) > DENIALS_SHOWN_MAX
         message = f"{DENIALS_SHOWN_MAX} different targets were refused; further ones are not shown" if last else None
         self._messages.put(lambda log: log.denied(denial, message=message))
@@ -333,62 +352,10 @@ class _Messages:
         self._queue.put(message)
 
     def close(self) -> None:
-        """Wait for what is written, but not for a reader that is stuck."""
+        """Wait until the messages are written, unless their reader hangs."""
         self._queue.put(None)
         self._thread.join(LAST_MESSAGES_SECONDS)
 
     def _write(self, log: Log) -> None:
         while (message := self._queue.get()) is not None:
             message(log)
-
-
-def folder_size(folder: str, enough: int) -> int:
-    """Bytes on disk below `folder`; stops counting past `enough`. Too many entries count as too many bytes.
-
-    Approximate: a worker can write past the limit between two looks, by at most what the disk takes in that time.
-    """
-    total = entries = 0
-    folders = [folder]
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as found:
-                for entry in found:
-                    entries += 1
-                    with contextlib.suppress(FileNotFoundError):  # of this one only: the others still count
-                        total += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    if total > enough or entries > _SCRATCH_ENTRIES_MAX:
-                        return enough + 1
-        except FileNotFoundError:
-            continue  # removed meanwhile
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                return total  # it is we, or the machine, who have no descriptor left: the next look tells
-            return enough + 1  # a folder made unreadable, or too deep to look into: nobody needs that
-    return total
-
-
-def deleted_size(pids: Iterable[int]) -> int:
-    """Bytes on disk of files that are removed, and held open by these processes still; each file counts once."""
-    sizes: dict[tuple[int, int], int] = {}
-    for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
-            for tid in os.listdir(f"/proc/{pid}/task"):
-                if _add_deleted(f"/proc/{pid}/task/{tid}/fd", sizes):
-                    break  # threads share one table of descriptors, for the filter lets none have its own
-    return sum(sizes.values())
-
-
-def _add_deleted(folder: str, sizes: dict[tuple[int, int], int]) -> bool:
-    """False where there is nothing to be seen: a thread that has ended, the first one for instance, shows no descriptors."""
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return False
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            found = os.stat(f"{folder}/{name}")
-            if found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
-                sizes[found.st_dev, found.st_ino] = found.st_blocks * 512
-    return bool(names)

@@ -20,7 +20,7 @@ class Target:
 
     @classmethod
     def of_thread(cls, tid: int) -> Target:
-        """Another process of the sandbox, by one of its threads. Close it. Raises OSError where it is gone."""
+        """Another process of the sandbox, by one of its threads. Close it. Raises OSError if it is gone."""
         with open(f"/proc/{tid}/status", "rb") as file:
             pid = next(int(line.split()[1]) for line in file if line.startswith(b"Tgid:"))
         pidfd = os.pidfd_open(pid)

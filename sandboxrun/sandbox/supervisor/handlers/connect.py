@@ -1,9 +1,9 @@
 """connect(2): decide on our own copy of the address, then connect the worker's socket ourselves.
 
-The address is copied once out of the worker's memory; what is decided on is what is connected, so a thread that
-rewrites the memory changes nothing. The socket is duplicated once; a descriptor swapped meanwhile is simply another
-socket that is connected to an allowed address, or refused for its type. A blocking connect delays no other: it is
-started without blocking and finished when its socket becomes writable.
+The address is copied once out of the worker's memory, and the copy is both decided on and connected, so a thread that
+rewrites the memory changes nothing. The socket is duplicated once; if its descriptor is swapped meanwhile, another socket
+is connected to the allowed address, or refused for its type. A blocking connect delays no other: it starts without
+blocking and is finished when its socket becomes writable.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 
 from sandboxrun import timing as trace
-from sandboxrun.config.permissions import IPAddress, canonical_address, embedded_address, endpoint
+from sandboxrun.config.permissions import IPAddress, Kind, canonical_address, embedded_address, endpoint
 from sandboxrun.records import record
 from sandboxrun.sandbox.compile.landlock import open_real
 from sandboxrun.sandbox.compile.policy import SandboxPolicy
@@ -42,7 +42,7 @@ class InetAddress:
     def __init__(self, address: IPAddress, port: int, scope_id: int = 0) -> None:
         self.address, self.port = address, port
         self.local = _for_python(address, port, scope_id)  # for bind(2): the unspecified address is every one
-        # The unspecified address would be the one that the socket is bound to, which is not what is decided on.
+        # The kernel would take the address that the socket is bound to for the unspecified one; the decision is on loopback.
         if address.is_unspecified:
             address = canonical_address(address)
         elif isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped == ipaddress.IPv4Address(0):
@@ -98,7 +98,7 @@ class Connector:
     """Answers `connect`."""
 
     def __init__(
-        self, calls: Calls, policy: SandboxPolicy, *, resolver: Resolver, denied: Callable[[str, str, bool], None]
+        self, calls: Calls, policy: SandboxPolicy, *, resolver: Resolver, denied: Callable[[Kind, str, bool], None]
     ) -> None:
         self._calls, self._policy, self._resolver, self._denied = calls, policy, resolver, denied
         self._pending: dict[int, _Pending] = {}  # by descriptor
@@ -165,14 +165,14 @@ class Connector:
         denied_names = self._resolver.names(embedded) if embedded is not None else frozenset()
         if not self._policy.net.allows_net(address, destination.port, names, private_names, denied_names):
             target = endpoint(min(names), destination.port) if names else str(destination)
-            self._denied("net", target, self._policy.net.denies_net(address, destination.port, names | denied_names))
+            self._denied(Kind.NET, target, self._policy.net.denies_net(address, destination.port, names | denied_names))
             raise OSError(errno.EACCES, "not granted")
         if len(self._allowed) < DECISIONS_MAX:
             self._allowed[data] = destination
         return destination
 
     def _start(self, sock: _socket.socket, destination: InetAddress, id_: int) -> int | None:
-        """Connect; None where the answer follows later."""
+        """Connect; None if the answer follows later."""
         flags = fcntl.fcntl(sock.fileno(), fcntl.F_GETFL)
         if flags & os.O_NONBLOCK:
             return self._reported(sock.connect_ex(destination.sockaddr), destination)
@@ -190,11 +190,11 @@ class Connector:
         timeout = _send_timeout(sock)
         pending = _Pending(id_, sock, destination, time.monotonic() + timeout if timeout else None)
         fd = sock.fileno()
-        self._calls.watch(fd, lambda: self._settled(pending))  # first: it may fail, and the socket is closed then
+        self._calls.watch(fd, lambda: self._writable(pending))  # first: it may fail, and the socket is closed then
         self._pending[fd] = pending
         return None
 
-    def _settled(self, pending: _Pending) -> None:
+    def _writable(self, pending: _Pending) -> None:
         if not self._calls.listener.is_valid(pending.id):
             self._forget(pending)  # the outcome is for the call that took its place
             return
@@ -238,7 +238,7 @@ def socket_of(target: Target, fd: int) -> _socket.socket:
 
 
 def check_tcp(sock: _socket.socket, family: int) -> None:
-    """Raise OSError where it is not a TCP socket for addresses of this family."""
+    """Raise OSError unless it is a TCP socket for addresses of this family."""
     if (
         sock.type != _socket.SOCK_STREAM
         or sock.family not in (_socket.AF_INET, _socket.AF_INET6)
@@ -284,6 +284,6 @@ def _outcome(sock: _socket.socket, destination: InetAddress) -> int:
 
 
 def _send_timeout(sock: _socket.socket) -> float:
-    """SO_SNDTIMEO in seconds, 0 where none is set: it bounds a blocking connect(2) (socket(7))."""
+    """SO_SNDTIMEO in seconds, 0 if none is set: it bounds a blocking connect(2) (socket(7))."""
     seconds, micros = struct.unpack("@ll", sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, 16))
     return float(seconds + micros / 1e6)

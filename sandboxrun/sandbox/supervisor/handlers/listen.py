@@ -1,4 +1,4 @@
-"""bind(2) and listen(2), where listening was granted: decided and done by us, on our duplicate of the socket."""
+"""bind(2) and listen(2), if listening is granted: the supervisor decides, and does it on its duplicate of the socket."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ipaddress
 from collections.abc import Callable
 from contextlib import closing
 
-from sandboxrun.config.permissions import IPAddress, endpoint
+from sandboxrun.config.permissions import IPAddress, Kind, endpoint
 from sandboxrun.sandbox.compile.policy import SandboxPolicy
 from sandboxrun.sandbox.supervisor.dispatch import Answer, Calls
 from sandboxrun.sandbox.supervisor.handlers.connect import (
@@ -27,7 +27,7 @@ _BACKLOG_MAX = 4096
 class Listening:
     """Answers `bind` and `listen`."""
 
-    def __init__(self, calls: Calls, policy: SandboxPolicy, *, denied: Callable[[str, str, bool], None]) -> None:
+    def __init__(self, calls: Calls, policy: SandboxPolicy, *, denied: Callable[[Kind, str, bool], None]) -> None:
         self._calls, self._policy, self._denied = calls, policy, denied
 
     def bind(self, target: Target, notification: Notification) -> Answer:
@@ -53,7 +53,7 @@ class Listening:
                 return None
             check_tcp(sock, sock.family)
             host, port = sock.getsockname()[:2]
-            # One that is not bound yet gets a port of the kernel's choice at every address: it has port 0 here.
+            # A socket that is not bound has port 0 here; the kernel will choose a port, at every address.
             self._check(sock, ipaddress.ip_address(host), port, bound=True)
             sock.listen(min(backlog & 0xFFFFFFFF, _BACKLOG_MAX))
         return 0
@@ -67,7 +67,7 @@ class Listening:
         both = sock.family == _socket.AF_INET6 and (unbound or not _is_v6_only(sock))
         net = self._policy.net
         if not net.allows_listen(address, port, bound=bound, both=both):
-            self._denied("listen", endpoint(str(address), port), net.denies_listen(address, port, both=both))
+            self._denied(Kind.LISTEN, endpoint(str(address), port), net.denies_listen(address, port, both=both))
             raise OSError(errno.EACCES, "not granted")
 
 

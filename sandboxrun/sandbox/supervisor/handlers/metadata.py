@@ -1,7 +1,7 @@
-"""chmod(2) and utimensat(2): mode and times of files, which Landlock does not cover, where writing is granted.
+"""chmod(2) and utimensat(2): mode and times of files, which Landlock does not cover, if writing is granted.
 
-Done by us on the file itself, found below an open folder of the policy (openat2(2), RESOLVE_BENEATH): a symlink or `..`
-that leads out of it finds nothing. Owner and extended attributes are not changed for anyone.
+The supervisor does it on the file itself, found below an open folder of the policy (openat2(2), RESOLVE_BENEATH): a symlink
+or `..` that leads out of it finds nothing. Owner and extended attributes are not changed for anyone.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Metadata:
 
         def change(file: int) -> None:
             number = TRAPPED[os.uname().machine]["utimensat"]
-            syscall("utimensat", number, file, b"\0", times or 0, _AT_EMPTY_PATH)  # a symlink's own, where it is one
+            syscall("utimensat", number, file, b"\0", times or 0, _AT_EMPTY_PATH)  # of a symlink, its own
 
         name = target.read_path(path) if path else None
         return self._change(target, notification, _int(folder), name, flags, change)

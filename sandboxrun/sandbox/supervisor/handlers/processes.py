@@ -12,7 +12,7 @@ from sandboxrun.sandbox.supervisor.target import Target
 
 
 class Threads:
-    """Answers `clone`: the number of threads does not hang on the worker's memory, so the kernel may go on.
+    """Answers `clone`: the decision does not depend on the worker's memory, so the kernel may perform the call.
 
     Exact but for those being made at the same moment. libc blocks all signals around the call, so that none ends it.
     """
