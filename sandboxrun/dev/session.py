@@ -59,6 +59,13 @@ class Session:
     _standby: Process | None = None
     _leaving: list[Process] = field(default_factory=list)
     _broken: dict[str, str] = field(default_factory=dict)
+    _changing: bool = False  # one worker ends and the next begins
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a worker, or will be in a moment. From any thread."""
+        process = self._current
+        return self._changing or (process is not None and process.code is None)
 
     def run(self) -> None:
         """Until `end`; `error` is set where it could not go on."""
@@ -143,10 +150,14 @@ class Session:
             say("bad", f"{error}")
             return
         before = self.connection.call("HKEYS", fence)
-        if self._current is not None:
-            current, self._current = self._current, None
-            self._retire(current)
-        process = self._current = self._standby or self._make(standby=False)
+        self._changing = True
+        try:
+            if self._current is not None:
+                current, self._current = self._current, None
+                self._retire(current)
+            process = self._current = self._standby or self._make(standby=False)
+        finally:
+            self._changing = False
         self._standby = None
         process.go()
         self._report(process, fence, before, saved, first=first)
