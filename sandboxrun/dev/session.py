@@ -95,7 +95,10 @@ class Session:
 
     def _watch(self) -> None:
         try:
-            for paths in changes(self.setting.target, stop=self._stop, armed=self._armed.set):
+            say = self.setting.say
+            for paths in changes(
+                self.setting.target, stop=self._stop, armed=self._armed.set, warn=lambda text: say("warning", text)
+            ):
                 self._put(paths)
         except SandboxrunError as error:
             self.error = error

@@ -11,6 +11,7 @@ from typing import Any
 from sandboxrun.config import keys
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError, StoreError, UsageError
+from sandboxrun.fetch.resolve import LocalSource, resolve
 from sandboxrun.redis import hashes
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError, refused
@@ -46,6 +47,9 @@ class Target:
     def of_path(cls, path: str) -> Target:
         """A folder with worker.py, or a script. Raises UsageError."""
         real = os.path.abspath(path)
+        for text in (real, os.path.realpath(path)):
+            if not _is_text(text):
+                raise UsageError(f"{os.fsencode(text)!r} is not UTF-8: a hash cannot name it")
         if os.path.isdir(real):
             if not os.path.isfile(os.path.join(real, "worker.py")):
                 raise UsageError(f"{path[:200]} has no worker.py: sandboxrun init NAME makes a folder that has one")
@@ -57,6 +61,7 @@ class Target:
         name = os.path.basename(real).removesuffix(".py")
         if name == "worker":
             name = os.path.basename(os.path.dirname(real))
+        real = os.path.realpath(real)  # a hash that names a symlink is refused if a worker could have made it
         return cls(type_from(name), ID, os.path.dirname(real), real, made=True)
 
     @classmethod
@@ -68,9 +73,11 @@ class Target:
                 f"{config.key} runs version {config.version!r}, which does not change on save: set it to a folder with "
                 f"HSET {config.key} url FOLDER version local"
             )
-        folder = os.path.isdir(config.url)
-        parent = config.url if folder else os.path.dirname(config.url)
-        return cls(type_, id_, parent, None if folder else config.url, made=False)
+        source = resolve(config.url, "local", key=config.key)
+        assert isinstance(source, LocalSource)
+        if source.folder is not None:
+            return cls(type_, id_, source.folder, None, made=False)
+        return cls(type_, id_, os.path.dirname(source.script), source.script, made=False)
 
 
 def read(connection: Connection, type_: str, id_: str) -> WorkerConfig:
@@ -84,16 +91,25 @@ def read(connection: Connection, type_: str, id_: str) -> WorkerConfig:
     return found.config
 
 
-def type_from(name: str) -> str:
-    """A valid worker type from a folder's name. Raises UsageError where none of it is left."""
-    found = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-_")
-    found = re.sub(r"^[^a-z]+", "", found)[: keys.TYPE_MAX_CHARS]
-    if not found:
-        raise UsageError(f"no worker type can be made of the name {name[:80]!r}: it needs a letter from a to z")
+def _is_text(path: str) -> bool:
     try:
-        return keys.check_type(found)
+        path.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 has surrogates, PEP 383
+        return False
+    return True
+
+
+def type_from(name: str) -> str:
+    """A valid worker type from a folder's name: `My Café!` to `my-cafe`, `worker` if no letter from a to z is in it."""
+    import unicodedata
+
+    plain = "".join(char for char in unicodedata.normalize("NFKD", name.casefold()) if not unicodedata.combining(char))
+    type_ = re.sub(r"[^a-z0-9_]+", "-", plain).strip("-_")
+    type_ = re.sub(r"^[^a-z]+", "", type_)[: keys.TYPE_MAX_CHARS] or "worker"
+    try:
+        return keys.check_type(type_)
     except ConfigError:
-        return f"{found}-worker"
+        return f"{type_}-worker"
 
 
 class OwnKeys:
