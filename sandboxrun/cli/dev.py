@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sandboxrun.cli.call import parse_data
-from sandboxrun.cli.parser import Parser, connect_option, names
+from sandboxrun.cli.parser import Parser, captured, connect_option, names
 from sandboxrun.errors import SandboxrunError, UsageError
 from sandboxrun.log import escape
 from sandboxrun.protocol.call import CallError
@@ -42,6 +42,7 @@ _COLOURS = {"good": "32", "bad": "31", "error": "31", "warning": "33", "denied":
 CALL_SECONDS = 30.0
 LAST_REPLY_SECONDS = 0.5  # for the reply of a worker that ended after it
 EXITS = ("exit", "quit")
+_OWN_OPTIONS = {"--standby", "--json-logs", "--help", "-h", "--version"}  # that a run gets from here, or not at all
 STARTED_AGAIN = "it is started again when a file is saved"
 LOOK_SECONDS = 0.1  # how soon the end of a worker is noticed while a reply is awaited
 DEBUGGED_SECONDS = 3600.0
@@ -61,19 +62,49 @@ def main(args: list[str]) -> int:
     )
     parser.add_argument("--key-file", metavar="FILE", help="the key of the worker's secrets, one line worker-v0 HEX")
     options, rest = parser.parse_known_args(args)
-    for word in rest:
-        if not word.startswith("--") or word.startswith(("--standby", "--json-logs")):
-            raise UsageError(f"{word[:80]!r} is not an option; see sandboxrun dev --help")
+    _check_passed_on(parser, args, rest)
     if len(options.target) > 2:
-        raise UsageError(f"{len(options.target)} words are given: expected FOLDER, FILE or TYPE ID; options need a '='")
+        raise UsageError(
+            f"{len(options.target)} words are given: expected FOLDER, FILE or TYPE ID", hint="sandboxrun dev --help"
+        )
     if options.key_file is not None and not os.path.isfile(options.key_file):
-        raise UsageError(f"--key-file {options.key_file[:200]} is not a file; sandboxrun encrypt makes one")
+        raise UsageError(
+            f"--key-file {options.key_file[:200]} is not a file", hint=_key_hint(options.target, options.key_file)
+        )
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         return _develop(options, rest)
     except KeyboardInterrupt:
         return 0
+
+
+def _check_passed_on(parser: Parser, args: list[str], rest: list[str]) -> None:
+    """Raise UsageError if one of `rest`, which are passed on to each run, is no option of a run."""
+    from sandboxrun.cli import mistakes, run
+
+    known = captured(run.main)._option_string_actions
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name not in known or name in _OWN_OPTIONS:
+            for each in known.keys() - parser._option_string_actions.keys() - _OWN_OPTIONS:
+                parser.add_argument(each, action="store_true")  # so that it can be the one that was meant
+            raise mistakes.too_much(parser, args, [word])
+        if not equals and known[name].nargs is None and not name.startswith("--inspect"):
+            at = args.index(word)
+            values = args[at + 1 : at + 2]
+            value = values[0] if values and not values[0].startswith("-") else known[name].metavar
+            meant = [*args[:at], f"{name}={value}", *args[at + 2 :]]
+            raise UsageError(f"{name} needs its value behind a =", hint=mistakes.again_hint(parser, meant))
+
+
+def _key_hint(words: list[str], file: str) -> str:
+    """Makes a key, and a secret in the hash. The hash of a folder has none."""
+    if len(words) != 2:
+        return ""
+    return (
+        f'echo \'{{"NAME":"VALUE"}}\' | sandboxrun encrypt {shlex.join(words)} --key-file {shlex.quote(file)} --write'
+    )
 
 
 def _interrupt(*_: object) -> None:
@@ -300,12 +331,14 @@ class _Terminal:
 
     def ask(self) -> str | None:
         """A line, or None at the end of the input."""
-        import readline  # noqa: F401  # which input() edits and remembers lines with
+        import readline  # with which input() edits and remembers lines
 
         if self._ahead:
             line = self._ahead.popleft()
             self.print("", f"{self._prompt}{line}")
             return line
+        begun, self._part = self._part.decode("utf-8", "replace"), b""
+        readline.set_startup_hook(lambda: readline.insert_text(begun))
         with self._lock:
             self._asking = True
         try:

@@ -20,6 +20,7 @@ from sandboxrun.dev.process import Process
 from sandboxrun.dev.target import Target, read
 from sandboxrun.dev.watch import changes
 from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, UsageError
+from sandboxrun.log import escape, shown_hint
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError
 
@@ -124,7 +125,7 @@ class Session:
             self._current = None
             code = process.code or 0
             if code == UsageError.exit_code:
-                self.error = UsageError("these options do not start a worker: mend what is said above")
+                self.error = UsageError("these options do not start a worker, as the error above says")
                 self.end()
                 return
             why = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -150,7 +151,7 @@ class Session:
         try:
             fence = keys.fence_key(*self._consumer())
         except ConfigError as error:
-            say("bad", f"{error}")
+            say("bad", "\n".join([escape(str(error)), *([shown_hint(error.hint)] if error.hint else [])]))
             return
         before = self.connection.call("HKEYS", fence)
         self._changing = True

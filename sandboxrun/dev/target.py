@@ -52,12 +52,10 @@ class Target:
                 raise UsageError(f"{os.fsencode(text)!r} is not UTF-8: a hash cannot name it")
         if os.path.isdir(real):
             if not os.path.isfile(os.path.join(real, "worker.py")):
-                raise UsageError(f"{path[:200]} has no worker.py: sandboxrun init NAME makes a folder that has one")
+                raise UsageError(f"{path[:200]} has no worker.py", hint=_script_hint(path))
             return cls(type_from(os.path.basename(real)), ID, real, None, made=True)
         if not os.path.isfile(real):
-            raise UsageError(
-                f"{path[:200]} is neither a folder nor a file: sandboxrun init NAME makes a folder; for a hash, give TYPE ID"
-            )
+            raise UsageError(f"{path[:200]} is neither a folder nor a file", hint=_folder_hint(path))
         name = os.path.basename(real).removesuffix(".py")
         if name == "worker":
             name = os.path.basename(os.path.dirname(real))
@@ -70,8 +68,8 @@ class Target:
         config = read(connection, type_, id_)
         if config.version != "local":
             raise ConfigError(
-                f"{config.key} runs version {config.version!r}, which does not change on save: set it to a folder with "
-                f"HSET {config.key} url FOLDER version local"
+                f"{config.key} runs version {config.version!r}, which does not change on save",
+                hint=f"sandboxrun set {type_} {id_} url=FOLDER version=local",
             )
         source = resolve(config.url, "local", key=config.key)
         assert isinstance(source, LocalSource)
@@ -89,6 +87,32 @@ def read(connection: Connection, type_: str, id_: str) -> WorkerConfig:
     found.parse_stored(hashes.read(connection, type_, id_))
     assert found.config is not None
     return found.config
+
+
+def _script_hint(folder: str) -> str:
+    """For a folder without worker.py: develop another script in it, or make a worker."""
+    import shlex
+
+    names = sorted(os.listdir(folder))
+    scripts = [name for name in names if name.endswith(".py") and _is_text(name)]
+    if scripts:
+        return f"sandboxrun dev {shlex.quote(os.path.join(folder, scripts[0]))}"
+    if not names:
+        return f"sandboxrun init {shlex.quote(folder)}"
+    return "sandboxrun init NAME && sandboxrun dev NAME"
+
+
+def _folder_hint(path: str) -> str:
+    """For a path at which nothing is: the one that was probably meant, or make a worker there."""
+    import difflib
+    import shlex
+
+    parent, name = os.path.split(path.rstrip("/"))
+    with contextlib.suppress(OSError):
+        near = difflib.get_close_matches(name, filter(_is_text, os.listdir(parent or ".")), 1)
+        if near:
+            return f"sandboxrun dev {shlex.quote(os.path.join(parent, near[0]))}"
+    return f"sandboxrun init {shlex.quote(path)}"
 
 
 def _is_text(path: str) -> bool:
@@ -129,8 +153,8 @@ class OwnKeys:
         fields = {"type": target.type, "url": target.url, "version": "local"}
         if not self._make(fields):
             raise ConfigError(
-                f"{target.key} is there already: sandboxrun dev {target.type} {target.id} takes it as it is; or remove it with "
-                f"DEL {target.key}"
+                f"{target.key} is there already, and is not the one of {target.url}",
+                hint=f"sandboxrun dev {target.type} {target.id}",
             )
         self._ours = [target.key, *(name for name in self._streams if not self._connection.call("EXISTS", name))]
         return self
