@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make .venv and install the project with an extra (embedded, test), unless that was done since pyproject.toml changed.
+# Make .venv and install the project with an extra (demo, test), unless that was done since pyproject.toml changed.
 # VENV names another folder.
 set -eu
 CDPATH= cd "$(dirname "$0")/.."

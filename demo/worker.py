@@ -19,7 +19,8 @@ def handle(request):
         return {"text": Path(data["read"]).read_text()}
     if "name" not in data:
         raise worker.BadRequest("data has no name")
-    return {"text": f"{worker.secrets()['greeting']}, {data['name']}!"}
+    greeting = worker.secrets().get("greeting", "Hello")
+    return {"text": f"{greeting}, {data['name']}!"}
 
 
 worker.run()

@@ -11,6 +11,7 @@ from layers import LAYERS, faults
 PACKAGE = Path(__file__).parent.parent / "sandboxrun"
 ONE_IMPORTER = {
     "httpx": {"fetch/download.py"},
+    "platformdirs": {"host/folders.py"},
     "pyseccomp": {"sandbox/compile/seccomp.py"},
     "cryptography": {"config/secrets.py"},
     "redis": {"redis/embedded.py", "worker/context.py", "worker/__init__.py", "client/redis_py.py"},
@@ -18,7 +19,6 @@ ONE_IMPORTER = {
     "pydantic": {"worker/payload.py", "worker/results.py"},
     "watchfiles": {"dev/watch.py"},
     "debugpy": {"sandbox/child/debugger.py"},
-    "platformdirs": {"host/folders.py"},
 }
 LIGHT = {"_ctypes", "gc", "marshal", "os", "resource", "stat", "sys", "time"}
 

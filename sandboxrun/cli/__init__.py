@@ -51,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     os._exit(code)
 
 
+def redish_script() -> NoReturn:
+    """The entry point of the command redish."""
+    main(["redish", *sys.argv[1:]])
+
+
 def _explain(error: Exception, args: list[str]) -> int:
     """Print the line of an error; its exit code."""
     from sandboxrun.errors import SandboxrunError

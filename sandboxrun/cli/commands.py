@@ -19,6 +19,7 @@ COMMANDS = (
     "set",
     "perms",
     "trace",
+    "redish",
     "ps",
     "stop",
     "logs",

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import json
 import os
+import select
 import shlex
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sandboxrun.cli.call import parse_data
-from sandboxrun.cli.parser import Parser, connect_option, names
+from sandboxrun.cli.parser import Parser, captured, connect_option, names
 from sandboxrun.errors import SandboxrunError, UsageError
 from sandboxrun.log import escape
 from sandboxrun.protocol.call import CallError
 
 if TYPE_CHECKING:
-    from sandboxrun.client import Client
     from sandboxrun.dev.learn import Learned
     from sandboxrun.dev.session import Session
     from sandboxrun.dev.target import Target
@@ -39,6 +40,11 @@ are passed on, each with its "=".
 """
 _COLOURS = {"good": "32", "bad": "31", "error": "31", "warning": "33", "denied": "33", "dev": "2"}
 CALL_SECONDS = 30.0
+LAST_REPLY_SECONDS = 0.5  # for the reply of a worker that ended after it
+EXITS = ("exit", "quit")
+_OWN_OPTIONS = {"--standby", "--json-logs", "--help", "-h", "--version"}  # that a run gets from here, or not at all
+STARTED_AGAIN = "it is started again when a file is saved"
+LOOK_SECONDS = 0.1  # how soon the end of a worker is noticed while a reply is awaited
 DEBUGGED_SECONDS = 3600.0
 
 
@@ -56,19 +62,49 @@ def main(args: list[str]) -> int:
     )
     parser.add_argument("--key-file", metavar="FILE", help="the key of the worker's secrets, one line worker-v0 HEX")
     options, rest = parser.parse_known_args(args)
-    for word in rest:
-        if not word.startswith("--") or word.startswith(("--standby", "--json-logs")):
-            raise UsageError(f"{word[:80]!r} is not an option; see sandboxrun dev --help")
+    _check_passed_on(parser, args, rest)
     if len(options.target) > 2:
-        raise UsageError(f"{len(options.target)} words are given: expected FOLDER, FILE or TYPE ID; options need a '='")
+        raise UsageError(
+            f"{len(options.target)} words are given: expected FOLDER, FILE or TYPE ID", hint="sandboxrun dev --help"
+        )
     if options.key_file is not None and not os.path.isfile(options.key_file):
-        raise UsageError(f"--key-file {options.key_file[:200]} is not a file; sandboxrun encrypt makes one")
+        raise UsageError(
+            f"--key-file {options.key_file[:200]} is not a file", hint=_key_hint(options.target, options.key_file)
+        )
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         return _develop(options, rest)
     except KeyboardInterrupt:
         return 0
+
+
+def _check_passed_on(parser: Parser, args: list[str], rest: list[str]) -> None:
+    """Raise UsageError if one of `rest`, which are passed on to each run, is no option of a run."""
+    from sandboxrun.cli import mistakes, run
+
+    known = captured(run.main)._option_string_actions
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name not in known or name in _OWN_OPTIONS:
+            for each in known.keys() - parser._option_string_actions.keys() - _OWN_OPTIONS:
+                parser.add_argument(each, action="store_true")  # so that it can be the one that was meant
+            raise mistakes.too_much(parser, args, [word])
+        if not equals and known[name].nargs is None and not name.startswith("--inspect"):
+            at = args.index(word)
+            values = args[at + 1 : at + 2]
+            value = values[0] if values and not values[0].startswith("-") else known[name].metavar
+            meant = [*args[:at], f"{name}={value}", *args[at + 2 :]]
+            raise UsageError(f"{name} needs its value behind a =", hint=mistakes.again_hint(parser, meant))
+
+
+def _key_hint(words: list[str], file: str) -> str:
+    """Makes a key, and a secret in the hash. The hash of a folder has none."""
+    if len(words) != 2:
+        return ""
+    return (
+        f'echo \'{{"NAME":"VALUE"}}\' | sandboxrun encrypt {shlex.join(words)} --key-file {shlex.quote(file)} --write'
+    )
 
 
 def _interrupt(*_: object) -> None:
@@ -161,20 +197,19 @@ def _serve(session: Session, terminal: _Terminal, url: str, *, seconds: float) -
     if session.over.is_set():
         return
     target = session.setting.target
-    terminal.print("dev", f"{target.key} is {target.url}; it is started again when a file is saved")
+    terminal.print("dev", f"{target.key} is {escape(target.url)}; {STARTED_AGAIN}")
     if not terminal.prompts:
         session.over.wait()
         return
     terminal.print("dev", "a request is JSON or KEY=VALUE …; exit or Ctrl-D ends")
-    from sandboxrun.client import Client
-
     threading.Thread(target=_wake, args=(session,), daemon=True).start()
-    with Client(url) as client:
-        while (line := terminal.ask()) is not None and not session.over.is_set():
-            if line in ("exit", "quit"):
-                return
-            if line:
-                _call(client, terminal, target.type, line, seconds)
+    while (line := terminal.ask()) is not None and not session.over.is_set():
+        if line in EXITS:
+            return
+        if line and not session.runs:
+            terminal.print("bad", f"no worker runs, so nothing was sent; {STARTED_AGAIN}")
+        elif line and not _call(session, terminal, url, line, seconds):
+            return
 
 
 def _wake(session: Session) -> None:
@@ -183,11 +218,46 @@ def _wake(session: Session) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _call(client: Client, terminal: _Terminal, type_: str, line: str, seconds: float) -> None:
+def _call(session: Session, terminal: _Terminal, url: str, line: str, seconds: float) -> bool:
+    """Send a request and wait for its reply; whether the session goes on.
+
+    The wait ends early if the worker ends. The reply is printed whenever it comes, because the next start of the worker
+    handles the request.
+    """
+    try:
+        data = parse_data([line] if line[0] in '{["' else shlex.split(line))
+    except (SandboxrunError, ValueError) as error:
+        terminal.print("bad", escape(str(error)))
+        return True
+    type_ = session.setting.target.type
+    read, write = os.pipe()
+
+    def answer() -> None:
+        try:
+            _ask(terminal, url, type_, data, seconds)
+        finally:
+            os.close(write)
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        while not terminal.heard(read):
+            if not session.runs:
+                if not select.select([read], [], [], LAST_REPLY_SECONDS)[0]:
+                    terminal.print("bad", f"the request waits for the next start of the worker; {STARTED_AGAIN}")
+                break
+    finally:
+        os.close(read)
+    return not terminal.left
+
+
+def _ask(terminal: _Terminal, url: str, type_: str, data: Any, seconds: float) -> None:
+    """Print the reply, or why there is none."""
+    from sandboxrun.client import Client
+
     began = time.perf_counter()
     try:
-        words = [line] if line[0] in '{["' else shlex.split(line)
-        reply = client.call(type_, parse_data(words), timeout=seconds)
+        with Client(url) as client:
+            reply = client.call(type_, data, timeout=seconds)
     except CallError as error:
         if error.reply is None:
             terminal.print("bad", escape(str(error)))
@@ -198,11 +268,11 @@ def _call(client: Client, terminal: _Terminal, type_: str, line: str, seconds: f
         return
     millis = (time.perf_counter() - began) * 1000
     code = reply.get("code")
-    terminal.print("good" if code == 200 else "bad", f"{code} in {millis:.1f} ms")
     body = {name: value for name, value in reply.items() if name not in ("ref", "source", "code", "time")}
     text = json.dumps(body, indent=2, ensure_ascii=False)
     # A reply must not drive the terminal.
-    terminal.print("", text if text.replace("\n", "").isprintable() else json.dumps(body, indent=2))
+    text = text if text.replace("\n", "").isprintable() else json.dumps(body, indent=2)
+    terminal.print("good" if code == 200 else "bad", f"{code} in {millis:.1f} ms", text)
 
 
 def _said(kind: str, text: str, terminal: _Terminal, learned: Learned) -> None:
@@ -218,6 +288,8 @@ def _show_learned(learned: Learned, connection: Connection, target: Target, comm
 
     stored = read(connection, target.type, target.id).own.fields
     grants = learned.grants()
+    if learned.without_grant:
+        print(f"learned: {learned.without_grant} times it was refused what no grant allows; the lines above say what")
     if not grants:
         print("learned: no refusal named a grant; one that the worker handled itself names none")
         return
@@ -234,15 +306,20 @@ class _Terminal:
 
     def __init__(self, prompt: str) -> None:
         self.prompts = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+        self.left = False  # the end was typed while a reply was awaited
         capable = os.environ.get("TERM", "dumb") != "dumb"
         self._colours = sys.stdout.isatty() and capable and not os.environ.get("NO_COLOR")
         self._clear = "\r\x1b[K" if capable else "\r"
         self._prompt, self._asking = prompt, False
         self._lock = threading.Lock()
+        self._ahead: collections.deque[str] = collections.deque()  # typed while a reply was awaited
+        self._part = b""
 
-    def print(self, kind: str, text: str) -> None:
+    def print(self, kind: str, text: str, *further: str) -> None:
+        """`further`: lines below, without the colour of `kind`."""
         if kind in _COLOURS and self._colours:
             text = f"\x1b[{_COLOURS[kind]}m{text}\x1b[0m"
+        text = "\n".join((text, *further))
         with self._lock, contextlib.suppress(OSError, ValueError):
             if self._asking:
                 import readline
@@ -254,8 +331,14 @@ class _Terminal:
 
     def ask(self) -> str | None:
         """A line, or None at the end of the input."""
-        import readline  # noqa: F401  # which input() edits and remembers lines with
+        import readline  # with which input() edits and remembers lines
 
+        if self._ahead:
+            line = self._ahead.popleft()
+            self.print("", f"{self._prompt}{line}")
+            return line
+        begun, self._part = self._part.decode("utf-8", "replace"), b""
+        readline.set_startup_hook(lambda: readline.insert_text(begun))
         with self._lock:
             self._asking = True
         try:
@@ -269,3 +352,17 @@ class _Terminal:
         finally:
             with self._lock:
                 self._asking = False
+
+    def heard(self, done: int) -> bool:
+        """Wait a moment for the end of the pipe `done` or for lines that are typed; whether there is nothing more to wait
+        for: the pipe has ended, or the end was typed. Other lines are kept for `ask`."""
+        fd = sys.stdin.fileno()
+        ready = select.select([done, fd], [], [], LOOK_SECONDS)[0]
+        if fd in ready and done not in ready:
+            data = os.read(fd, 4096)
+            # What was typed at the prompt beyond its line has the \r of a terminal that readline has set.
+            *lines, self._part = (self._part + data).replace(b"\r", b"\n").split(b"\n")
+            self._ahead.extend(line.decode("utf-8", "replace").strip() for line in lines)
+            # Ctrl-D on an empty line gives nothing to read, tcgetattr(3).
+            self.left = not data or any(line in EXITS for line in self._ahead)
+        return self.left or done in ready

@@ -20,6 +20,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "set": ("TYPE [ID] FIELD=VALUE …", "change its hash, after the checks that a run makes"),
         "encrypt": ("TYPE ID --key-file FILE", "encrypt its secrets"),
         "show": ("TYPE ID", "show its hash, what it means, and what is wrong with it"),
+        "redish": ("KEY|PATTERN [FIELD …]", "print keys of Redis, a field and its value on each line"),
         "perms": ("TYPE ID [--net HOST:PORT …]", "say whether it may do something, and why"),
         "diff": ("TYPE ID", "list the permissions that nobody has approved yet"),
         "approve": ("TYPE ID", "approve them"),

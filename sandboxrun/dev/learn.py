@@ -23,12 +23,15 @@ class Learned:
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], Any] = {}
+        self.without_grant = 0  # refusals that no grant would allow
 
     def event(self, fields: Mapping[str, object]) -> None:
         """The fields of a log event `denied`, as Denial.fields gives them; one that no grant would allow teaches nothing."""
         kind, grant = fields.get("kind"), fields.get("grant")
         if isinstance(kind, str) and isinstance(grant, str):
             self._add(kind, grant)
+        elif isinstance(kind, str) and grant is None:
+            self.without_grant += 1
 
     def line(self, text: str) -> None:
         """A line that the worker printed; only the denial after its traceback teaches something."""

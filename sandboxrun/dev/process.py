@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
-from sandboxrun.log import escape
+from sandboxrun.log import escape, shown_hint
 
 LINE_MAX_BYTES = 64 * 1024
 LAST_WORDS_SECONDS = 1.0
@@ -121,7 +121,7 @@ class Process:
         else:
             if message["event"] == "denied":
                 self._denied(message)
-            self._said(message["level"], escape(message["message"]))
+            self._said(message["level"], "\n".join([escape(message["message"]), *_hint(message)]))
 
 
 def parse_message(line: str) -> dict[str, Any] | None:
@@ -134,6 +134,11 @@ def parse_message(line: str) -> dict[str, Any] | None:
         return None
     parts = [found.get(name) for name in ("level", "event", "message")]
     return found if all(isinstance(part, str) for part in parts) else None
+
+
+def _hint(message: dict[str, Any]) -> list[str]:
+    hint = message.get("hint")
+    return [shown_hint(tuple(hint))] if isinstance(hint, list) and all(isinstance(line, str) for line in hint) else []
 
 
 def shown(line: str) -> str:

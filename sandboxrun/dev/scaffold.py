@@ -35,7 +35,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from sandboxrun import client; from sandboxrun.redis import embedded
+from sandboxrun import client
+from sandboxrun.redis import embedded
 
 FOLDER = Path(__file__).parent
 TYPE = "@TYPE@"
@@ -103,14 +104,16 @@ FILES = {"worker.py": _WORKER, "test_worker.py": _TEST, "README.md": _README, ".
 
 
 def make(name: str) -> list[str]:
-    """Make the folder and its files; their paths. Raises UsageError where it is there with something in it."""
+    """Make the folder and its files; their paths. Raises UsageError if it is there and not empty."""
     folder = os.path.abspath(name)
     type_ = type_from(os.path.basename(folder))
     made = []
     try:
         with contextlib.suppress(FileNotFoundError):
             if os.listdir(folder):
-                raise UsageError(f"{name[:200]} is there and not empty: choose another name, nothing is overwritten")
+                raise UsageError(
+                    f"{name[:200]} is there and not empty, so nothing is written", hint=_other_name_hint(name)
+                )
         for path, text in FILES.items():
             whole = os.path.join(folder, path)
             os.makedirs(os.path.dirname(whole), exist_ok=True)
@@ -118,5 +121,14 @@ def make(name: str) -> list[str]:
                 file.write(text.replace("@TYPE@", type_).replace("@NAME@", os.path.basename(folder)))
             made.append(os.path.join(name, path))
     except OSError as error:
-        raise UsageError(f"{name[:200]} cannot be made: {error.strerror}; choose another name") from error
+        raise UsageError(f"{name[:200]} cannot be made: {error.strerror}") from error
     return made
+
+
+def _other_name_hint(name: str) -> str:
+    import itertools
+    import shlex
+
+    base = name.rstrip("/")
+    free = next(other for number in itertools.count(2) if not os.path.lexists(other := f"{base}-{number}"))
+    return f"sandboxrun init {shlex.quote(free)}"

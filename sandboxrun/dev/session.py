@@ -20,6 +20,7 @@ from sandboxrun.dev.process import Process
 from sandboxrun.dev.target import Target, read
 from sandboxrun.dev.watch import changes
 from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, UsageError
+from sandboxrun.log import escape, shown_hint
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError
 
@@ -59,6 +60,13 @@ class Session:
     _standby: Process | None = None
     _leaving: list[Process] = field(default_factory=list)
     _broken: dict[str, str] = field(default_factory=dict)
+    _changing: bool = False  # one worker ends and the next begins
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a worker, or will be in a moment. From any thread."""
+        process = self._current
+        return self._changing or (process is not None and process.code is None)
 
     def run(self) -> None:
         """Until `end`; `error` is set where it could not go on."""
@@ -88,7 +96,10 @@ class Session:
 
     def _watch(self) -> None:
         try:
-            for paths in changes(self.setting.target, stop=self._stop, armed=self._armed.set):
+            say = self.setting.say
+            for paths in changes(
+                self.setting.target, stop=self._stop, armed=self._armed.set, warn=lambda text: say("warning", text)
+            ):
                 self._put(paths)
         except SandboxrunError as error:
             self.error = error
@@ -114,7 +125,7 @@ class Session:
             self._current = None
             code = process.code or 0
             if code == UsageError.exit_code:
-                self.error = UsageError("these options do not start a worker: mend what is said above")
+                self.error = UsageError("these options do not start a worker, as the error above says")
                 self.end()
                 return
             why = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -140,13 +151,17 @@ class Session:
         try:
             fence = keys.fence_key(*self._consumer())
         except ConfigError as error:
-            say("bad", f"{error}")
+            say("bad", "\n".join([escape(str(error)), *([shown_hint(error.hint)] if error.hint else [])]))
             return
         before = self.connection.call("HKEYS", fence)
-        if self._current is not None:
-            current, self._current = self._current, None
-            self._retire(current)
-        process = self._current = self._standby or self._make(standby=False)
+        self._changing = True
+        try:
+            if self._current is not None:
+                current, self._current = self._current, None
+                self._retire(current)
+            process = self._current = self._standby or self._make(standby=False)
+        finally:
+            self._changing = False
         self._standby = None
         process.go()
         self._report(process, fence, before, saved, first=first)

@@ -11,6 +11,7 @@ from typing import Any
 from sandboxrun.config import keys
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError, StoreError, UsageError
+from sandboxrun.fetch.resolve import LocalSource, resolve
 from sandboxrun.redis import hashes
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError, refused
@@ -46,17 +47,19 @@ class Target:
     def of_path(cls, path: str) -> Target:
         """A folder with worker.py, or a script. Raises UsageError."""
         real = os.path.abspath(path)
+        for text in (real, os.path.realpath(path)):
+            if not _is_text(text):
+                raise UsageError(f"{os.fsencode(text)!r} is not UTF-8: a hash cannot name it")
         if os.path.isdir(real):
             if not os.path.isfile(os.path.join(real, "worker.py")):
-                raise UsageError(f"{path[:200]} has no worker.py: sandboxrun init NAME makes a folder that has one")
+                raise UsageError(f"{path[:200]} has no worker.py", hint=_script_hint(path))
             return cls(type_from(os.path.basename(real)), ID, real, None, made=True)
         if not os.path.isfile(real):
-            raise UsageError(
-                f"{path[:200]} is neither a folder nor a file: sandboxrun init NAME makes a folder; for a hash, give TYPE ID"
-            )
+            raise UsageError(f"{path[:200]} is neither a folder nor a file", hint=_folder_hint(path))
         name = os.path.basename(real).removesuffix(".py")
         if name == "worker":
             name = os.path.basename(os.path.dirname(real))
+        real = os.path.realpath(real)  # a hash that names a symlink is refused if a worker could have made it
         return cls(type_from(name), ID, os.path.dirname(real), real, made=True)
 
     @classmethod
@@ -65,12 +68,14 @@ class Target:
         config = read(connection, type_, id_)
         if config.version != "local":
             raise ConfigError(
-                f"{config.key} runs version {config.version!r}, which does not change on save: set it to a folder with "
-                f"HSET {config.key} url FOLDER version local"
+                f"{config.key} runs version {config.version!r}, which does not change on save",
+                hint=f"sandboxrun set {type_} {id_} url=FOLDER version=local",
             )
-        folder = os.path.isdir(config.url)
-        parent = config.url if folder else os.path.dirname(config.url)
-        return cls(type_, id_, parent, None if folder else config.url, made=False)
+        source = resolve(config.url, "local", key=config.key)
+        assert isinstance(source, LocalSource)
+        if source.folder is not None:
+            return cls(type_, id_, source.folder, None, made=False)
+        return cls(type_, id_, os.path.dirname(source.script), source.script, made=False)
 
 
 def read(connection: Connection, type_: str, id_: str) -> WorkerConfig:
@@ -84,16 +89,51 @@ def read(connection: Connection, type_: str, id_: str) -> WorkerConfig:
     return found.config
 
 
-def type_from(name: str) -> str:
-    """A valid worker type from a folder's name. Raises UsageError where none of it is left."""
-    found = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-_")
-    found = re.sub(r"^[^a-z]+", "", found)[: keys.TYPE_MAX_CHARS]
-    if not found:
-        raise UsageError(f"no worker type can be made of the name {name[:80]!r}: it needs a letter from a to z")
+def _script_hint(folder: str) -> str:
+    """For a folder without worker.py: develop another script in it, or make a worker."""
+    import shlex
+
+    names = sorted(os.listdir(folder))
+    scripts = [name for name in names if name.endswith(".py") and _is_text(name)]
+    if scripts:
+        return f"sandboxrun dev {shlex.quote(os.path.join(folder, scripts[0]))}"
+    if not names:
+        return f"sandboxrun init {shlex.quote(folder)}"
+    return "sandboxrun init NAME && sandboxrun dev NAME"
+
+
+def _folder_hint(path: str) -> str:
+    """For a path at which nothing is: the one that was probably meant, or make a worker there."""
+    import difflib
+    import shlex
+
+    parent, name = os.path.split(path.rstrip("/"))
+    with contextlib.suppress(OSError):
+        near = difflib.get_close_matches(name, filter(_is_text, os.listdir(parent or ".")), 1)
+        if near:
+            return f"sandboxrun dev {shlex.quote(os.path.join(parent, near[0]))}"
+    return f"sandboxrun init {shlex.quote(path)}"
+
+
+def _is_text(path: str) -> bool:
     try:
-        return keys.check_type(found)
+        path.encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 has surrogates, PEP 383
+        return False
+    return True
+
+
+def type_from(name: str) -> str:
+    """A valid worker type from a folder's name: `My Café!` to `my-cafe`, `worker` if no letter from a to z is in it."""
+    import unicodedata
+
+    plain = "".join(char for char in unicodedata.normalize("NFKD", name.casefold()) if not unicodedata.combining(char))
+    type_ = re.sub(r"[^a-z0-9_]+", "-", plain).strip("-_")
+    type_ = re.sub(r"^[^a-z]+", "", type_)[: keys.TYPE_MAX_CHARS] or "worker"
+    try:
+        return keys.check_type(type_)
     except ConfigError:
-        return f"{found}-worker"
+        return f"{type_}-worker"
 
 
 class OwnKeys:
@@ -113,8 +153,8 @@ class OwnKeys:
         fields = {"type": target.type, "url": target.url, "version": "local"}
         if not self._make(fields):
             raise ConfigError(
-                f"{target.key} is there already: sandboxrun dev {target.type} {target.id} takes it as it is; or remove it with "
-                f"DEL {target.key}"
+                f"{target.key} is there already, and is not the one of {target.url}",
+                hint=f"sandboxrun dev {target.type} {target.id}",
             )
         self._ours = [target.key, *(name for name in self._streams if not self._connection.call("EXISTS", name))]
         return self

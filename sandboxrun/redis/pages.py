@@ -38,7 +38,7 @@ class Entry:
 
 
 def entries(
-    connection: Connection, stream: str, *, start: str = "-", end: str = "+", newest_first: bool = False
+    connection: Connection, stream: str | bytes, *, start: str = "-", end: str = "+", newest_first: bool = False
 ) -> Iterator[Entry]:
     """From `start` to `end`, or backward. Raises ReplyError for a key of another type."""
     at, count = (end if newest_first else start), PAGE_FIRST
@@ -69,7 +69,7 @@ def one(connection: Connection, stream: str, xid: str) -> Entry | None:
     return next(entries(connection, stream, start=xid, end=xid), None)
 
 
-def ask(connection: Connection, *words: str | int, most: int = ENTRY_MAX_BYTES) -> Any:
+def ask(connection: Connection, *words: str | bytes | int, most: int = ENTRY_MAX_BYTES) -> Any:
     """The reply to one command; None if it has more bytes than `most`, and then the connection is a new one."""
     replies = connection.pipeline_within([words], most, reopen=True)
     return None if replies is None else connection.checked(replies[0])
@@ -86,7 +86,7 @@ def ask_all(connection: Connection, commands: Sequence[Sequence[str | int]], mos
     return replies
 
 
-def _first_id(connection: Connection, span: Sequence[str]) -> str | None:
+def _first_id(connection: Connection, span: Sequence[str | bytes]) -> str | None:
     """The id of an entry that is too large to be read, from the first bytes of the reply."""
     connection.send(pack(*span, "COUNT", 1))
     match = _ID.match(connection.first_bytes(_FIRST_BYTES))

@@ -212,7 +212,8 @@ SITUATIONS: dict[str, Callable[[Beginner], None]] = {
 
 
 def test_each_hint_has_its_situation() -> None:
-    assert set(templates("cli")) == set(SITUATIONS)
+    elsewhere = templates("cli/dev.py").keys() | templates("cli/redish.py").keys()  # test_dev.py
+    assert templates("cli").keys() - elsewhere == set(SITUATIONS)
 
 
 @pytest.mark.parametrize("template", SITUATIONS)
