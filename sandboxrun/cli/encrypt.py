@@ -107,7 +107,7 @@ def _write(options: argparse.Namespace, key: str, fields: Mapping[str, str]) -> 
     with connected(options.redis) as connection:
         kind = connection.call("TYPE", key)
         if kind not in (b"hash", b"none"):
-            raise ConfigError(not_a_hash(key, kind.decode("ascii", "replace")))
+            raise not_a_hash(key, kind.decode("ascii", "replace"))
         connection.call("HSET", key, *(word for pair in fields.items() for word in pair))
     start = f"sandboxrun {options.type} {options.id} < {shlex.quote(options.key_file)}"
     if options.json:

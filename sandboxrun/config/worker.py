@@ -79,9 +79,15 @@ def too_many(key: str, count: int) -> str:
     return f"{key} has {count} fields: at most {FIELDS_MAX} are read"
 
 
-def not_a_hash(key: str, kind: str) -> str:
-    """The message about a key of this type of Redis."""
-    return f"{key} is a {kind}, not a hash: remove it with DEL {key} and make it with HSET"
+def not_a_hash(key: str, kind: str) -> ConfigError:
+    """The error about a key of this type of Redis."""
+    return ConfigError(f"{key} is a {kind}, not a hash", hint=_remove_hint(key))
+
+
+def _remove_hint(key: str) -> str:
+    import shlex
+
+    return f'redis-cli -u "$REDIS_URL" DEL {shlex.quote(key)}'
 
 
 def wanted_fields(names: Iterable[str]) -> list[str]:

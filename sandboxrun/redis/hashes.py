@@ -38,7 +38,7 @@ class Stored:
     def check(self) -> None:
         """Raise ConfigError for what a run would not read at all."""
         if self.kind not in ("hash", "none"):
-            raise ConfigError(not_a_hash(self.key, self.kind))
+            raise not_a_hash(self.key, self.kind)
         if self.count > FIELDS_MAX:
             raise ConfigError(too_many(self.key, self.count))
         for raw, size in self.long.items():

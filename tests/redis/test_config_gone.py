@@ -151,6 +151,7 @@ def test_a_start_without_a_hash_ends_or_waits_for_it(r: redis.Redis, run: Runner
     with run.start("t", "1", "--wait") as process:
         assert process.stderr is not None
         assert b"t:1:h does not exist" in process.stderr.readline()
+        assert process.stderr.readline() == b"hint: sandboxrun set t 1 url=URL version=VERSION\n"
         r.hset("t:1:h", "url", str(folder))  # as redis-cli would, field by field
         assert b"t:1:h has no version" in process.stderr.readline()
         r.hset("t:1:h", "version", "local")

@@ -16,6 +16,7 @@ from runner import Runner
 SET = "sandboxrun set {} {}"
 KEY_FILE = "sandboxrun {} <KEYFILE"
 ENCRYPT = "sandboxrun encrypt {} --key-file KEYFILE --write <JSONFILE"
+REMOVE = 'redis-cli -u "$REDIS_URL" DEL {}'
 DIGEST = "sandboxrun set {} sha256=$(sha256sum FILE | cut -c-64)"
 
 # name: (what is wrong with the hash, the error, the placeholders of the hint)
@@ -129,6 +130,13 @@ def test_a_folder_may_have_a_space(stage: Stage) -> None:
     assert stage.run("t", "1").code == 0
 
 
+def test_a_key_that_is_no_hash_is_removed(stage: Stage) -> None:
+    stage.local()
+    stage.r.set("t:h", "x")
+    stage.run.env["REDIS_URL"] = stage.run.env["REDIS_URL"].replace("//:", "//default:")  # as redis-cli reads it
+    follow(stage, stage.again(), REMOVE, "t:h is a string, not a hash")
+
+
 def test_a_digest_is_made(stage: Stage) -> None:
     stage.local(sha256="0123")
     stage.placeholders = {"FILE": str(stage.folder / "worker.py")}
@@ -188,6 +196,7 @@ def test_secrets_are_encrypted_again(stage: Stage, field: str, value: str, error
 
 SITUATIONS: dict[str, Callable[..., None]] = {
     SET: test_a_field_is_set_as_the_hint_says,
+    REMOVE: test_a_key_that_is_no_hash_is_removed,
     DIGEST: test_a_digest_is_made,
     ENCRYPT: test_secrets_are_encrypted_again,
     KEY_FILE: test_the_key_comes_from_its_file,
