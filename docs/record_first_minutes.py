@@ -1,6 +1,6 @@
 """Make docs/first-minutes.md: what a newcomer types from `pip install` to the first answer, and what is printed.
 
-    python docs/record_first_minutes.py [--installed] [FILE]        (as root, with the extra `test`)
+    python docs/record_first_minutes.py [--installed] [FILE]        (with the extra `test`)
 
 It happens in a network of its own, where Debian's Redis runs as its package configures it, and where a server with a
 certificate answers for raw.githubusercontent.com. With `--installed`, the environment of this Python is used instead of a
@@ -204,7 +204,7 @@ def main() -> int:
         certificates.make(folder, f"DNS:{HOST}")
         commands = Path(sys.executable).parent if "--installed" in sys.argv else install(home)
         again = [sys.executable, __file__, "--inside", *map(str, (page.resolve(), home, folder, commands))]
-        spec = json.dumps({"dns": {HOST: [["127.0.0.1"]]}})
+        spec = json.dumps({"dns": {HOST: [["127.0.0.1"]]}, "low_ports": True})
         return subprocess.run([sys.executable, NAMESPACE, folder / "report", spec, *again]).returncode
 
 
