@@ -40,7 +40,7 @@ def read_or_make_key(path: str) -> bytes:
             found = os.fstat(file.fileno())
             key = file.read(33)
         if len(key) != 32 or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise ValueError(f"{path} is not a key of ours alone: remove it")
+            raise ValueError(f"{path} is no key: 32 bytes, of this user alone, with mode 0600")
         return key
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)

@@ -226,7 +226,7 @@ class OutputLog:
         if not stat.S_ISREG(found.st_mode) or stat.S_IMODE(found.st_mode) & 0o077:
             os.close(self._fd)
             self._fd = -1
-            raise OSError(errno.EPERM, "it is no file of ours alone")
+            raise OSError(errno.EPERM, "it is no file that this user alone may read")
         self._file = (found.st_dev, found.st_ino)
         return found.st_size
 
