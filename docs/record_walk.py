@@ -67,8 +67,8 @@ def reduced(line: str) -> str:
 class Walk:
     """The page, as far as it is written, and the folder that it happens in."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self._parts = home, [HEAD]
+    def __init__(self, home: Path, head: str) -> None:
+        self.home, self._parts = home, [head]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.env = {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "TERM": "dumb"}
         self.script = home / "greeter" / "worker.py"
@@ -243,7 +243,7 @@ def run_for_good(walk: Walk, url: str) -> None:
 def main() -> None:
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("walk.md")
     with tempfile.TemporaryDirectory() as name, embedded.server() as url:
-        walk = Walk(Path(name).resolve())  # as programs print it
+        walk = Walk(Path(name).resolve(), HEAD)  # as programs print it
         developed(walk)
         debugged(walk)
         run_for_good(walk, url)

@@ -2,6 +2,8 @@
 
     python namespace.py REPORT '{"dns": {NAME: [[ADDRESS, …], …]}, "listen": [[ADDRESS, PORT], …]}' COMMAND…
 
+With "low_ports": true in it, COMMAND may listen on ports below 1024.
+
 Runs in new user, mount and network namespaces, so an ordinary user may, and nothing leaves the machine. Each query of a
 name takes its next answer; the last one stays. REPORT gets {"asked": [NAME, …], "connections": {"ADDRESS:PORT": COUNT}}.
 """
@@ -89,6 +91,9 @@ def serve_tcp(server: socket.socket, name: str, connections: dict[str, int]) -> 
 def main() -> int:
     report, spec, command = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
     enter()
+    if spec.get("low_ports"):
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w") as file:
+            file.write("0")
     asked: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         replace("/etc/resolv.conf", "nameserver 127.0.0.1\noptions attempts:1 timeout:2\n", folder)
