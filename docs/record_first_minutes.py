@@ -35,6 +35,7 @@ from record_walk import SECONDS, Walk  # noqa: E402
 NAMESPACE = ROOT / "tests" / "kernel" / "namespace.py"
 HOST = "raw.githubusercontent.com"
 PATH = "/OWNER/greeter/v1.0.0/worker.py"
+PATHS = (PATH, PATH.replace("v1", "refs/tags/v1"))  # GitHub answers at both
 REDIS_CONF = "/etc/redis/redis.conf"
 SCRIPT = '''\
 """Greets whoever asks."""
@@ -171,8 +172,9 @@ def raw_host(folder: Path) -> Iterator[None]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = SCRIPT.encode() if self.path == PATH else b"404: Not Found"
-            self.send_response(200 if self.path == PATH else 404)
+            known = self.path in PATHS
+            body = SCRIPT.encode() if known else b"404: Not Found"
+            self.send_response(200 if known else 404)
             self.send_header("Content-Type", "text/plain; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

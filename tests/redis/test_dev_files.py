@@ -105,6 +105,8 @@ NAMES = [
     "café",
     "日本",
     'it\'s"quoted"',
+    "my worker",
+    'it\'s "quoted"',
     "-dash",
     "{version}",
 ]
