@@ -45,6 +45,7 @@ def changes(
 
     files, warned = _Files(target, ignored), False
     while not stop.is_set():
+        is_new = True  # what changed before the kernel watched has no event
         try:
             for found in watchfiles.watch(
                 target.folder,
@@ -59,7 +60,8 @@ def changes(
                 ignore_permission_denied=True,
             ):
                 armed()
-                paths = files.changed({path for _, path in found})
+                paths = files.changed({path for _, path in found}) | (files.missed() if is_new else set())
+                is_new = False
                 if paths:
                     yield paths
         except RuntimeError as error:  # watchfiles gives each path as text, and ends at a path that is not UTF-8
@@ -69,9 +71,6 @@ def changes(
             if not warned:
                 warn(f"{escape(match[1])[:200]} is not UTF-8; files with such names are not watched")
             warned = True
-            paths = files.missed()
-            if paths:
-                yield paths
 
 
 class _Files:
