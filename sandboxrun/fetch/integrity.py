@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from sandboxrun.digests import hex_digest
@@ -56,6 +57,7 @@ def _text(data: bytes, origin: str) -> str:
         raise FetchError(f"{origin} is not UTF-8 text (byte {error.start}): not a Python script") from error
     if text.lstrip()[:1] == "<":
         raise FetchError(
-            f"{origin} is a page of HTML or XML, not a Python script", hint="sandboxrun set TYPE ID url=RAW_URL"
+            f"{origin} is a page of HTML or XML, not a Python script",
+            hint="" if os.path.isabs(origin) else "sandboxrun set TYPE ID url=RAW_URL",  # a file has no other URL
         )
     return text
