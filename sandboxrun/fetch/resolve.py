@@ -21,8 +21,8 @@ DEFAULT_HOSTS = (
 )  # fmt: skip
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _PLACEHOLDER = "{version}"
-_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_TAG = re.compile(r"v?[0-9]+(\.[0-9]+)*([-+.][0-9A-Za-z.+-]+)?")
+_COMMIT = r"[0-9a-f]{40}|[0-9a-f]{64}"
+_TAG = r"v?[0-9]+(\.[0-9]+)*([-+.][0-9A-Za-z.+-]+)?"
 
 
 @record
@@ -72,12 +72,12 @@ def urlsplit(url: str) -> SplitResult:
 
 def is_mutable(version: str) -> bool:
     """Whether a version is a branch. A full commit and a name like v1.2.3 (or 1.2) are pinned once fetched."""
-    return not (_COMMIT.fullmatch(version) or _TAG.fullmatch(version))
+    return not (re.fullmatch(_COMMIT, version) or re.fullmatch(_TAG, version))
 
 
 def is_commit(version: str) -> bool:
     """Whether a version is a full commit."""
-    return _COMMIT.fullmatch(version) is not None
+    return re.fullmatch(_COMMIT, version) is not None
 
 
 def resolve(url: str, version: str, *, key: str) -> Source | LocalSource:

@@ -97,7 +97,7 @@ class SandboxPolicy:
             signals=run and Feature.LANDLOCK_SCOPE in features,
         )
 
-    def rules(self) -> list[tuple[str, Access]]:
+    def rules(self) -> list[tuple[str, int]]:
         """Landlock's: what is allowed below which real path."""
         return [
             *((path, landlock.READ) for path in self.read),

@@ -146,8 +146,8 @@ class Child:
         program = filters.program(policy.grants(self.features), kept)
         plan = {
             "bpf": filters.for_pid(program, self.pid),
-            "landlock": {**self.features.landlock_bits(), "on_files": int(landlock.ON_FILES)},
-            "rules": [(os.fsencode(path), int(access)) for path, access in policy.rules()],
+            "landlock": {**self.features.landlock_bits(), "on_files": landlock.ON_FILES},
+            "rules": [(os.fsencode(path), access) for path, access in policy.rules()],
             "rlimits": policy.rlimits,
             "scratch": scratch,
             "source": script.source,
