@@ -24,7 +24,7 @@ SUPERVISOR = frozenset(
     """
     binascii collections collections.abc contextlib copyreg encodings.ascii encodings.utf_8_sig enum errno fcntl
     functools gc hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder
-    json.scanner keyword operator pwd re reprlib resource select signal struct threading types warnings sandboxrun
+    json.scanner keyword operator pwd re reprlib resource select struct threading types warnings sandboxrun
     sandboxrun.cli sandboxrun.cli.commands sandboxrun.cli.run sandboxrun.config sandboxrun.config.covers
     sandboxrun.config.fields sandboxrun.config.keys sandboxrun.config.limits sandboxrun.config.permissions
     sandboxrun.config.secrets sandboxrun.config.targets sandboxrun.config.worker sandboxrun.digests

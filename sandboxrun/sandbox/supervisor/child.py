@@ -11,12 +11,12 @@ nobody from starting.
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # signal makes enums of all numbers at each start
 import contextlib
 import marshal
 import os
 import resource
 import select
-import signal
 import site
 import sys
 
