@@ -39,6 +39,7 @@ class ModuleCache:
         self._fd = -1
         self.index: dict[str, Entry] = {}
         self._first = 0  # where the first code begins
+        self.taken: list[str] = []  # names
         self.missed: list[str] = []
         self.is_damaged = False
         try:
@@ -63,8 +64,11 @@ class ModuleCache:
                 spec.has_location, spec.cached = True, compiled
                 if is_package:
                     spec.submodule_search_locations = [source.removesuffix(_INIT)]
+                self.taken.append(name)
                 return spec
-        except Exception:  # no such entry, no such source, an index of something else
+        except (TypeError, ValueError):  # an index of something else
+            self.is_damaged = True
+        except Exception:  # no such entry, no such source
             pass
         self.missed.append(name)
         return None
@@ -140,22 +144,23 @@ def close() -> None:
     if is_stale and not sys.dont_write_bytecode and os.access(os.path.dirname(cache.file), os.W_OK):
         try:
             _renew(cache)
-        except Exception:  # a full disk, an index of something else
+        except Exception:  # such as a full disk
             pass
     cache.index = {}
 
 
 def _renew(cache: ModuleCache) -> None:
     """Write what was missed, and what is in the file by now: another process may have written it meanwhile."""
-    found = {name: compiled for name in cache.missed if (compiled := _compiled(_source(name))) is not None}
-    is_new = any(name not in cache.index or cache.index[name][0] != stamp for name, (stamp, _) in found.items())
-    if not (is_new or cache.is_damaged):
-        return
-    latest = ModuleCache(cache.file)
-    latest.close()
-    for name, ((_, source, *_), *_) in latest.index.items():
-        if name not in found and (compiled := _compiled(source)) is not None:
-            found[name] = compiled
+    names = (*cache.missed, *cache.taken) if cache.is_damaged else cache.missed
+    found = {name: compiled for name in names if (compiled := _compiled(_source(name))) is not None}
+    if not cache.is_damaged:
+        if all(name in cache.index and cache.index[name][0] == stamp for name, (stamp, _) in found.items()):
+            return
+        latest = ModuleCache(cache.file)
+        latest.close()
+        for name, ((_, source, *_), *_) in latest.index.items():
+            if name not in found and (compiled := _compiled(source)) is not None:
+                found[name] = compiled
     _write(cache.file, found)
 
 

@@ -69,7 +69,7 @@ def this_interpreter() -> Interpreter:
 
 
 def _searched() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Folders on PATH and on Python's path, there or not: where the next start takes programs and modules from.
+    """Folders on PATH and on Python's path, and where it keeps compiled modules, there or not: what the next start runs.
 
     The second are those that may hold data beside: a project's on PYTHONPATH or installed in place, the current one for
     `python -m` or an empty entry, the root. There only what has a module's name is code.
@@ -79,6 +79,8 @@ def _searched() -> tuple[tuple[str, ...], tuple[str, ...]]:
     except OSError:  # removed: nothing is found in it
         here = ""
     code: dict[str, None] = {site.getusersitepackages(): None}
+    if sys.pycache_prefix is not None:
+        code[os.path.join(here, sys.pycache_prefix)] = None
     mixed: dict[str, None] = {}
     for entry in sys.path:
         (code if os.path.basename(entry) in SITE_FOLDERS else mixed)[os.path.join(here, entry)] = None
