@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 
+from sandboxrun import modulecache
 from sandboxrun.cli.commands import COMMANDS, CONFINING
 from sandboxrun.sandbox.supervisor.ending import Signalled, catch, received
 from sandboxrun.timing import mark  # by name: the module of a command is called trace too
@@ -110,6 +111,7 @@ def _open_standard_descriptors() -> None:
 def _main(args: list[str]) -> int:
     """Import the command when it is called: start-up is a feature."""
     gc.disable()  # what is imported from here on stays; a run enables it again when its worker is told to go
+    modulecache.install()
     if not args or args in (["--help"], ["-h"]):
         from sandboxrun.cli import help
 

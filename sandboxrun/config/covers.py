@@ -19,6 +19,7 @@ from sandboxrun.config.permissions import (
     RedisTarget,
     is_public,
 )
+from sandboxrun.config.targets import block
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,14 +29,11 @@ ANY = "*"  # in a policy, for kinds without wildcards: every entry of the kind
 ANY_PORT = -1  # in a policy, of a ListenTarget: every port of the address
 # The IANA special-purpose registries, and the blocks that targets.is_public adds. If a block overlaps none of these, all of its
 # addresses are public.
-_NOT_PUBLIC = tuple(
-    ipaddress.ip_network(block)
-    for block in (
-        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16",
-        "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24",
-        "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",
-        "::/3", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "4000::/2", "8000::/1",
-    )
+_NOT_PUBLIC = (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16",
+    "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24",
+    "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",
+    "::/3", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "4000::/2", "8000::/1",
 )  # fmt: skip
 
 
@@ -113,7 +111,8 @@ def _subnet(inner: IPNetwork, outer: IPNetwork) -> bool:
 def _all_public(network: IPNetwork) -> bool:
     if network.num_addresses == 1:
         return is_public(network.network_address)
-    return not any(network.overlaps(block) for block in _NOT_PUBLIC if block.version == network.version)
+    special = map(block, _NOT_PUBLIC)
+    return not any(network.overlaps(each) for each in special if each.version == network.version)
 
 
 def _covers_redis(outer: RedisTarget, inner: RedisTarget) -> bool:

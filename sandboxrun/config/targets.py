@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os.path
 import re
@@ -16,21 +17,23 @@ if TYPE_CHECKING:
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+# As text, here and where `block` is used: most starts need few of these patterns and blocks, and to make them all takes 1 ms.
+_LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
+_ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,127}"
+_PROGRAM = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
 # The registries do not call these private, but no public name may resolve to them: site-local (RFC 3879), local NAT64
 # (RFC 8215), IPv4-compatible and IPv4-translated IPv6 (RFC 4291, RFC 2765), which some hosts route to IPv4, and a cloud's
 # metadata address.
-_NEVER_PUBLIC = tuple(
-    map(
-        ipaddress.ip_network,
-        ("fec0::/10", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96", "192.0.0.0/24", "168.63.129.16/32"),
-    )
-)
+_NEVER_PUBLIC = ("fec0::/10", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96", "192.0.0.0/24", "168.63.129.16/32")
 PROGRAM_FOLDERS = ("/usr/local/bin", "/usr/bin", "/bin")  # searched for a program without a path
-_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # RFC 4291 2.5.5.2
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
+_MAPPED = "::ffff:0:0/96"  # RFC 4291 2.5.5.2
+_NAT64 = "64:ff9b::/96"  # RFC 6052: an IPv4 address in the last 32 bits
+
+
+@functools.cache
+def block(text: str) -> IPNetwork:
+    """A block of addresses, made once."""
+    return ipaddress.ip_network(text)
 
 
 def canonical_address(address: IPAddress) -> IPAddress:
@@ -53,7 +56,7 @@ def embedded_address(address: IPAddress) -> IPAddress | None:
     """The IPv4 address to which a gateway may translate or tunnel this (canonical) one: NAT64 (RFC 6052), 6to4 (RFC 3056)."""
     if not isinstance(address, ipaddress.IPv6Address):
         return None
-    if address in _NAT64:
+    if address in block(_NAT64):
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.sixtofour
 
@@ -64,7 +67,7 @@ def is_public(address: IPAddress) -> bool:
     embedded = embedded_address(address)
     if embedded is not None:
         return is_public(embedded)
-    return address.is_global and not address.is_multicast and not any(address in block for block in _NEVER_PUBLIC)
+    return address.is_global and not address.is_multicast and not any(address in block(text) for text in _NEVER_PUBLIC)
 
 
 def canonical_host(host: str) -> str:
@@ -76,7 +79,7 @@ def canonical_host(host: str) -> str:
             raise ValueError("not a valid international domain name") from error
     host = host.lower().removesuffix(".")
     labels = host.split(".")
-    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+    if len(host) > 253 or not all(re.fullmatch(_LABEL, label) for label in labels):
         raise ValueError("not a valid host name")
     # WHATWG URL: a last label that is a number makes it an IPv4 address in an odd form (127.1, 0x7f.1, 2130706433).
     if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
@@ -147,7 +150,7 @@ def _network(text: str) -> IPNetwork:
         # The text of ipaddress quotes the whole input, which may be long.
         reason = "host bits are set" if "host bits" in str(error) else "not an IP address or block"
         raise ValueError(reason) from error
-    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(ipaddress.IPv6Network(_MAPPED)):
         low = int(network.network_address) & 0xFFFFFFFF
         return ipaddress.IPv4Network((low, network.prefixlen - 96))
     return network
@@ -252,12 +255,12 @@ def below_data(entry: Any, data: str) -> Any:
 
 def parse_program(text: str) -> str:
     """A program: an absolute path, or a name that is searched in PROGRAM_FOLDERS. Raises ValueError."""
-    return text if _PROGRAM.fullmatch(text) else parse_path(text)
+    return text if re.fullmatch(_PROGRAM, text) else parse_path(text)
 
 
 def parse_env(text: str) -> str:
     """The name of an environment variable. Raises ValueError."""
-    if not _ENV_NAME.fullmatch(text):
+    if not re.fullmatch(_ENV_NAME, text):
         raise ValueError("not the name of an environment variable")
     if text.startswith(("LD_", "PYTHON")) or text in _OWN_ENV:
         raise ValueError("sandboxrun sets this variable, or it steers the interpreter")
@@ -278,11 +281,11 @@ class RedisTarget:
         access, pattern = _REDIS_PREFIXES[prefix], text.removeprefix(prefix)
         if access == "command":
             pattern = pattern.lower()
-            if not _REDIS_COMMAND.fullmatch(pattern):
+            if not re.fullmatch(_REDIS_COMMAND, pattern):
                 raise ValueError("not the name of a command")
             if pattern.partition("|")[0] in _REDIS_NEVER:
                 raise ValueError("this command is never granted: it is for administrators, or reaches every key")
-        elif not _REDIS_PATTERN.fullmatch(pattern):
+        elif not re.fullmatch(_REDIS_PATTERN, pattern):
             raise ValueError("a pattern has 1 to 256 of A-Z a-z 0-9 _ : . - / @ # { } and the wildcards * and ?")
         return cls(access, pattern)
 
@@ -301,8 +304,8 @@ def _glob(pattern: str) -> str:
 
 # They are tried in this order. The last one of "rw" is the one that is shown.
 _REDIS_PREFIXES = {"+pubsub:": "channel", "+": "command", "%RW~": "rw", "%R~": "r", "%W~": "w", "~": "rw", "": "rw"}
-_REDIS_PATTERN = re.compile(r"[A-Za-z0-9_:.\-/@#{}*?]{1,256}")
-_REDIS_COMMAND = re.compile(r"[a-z][a-z0-9_.\-]{0,63}(\|[a-z][a-z0-9_\-]{0,63})?")
+_REDIS_PATTERN = r"[A-Za-z0-9_:.\-/@#{}*?]{1,256}"
+_REDIS_COMMAND = r"[a-z][a-z0-9_.\-]{0,63}(\|[a-z][a-z0-9_\-]{0,63})?"
 # @admin and @dangerous of Redis 6.2 to 8 and Valkey 9 (ACL CAT), and commands without a key that a rule could bound. If a server
 # has more commands in these two categories, its own rules take them away, see redis/acl.py.
 _REDIS_NEVER = frozenset(

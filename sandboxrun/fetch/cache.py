@@ -22,7 +22,7 @@ from sandboxrun.fetch.resolve import SCRIPT_MAX_BYTES, Source
 from sandboxrun.files import Kept, write_whole
 from sandboxrun.records import field, record
 
-_HEX = re.compile(r"[0-9a-f]{64}")
+_HEX = r"[0-9a-f]{64}"
 _PIN_MAX_BYTES = 16 * 1024
 LOCK_SECONDS = 60  # longer than any download
 
@@ -130,7 +130,7 @@ class Cache:
         """All pins but the damaged ones, sorted by URL and version."""
         entries = []
         for name in os.listdir(self.pins):
-            if _HEX.fullmatch(name):
+            if re.fullmatch(_HEX, name):
                 with (
                     contextlib.suppress(OSError, ValueError, KeyError, TypeError),
                     open(os.path.join(self.pins, name), "rb") as file,
@@ -157,7 +157,7 @@ class Cache:
 
 def _parse_pin(data: bytes) -> tuple[str, str, Pin]:
     record = json.loads(data)
-    if not _HEX.fullmatch(record["sha256"]):
+    if not re.fullmatch(_HEX, record["sha256"]):
         raise ValueError("sha256 is not a digest")
     etag = record["etag"]
     return (

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from sandboxrun import timing
+from sandboxrun import modulecache, timing
 from sandboxrun.config import keys
 from sandboxrun.config.secrets import KEY_LINE_MAX_BYTES, parse_key_line
 from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxrunError, SecretError, StoreError
@@ -176,6 +176,7 @@ def _admitted(preparation: Preparation, plan: RunPlan, held: _Held) -> AbstractC
 
 def _live(plan: RunPlan, run_: Run, supervisor: Supervisor, held: _Held, key_line: bytes | None) -> int:
     child, store, log = held.child, held.store, held.log
+    modulecache.close()
     supervisor.resolver.pin_denied()
     supervisor.handle_signals()
     ending.check()

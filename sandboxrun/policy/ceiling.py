@@ -16,6 +16,7 @@ from sandboxrun.config import keys
 from sandboxrun.config.covers import covered, glob_covers, is_below
 from sandboxrun.config.limits import LIMITS, Limits
 from sandboxrun.config.permissions import KINDS, Kind, NetTarget, RedisTarget, below_data, endpoint, is_own_data
+from sandboxrun.config.targets import block
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError, PolicyError
 from sandboxrun.records import asdict, field, never, record, replace
@@ -25,17 +26,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Link-local addresses, and others at which clouds give the machine's credentials to every client.
-_METADATA = tuple(
-    ipaddress.ip_network(block)
-    for block in (
-        "169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "fd20:ce::254/128", "168.63.129.16/32", "100.100.100.200/32", "192.0.0.192/32",
-    )
+_METADATA = (
+    "169.254.0.0/16", "fe80::/10", "fd00:ec2::254/128", "fd20:ce::254/128", "168.63.129.16/32", "100.100.100.200/32", "192.0.0.192/32",
 )  # fmt: skip
 # IPv6 addresses with an IPv4 address inside, which a router may unpack; of ::/96, loopback is excepted.
-_CARRIERS = tuple(
-    ipaddress.ip_network(block)
-    for block in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::ffff:0:0:0/96", "::/96")
-)
+_CARRIERS = ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::ffff:0:0:0/96", "::/96")
 _LOOPBACK = ipaddress.ip_address("::1")
 
 
@@ -329,9 +324,9 @@ def _beyond_default_net(target: NetTarget) -> str:
     address = network.network_address
     if network.num_addresses > 1:
         return "no blocks of addresses"
-    if any(address in block for block in _METADATA):
+    if any(address in block(text) for text in _METADATA):
         return "no link-local address, and none where a cloud keeps credentials"
-    if address != _LOOPBACK and any(address in block for block in _CARRIERS):
+    if address != _LOOPBACK and any(address in block(text) for text in _CARRIERS):
         return "no IPv6 address that carries an IPv4 address"
     return ""
 

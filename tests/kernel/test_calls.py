@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,7 @@ PLANTED = {what: folder / f"planted-{os.getpid()}" for what, folder in FOLDERS.i
 # Opened to write, never written.
 EXISTING = {
     "the script": "sys.argv[0]", "the bootstrap": repr(str(_PACKAGE / "sandbox" / "child" / "bootstrap.py")), "os.py": "os.__file__",
+    "the compiled modules": repr(cache_from_source(str(_PACKAGE / "all-modules.py"))),
     "a site package": repr(pytest.__file__), "the program": repr(str(Path(sys.prefix) / "pyvenv.cfg")),
     "own memory": "'/proc/self/mem'", "own name": "'/proc/self/comm'", "own OOM score": "'/proc/self/oom_score_adj'",
     "own core filter": "'/proc/self/coredump_filter'", "own user map": "'/proc/self/uid_map'",

@@ -13,6 +13,7 @@ import pytest
 import redis
 from runner import Done, Runner
 
+import sandboxrun
 from sandboxrun.redis import embedded
 
 Local = Callable[..., Path]
@@ -84,12 +85,30 @@ def test_a_folder_that_is_searched_for_code_cannot_be_granted_for_writing(
         assert run("t", "1").out == "ran\n"
 
 
+def test_compiled_code_cannot_be_granted_for_writing(r: redis.Redis, run: Runner, local: Local, tmp_path: Path) -> None:
+    """Neither where Python keeps it, nor the file of all modules, which lies beside."""
+    local("print('ran')")
+    prefix = tmp_path / "prefix"
+    (prefix / "deep").mkdir(parents=True)
+    package = Path(sandboxrun.__file__).parent
+    kept = [package / "__pycache__", package / "worker/__pycache__", *package.glob("__pycache__/all-modules.*")]
+    for path in (*kept, prefix, prefix / "deep"):
+        path.mkdir(exist_ok=True) if not path.exists() else None
+        r.hset("t:1:h", "allowWrite", str(path))
+        run.env["PYTHONPYCACHEPREFIX"] = str(prefix)
+        done = run("t", "1")
+        _refused(done, path)
+        assert "would let the worker change code that is run later" in done.err
+    del run.env["PYTHONPYCACHEPREFIX"]
+    assert run("t", "1").out == "ran\n"
+
+
 def test_the_current_folder_cannot_be_granted_where_python_takes_modules_from_it(
     r: redis.Redis, run: Runner, local: Local, tmp_path: Path
 ) -> None:
     local("print('ran')")
     here = tmp_path / "here"
-    for name in ("data", "json", "redis", "sandboxrun", "own"):
+    for name in ("data", "json", "redis", "sandboxrun", "own", "__pycache__"):
         (here / name).mkdir(parents=True)
     (here / "own" / "__init__.py").touch()
     (here / "notes.py").touch()
@@ -101,7 +120,7 @@ def test_the_current_folder_cannot_be_granted_where_python_takes_modules_from_it
         done = subprocess.run(command, env={**run.env, **env}, cwd=here, capture_output=True, text=True, timeout=60)
         return Done(done.returncode, done.stdout, done.stderr)
 
-    for name in (".", "..", "json", "redis", "sandboxrun", "own", "notes.py"):
+    for name in (".", "..", "json", "redis", "sandboxrun", "own", "__pycache__", "notes.py"):
         _refused(start(here / name), name)
     for name in ("data", "notes.txt"):
         done = start(here / name)

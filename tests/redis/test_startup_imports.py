@@ -24,13 +24,13 @@ SUPERVISOR = frozenset(
     """
     binascii collections collections.abc contextlib copyreg encodings.ascii encodings.utf_8_sig enum errno fcntl
     functools gc hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder
-    json.scanner keyword operator pwd re reprlib resource select signal struct threading types warnings sandboxrun
+    json.scanner keyword operator pwd re reprlib resource select struct threading types warnings sandboxrun
     sandboxrun.cli sandboxrun.cli.commands sandboxrun.cli.run sandboxrun.config sandboxrun.config.covers
     sandboxrun.config.fields sandboxrun.config.keys sandboxrun.config.limits sandboxrun.config.permissions
     sandboxrun.config.secrets sandboxrun.config.targets sandboxrun.config.worker sandboxrun.digests
     sandboxrun.errors sandboxrun.fetch sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse
     sandboxrun.fetch.resolve sandboxrun.files sandboxrun.host sandboxrun.host.configuration
-    sandboxrun.host.folders sandboxrun.host.plan sandboxrun.host.run sandboxrun.log sandboxrun.policy
+    sandboxrun.host.folders sandboxrun.host.plan sandboxrun.host.run sandboxrun.log sandboxrun.modulecache sandboxrun.policy
     sandboxrun.policy.approval sandboxrun.policy.audit sandboxrun.policy.ceiling sandboxrun.policy.file
     sandboxrun.records sandboxrun.redis sandboxrun.redis.acl sandboxrun.redis.address sandboxrun.redis.claim
     sandboxrun.redis.connection sandboxrun.redis.hashes sandboxrun.redis.lease sandboxrun.redis.login
@@ -66,7 +66,7 @@ WORKER = frozenset(
     hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder json.scanner keyword
     operator os os.path posixpath re reprlib resource signal stat stringprep struct types unicodedata urllib
     urllib.parse warnings sandboxrun sandboxrun.config sandboxrun.config.fields sandboxrun.config.keys
-    sandboxrun.errors sandboxrun.protocol sandboxrun.protocol.reply sandboxrun.protocol.request sandboxrun.redis
+    sandboxrun.errors sandboxrun.modulecache sandboxrun.protocol sandboxrun.protocol.reply sandboxrun.protocol.request sandboxrun.redis
     sandboxrun.redis.address sandboxrun.redis.connection sandboxrun.redis.replies sandboxrun.worker
     sandboxrun.worker.answer sandboxrun.worker.app sandboxrun.worker.base sandboxrun.worker.batch
     sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers

@@ -10,7 +10,7 @@ from sandboxrun.sandbox.compile.landlock import Access
 
 def test_the_commands_of_redis_that_are_never_granted() -> None:
     assert redis_refusals._NEVER == targets._REDIS_NEVER
-    assert redis_refusals._PATTERN.pattern == targets._REDIS_PATTERN.pattern
+    assert redis_refusals._PATTERN.pattern == targets._REDIS_PATTERN
 
 
 def test_the_folders_of_programs() -> None:

@@ -122,8 +122,10 @@ def _confine(plan):
     return _syscall("seccomp", _NR_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, program)
 
 
-def _import_runtime(package, *site):
-    """runtime.py of the running package, imported before anything untrusted is in this process."""
+def _import_runtime(warm, package, *site):
+    """runtime.py of the running package, imported before anything untrusted is in this process.
+
+    Python may compile and keep these modules, as an editable installation has not compiled them; it keeps none later."""
     sys.path += site
     if package:
         # sandboxrun itself, if it is not among the site packages (an editable installation): the package alone, not the
@@ -134,8 +136,15 @@ def _import_runtime(package, *site):
         init = package + "/__init__.py"
         spec = external.spec_from_file_location("sandboxrun", init, submodule_search_locations=[package])
         sys.modules["sandboxrun"] = importlib._load(spec)
+    from sandboxrun import modulecache
+
+    modulecache.install()
     from sandboxrun.sandbox.child import runtime
 
+    if warm:
+        runtime.warm_up()
+    modulecache.close()
+    sys.dont_write_bytecode = True
     return runtime
 
 
@@ -196,10 +205,7 @@ def main():
     os.chdir("/")
     gc.disable()  # the modules that are imported now stay
     _close_others(questions, answers, plan_fd)
-    runtime = _import_runtime(*packages)  # which Python may compile, as an editable installation has not
-    sys.dont_write_bytecode = True
-    if warm:
-        runtime.warm_up()
+    runtime = _import_runtime(warm, *packages)
     _await(answers, b"plan")
     plan = _read_plan(plan_fd)
     times.append(time.monotonic_ns())

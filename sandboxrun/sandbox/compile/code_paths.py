@@ -65,4 +65,8 @@ def is_importable(name: str, folder: str, modules: frozenset[str]) -> bool:
 
 
 def is_module(name: str, folder: str) -> bool:
-    return name.endswith((".py", ".pyc", ".so")) or os.path.exists(os.path.join(folder, name, "__init__.py"))
+    return (
+        name.endswith((".py", ".pyc", ".so"))
+        or name == "__pycache__"
+        or os.path.exists(os.path.join(folder, name, "__init__.py"))
+    )

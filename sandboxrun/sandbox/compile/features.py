@@ -81,7 +81,7 @@ class Features:
             | (Access.IOCTL_DEV if Feature.LANDLOCK_IOCTL in self else 0)
         )
         return {
-            "fs": int(fs),
+            "fs": fs,
             "net": landlock.TCP if Feature.LANDLOCK_TCP in self else 0,
             "scoped": landlock.SCOPES if Feature.LANDLOCK_SCOPE in self else 0,
         }

@@ -100,7 +100,7 @@ class SandboxPolicy:
             signals=run and Feature.LANDLOCK_SCOPE in features,
         )
 
-    def rules(self) -> list[tuple[str, Access]]:
+    def rules(self) -> list[tuple[str, int]]:
         """For Landlock: real paths, with the rights below them."""
         return [
             *((path, landlock.READ) for path in self.read),

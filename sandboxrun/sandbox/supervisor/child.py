@@ -11,12 +11,12 @@ nobody from starting.
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # signal makes enums of all numbers at each start
 import contextlib
 import marshal
 import os
 import resource
 import select
-import signal
 import site
 import sys
 
@@ -84,7 +84,7 @@ def this_interpreter() -> Interpreter:
 
 
 def _searched() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Folders on PATH and on Python's path, there or not: where the next start takes programs and modules from.
+    """Folders on PATH and on Python's path, and where it keeps compiled modules, there or not: what the next start runs.
 
     The second are those that may hold data beside: a project's on PYTHONPATH or installed in place, the current one for
     `python -m` or an empty entry, the root. There only what has a module's name is code.
@@ -94,6 +94,8 @@ def _searched() -> tuple[tuple[str, ...], tuple[str, ...]]:
     except OSError:  # removed: nothing is found in it
         here = ""
     code: dict[str, None] = {site.getusersitepackages(): None}
+    if sys.pycache_prefix is not None:
+        code[os.path.join(here, sys.pycache_prefix)] = None
     mixed: dict[str, None] = {}
     for entry in sys.path:
         (code if os.path.basename(entry) in SITE_FOLDERS else mixed)[os.path.join(here, entry)] = None
@@ -165,8 +167,8 @@ class Child:
         program = filters.program(policy.grants(self.features), confinement.kept)
         plan = {
             "bpf": filters.for_pid(program, self.pid),
-            "landlock": {**self.features.landlock_bits(), "on_files": int(landlock.ON_FILES)},
-            "rules": [(os.fsencode(path), int(access)) for path, access in policy.rules()],
+            "landlock": {**self.features.landlock_bits(), "on_files": landlock.ON_FILES},
+            "rules": [(os.fsencode(path), access) for path, access in policy.rules()],
             "rlimits": policy.rlimits,
             "scratch": confinement.scratch,
             "source": script.source,

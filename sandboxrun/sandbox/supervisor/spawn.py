@@ -36,7 +36,8 @@ class Spawned:
             words = [key, str(os.getpid()), *map(str, theirs[3:]), "1" if warm else "0", *_importable()]
             self.pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", "-S", "-X", "utf8", _compiled(), *words],
+                # -I ignores PYTHONDONTWRITEBYTECODE.
+                [sys.executable, "-ISB" if sys.dont_write_bytecode else "-IS", "-X", "utf8", _compiled(), *words],
                 {"LANG": "C.UTF-8"},
                 # The last ones keep their numbers, and lose close-on-exec.
                 file_actions=[(os.POSIX_SPAWN_DUP2, fd, n if n < 3 else fd) for n, fd in enumerate(theirs)],

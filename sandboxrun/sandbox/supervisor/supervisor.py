@@ -6,11 +6,11 @@ keep its end from coming. What may wait has threads of its own: trapped calls, m
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # signal makes enums of all numbers at each start
 import contextlib
 import functools
 import os
 import select
-import signal
 import threading
 import time
 from _queue import SimpleQueue  # queue itself brings heapq along
@@ -333,8 +333,10 @@ class Supervisor:
 
 
 def _name(number: int) -> str:
+    from signal import Signals
+
     try:
-        return signal.Signals(number).name
+        return Signals(number).name
     except ValueError:  # a real-time signal
         return f"signal {number}"
 
