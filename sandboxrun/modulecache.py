@@ -200,9 +200,7 @@ def _compiled(source: str | None) -> "tuple[Stamp, bytes] | None":
     # PEP 552: magic number, flags (0: checked by time), time and size of the source.
     words = (0, int(found.st_mtime) & 0xFFFFFFFF, found.st_size & 0xFFFFFFFF)
     header = _external.MAGIC_NUMBER + b"".join(word.to_bytes(4, "little") for word in words)
+    if not data.startswith(header):
+        return None
     folder = os.path.dirname(source.removesuffix(_INIT))
-    return (
-        ((folder, source, compiled, found.st_mtime_ns, found.st_size), data[len(header) :])
-        if data.startswith(header)
-        else None
-    )
+    return (folder, source, compiled, found.st_mtime_ns, found.st_size), data[len(header) :]
