@@ -54,8 +54,8 @@ HEAD = """\
 <!-- Made by docs/record_first_minutes.py: change it there. -->
 # The first minutes
 
-From nothing to the first answer, with the Redis that Debian installs: first a worker at a URL, then one in a folder.
-[record_first_minutes.py](record_first_minutes.py) typed every command and recorded every line; a test does it again.
+From `pip install` to the first reply, with Debian's Redis: first a worker at a URL, then a worker in a folder.
+[record_first_minutes.py](record_first_minutes.py) typed every command and recorded every line; a test repeats that.
 """
 INSTALL = ("python3 -m venv env", ". env/bin/activate", "pip install --quiet ./sandboxrun")
 
@@ -99,7 +99,7 @@ def from_a_url(walk: Walk) -> None:
     walk.say(f"## A worker at a URL\n\n`https://{HOST}{PATH}` is this script:")
     walk.show(SCRIPT, "python")
     walk.say(
-        "A hash at Redis names the script and its version.\n"
+        "A Redis hash names the script and its version.\n"
         "Debian's Redis requires no password, so `set` asks once whether you accept that:"
     )
     terminal = Terminal(
@@ -109,16 +109,16 @@ def from_a_url(walk: Walk) -> None:
     terminal.type("y")
     terminal.end()
     run_and_ask(walk, "greeter")
-    walk.say("What Redis holds of it now:")
+    walk.say("The hash stays in Redis:")
     walk.run("redish greeter:1:h")
 
 
 def from_a_folder(walk: Walk) -> None:
-    walk.say("## A worker in a folder\n\n`init` makes a folder with a worker that works as it is:")
+    walk.say("## A worker in a folder\n\n`init` makes a folder with a worker that is ready to run:")
     walk.run("sandboxrun init mine", "sandboxrun set mine 1 url=$HOME/mine version=local")
     run_and_ask(walk, "mine")
     walk.say(
-        "While you write it, `sandboxrun dev mine` runs it again on each save: [the next page](walk.md) shows that."
+        "While you edit the worker, `sandboxrun dev mine` restarts it on each save: [the next page](walk.md) shows that."
     )
 
 
@@ -136,7 +136,7 @@ def inside(page: Path, home: Path, folder: Path, commands: Path) -> None:
     """The part that happens in the network of its own."""
     walk = Walk(home, HEAD)
     walk.env |= {"PATH": f"{commands}:{os.environ['PATH']}", "SSL_CERT_FILE": str(folder / "authority.crt")}
-    walk.say("## Install\n\nFrom a copy of the repository; it takes about ten seconds:")
+    walk.say("## Install\n\nInstall from a copy of the repository; this takes about ten seconds:")
     walk.show("\n".join(f"$ {command}" for command in INSTALL))
     walk.run("sandboxrun --version")
     with debian_redis(folder), raw_host(folder):

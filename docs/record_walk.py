@@ -156,42 +156,47 @@ HEAD = """\
 <!-- Made by docs/record_walk.py: change it there. -->
 # From an empty folder to a debugged worker
 
-Every command here was typed, and every line printed, by [record_walk.py](record_walk.py); a test does it again. What it takes is `pip install '.[dev,debug]'`, which brings a Redis server along.
+[record_walk.py](record_walk.py) typed every command and recorded every line; a test repeats that.
+To follow along, run `pip install '.[dev,debug]'`, which also installs a Redis server.
 """
 
 
 def developed(walk: Walk) -> None:
-    walk.say("## A worker that runs\n\n`init` makes a folder with a worker, its test and what an editor needs:")
+    walk.say(
+        "## A worker that runs\n\n`init` makes a folder with a worker, a test, a README and a debugger configuration for VS Code:"
+    )
     walk.run("sandboxrun init greeter", "cat greeter/worker.py")
-    walk.say("`dev` runs it, with a Redis of its own where there is none, and asks for requests:")
+    walk.say("`dev` runs the worker and prompts for requests.\nWithout `REDIS_URL` it starts a Redis of its own:")
     terminal = Terminal(walk, "sandboxrun dev greeter --learn")
     terminal.until("ends")
     terminal.type("name=world", "Hello, world!")
     terminal.shown()
-    walk.say("## Edit, save\n\nIn an editor, while it runs:")
+    walk.say("## Edit, save\n\nWhile the worker runs, change a line in an editor and save the file:")
     walk.edit(HELLO, "Good morning, ")
     terminal.until("restarted in")
     terminal.type("name=world", "Good morning, world!")
     terminal.shown()
-    walk.say("A line that is not finished is shown, and the worker that runs goes on:")
+    walk.say("If the new code has a syntax error, `dev` prints it, and the old worker keeps running:")
     walk.edit("    data = request.data\n", "    data = (request.data\n")
     terminal.until("never closed", "is kept")
     terminal.type("name=world", "Good morning, world!")
     terminal.shown()
-    walk.say("## What it may not\n\nMended, and it reads a file now, which nothing has granted:")
+    walk.say("## A refusal\n\nCorrect the error, and read a file that no grant covers:")
     walk.edit("    data = (request.data\n", "    data = request.data\n    host = open('/etc/hostname').read()\n")
     terminal.until("restarted in")
     terminal.type("name=world", "Requires read access", "500")
     terminal.shown()
-    walk.say("`--learn` has collected what was refused. With the end of the session comes what to paste:")
+    walk.say("`--learn` has collected the refusals.\nAt the end of the session it prints commands to paste:")
     terminal.leave()
 
 
 def debugged(walk: Walk) -> None:
+    walk.say("Remove the line again:")
     walk.edit("    host = open('/etc/hostname').read()\n", "")
     walk.say(
-        "## Debug\n\n`--inspect` lets a debugger attach to the worker, inside its sandbox. VS Code does with F5, by the launch.json that is "
-        "there already; here a client of the same protocol (DAP) does what it would:"
+        "## Debug\n\n`--inspect` lets a debugger attach to the worker, inside its sandbox.\n"
+        "In VS Code, press F5: `init` has written the launch.json.\n"
+        "Here another client of the same protocol (DAP) stands in for VS Code:"
     )
     terminal = Terminal(walk, "sandboxrun dev greeter --inspect=0")
     port = int(re.search(r"listening on 127\.0\.0\.1:(\d+)", terminal.until("ends", PROMPT))[1])  # type: ignore[index]
@@ -207,15 +212,16 @@ def debugged(walk: Walk) -> None:
         session.ask("continue", threadId=thread)
         terminal.until("Good morning, world!")
     walk.show("\n".join(told), "text")
-    walk.say("The request that was typed meanwhile waited, and is answered:")
+    walk.say("The request waited at the breakpoint, and is answered now:")
     terminal.leave()
 
 
 def run_for_good(walk: Walk, url: str) -> None:
     walk.env["REDIS_URL"] = url
     walk.say(
-        "## Run it\n\nWith a Redis that is there (`REDIS_URL`, or the default 127.0.0.1:6379), a hash says what runs and what it may touch. "
-        "`set` checks that before it writes it:"
+        "## Run it\n\nOutside of `dev`, a worker uses your Redis: `REDIS_URL`, or 127.0.0.1:6379 by default.\n"
+        "A hash there names the script and lists its permissions.\n"
+        "`set` checks a change before it writes it, and `perms` says whether the worker may do something:"
     )
     walk.run("sandboxrun set greeter 1 url=$HOME/greeter version=local")
     walk.run("sandboxrun set greeter 1 allowNet=api.example.com:99999", code=78)
@@ -225,13 +231,13 @@ def run_for_good(walk: Walk, url: str) -> None:
     )
     try:
         client.call("greeter", {"name": "nobody"}, timeout=SECONDS, url=url)
-        walk.say("In one terminal `sandboxrun greeter 1`, and in another:")
+        walk.say("Run `sandboxrun greeter 1` in one terminal, and in another:")
         out = walk.run("sandboxrun call greeter name=you")
         ref = re.search(r'"ref": "([^"]+)"', out)[1]  # type: ignore[index]
-        walk.say("What happened to it, and what the worker is:")
+        walk.say("`trace` shows what became of the request, and `show` what the hash means:")
         walk.run(f"sandboxrun trace {ref}")
         walk.run("sandboxrun show greeter 1")
-        walk.say("It ends, from any machine, where `pid` is removed from its hash, which `stop` does:")
+        walk.say("`stop` works from any machine: it removes `pid` from the hash, and the worker ends:")
         walk.run("sandboxrun stop greeter 1")
         if worker.wait(SECONDS) != 0:
             raise RuntimeError(f"the worker ended with {worker.returncode}")
