@@ -51,7 +51,7 @@ def worker() -> str:
 
 def recorded(home: Path) -> str:
     """What a terminal shows, from the refusal to the answer."""
-    walk = Walk(home)
+    walk = Walk(home, "")
     folder = home / "greeter"
     folder.mkdir()
     (folder / "worker.py").write_text(worker().replace(HOME, str(home)))

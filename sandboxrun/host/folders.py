@@ -1,4 +1,8 @@
-"""The user's folders and the policy files that apply, by the XDG Base Directory Specification, as platformdirs reads it."""
+"""The user's folders and the policy files that apply, by the XDG Base Directory Specification, as platformdirs reads it.
+
+It is asked if the environment says anything beyond HOME. Without that its answers are the specification's defaults, and a
+start would take a tenth longer for them; a test compares both.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from sandboxrun.policy.file import ceiling_for
 from sandboxrun.records import record
 
 _XDG = ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")
+
+_DEFAULTS = (".cache", ".local/state", ".local/share", ".config")  # below HOME, in the order of _XDG
 
 
 @record
@@ -60,6 +66,12 @@ class Folders:
     @classmethod
     def of_user(cls) -> Folders:
         _check_environment()
+        home = os.environ.get("HOME", "")
+        if os.path.isabs(home) and not any(
+            os.environ.get(variable, "").strip() for variable in (*_XDG, "XDG_CONFIG_DIRS")
+        ):
+            cache, state, data, config = (f"{home.rstrip('/')}/{folder}/sandboxrun" for folder in _DEFAULTS)
+            return cls(cache, state, data, ("/etc/xdg/sandboxrun/policy.toml", f"{config}/policy.toml"))
         from platformdirs.unix import Unix
 
         user = Unix("sandboxrun", multipath=True)
