@@ -344,7 +344,9 @@ class ImportList:
         elif parts.scheme != "https":
             raise FetchError(f"{_origin(parts)} is not https{hop}: http is for loopback only")
         if origin_of(url) not in self._entries:
-            shown = f"{host}:{port}" if port not in (None, 443) else host
+            from shlex import quote
+
+            shown = quote(f"{host}:{port}" if port not in (None, 443) else host)
             raise FetchError(
                 f"{_origin(parts)} is not among the hosts that scripts may come from{hop}",
                 hint=f"sandboxrun TYPE ID --allow-import={shown}",

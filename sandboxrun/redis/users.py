@@ -153,6 +153,8 @@ def acl_hint(address: Address, login: str) -> str:
 
     scheme, _, place = address.shown.partition("://")
     server = (
-        f"-s {quote(place)} --user ADMIN --pass PASSWORD" if address.path else f"-u {scheme}://ADMIN:PASSWORD@{place}"
+        f"-s {quote(place)} --user ADMIN --pass PASSWORD"
+        if address.path
+        else f"-u {scheme}://ADMIN:PASSWORD@{quote(place)}"
     )
     return f"redis-cli {server} ACL SETUSER {quote(login)} '+acl|setuser' '+acl|deluser' '+acl|users'"

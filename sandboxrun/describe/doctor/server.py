@@ -127,7 +127,7 @@ def admin_hint(connection: Connection, rules: Iterable[str]) -> str:
     if address.path:
         return f"redis-cli -s {shlex.quote(address.path)} --user ADMIN --pass PASSWORD {shlex.join(words)}"
     scheme, _, place = address.shown.partition("://")
-    return f"redis-cli -u {scheme}://ADMIN:PASSWORD@{place} {shlex.join(words)}"
+    return f"redis-cli -u {scheme}://ADMIN:PASSWORD@{shlex.quote(place)} {shlex.join(words)}"
 
 
 def _primary_hint(info: dict[str, str]) -> str:
