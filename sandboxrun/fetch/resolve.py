@@ -143,6 +143,8 @@ def _check_url(url: str, parts: SplitResult, host: str, key: str) -> None:
             f"field url of {key} has the fragment #{parts.fragment[:80]}: expected a URL without one",
             hint="" if parts.query else _url_hint(key, url.partition("#")[0]),  # a query may have a token
         )
+    if re.search(r"/(\.|%2e){1,2}(/|$)", parts.path, re.IGNORECASE):  # it may lead to another ref than the version
+        raise ConfigError(f"field url of {key} has . or .. in its path: expected a path without them")
     if _PLACEHOLDER in parts.netloc:
         raise ConfigError(f"field url of {key} has {_PLACEHOLDER} in its host: expected it in the path")
 
