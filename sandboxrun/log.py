@@ -32,9 +32,16 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def pastable(hint: tuple[str, ...]) -> tuple[str, ...]:
+    """The hint, or nothing if it cannot be shown as it is. Escaped it would be another command, and cut off its quotation
+    would stay open, so that the next line is read with its quotes reversed."""
+    return hint if all(line.isprintable() and len(line) <= LINE_MAX_CHARS for line in hint) else ()
+
+
 def shown_hint(hint: tuple[str, ...]) -> str:
-    """`hint: ` and what to paste: the first line beside it, the others below at the left margin."""
-    return "hint: " + "\n".join(escape(line)[:LINE_MAX_CHARS] for line in hint)
+    """`hint: ` and what to paste: the first line beside it, the others below at the left margin. Empty if there is none."""
+    lines = pastable(hint)
+    return "hint: " + "\n".join(lines) if lines else ""
 
 
 class Log:
@@ -83,8 +90,9 @@ class Log:
         else:
             line = escape(message)[:LINE_MAX_CHARS]
             line = {"info": "sandboxrun: ", "denied": ""}.get(level, f"{level}: ") + line
-            if hint:
-                line += "\n" + shown_hint(hint)
+            shown = shown_hint(hint)
+            if shown:
+                line += "\n" + shown
             if self._stream is None and os.environ.get("TERM", "dumb") != "dumb" and os.isatty(2):
                 line = PLAIN + line
         try:

@@ -14,7 +14,7 @@ from sandboxrun.cli.mistakes import with_redis
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import DEFAULT_URL
 from sandboxrun.errors import SandboxError
-from sandboxrun.log import escape
+from sandboxrun.log import escape, pastable
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
 
@@ -71,8 +71,9 @@ def main(args: list[str]) -> int:
             area = finding.area
             print(area)
         print(f"  {_sign(finding.level.value, colour)} {_wrapped(escape(finding.text), width)}", flush=True)
-        if finding.hint:
-            print(_hint_shown(finding.hint), flush=True)
+        hint = pastable(finding.hint)
+        if hint:
+            print(_hint_shown(hint), flush=True)
     failed = sum(finding.level == Level.FAILS for finding in findings)
     if options.json:
         print(json.dumps({"ok": not failed, "findings": [asdict(found) for found in findings]}))
@@ -95,9 +96,8 @@ def _wrapped(text: str, width: int) -> str:
 
 def _hint_shown(hint: tuple[str, ...]) -> str:
     """One line is indented; several stand at the left margin, as they are to be pasted."""
-    shown = [escape(line) for line in hint]
     head = f"{' ' * INDENT}hint:"
-    return f"{head} {shown[0]}" if len(shown) == 1 else "\n".join([head, *shown])
+    return f"{head} {hint[0]}" if len(hint) == 1 else "\n".join([head, *hint])
 
 
 def _sign(level: str, colour: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +26,7 @@ from sandboxrun.sandbox.supervisor.output import Cleaner
 
 POLL_SECONDS = 0.1
 FOLLOWED_LINES = 10
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _EPILOG = """\
 examples:
   sandboxrun logs                           list the workers that have a log
@@ -171,7 +172,8 @@ def _no_log(type_: str, id_: str, url: str | None) -> ConfigError:
         return ConfigError(f"{text}, and where it runs is unknown: {error}", hint=error.hint)
     if worker.state == State.RUNNING and not worker.here:
         host = (worker.held["pidName"] or "HOST")[:64]
-        hint = f"ssh {shlex.quote(host)} sandboxrun logs {type_} {id_}" if host.isprintable() else ""
+        # The hash says it: ssh would take a name that begins with - for an option, which may name a command to run.
+        hint = f"ssh {host} sandboxrun logs {type_} {id_}" if _HOST.fullmatch(host) else ""
         return ConfigError(f"{text}: it runs on {host}", hint=hint)
     if worker.state == State.RUNNING:
         return ConfigError(

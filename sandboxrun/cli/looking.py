@@ -48,10 +48,10 @@ def examined(options: argparse.Namespace) -> tuple[Hashes, Preparation]:
 
 def first_fault(found: Preparation) -> SandboxrunError:
     """The error that sandboxrun TYPE ID would end with."""
-    from sandboxrun.describe.fields import mask
+    from sandboxrun.describe.fields import mask, masked_hint
 
     fault = found.faults[0]
-    return type(fault)(mask(str(fault)), hint=tuple(map(mask, fault.hint)))
+    return type(fault)(mask(str(fault)), hint=masked_hint(fault.hint))
 
 
 def redis_shown(options: argparse.Namespace) -> str:

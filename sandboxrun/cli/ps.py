@@ -65,8 +65,9 @@ def main(args: list[str]) -> int:
             print(shown_hint(with_redis((_all_hint(options.type),), args)))
     for text, hint in [*notes(workers), *([(found.cut, ())] if found.cut else [])]:
         print(escape(f"note: {text}"), file=sys.stderr)
-        if hint:
-            print(shown_hint(with_redis(hint, args)), file=sys.stderr)
+        shown = shown_hint(with_redis(hint, args))
+        if shown:
+            print(shown, file=sys.stderr)
     return 0
 
 

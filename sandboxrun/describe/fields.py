@@ -49,6 +49,11 @@ def mask(text: str) -> str:
     return _KEY_LINE.sub("worker-v0 ***", _QUERY.sub(r"\1***", _LOGIN.sub(r"\1***@", text)))
 
 
+def masked_hint(hint: tuple[str, ...]) -> tuple[str, ...]:
+    """The hint, or nothing if it has a login or token: without it, it would be another command, with its quotes broken."""
+    return hint if all(mask(line) == line for line in hint) else ()
+
+
 def shown(name: str, value: bytes | str | None, size: int = 0) -> str:
     """A value for people, bounded; None for a value of `size` bytes that was not read. Not escaped."""
     if is_secret(name):

@@ -10,7 +10,7 @@ from sandboxrun.config import keys
 from sandboxrun.config.limits import LIMITS
 from sandboxrun.config.permissions import Kind, Verdict
 from sandboxrun.config.worker import WorkerConfig
-from sandboxrun.describe.fields import is_known, is_secret, mask, shown
+from sandboxrun.describe.fields import is_known, is_secret, mask, masked_hint, shown
 from sandboxrun.describe.words import always, lines
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.fetch.resolve import LocalSource, kind_of
@@ -175,7 +175,7 @@ def _requires(section: Any) -> list[str]:
 
 
 def fault(error: SandboxrunError) -> Json:
-    return {"error": mask(str(error)), "hint": list(error.hint), "exit_code": error.exit_code}
+    return {"error": mask(str(error)), "hint": list(masked_hint(error.hint)), "exit_code": error.exit_code}
 
 
 def last_run(folder: str, type_: str, id_: str) -> Json | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sandboxrun.config.permissions import Verdict
 from sandboxrun.describe.paint import Paint
+from sandboxrun.log import pastable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -141,7 +142,9 @@ def _faults(found: Json, paint: Paint) -> Iterator[str]:
     yield paint(f"sandboxrun {name} would end with exit code {faults[0]['exit_code']}", "head")
     for number, fault in enumerate(faults):
         yield f"  {paint('error' if number == 0 else 'then', 'bad')}: {paint(fault['error'])}"
-    hint = faults[0]["hint"] or [f"sandboxrun set {name} FIELD=VALUE --dry-run"]
+    hint = pastable(tuple(faults[0]["hint"] or [f"sandboxrun set {name} FIELD=VALUE --dry-run"]))
+    if not hint:
+        return
     if len(hint) == 1:
         yield f"  hint: {paint(hint[0])}"
     else:

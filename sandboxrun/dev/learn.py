@@ -5,6 +5,7 @@ A worker can write such an event or line itself: what is learned is to be read b
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -37,7 +38,10 @@ class Learned:
         """A line that the worker printed; only the denial after its traceback teaches something."""
         found = _LINE.fullmatch(text.strip())
         if found is not None:
-            self._add(found[1], found[2])
+            # It is quoted where a shell needs that. Of a file whose name imitates such a line, an end without its quote is found.
+            with contextlib.suppress(ValueError):
+                [grant] = shlex.split(found[2])
+                self._add(found[1], grant)
 
     def _add(self, kind: str, grant: str) -> None:
         if len(self._found) >= LEARNED_MAX or kind not in KINDS or "," in grant:  # a path that no list can hold

@@ -138,7 +138,9 @@ def parse_message(line: str) -> dict[str, Any] | None:
 
 def _hint(message: dict[str, Any]) -> list[str]:
     hint = message.get("hint")
-    return [shown_hint(tuple(hint))] if isinstance(hint, list) and all(isinstance(line, str) for line in hint) else []
+    if not isinstance(hint, list) or not all(isinstance(line, str) for line in hint):
+        return []
+    return list(filter(None, [shown_hint(tuple(hint))]))
 
 
 def shown(line: str) -> str:

@@ -151,7 +151,7 @@ class Session:
         try:
             fence = keys.fence_key(*self._consumer())
         except ConfigError as error:
-            say("bad", "\n".join([escape(str(error)), *([shown_hint(error.hint)] if error.hint else [])]))
+            say("bad", "\n".join(filter(None, (escape(str(error)), shown_hint(error.hint)))))
             return
         before = self.connection.call("HKEYS", fence)
         self._changing = True

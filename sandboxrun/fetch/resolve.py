@@ -143,6 +143,8 @@ def _check_url(url: str, parts: SplitResult, host: str, key: str) -> None:
             f"field url of {key} has the fragment #{parts.fragment[:80]}: expected a URL without one",
             hint="" if parts.query else _url_hint(key, url.partition("#")[0]),  # a query may have a token
         )
+    if re.search(r"/(\.|%2e){1,2}(/|$)", parts.path, re.IGNORECASE):  # it may lead to another ref than the version
+        raise ConfigError(f"field url of {key} has . or .. in its path: expected a path without them")
     if _PLACEHOLDER in parts.netloc:
         raise ConfigError(f"field url of {key} has {_PLACEHOLDER} in its host: expected it in the path")
 
@@ -344,7 +346,9 @@ class ImportList:
         elif parts.scheme != "https":
             raise FetchError(f"{_origin(parts)} is not https{hop}: http is for loopback only")
         if origin_of(url) not in self._entries:
-            shown = f"{host}:{port}" if port not in (None, 443) else host
+            from shlex import quote
+
+            shown = quote(f"{host}:{port}" if port not in (None, 443) else host)
             raise FetchError(
                 f"{_origin(parts)} is not among the hosts that scripts may come from{hop}",
                 hint=f"sandboxrun TYPE ID --allow-import={shown}",

@@ -78,8 +78,8 @@ def run(options: RunOptions, log: Log, spawned: Spawned | None = None) -> int:
 
 
 def _line(message: str, hint: object = ()) -> bytes:
-    lines = [message, shown_hint(tuple(hint))] if hint else [message]  # type: ignore[arg-type]  # a field of a message
-    return "\n".join(lines).encode("utf-8", "backslashreplace") + b"\n"
+    shown = shown_hint(tuple(hint))  # type: ignore[arg-type]  # a field of a message
+    return "\n".join(filter(None, (message, shown))).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _output_log(options: RunOptions, log: Log) -> OutputLog:

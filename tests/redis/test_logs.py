@@ -144,6 +144,9 @@ def test_no_log_keeps_none(r: redis.Redis, run: Runner, local: Local) -> None:
     assert run("logs", "t", "1").err.endswith("host: it runs on far\\x1b[2J\n")
     r.hset("t:1:h", "pidName", "far")
     assert run("logs", "t", "1").err.endswith(" it runs on far\nhint: ssh far sandboxrun logs t 1\n")
+    for name in ("-oProxyCommand=reboot", "far;reboot", "$(reboot)", "root@far"):  # ssh would run the first
+        r.hset("t:1:h", "pidName", name)
+        assert run("logs", "t", "1").err.endswith(f" it runs on {name}\n")
 
 
 def test_no_worker_reads_or_writes_a_log(r: redis.Redis, run: Runner, local: Local) -> None:

@@ -183,3 +183,10 @@ def test_the_import_list() -> None:
 def test_odd_import_lists_are_usage_errors(text: str) -> None:
     with pytest.raises(UsageError, match="--allow-import"):
         ImportList.parse(text)
+
+
+@pytest.mark.parametrize("path", ["x/../../../../../o/r/main/f.py", "x/%2e%2E/main/f.py", "./main/f.py", "v1.2.3/.."])
+def test_a_path_that_leads_out_of_the_version_is_refused(path: str) -> None:
+    for form in ("https://raw.githubusercontent.com/o/r/", "https://gitlab.com/o/r/-/raw/", "https://h/{version}/"):
+        with pytest.raises(ConfigError, match=r"has \. or \.\. in its path"):
+            resolve(form + path, "v1.2.3", key="t:1:h")

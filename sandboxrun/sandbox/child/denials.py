@@ -6,6 +6,7 @@ Nothing here decides anything: the kernel has.
 from __future__ import annotations
 
 import os
+import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 # LANDLOCK_ACCESS_FS_*, linux/landlock.h: reading files and folders, writing files, executing.
 _RIGHTS = {"read": 1 << 2 | 1 << 3, "write": 1 << 1, "run": 1 << 0}
+_PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./~*?\[\]{}#-]+")  # runs nothing in a shell, where the grant is pasted
 # What no allowWrite may name, nor a folder that contains it; what else is refused depends on the operator's account.
 _SYSTEM = ("/bin", "/boot", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr")
 
@@ -41,6 +43,10 @@ class Grants:
     def denial(self, kind: str, resource: str, grant: str) -> str:
         """The line for a resource that `grant` would allow; the same text as config.permissions.Denial has."""
         field = f"allow{kind.title()}"
+        if _PLAIN.fullmatch(grant) is None:
+            import shlex
+
+            grant = shlex.quote(grant)  # a request may have chosen the file's name
         return f"{requirement(kind, resource)}; grant it with: --allow-{kind}={grant} (field {field} of {self.key})"
 
     def file(self, kind: str, path: str, *, in_folder: bool = False) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 from following import RAN, Stage, follow
-from hints import templates
+from hints import hint_of, paste, templates
 from raw_host import RawHost, body
 from runner import Runner
 
@@ -137,3 +137,11 @@ ELSEWHERE = {
 
 def test_every_hint_is_followed_or_listed() -> None:
     assert {*templates("fetch"), URL} == {*SITUATIONS, *ELSEWHERE}  # URL: of keys.set_hint
+
+
+def test_a_host_that_a_hash_names_runs_nothing_in_a_shell(stage: Stage) -> None:
+    stage.r.hset("t:1:h", mapping={"url": "https://x$(id>pwned)/{version}/w.py", "version": "v1.0.0"})
+    hint = hint_of(stage.run("t", "1").err)
+    assert hint.startswith("sandboxrun t 1 --allow-import='x$(id>")
+    paste(hint, stage.run.env, stage.folder)
+    assert not (stage.folder / "pwned").exists()
