@@ -89,13 +89,13 @@ class Beginner:
 
 MISTAKES: dict[str, Callable[[Beginner], Done]] = {
     "the URL's host is wrong": lambda b: b.at("https://host.invalid/o/{version}/worker.py", "v1", "--allow-import=host.invalid"),
-    "the URL's host is not one that scripts come from": lambda b: b.at("https://host.invalid/o/{version}/worker.py"),
+    "scripts may not come from the URL's host": lambda b: b.at("https://host.invalid/o/{version}/worker.py"),
     "the URL's path is wrong": lambda b: b.at(b.host.url + "/{version}/wrong.py"),
     "the tag does not exist": lambda b: b.at(b.host.url + "/{version}/worker.py", "v9.9.9"),
     "there is no Redis": lambda b: b.without_redis(),
     "the key is wrong": lambda b: b.with_secret(f"worker-v0 {'00' * 32}\n"),
-    "what comes on standard input is no key": lambda b: b.with_secret("t0ken\n"),
-    "nothing comes on standard input": lambda b: b.with_secret(""),
+    "standard input has no valid key": lambda b: b.with_secret("t0ken\n"),
+    "standard input is empty": lambda b: b.with_secret(""),
     "a secret is missing": lambda b: b.script(ASKS),
     "a connection is not granted": lambda b: b.script(
         f"import socket\nsocket.create_connection(('127.0.0.1', {b.host.url.rpartition(':')[2]}))\n"
