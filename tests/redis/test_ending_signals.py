@@ -158,6 +158,8 @@ def test_a_signal_between_the_user_and_the_worker_leaves_nothing(
     with run.start("t", "1") as process:
         wait_for(lambda: children(process.pid))
         child = children(process.pid)[0]
+        # Stopped before it runs Python, it would hold up the supervisor too, which waits for that (vfork(2)).
+        wait_for(lambda: b"bootstrap" in Path(f"/proc/{child}/cmdline").read_bytes())
         os.kill(child, signal.SIGSTOP)
         wait_for(lambda: len(left(r, run)) >= 2)  # user and folder
         process.send_signal(number)
