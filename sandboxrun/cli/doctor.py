@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from sandboxrun.cli.fleet import known_here
 from sandboxrun.cli.mistakes import with_redis
@@ -62,7 +62,8 @@ def main(args: list[str]) -> int:
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     findings, area = [], ""
-    for finding in all_findings(connect, known_here(), users):
+    for found in all_findings(connect, known_here(), users):
+        finding = replace(found, hint=with_redis(found.hint, args))
         findings.append(finding)
         if options.json:
             continue
@@ -71,12 +72,12 @@ def main(args: list[str]) -> int:
             print(area)
         print(f"  {_sign(finding.level.value, colour)} {_wrapped(escape(finding.text), width)}", flush=True)
         if finding.hint:
-            print(_hint_shown(with_redis(finding.hint, args)), flush=True)
-    failed = sum(found.level == Level.FAILS for found in findings)
+            print(_hint_shown(finding.hint), flush=True)
+    failed = sum(finding.level == Level.FAILS for finding in findings)
     if options.json:
         print(json.dumps({"ok": not failed, "findings": [asdict(found) for found in findings]}))
     else:
-        notes = sum(found.level == Level.NOTE for found in findings)
+        notes = sum(finding.level == Level.NOTE for finding in findings)
         end = f"{failed} of {len(findings)} FAIL" if failed else "Workers can run here"
         print(f"\n{end}{f' (to note: {notes})' if notes else ''}.")
     return SandboxError.exit_code if failed else 0

@@ -17,6 +17,7 @@ CUTOFF = 0.6  # difflib's ratio: two letters of five may differ
 WORD_MAX_CHARS = 80
 _WITHOUT_REDIS = ("init", "check", "audit", "cache", "completion", "help")
 _RUN = "sandboxrun"  # how a run's parser calls itself
+_LOGIN = re.compile(r"://[^/\s@]*@")
 _NUMBERS = {"int": "a whole number", "float": "a number"}
 
 
@@ -129,16 +130,17 @@ def wrong(parser: argparse.ArgumentParser, words: Sequence[str], message: str) -
 
 
 def with_redis(hint: tuple[str, ...], args: Sequence[str]) -> tuple[str, ...]:
-    """The hint for the same Redis: with the option --redis of `args`, if they have one without a password."""
+    """The hint for the same Redis: with the option --redis of `args`, if they have one, and no login that it has."""
     url = next((word.partition("=")[2] for word in args if word.startswith("--redis=")), "")
     if not url and "--redis" in args[:-1]:
         url = args[args.index("--redis") + 1]
-    if len(hint) != 1 or not url or not _may_be_shown([url]) or "--redis" in hint[0]:
+    bare = _LOGIN.sub("://", url)
+    if len(hint) != 1 or not url or not _may_be_shown([bare]) or "--redis" in hint[0]:
         return hint
     words = hint[0].split()
     if words[:1] != ["sandboxrun"] or words[1:2] in ([name] for name in _WITHOUT_REDIS) or "--help" in words:
         return hint
-    return (f"{hint[0]} --redis {shlex.quote(url)}",)
+    return (f"{hint[0]} --redis {shlex.quote(_LOGIN.sub('://USER:PASSWORD@', url))}",)
 
 
 def help_hint(parser: argparse.ArgumentParser) -> str:

@@ -50,7 +50,12 @@ def main(args: list[str]) -> int:
 
         options.id = ANY_ID
     run_options(options)  # checks TYPE and ID
-    wanted = parse(options.fields, options.delete, worker=name, key=key)
+
+    def again(typed: str, meant: str) -> str:
+        place = len(args) - 1 - args[::-1].index(typed) if typed in args else len(args)
+        return again_hint(parser, [*args[:place], meant, *args[place + 1 :]])
+
+    wanted = parse(options.fields, options.delete, worker=name, key=key, again=again)
 
     with connected(options.redis) as connection, _of_the_type(options.type, by_type):
         change = plan(_read(connection, options, by_type), wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from sandboxrun.config.fields import SECRET_FIELDS, too_long, value_limit
 from sandboxrun.config.permissions import Verdict
@@ -36,17 +36,23 @@ class Change:
         return sorted([*self.put, *self.remove])
 
 
-def parse(words: Iterable[str], delete: Iterable[str], *, worker: str, key: str) -> dict[str, str | None]:
+def parse(
+    words: Iterable[str], delete: Iterable[str], *, worker: str, key: str, again: Callable[[str, str], str]
+) -> dict[str, str | None]:
     """The wanted value of each field, or None if the field is to be removed. Raises UsageError.
 
-    `worker`: TYPE and ID, or TYPE, as it is typed. `key`: of its hash.
+    `worker`: TYPE and ID, or TYPE, as it is typed. `key`: of its hash. `again`: the command line with one word in place of
+    another, or of none.
     """
     wanted: dict[str, str | None] = {}
     given = [(*word.partition("="), False) for word in words] + [(name, "=", "", True) for name in delete]
     for name, equals, value, gone in given:
         if not equals:
-            raise UsageError(f"{name[:80]!r} is not FIELD=VALUE", hint=_field_hint(name, worker))
-        if not name or len(name) > NAME_MAX_CHARS or not name.isprintable() or " " in name:
+            raise UsageError(
+                f"{name[:80]!r} is not FIELD=VALUE",
+                hint=again(name, f"{name}=VALUE" if _is_name(name) else "FIELD=VALUE"),
+            )
+        if not _is_name(name):
             raise UsageError(
                 f"{name[:80]!r} is not the name of a field: expected up to {NAME_MAX_CHARS} printable characters"
             )
@@ -55,14 +61,12 @@ def parse(words: Iterable[str], delete: Iterable[str], *, worker: str, key: str)
         _check_settable(name, worker, gone=gone)
         wanted[name] = None if gone else _text(name, value, key)
     if not wanted:
-        raise UsageError("there is nothing to set", hint=f"sandboxrun set {worker} FIELD=VALUE")
+        raise UsageError("there is nothing to set", hint=again("", "FIELD=VALUE"))
     return wanted
 
 
-def _field_hint(name: str, worker: str) -> str:
-    if len(name) > NAME_MAX_CHARS or not name.isidentifier():
-        return f"sandboxrun set {worker} FIELD=VALUE"
-    return f"sandboxrun set {worker} {name}=VALUE"
+def _is_name(name: str) -> bool:
+    return 0 < len(name) <= NAME_MAX_CHARS and name.isprintable() and " " not in name
 
 
 def _check_settable(name: str, worker: str, *, gone: bool) -> None:
@@ -75,7 +79,7 @@ def _check_settable(name: str, worker: str, *, gone: bool) -> None:
     if name in SECRET_FIELDS and not gone:
         raise UsageError(
             f"field {name} holds encrypted secrets, and set does not encrypt",
-            hint=f"echo JSON | sandboxrun encrypt {worker if one else f'{worker} ID'} --key-file FILE --write",
+            hint=f"""echo '{{"NAME":"VALUE"}}' | sandboxrun encrypt {worker if one else f"{worker} ID"} --key-file FILE --write""",
         )
 
 

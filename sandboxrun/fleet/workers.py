@@ -27,6 +27,9 @@ PAGE = 200  # hashes read at once
 PAGE_MAX_BYTES = 8 * 1024 * 1024  # whoever can write to Redis must not fill our memory
 ONE_MAX_BYTES = 512 * 1024
 SCAN_MAX_BYTES = 64 * 1024 * 1024
+NO_SCAN = (
+    "this Redis login may not SCAN, so that only workers with a login of their own, and those of this host, are found"
+)
 _FIELDS = (*PID_FIELDS, "version", "workerVersion", "requestStream", "consumerId")
 _SHARED = ("version", "workerVersion", "requestStream")
 
@@ -76,10 +79,12 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The keys that were found, as (type, id). `cut`: why there may be more, or ""."""
+    """The keys that were found, as (type, id). `cut`: why there may be more, or "". `by_type`: whether those of one type may be
+    few enough."""
 
     workers: list[tuple[str, str]]
     cut: str = ""
+    by_type: bool = False
 
 
 def state_of(held: Mapping[str, str | None], key: str, now: int) -> State:
@@ -112,7 +117,7 @@ def find(
     cut = _scan(connection, type_, found, seconds) or cut
     if len(found) > WORKERS_MAX:
         cut = f"there are more than {WORKERS_MAX} hashes of workers, and no more are shown"
-    return Found(sorted(found)[:WORKERS_MAX], cut)
+    return Found(sorted(found)[:WORKERS_MAX], cut, by_type=len(found) > WORKERS_MAX)
 
 
 def _scan(connection: Connection, type_: str | None, found: set[tuple[str, str]], seconds: float) -> str:
@@ -127,7 +132,7 @@ def _scan(connection: Connection, type_: str | None, found: set[tuple[str, str]]
             return f"names of keys have more than {SCAN_MAX_BYTES >> 20} MiB, so that not all were looked at: name TYPE and ID"
         reply = replies[0]
         if isinstance(reply, ReplyError):
-            return "this Redis login may not SCAN, so that only workers with a login of their own, and those of this host, are found"
+            return NO_SCAN
         cursor, names = reply
         for name in names:
             _add(found, name.decode("utf-8", "replace"), type_)

@@ -91,6 +91,20 @@ def certificates_hint(address: Address) -> str:
     return f"export REDIS_URL='rediss://USER:PASSWORD@'{quote(address.shown.partition('://')[2])}'?ssl_ca_certs=/FILE'"
 
 
+def client_options(address: Address) -> str:
+    """The options of redis-cli for this server, without a login: its option -u knows neither IPv6 nor certificates."""
+    from shlex import quote
+
+    if address.path:
+        return f"-s {quote(address.path)}"
+    tls = ["--tls"] * address.tls
+    if address.tls and address.ca_file:
+        tls += ["--cacert", quote(address.ca_file)]
+    if address.tls and not address.check:
+        tls.append("--insecure")
+    return " ".join(["-h", quote(address.host), "-p", str(address.port), *tls])
+
+
 def _set_server(address: Address, scheme: str, server: str) -> None:
     """`server`: HOST[:PORT]. Raises ValueError."""
     host, colon, port = server.rpartition(":")

@@ -151,8 +151,7 @@ def acl_hint(address: Address, login: str) -> str:
     """For an administrator of Redis; --allow-degraded=redis-acl would give the worker this login itself."""
     from shlex import quote
 
-    scheme, _, place = address.shown.partition("://")
-    server = (
-        f"-s {quote(place)} --user ADMIN --pass PASSWORD" if address.path else f"-u {scheme}://ADMIN:PASSWORD@{place}"
-    )
+    from sandboxrun.redis.address import client_options
+
+    server = f"{client_options(address)} --user ADMIN --pass PASSWORD"
     return f"redis-cli {server} ACL SETUSER {quote(login)} '+acl|setuser' '+acl|deluser' '+acl|users'"

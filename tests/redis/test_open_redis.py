@@ -303,7 +303,7 @@ def test_doctor_agrees(open_redis: redis.Redis, run: Runner) -> None:
         findings = json.loads(run("doctor", "--json").out)["findings"]
         (found[policy],) = [each for each in findings if "without a password" in each["text"]]
     assert [each["level"] for each in found.values()] == ["FAILS", "note", "FAILS", "note"]
-    assert found[None]["do"].endswith(f"<<'END'\n\n{section(run)}END")
+    assert "\n".join(found[None]["hint"]).endswith(f"<<'END'\n\n{section(run)}END")
     assert f"{run.policy}:2 accepts that" in found[section(run)]["text"]
     assert f"{run.policy}:2 does not allow that" in found[section(run, "false")]["text"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from sandboxrun.describe.doctor.finding import Finding, fails
 from sandboxrun.describe.doctor.host import folders, kernel, policies, versions
-from sandboxrun.describe.doctor.server import admin_hint, leftovers, redis
+from sandboxrun.describe.doctor.server import leftovers, missing_right_hint, redis
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
@@ -31,7 +31,7 @@ def all_findings(
         yield fails(
             "redis",
             f"it refuses a command of doctor: {str(error)[:200]}",
-            hint=admin_hint(connection, ("+@all", "~*", "&*")),
+            hint=missing_right_hint(connection, str(error)),
         )
     yield from folders()
     yield from policies()

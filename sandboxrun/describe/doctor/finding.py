@@ -37,4 +37,6 @@ def fails(area: str, text: str, *, hint: str | tuple[str, ...] = ()) -> Finding:
 
 
 def _lines(hint: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (hint,) if isinstance(hint, str) else hint
+    if isinstance(hint, str):
+        return (hint,) if hint else ()
+    return hint

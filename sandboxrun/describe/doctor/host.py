@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import stat
 import sys
@@ -48,49 +49,109 @@ def folders() -> Iterator[Finding]:
     try:
         found = Folders.of_user()
     except ConfigError as error:
-        yield fails("folders", str(error), hint=error.hint or _home_hint())
+        yield fails("folders", str(error), hint=error.hint)
         return
     for name, path in (("cache", found.cache), ("state", found.state)):
-        yield from _folder(f"{name} {path}", path)
+        yield from _folder(name, path)
+    for path in (found.cache, found.state):
+        yield from _room(path, found.cache)
 
 
-def _folder(name: str, path: str) -> Iterator[Finding]:
+def _folder(which: str, path: str) -> Iterator[Finding]:
+    name, quoted = f"{which} {path}", shlex.quote(path)
+    obstacle = _obstacle(path)
+    if obstacle:
+        yield fails("folders", f"{name}: {obstacle} is not a folder", hint=_aside_hint(obstacle))
+        return
     try:
         about = os.stat(path)
     except FileNotFoundError:
         yield ok("folders", f"{name} does not exist yet: the first start makes it")
         return
     except OSError as error:
-        yield fails("folders", f"{name} cannot be examined: {error.strerror}", hint=f"namei -l {shlex.quote(path)}")
+        yield fails("folders", f"{name} cannot be examined: {error.strerror}", hint=_closed_hint(path))
         return
     mode = stat.S_IMODE(about.st_mode)
-    if not stat.S_ISDIR(about.st_mode):
-        yield fails(
-            "folders", f"{name} is not a folder", hint=f"mv -n {shlex.quote(path)} {shlex.quote(path + '.old')}"
-        )
-    elif about.st_uid != os.geteuid():
+    if about.st_uid != os.geteuid():
         yield fails(
             "folders",
             f"{name} belongs to another user (owner {about.st_uid})",
-            hint=f"sudo chown -R {os.geteuid()} {shlex.quote(path)}",
+            hint=_home_hint() or f"sudo chown -R {os.geteuid()} {quoted}",
         )
     elif mode & 0o022:
-        yield fails("folders", f"{name} is writable for others (mode {mode:o})", hint=f"chmod 700 {shlex.quote(path)}")
-    elif not os.access(path, os.W_OK):
-        yield fails("folders", f"{name} is not writable", hint=f"chmod u+w {shlex.quote(path)}")
+        yield fails("folders", f"{name} is writable for others (mode {mode:o})", hint=f"chmod 700 {quoted}")
+    elif os.statvfs(path).f_flag & os.ST_RDONLY:
+        yield fails(
+            "folders", f"{name} is in a file system that is read-only", hint=f"export XDG_{which.upper()}_HOME=/FOLDER"
+        )
+    elif not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        yield fails("folders", f"{name} is closed to its owner (mode {mode:o})", hint=f"chmod u+rwx {quoted}")
     else:
         count, size = _size(path)
-        room = os.statvfs(path)
-        free = room.f_bavail * room.f_frsize
         yield ok("folders", f"{name}: mode {mode:o}, {count} files, {size >> 10} KiB")
-        if free < FREE_BYTES:
-            yield note(
-                "folders", f"the file system of {path} has only {free >> 20} MiB left", hint="sandboxrun cache --clean"
-            )
+
+
+def _room(path: str, cache: str) -> Iterator[Finding]:
+    try:
+        room, in_cache = os.statvfs(path), os.stat(path).st_dev == os.stat(cache).st_dev
+    except OSError:
+        return  # a finding of _folder(), or not made yet
+    free = room.f_bavail * room.f_frsize
+    if free < FREE_BYTES:
+        yield note(
+            "folders",
+            f"the file system of {path} has only {free >> 20} MiB left",
+            hint="sandboxrun cache --clean" if in_cache else "",
+        )
+
+
+def _parts(path: str) -> Iterator[str]:
+    """The path and the folders above it, the highest first."""
+    names = path.split("/")
+    return ("/".join(names[:end]) for end in range(2, len(names) + 1))
+
+
+def _obstacle(path: str) -> str:
+    """What stands where a folder is expected: a file, or a symlink that leads to none. Empty if nothing does."""
+    return next((part for part in _parts(path) if os.path.lexists(part) and not os.path.isdir(part)), "")
+
+
+def _aside_hint(path: str) -> str:
+    """Rename it to a name that is free: `mv -n` does nothing if the name is taken."""
+    other, number = f"{path}.old", 1
+    while os.path.lexists(other):
+        number += 1
+        other = f"{path}.old{number}"
+    return f"mv -n {shlex.quote(path)} {shlex.quote(other)}"
+
+
+def _closed_hint(path: str) -> str:
+    """Open the folder above `path` that cannot be entered, if it is the user's own."""
+    closed = next((part for part in _parts(path) if not os.access(part, os.X_OK)), path)
+    try:
+        owner = os.stat(closed).st_uid
+    except OSError:
+        owner = -1
+    if owner == os.geteuid():
+        return f"chmod u+rwx {shlex.quote(closed)}"
+    return _home_hint() or f"namei -l {shlex.quote(path)}"
 
 
 def _home_hint() -> str:
-    return 'export HOME="$(getent passwd "$(id -u)" | cut -d: -f6)"'
+    """Name the user's own home folder if HOME is that of another, as after `sudo -E`; empty if it is not."""
+    home = os.environ.get("HOME", "")
+    try:
+        if os.stat(home).st_uid == os.geteuid():
+            return ""
+    except PermissionError:
+        pass
+    except OSError:
+        return ""
+    try:
+        own = pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        own = "/FOLDER"
+    return "" if own == home else f"export HOME={shlex.quote(own)}"
 
 
 def _size(path: str) -> tuple[int, int]:
@@ -130,12 +191,21 @@ def policies() -> Iterator[Finding]:
 
 
 def _edit_hint(path: str) -> str:
-    return f'"${{EDITOR:-vi}}" {shlex.quote(path)}'
+    """Unquoted, because EDITOR may have options: code --wait."""
+    quoted = shlex.quote(path)
+    try:
+        own = os.stat(path).st_uid == os.geteuid()
+    except OSError:
+        own = True
+    return f"${{EDITOR:-vi}} {quoted}" if own else f"sudoedit {quoted}"
 
 
 def versions() -> Iterator[Finding]:
     """Of sandboxrun, Python, libraries."""
     from importlib import metadata
+
+    from sandboxrun.sandbox.child.modules import install_hint
+    from sandboxrun.sandbox.compile.seccomp import library_hint
 
     found = [f"sandboxrun {__version__}", f"Python {sys.version.split()[0]}"]
     missing = []
@@ -146,7 +216,7 @@ def versions() -> Iterator[Finding]:
             missing.append(package)
     library = _libseccomp()
     if library is None:
-        yield fails("versions", "libseccomp cannot be loaded", hint="sudo apt-get install -y libseccomp2")
+        yield fails("versions", "libseccomp cannot be loaded", hint=library_hint())
     else:
         found.append(f"libseccomp {library}")
     yield ok("versions", ", ".join(found))
@@ -154,7 +224,7 @@ def versions() -> Iterator[Finding]:
         yield fails(
             "versions",
             f"{', '.join(missing)} not installed",
-            hint=f"{shlex.quote(sys.executable)} -m pip install {' '.join(missing)}",
+            hint=install_hint(missing),
         )
 
 

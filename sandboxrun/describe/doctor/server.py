@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 from sandboxrun.describe.doctor.finding import Finding, fails, note, ok
-from sandboxrun.errors import ConfigError, StoreError
+from sandboxrun.errors import ConfigError, StoreError, UsageError
 from sandboxrun.fleet import workers as fleet
 from sandboxrun.fleet.workers import State
 from sandboxrun.host.folders import Folders
 from sandboxrun.policy.file import Policy, policy_of
 from sandboxrun.redis.acceptance import accept_hint, password_hint
 from sandboxrun.redis.acl import Owner
-from sandboxrun.redis.address import parse_url
+from sandboxrun.redis.address import Address, client_options, parse_url
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import start_time, this_host
 from sandboxrun.redis.replies import ReplyError
@@ -45,7 +46,7 @@ def redis(connection: Connection) -> Iterator[Finding]:
         yield note(
             "redis",
             "it is slow or far away, and each request takes several round trips",
-            hint=f"{_client(connection)} LATENCY DOCTOR",
+            hint=f"{_client(connection)} SLOWLOG GET 10",
         )
     if version[:1].isdigit() and int(version.partition(".")[0]) < 7:
         yield note(
@@ -56,6 +57,7 @@ def redis(connection: Connection) -> Iterator[Finding]:
     yield from _open_to_all(connection)
     yield from _persistence(connection, info)
     yield from _clock(ahead)
+    connection.receive_most = 0  # what follows has limits of its own
 
 
 def _clock(ahead: float) -> Iterator[Finding]:
@@ -97,15 +99,17 @@ def _rights(connection: Connection, info: dict[str, str]) -> Iterator[Finding]:
     answers = zip(needed, connection.pipeline(needed), strict=True)
     refused = {command[0]: str(reply) for command, reply in answers if isinstance(reply, ReplyError)}
     if "HDEL" in refused and refused["HDEL"].startswith("READONLY"):
-        yield fails("redis", "it is a replica that cannot be written", hint=_primary_hint(info))
+        yield fails("redis", "it is a replica that cannot be written", hint=_primary_hint(connection.address, info))
     elif refused:
         reasons = "; ".join(f"{name}: {why[:100]}" for name, why in refused.items())
-        rules = [f"+{name.lower()}" for name in refused] + ["~*"] * any("key" in why for why in refused.values())
-        yield fails(
-            "redis",
-            f"the login {login[:80]!r} may not run commands that a start needs: {reasons}",
-            hint=admin_hint(connection, rules),
-        )
+        if all(why.startswith("NOPERM") for why in refused.values()):
+            yield fails(
+                "redis",
+                f"the login {login[:80]!r} may not run commands that a start needs: {reasons}",
+                hint=admin_hint(connection, sorted(set(map(_missing_right, refused.values())))),
+            )
+        else:
+            yield fails("redis", f"it refuses commands that a start needs, to every login: {reasons}")
     probe = _owner().name
     replies = connection.pipeline(
         [("ACL", "SETUSER", probe, "reset", "off"), ("ACL", "USERS"), ("ACL", "DELUSER", probe)]
@@ -123,27 +127,56 @@ def _rights(connection: Connection, info: dict[str, str]) -> Iterator[Finding]:
 def admin_hint(connection: Connection, rules: Iterable[str]) -> str:
     """Give the login these rights, as an administrator of Redis."""
     address = connection.address
-    words = ["ACL", "SETUSER", address.user or "default", *rules]
-    if address.path:
-        return f"redis-cli -s {shlex.quote(address.path)} --user ADMIN --pass PASSWORD {shlex.join(words)}"
-    scheme, _, place = address.shown.partition("://")
-    return f"redis-cli -u {scheme}://ADMIN:PASSWORD@{place} {shlex.join(words)}"
+    words = shlex.join(["ACL", "SETUSER", address.user or "default", *rules])
+    return f"redis-cli {client_options(address)} --user ADMIN --pass PASSWORD {words}"
 
 
-def _primary_hint(info: dict[str, str]) -> str:
+def missing_right_hint(connection: Connection, refusal: str) -> str:
+    """Empty if Redis refuses the command to every login."""
+    return admin_hint(connection, [_missing_right(refusal)]) if refusal.startswith("NOPERM") else ""
+
+
+def _missing_right(refusal: str) -> str:
+    """Redis 6.2 writes "'acl' command or its subcommand", later versions "'acl|users' command"."""
+    command = re.search(r"'([^']+)' command", refusal)
+    return f"+{command[1]}" if command else "~*"
+
+
+def _primary_hint(address: Address, info: dict[str, str]) -> str:
+    """The server that this one copies, with a login if this one has required it."""
     host, port = info.get("master_host", "HOST")[:200], info.get("master_port", "PORT")[:8]
-    return f"sandboxrun doctor --redis {shlex.quote(f'redis://{host}:{port}')}"
+    scheme = "rediss" if address.tls else "redis"
+    login = "USER:PASSWORD@" if address.password else ""
+    database = f"/{address.db}" if address.db else ""
+    return f"export REDIS_URL={scheme}://{login}{shlex.quote(f'{host}:{port}{database}')}{_options(address)}"
+
+
+def _options(address: Address) -> str:
+    """The query of a Redis URL, quoted for a shell."""
+    from urllib.parse import quote
+
+    file = f"ssl_ca_certs={quote(address.ca_file)}" if address.ca_file else ""
+    check = "" if address.check else "ssl_cert_reqs=none"
+    query = "&".join(filter(None, (file, check)))
+    return shlex.quote(f"?{query}") if query else ""
 
 
 def _client(connection: Connection) -> str:
     """redis-cli for this server; its login is taken from REDIS_URL, and never printed."""
     address = connection.address
-    if address.path:
-        return f"redis-cli -s {shlex.quote(address.path)}"
-    from_environment = os.environ.get("REDIS_URL")
-    if from_environment and parse_url(from_environment).shown == address.shown:
-        return 'redis-cli -u "$REDIS_URL"'
-    return f"redis-cli -u {shlex.quote(address.shown)}"
+    if _is_in_environment(address) and not address.path and not address.tls and ":" not in address.host:
+        # Of redis://:PASSWORD@HOST, redis-cli sends the empty name.
+        return 'redis-cli -u "$REDIS_URL"' + " --user default" * bool(address.password and not address.user)
+    login = f" --user {shlex.quote(address.user or 'default')} --pass PASSWORD" if address.password else ""
+    return f"redis-cli {client_options(address)}{login}"
+
+
+def _is_in_environment(address: Address) -> bool:
+    try:
+        other = parse_url(os.environ.get("REDIS_URL", ""))
+    except UsageError:
+        return False
+    return (other.shown, other.user, other.password) == (address.shown, address.user, address.password)
 
 
 def _open_to_all(connection: Connection) -> Iterator[Finding]:
@@ -152,9 +185,9 @@ def _open_to_all(connection: Connection) -> Iterator[Finding]:
         yield ok("redis", "nothing can be written without a password")
         return
     url = connection.address.shown
-    hint: tuple[str, ...] = ("export HOME",)
+    hint: tuple[str, ...] = ()
     policies: list[Policy] = []
-    with contextlib.suppress(ConfigError):  # said of the folders and the policies
+    with contextlib.suppress(ConfigError):  # said of the folders and the policies, and to be corrected first
         paths = Folders.of_user().policies
         hint = accept_hint(url, paths[-1])
         policies = [policy for policy in map(policy_of, paths) if policy is not None]
@@ -226,8 +259,10 @@ def leftovers(
         yield note("workers", f"{len(left)} Redis user{plural} of killed runs", hint="sandboxrun stop --stale")
     if not stale and not left:
         yield ok("workers", f"{running} of {len(workers)} run, and killed runs have left nothing")
-    if found.cut:
-        yield note("workers", found.cut, hint="sandboxrun ps TYPE")
+    if found.cut == fleet.NO_SCAN:
+        yield note("workers", found.cut, hint=admin_hint(connection, ["+scan"]))
+    elif found.cut:
+        yield note("workers", found.cut, hint="sandboxrun ps TYPE" if found.by_type else "sandboxrun show TYPE ID")
 
 
 def _owner() -> Owner:

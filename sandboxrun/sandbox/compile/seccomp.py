@@ -261,7 +261,7 @@ def compile_program(grants: Grants, *, machine: str | None = None) -> bytes:
     try:
         import pyseccomp
     except (ImportError, RuntimeError, OSError) as error:
-        raise SandboxError(f"libseccomp cannot be loaded ({error})", hint=_library_hint()) from error
+        raise SandboxError(f"libseccomp cannot be loaded ({error})", hint=library_hint()) from error
     try:
         filter_ = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
         foreign = machine not in (None, os.uname().machine)
@@ -282,7 +282,7 @@ def compile_program(grants: Grants, *, machine: str | None = None) -> bytes:
         raise SandboxError(f"libseccomp cannot build the filter: {error}; version 2.5 or newer is needed") from error
 
 
-def _library_hint() -> str:
+def library_hint() -> str:
     """The command of the machine's package manager."""
     import shutil
 
