@@ -1,7 +1,8 @@
 """The workers that the project brings: folders with worker.py, README.md and spec.json, data that is never imported.
 
-A wheel installs them to `share/sandboxrun/plugins` of the environment, a path that outlives an upgrade of Python's minor
-version; in a checkout they are in `plugins/`.
+A wheel installs them to `share/sandboxrun-plugins` of the environment, a path that outlives an upgrade of Python's minor
+version; in a checkout they are in `plugins/`. Not below `share/sandboxrun`: after `pip install --user` that is the folder of
+workers' data, and the folder of a worker that is called plugins would be there.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import sandboxrun
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import ConfigError
 from sandboxrun.records import record
+from sandboxrun.sandbox.compile.code_paths import PLUGINS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_INSTALLED = ("share", "sandboxrun", "plugins")
 FILE_MAX_BYTES = 1 << 20
 
 
@@ -61,9 +62,9 @@ def _folders() -> Iterator[str]:
     except metadata.PackageNotFoundError:
         files = []
     for file in files:
-        if file.name == "worker.py" and file.parts[-5:-2] == _INSTALLED:
+        if file.name == "worker.py" and file.parts[-4:-2] == PLUGINS:
             yield os.path.dirname(os.path.dirname(os.path.realpath(file.locate())))
-    yield os.path.join(above, *_INSTALLED)  # pip install --target: what it recorded is relative to another folder
+    yield os.path.join(above, *PLUGINS)  # pip install --target: what it recorded is relative to another folder
 
 
 def _read(name: str, folder: str) -> Plugin:

@@ -27,7 +27,7 @@ from sandboxrun.digests import hex_digest
 from sandboxrun.redis import embedded
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = f"sandboxrun-{__version__}.data/data/share/sandboxrun/plugins"
+PLUGINS = f"sandboxrun-{__version__}.data/data/share/sandboxrun-plugins"
 INFO = f"sandboxrun-{__version__}.dist-info"
 IN_SDIST = {
     "sandboxrun", "plugins", "examples", "deploy", "demo", "docs", "tests", "bench", ".ci", "README.md", "SECURITY.md", "CONTRIBUTING.md",
@@ -198,7 +198,7 @@ def test_what_is_installed_checks_the_sandbox_and_runs_its_plugins(
     assert [plugin["name"] for plugin in listed] == sorted(path.name for path in (ROOT / "plugins").iterdir())
     for plugin in listed:
         folder = Path(plugin["fields"]["url"])
-        assert folder.is_relative_to(venv.resolve() / "share/sandboxrun/plugins")
+        assert folder.is_relative_to(venv.resolve() / "share/sandboxrun-plugins")
         assert plugin["sha256"] == hex_digest((ROOT / "plugins" / plugin["name"] / "worker.py").read_bytes())
         assert plugin["sha256"] == hex_digest((folder / "worker.py").read_bytes())
     _no_plugin_is_a_module(venv)

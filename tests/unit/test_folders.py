@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import tomllib
 from pathlib import Path
 
 import platformdirs
@@ -12,7 +13,10 @@ import pytest
 
 from sandboxrun.errors import ConfigError
 from sandboxrun.host.folders import Folders
+from sandboxrun.sandbox.compile import code_paths
+from sandboxrun.sandbox.compile.paths import within
 
+ROOT = Path(__file__).parents[2]
 HOME = pwd.getpwuid(os.getuid()).pw_dir.rstrip("/") or "/"
 XDG = ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")
 ENVIRONMENTS: dict[str, tuple[dict[str, str], tuple[str, str, str, str]]] = {
@@ -91,3 +95,14 @@ def test_it_looks_at_the_environment_each_time(set_environment, tmp_path: Path) 
     for folder in (tmp_path / "one", tmp_path / "two"):
         set_environment({"HOME": str(folder)})
         assert Folders.of_user().cache == f"{folder}/.cache/sandboxrun"
+
+
+def test_no_worker_is_given_the_folder_of_the_plugins(set_environment) -> None:  # type: ignore[no-untyped-def]
+    """After `pip install --user`, a wheel's data are in ~/.local, and a worker may be called plugins."""
+    set_environment({"HOME": HOME})
+    folders = Folders.of_user()
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    [installed] = wheel["shared-data"].values()
+    assert installed == os.path.join(*code_paths.PLUGINS)
+    assert not within(f"{HOME}/.local/{installed}", folders.data)
+    assert f"{HOME}/.local/{installed}" in code_paths.of_operator()  # for writing, by no grant

@@ -22,7 +22,11 @@ _CONFIG = (  # in XDG_CONFIG_HOME
     "sandboxrun", "autostart", "environment.d", "systemd", "fish", "git", "nvim", "vim", "emacs", "tmux", "pip",
     "plasma-workspace", "bash_completion", "user-tmpfiles.d", "containers",
 )  # fmt: skip
-_DATA = ("applications", "bash-completion", "dbus-1", "systemd", "kservices5", "nautilus", "gnome-shell", "pipx", "uv", "nvim", "vim")  # in XDG_DATA_HOME  # fmt: skip
+PLUGINS = ("share", "sandboxrun-plugins")  # in an environment, and in ~/.local after pip install --user
+_DATA = (  # in XDG_DATA_HOME
+    "applications", "bash-completion", "dbus-1", "systemd", "kservices5", "nautilus", "gnome-shell", "pipx", "uv", "nvim", "vim",
+    PLUGINS[-1],
+)  # fmt: skip
 # Of the machine, which matter for root.
 _MACHINE = ("/var/spool/cron", "/var/spool/at", "/var/spool/anacron", "/var/lib/dpkg", "/var/lib/systemd", "/run/systemd", "/run/udev")  # fmt: skip
 
