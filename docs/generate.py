@@ -19,12 +19,13 @@ WIDTH = 110
 HEAD = """\
 # The command line
 
-As each command's `--help` says it; made from that by `python docs/generate.py`. `man -l docs/sandboxrun.1` shows the same as a man page.
+This is the output of each command's `--help`, collected by `python docs/generate.py`.
+`man -l docs/sandboxrun.1` shows the same as a man page.
 """
 MAN_HEAD = r""".\" Made by docs/generate.py
 .TH SANDBOXRUN 1
 .SH NAME
-sandboxrun \- run Python workers that live on Redis, confined by the Linux kernel
+sandboxrun \- run Python workers that take requests from Redis, confined by the Linux kernel
 .SH SYNOPSIS
 .B sandboxrun
 .RI [ options ]
@@ -34,16 +35,16 @@ sandboxrun \- run Python workers that live on Redis, confined by the Linux kerne
 .I COMMAND
 .RI [ options ]
 .SH DESCRIPTION
-A Redis hash TYPE:ID:h names a worker script by URL and pinned version and says what it may touch. sandboxrun reads the hash,
-fetches the script, verifies and caches it, and runs it in a process that the Linux kernel holds to exactly those permissions.
+A Redis hash TYPE:ID:h names a worker script by URL and pinned version and lists its permissions. sandboxrun reads the hash,
+fetches the script, verifies and caches it, and runs it in a process on which the Linux kernel enforces those permissions.
 """
 MAN_TAIL = r""".SH ENVIRONMENT
 .TP
 .B REDIS_URL
-where Redis is, unless \-\-redis says it; redis://127.0.0.1:6379 without either
+the URL of Redis, if \-\-redis is not given (default: redis://127.0.0.1:6379)
 .TP
 .B XDG_CONFIG_HOME, XDG_CACHE_HOME, XDG_STATE_HOME, XDG_DATA_HOME
-where the operator's policy (sandboxrun/policy.toml), fetched scripts, pins and records, and workers' own data are
+the base folders of the operator's policy (sandboxrun/policy.toml), fetched scripts, pins and records, and workers' own data
 .TP
 .B SANDBOXRUN_TRACE_STARTUP
 a file to which the times of a start are appended

@@ -34,7 +34,7 @@ class IntegrityError(SandboxrunError):
 
 
 class FetchError(SandboxrunError):
-    """The script could not be had, or what came is not a script."""
+    """The script could not be fetched, or the fetched file is not a script."""
 
     exit_code = 69  # EX_UNAVAILABLE
 
@@ -46,7 +46,7 @@ class ConfigGone(SandboxrunError):
 
 
 class SandboxError(SandboxrunError):
-    """The kernel, or this host's configuration, cannot give the boundary. Nothing was run."""
+    """The kernel, or this host's configuration, lacks what the sandbox needs. Nothing was run."""
 
     exit_code = 71  # EX_OSERR
 
@@ -64,7 +64,7 @@ class StoreError(SandboxrunError):
 
 
 class PolicyError(SandboxrunError):
-    """The operator's policy does not allow it, or the operator has not agreed to it. Nothing was run."""
+    """The operator's policy does not allow it, or the operator has not approved it. Nothing was run."""
 
     exit_code = 77  # EX_NOPERM
 

@@ -27,7 +27,7 @@ _EPILOG = """\
 examples:
   sandboxrun call demo-worker '{"name":"you"}'
   sandboxrun call demo-worker name=you times=3 --timeout 5
-  sandboxrun call demo-worker name=you -n 10000            how long replies take
+  sandboxrun call demo-worker name=you -n 10000            measure how long replies take
   sandboxrun call demo-worker name=you --json | jq .seconds
 
 exit codes:
@@ -58,7 +58,7 @@ def _parser() -> Parser:
         epilog=_EPILOG,
     )
     parser.add_argument(
-        "data", metavar="JSON|KEY=VALUE", nargs="*", help="one JSON text, or fields; each value is JSON, else text"
+        "data", metavar="JSON|KEY=VALUE", nargs="*", help="one JSON text, or fields; a VALUE that is not JSON is text"
     )
     parser.add_argument(
         "--timeout",

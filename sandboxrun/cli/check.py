@@ -10,14 +10,14 @@ from sandboxrun.cli.parser import Parser, names
 from sandboxrun.errors import SandboxError
 
 _EPILOG = """\
-Each line is a protection, and how the worker was refused; "no": this machine lacks it, or refuses it to everybody.
+Each line names a protection, and how the worker was refused. "no": this machine lacks it, or refuses the attempt to everybody.
 
 examples:
   sandboxrun check
   sandboxrun check --json | jq .holds
 
 exit codes:
-  0 every protection that a worker relies on holds   71 one does not
+  0 every protection that a worker relies on works   71 one does not
 """
 
 

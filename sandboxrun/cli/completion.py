@@ -17,8 +17,8 @@ examples:
   eval "$(sandboxrun completion zsh)"                 in ~/.zshrc, after compinit
   sandboxrun completion fish > ~/.config/fish/completions/sandboxrun.fish
 
-A Tab completes commands, options, fields, TYPE and ID. TYPE and ID come from Redis (--redis on the line, else REDIS_URL), if it
-answers within half a second, and from the records of the runs on this host.
+Tab completes commands, options, fields, TYPE and ID. TYPE and ID come from the records of the runs on this host and from
+Redis (--redis on the line, else REDIS_URL), if Redis answers within half a second.
 """
 
 

@@ -58,8 +58,8 @@ def main(args: list[str]) -> int:
 def _parser() -> Parser:
     parser = type_parser(
         "dead",
-        description="List, show, resend or drop dead letters: requests that were given up because they ended their worker "
-        "maxDeliveries times.",
+        description="List, show, resend or drop dead letters: requests that were given up, for example because they ended "
+        "their worker maxDeliveries times.",
         epilog="examples:\n  sandboxrun dead demo-worker                       list them, the oldest first\n"
         "  sandboxrun dead demo-worker -n 20 --after ID      list the next 20\n"
         "  sandboxrun dead demo-worker show ID\n"
@@ -68,7 +68,7 @@ def _parser() -> Parser:
         f"A letter of more than {ENTRY_MAX_BYTES >> 20} MiB is never read: list names it, and drop removes it.",
     )
     parser.add_argument("action", metavar="|".join(ACTIONS), nargs="?", default="list", help="default: list")
-    parser.add_argument("ids", metavar="ID", nargs="*", help="of a letter, as list shows it; all: every letter")
+    parser.add_argument("ids", metavar="ID", nargs="*", help="the ID of a letter, as list shows it; all: every letter")
     parser.add_argument("-n", metavar="N", type=int, default=LIST_MOST, help=f"how many to list (default: {LIST_MOST})")
     parser.add_argument("--after", metavar="ID", help="list the letters that are newer than this one")
     parser.add_argument("--json", action="store_true", help="print JSON")

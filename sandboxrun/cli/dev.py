@@ -32,11 +32,11 @@ _EPILOG = """\
 examples:
   sandboxrun init greeter && sandboxrun dev greeter   a worker in a folder, with a Redis of its own
   sandboxrun dev greeter --inspect                    attach an editor to 127.0.0.1:9229
-  sandboxrun dev greeter --learn                      collect what it tries, and print the grants that it needs
-  sandboxrun dev greeter 1 --redis redis://127.0.0.1  a hash that is there, with version local
+  sandboxrun dev greeter --learn                      collect refusals, and print the grants that it needs
+  sandboxrun dev greeter 1 --redis redis://127.0.0.1  an existing hash with version local
 
-At the prompt: a request as JSON or KEY=VALUE …; exit or Ctrl-D ends. Options of sandboxrun TYPE ID, as --allow-net=…,
-are passed on, each with its "=".
+At the prompt, type a request as JSON or KEY=VALUE …; exit or Ctrl-D ends dev. dev also takes the options of
+sandboxrun TYPE ID, with "=" before a value, as in --allow-net=….
 """
 _COLOURS = {"good": "32", "bad": "31", "error": "31", "warning": "33", "denied": "33", "dev": "2"}
 CALL_SECONDS = 30.0
@@ -52,11 +52,11 @@ def main(args: list[str]) -> int:
     parser = Parser(
         prog="sandboxrun dev",
         usage="sandboxrun dev [options] FOLDER|FILE|TYPE ID",
-        description="Run a worker while it is written: started again when a file is saved, without losing a request.",
+        description="Run a worker while you write it, and restart it when a file is saved, without losing a request.",
         epilog=_EPILOG,
     )
     parser.add_argument("target", metavar="FOLDER|FILE|TYPE ID", nargs="+")
-    connect_option(parser)
+    connect_option(parser, default="a Redis of its own")
     parser.add_argument(
         "--learn", action="store_true", help="at the end, print the smallest grants for what was refused"
     )

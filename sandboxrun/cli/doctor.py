@@ -29,14 +29,14 @@ examples:
 Nothing is changed, except that a Redis user without rights is made and removed. No password is printed.
 
 exit codes:
-  0 workers can run here   71 something fails
+  0 workers can run here   71 a check fails
 """
 
 
 def main(args: list[str]) -> int:
     parser = Parser(
         prog="sandboxrun doctor",
-        description="Check whether workers can run here: kernel, Redis, folders, policy and versions; find what killed runs have left.",
+        description="Check whether workers can run here: kernel, Redis, folders, policy and versions; find leftovers of killed runs.",
         epilog=_EPILOG,
     )
     parser.add_argument("--json", action="store_true", help="print JSON")

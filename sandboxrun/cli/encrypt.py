@@ -53,7 +53,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="sandboxrun encrypt",
         description="Encrypt the JSON object on standard input for one worker, and write it into the worker's hash (--write) "
-        "or print the Redis command that does.",
+        "or print the Redis command that writes it.",
         epilog=_EPILOG,
     )
     parser.add_argument("type", metavar="TYPE")

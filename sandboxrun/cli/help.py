@@ -12,8 +12,8 @@ from sandboxrun.errors import UsageError
 # Each command: its arguments, and what it does.
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "write a worker": {
-        "init": ("NAME", "make a folder with a worker and a test that run as they are"),
-        "dev": ("FOLDER|FILE|TYPE ID", "run a worker, and start it again when its file is saved"),
+        "init": ("NAME", "make a folder with a worker and a test, ready to run"),
+        "dev": ("FOLDER|FILE|TYPE ID", "run a worker, and restart it when a file is saved"),
         "plugins": ("[NAME]", "list the workers that come with sandboxrun, and how to set one up"),
     },
     "configure a worker": {
@@ -23,7 +23,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "redish": ("KEY|PATTERN [FIELD …]", "print keys of Redis, a field and its value on each line"),
         "perms": ("TYPE ID [--net HOST:PORT …]", "say whether it may do something, and why"),
         "diff": ("TYPE ID", "list the permissions that nobody has approved yet"),
-        "approve": ("TYPE ID", "approve them"),
+        "approve": ("TYPE ID", "approve those permissions"),
     },
     "run workers": {
         "run": ("TYPE ID", "the same as sandboxrun TYPE ID, for a type named like a command"),

@@ -9,10 +9,10 @@ from sandboxrun.log import escape
 def main(args: list[str]) -> int:
     parser = Parser(
         prog="sandboxrun init",
-        description="Make a folder with a worker, a test, a README and a VS Code configuration, that work as they are.",
+        description="Make a folder with a worker, a test, a README and a VS Code configuration, ready to use.",
         epilog="example:\n  sandboxrun init greeter && sandboxrun dev greeter",
     )
-    parser.add_argument("name", metavar="NAME", help="a folder that is not there yet, or is empty")
+    parser.add_argument("name", metavar="NAME", help="a new or empty folder")
     options = parser.parse_args(args)
 
     from sandboxrun.dev.scaffold import make

@@ -35,10 +35,10 @@ examples:
   sandboxrun logs demo-worker 1 --json | jq -r 'select(.stream == "err").text'
   sandboxrun logs demo-worker 1 --clear
 
-A log has the last 1 to 2 MiB of a worker that this user ran on this host: what the worker printed, and the messages of
-sandboxrun, which begin with "sandboxrun:" or their level. A worker can imitate those in the text, but not the field "stream"
-of --json. A log has whatever a worker prints, also secrets: only the user can read the file (mode 600), and no worker can.
-sandboxrun TYPE ID --no-log keeps none.
+A log has the last 1 to 2 MiB of a worker that this user ran on this host: the worker's output, and the messages of
+sandboxrun, which begin with "sandboxrun:" or their level. A worker can imitate these messages in its output, but not the
+field "stream" of --json. A log has everything that the worker prints, even secrets: only the user can read the file
+(mode 600), and no worker can. With sandboxrun TYPE ID --no-log there is no log.
 
 exit codes:
   0 shown   78 there is no log

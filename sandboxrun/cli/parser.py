@@ -84,11 +84,9 @@ def captured(main: Callable[[list[str]], int]) -> Parser:
     raise AssertionError("the command parses nothing")
 
 
-def connect_option(parser: argparse._ActionsContainer) -> None:
+def connect_option(parser: argparse._ActionsContainer, *, default: str = "redis://127.0.0.1:6379") -> None:
     parser.add_argument(
-        "--redis",
-        metavar="URL",
-        help="redis://, rediss:// or unix:// (default: $REDIS_URL, else redis://127.0.0.1:6379)",
+        "--redis", metavar="URL", help=f"redis://, rediss:// or unix:// (default: $REDIS_URL, else {default})"
     )
 
 

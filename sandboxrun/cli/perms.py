@@ -29,7 +29,7 @@ _SAID = {"allowed": "yes", "denied": "no", "refused": "no", "missing": "no"}
 def main(args: list[str]) -> int:
     parser = worker_parser(
         "perms",
-        description="Say whether a worker may do something, which entry of which field decides it, and what would change it.",
+        description="Say whether a worker may do something, which entry of which field decides that, and how to change it.",
         example=_EXAMPLE,
     )
     for kind in Kind:

@@ -18,7 +18,7 @@ examples:
   sandboxrun plugins http-get          the commands that set it up
   sandboxrun plugins --json | jq -r '.[] | "\\(.sha256)  \\(.name)"'
 
-A plugin is an ordinary worker: its hash grants, the policy bounds, and the digest pins what may run.
+A plugin is an ordinary worker: its hash grants permissions, the policy bounds them, and the digest pins the script.
 """
 
 
@@ -28,7 +28,7 @@ def main(args: list[str]) -> int:
         description="List the workers that come with sandboxrun, or show how to set one up. Changes nothing.",
         epilog=_EPILOG,
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="show the commands that set up this one")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="show the commands that set up this worker")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)
 

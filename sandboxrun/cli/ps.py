@@ -29,8 +29,8 @@ examples:
 states:
   running    the process exists; on another host: it renewed its pid within the last {LEASE_SECONDS} s
   ending     its pid was removed, and it has a few seconds to finish
-  stale      the process is gone and has left its pid: sandboxrun stop TYPE ID removes it, and so does the next start
-  unknown    a pid without pidHost that is no process of this host: sandboxrun did not set it
+  stale      the process is gone, but its pid is left: sandboxrun stop TYPE ID or the next start removes the pid
+  unknown    sandboxrun did not set the pid (there is no pidHost), and no process of this host has it
 
 Memory and CPU time are known on this host only. PENDING counts the requests that the worker has begun.
 """

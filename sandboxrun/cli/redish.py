@@ -34,13 +34,17 @@ times. A character that could drive the terminal is shown as an escape.
 def main(args: list[str]) -> int:
     parser = Parser(
         prog="sandboxrun redish",
-        description="Print keys of Redis for people, a field and its value on each line. Nothing is changed.",
+        description="Print keys of Redis in a readable form, a field and its value on each line. Nothing is changed.",
         epilog=_EPILOG,
     )
     parser.add_argument("key", metavar="KEY|PATTERN", help="a pattern has *, ? or [ in it; quote it for the shell")
     parser.add_argument("fields", metavar="FIELD", nargs="*", help="print only these fields")
     parser.add_argument(
-        "-n", metavar="N", type=int, default=LIMIT, help=f"how many keys, and fields or entries of each ({LIMIT})"
+        "-n",
+        metavar="N",
+        type=int,
+        default=LIMIT,
+        help=f"print at most N keys, and N fields or entries of each (default: {LIMIT})",
     )
     connect_option(parser)
     options = parser.parse_args(args)

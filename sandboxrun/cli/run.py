@@ -22,18 +22,18 @@ _INSPECT = {"--inspect": "127.0.0.1:9229", "--inspect-wait": "127.0.0.1:9229"}
 _EPILOG = """\
 examples:
   sandboxrun demo-worker 1                            run the worker of the hash demo-worker:1:h
-  sandboxrun demo-worker 1 < demo.key                 with the key of its secrets
+  sandboxrun demo-worker 1 < demo.key                 run it with the key of its secrets
   sandboxrun demo-worker 1 --reload                   fetch its script again; accept a tag that moved
   sandboxrun demo-worker 1 --allow-import=example.com:8443
   sandboxrun demo-worker 1 --allow-net=127.0.0.1:8000 grant more than the hash does, for this run
 
 exit codes: the worker's own, 128+n if signal n ended it, or
-  64 command line   65 integrity (pinned content changed)   66 the hash was removed while the worker ran
-  69 fetch   70 a defect of sandboxrun   71 the kernel lacks what the sandbox needs
-  73 already running, or taken over by another run   75 Redis   77 the policy, or not approved
-  78 hash, option, policy file or key
+  64 the command line is wrong   65 a pinned version has different content   66 the hash was removed while the worker ran
+  69 the script cannot be fetched   70 a defect of sandboxrun   71 this host lacks what the sandbox needs
+  73 the worker runs already, or another run took it over   75 Redis is away, or refuses a command
+  77 the policy does not allow it, or it needs approval   78 a field, an option, the policy file or the key is wrong
 
-signals: each one that would end sandboxrun ends the worker with SIGTERM, and 5 s later, or by a second signal, with SIGKILL
+signals: if a signal would end sandboxrun, it sends the worker SIGTERM, and SIGKILL 5 s later or at a second signal
 """
 
 
@@ -45,7 +45,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="sandboxrun",
         usage="sandboxrun [options] TYPE ID",
-        description="Run the worker that the Redis hash TYPE:ID:h describes, or TYPE:h if it alone is there. "
+        description="Run the worker that the Redis hash TYPE:ID:h describes, or TYPE:h if there is no TYPE:ID:h. "
         "The kernel confines the worker to what the hash grants.",
         epilog=_EPILOG,
     )
@@ -56,7 +56,7 @@ def _parser() -> Parser:
     where = parser.add_argument_group("Redis and script")
     connect_option(where)
     where.add_argument(
-        "--wait", action="store_true", help="wait for Redis and for the hash instead of ending without them"
+        "--wait", action="store_true", help="if Redis or the hash is missing, wait for it instead of ending"
     )
     where.add_argument(
         "--allow-import",
@@ -85,11 +85,10 @@ def _grant_options(parser: Parser) -> None:
             )
     limits = parser.add_argument_group("limits, instead of those of the hash")
     for limit in LIMITS.values():
-        limits.add_argument(
-            limit.flag,
-            metavar="N",
-            help=f"{limit.expected.rstrip(',')} (default: {limit.show(limit.default) if limit.default else 'none'})",
-        )
+        default = limit.show(limit.default) if limit.default else "none"
+        if limit.name == "output":
+            default += " a second on a terminal, else none"
+        limits.add_argument(limit.flag, metavar="N", help=f"{limit.expected.rstrip(',')} (default: {default})")
 
 
 def _policy_options(parser: Parser) -> None:
@@ -97,7 +96,7 @@ def _policy_options(parser: Parser) -> None:
     policy.add_argument(
         "--policy",
         metavar="FILE",
-        help="this file instead of policy.toml of the user: the most that a hash may be granted",
+        help="a policy file, which bounds what a hash may be granted, instead of the user's policy.toml",
     )
     policy.add_argument(
         "--yes", action="store_true", help="approve the permissions that the hash has added since the last run"
@@ -107,13 +106,13 @@ def _policy_options(parser: Parser) -> None:
         metavar="FILE",
         action="append",
         default=[],
-        help='append each decision to FILE as a line of JSON; "journal": to the systemd journal',
+        help='append each decision to FILE as a line of JSON; FILE "journal" is the systemd journal',
     )
     policy.add_argument(
         "--allow-degraded",
         metavar="FEATURE,…",
         default="",
-        help="run without a kernel feature that sandboxrun check reports as missing",
+        help="run without a feature that sandboxrun check reports as missing, or redis-acl, or redis-password",
     )
 
 
@@ -130,9 +129,7 @@ def _output_options(parser: Parser) -> None:
     output.add_argument(
         "--json-logs", action="store_true", help="print the messages of sandboxrun as JSON, one object a line"
     )
-    output.add_argument(
-        "--no-log", action="store_true", help="keep no log of what the worker prints for sandboxrun logs"
-    )
+    output.add_argument("--no-log", action="store_true", help="do not keep what the worker prints for sandboxrun logs")
 
 
 def main(args: list[str], spawned: Spawned | None = None) -> int:

@@ -76,8 +76,8 @@ def main(args: list[str]) -> int:
 def _parser() -> Parser:
     parser = worker_parser(
         "set",
-        description="Change fields of a worker's hash, or without ID of the hash that all workers of the type share. The change "
-        "is checked as a run checks it, against the operator's policy too, and written all or nothing.",
+        description="Change fields of a worker's hash or, without ID, of the hash that all workers of the type share. The changed "
+        "hash is checked as by a run, against the operator's policy too. All changes are written, or none.",
         example=_EXAMPLE,
         or_type=True,
     )

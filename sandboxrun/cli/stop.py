@@ -41,10 +41,10 @@ examples:
   sandboxrun stop demo-worker --all        all workers of the type, on all hosts
   sandboxrun stop --stale                  clean up after killed workers; of one type: stop TYPE --stale
 
-stop removes field pid of the hash, so it works for workers of any host. The worker's supervisor sends the worker SIGTERM, and
-SIGKILL 5 s later; other workers take the requests that it had not begun. stop never kills a process by its number: if the
-process is gone, or if another host has not renewed the pid for {LEASE_SECONDS} s, stop only removes the pid. A service
-manager such as systemd starts the worker again: stop the service there.
+stop removes the field pid of the hash, so it works for workers on any host. The worker's supervisor then sends the worker
+SIGTERM, and SIGKILL 5 s later; other workers take the requests that it has not begun. stop never kills a process by its
+number: if the process is gone, or if another host has not renewed the pid for {LEASE_SECONDS} s, stop only removes the pid.
+If a service manager such as systemd would restart the worker, stop the service instead.
 
 exit codes:
   0 all have ended, or did not run   75 one has not ended in time, or Redis is away   78 there is no such hash
@@ -87,7 +87,7 @@ def _parser() -> Parser:
     parser.add_argument("type", metavar="TYPE", nargs="?")
     parser.add_argument("ids", metavar="ID", nargs="*")
     parser.add_argument("--all", action="store_true", help="end all running workers of the type")
-    parser.add_argument("--stale", action="store_true", help="end none; only clean up after killed workers")
+    parser.add_argument("--stale", action="store_true", help="end no worker; only clean up after killed workers")
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",

@@ -67,7 +67,7 @@ class Kind(enum.StrEnum):
         "connect to {}",
         "hosts and single addresses; no wildcards, no blocks, none where clouds keep credentials",
         "HOST:PORT",
-        "connecting there",
+        "ask about connecting to this address",
     )
     READ = (
         "read",
@@ -76,7 +76,7 @@ class Kind(enum.StrEnum):
         "read {} and what is below it",
         "what is in {}",
         "PATH",
-        "reading this file or folder",
+        "ask about reading this file or folder",
     )
     WRITE = (
         "write",
@@ -85,7 +85,7 @@ class Kind(enum.StrEnum):
         "write, make and remove {} and what is below it",
         "what is in {}",
         "PATH",
-        "writing it, or making it",
+        "ask about writing or making this file or folder",
     )
     RUN = (
         "run",
@@ -94,7 +94,7 @@ class Kind(enum.StrEnum):
         "run the program {}, in the same sandbox",
         "nothing",
         "PROGRAM",
-        "running it",
+        "ask about running this program",
     )
     LISTEN = (
         "listen",
@@ -103,7 +103,7 @@ class Kind(enum.StrEnum):
         "listen {}",
         "nothing",
         "ADDRESS:PORT",
-        "listening there",
+        "ask about listening on this address",
     )
     ENV = (
         "env",
@@ -112,7 +112,7 @@ class Kind(enum.StrEnum):
         "see the variable {} of the operator's environment",
         "nothing",
         "NAME",
-        "seeing this variable of yours",
+        "ask about this variable of your environment",
     )
     REDIS = (
         "redis",
@@ -121,7 +121,7 @@ class Kind(enum.StrEnum):
         "{}",
         "keys and channels without a wildcard in front of the first colon; no commands",
         "KEYS",
-        "reading and writing keys; %R~KEYS reading, %W~KEYS writing, +pubsub:CHANNEL, +COMMAND",
+        "ask about reading and writing these keys; %R~KEYS: only reading; %W~KEYS: only writing; also +pubsub:CHANNEL and +COMMAND",
     )
 
     def __new__(
