@@ -26,6 +26,16 @@ SCRIPT_MAX_BYTES = 1024 * 1024
 DEFAULT_HOSTS = (
     "raw.githubusercontent.com", "gist.githubusercontent.com", "gitlab.com", "codeberg.org", "cdn.jsdelivr.net",
 )  # fmt: skip
+_REF_IN_PATH = frozenset(
+    (
+        "raw.githubusercontent.com",
+        "github.com",
+        "gist.githubusercontent.com",
+        "gist.github.com",
+        "cdn.jsdelivr.net",
+        "git.sr.ht",
+    )
+)
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _PLACEHOLDER = "{version}"
 _TAG_PREFIX, _BRANCH_PREFIX = "refs/tags/", "refs/heads/"
@@ -110,7 +120,7 @@ def resolve(url: str, version: str, *, key: str) -> Source | LocalSource:
 
     try:
         parts = urlsplit(url)
-        host = (parts.hostname or "").lower()
+        host = (parts.hostname or "").lower().removesuffix(".")
         _ = parts.port
     except ValueError as error:
         raise ConfigError(f"field url of {key} is not a URL: {error}") from error
@@ -119,7 +129,9 @@ def resolve(url: str, version: str, *, key: str) -> Source | LocalSource:
     rewritten = _rewritten(host, parts, ref)
     if rewritten is not None:
         return Source(urlunsplit(rewritten).replace(_PLACEHOLDER, ref.name), version, is_mutable(version))
-    if _PLACEHOLDER not in url and f"/{version}/" not in f"{parts.path}/":
+    # Hosts that have the ref in the path take no notice of a version in the query.
+    searched = parts.path if host in _REF_IN_PATH else url
+    if _PLACEHOLDER not in searched and f"/{version}/" not in f"{parts.path}/":
         raise ConfigError(
             f"field url of {key} does not say where the version belongs: expected {_PLACEHOLDER} in it, or a raw URL of GitHub, a "
             "gist, GitLab, Codeberg, jsDelivr or sr.ht",

@@ -125,6 +125,10 @@ def test_a_part_of_python_is_no_package(r: redis.Redis, run: Runner, local: Loca
         ("# /// script\n# dependencies = 'x'\n# ///\n", []),
         ("# /// script\n# dependencies = [1, 'x']\n# ///\n", ["x"]),
         ("# /// script\n# dependencies = ['--index-url=http://x', '-r x', '', \"x\\ny\", 'z']\n# ///\n", ["z"]),
+        (
+            "# /// script\n# dependencies = ['x @ file:///data/x', 'x@git+https://h/x', 'x/../y', 'x[a,b] >=1,<2; os_name == \"a\"']\n# ///\n",
+            ['x[a,b] >=1,<2; os_name == "a"'],
+        ),
         ("# /// other\n# dependencies = ['x']\n# ///\n", []),
         ("import os\n\n# /// script\n# dependencies = ['x']\n#\n# ///\nx = 1\n", ["x"]),
         ("", []),

@@ -44,6 +44,10 @@ def test_fields_are_printed_in_the_order_in_which_they_are_asked_for(r: redis.Re
     r.hset("t:1:h", mapping={"a": "1", "b": "2", "c": "3"})
     assert script(run, "t:1:h", "c", "none", "a") == Done(0, "c 3\na 1\n", "")
     assert script(run, "t:1:h", "none").err == "error: t:1:h has no field none\nhint: sandboxrun redish t:1:h\n"
+    r.hset("--redis=redis://other:1", "a", "1")
+    hint = hints.hint_of(script(run, "--", "--redis=redis://other:1", "none").err)
+    assert hint == "sandboxrun redish -- --redis=redis://other:1"
+    assert hints.paste(hint, run.env, run.home).stdout == "a 1\n"
 
 
 def test_each_type_has_its_own_form(r: redis.Redis, run: Runner) -> None:

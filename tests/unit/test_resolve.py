@@ -190,3 +190,19 @@ def test_a_path_that_leads_out_of_the_version_is_refused(path: str) -> None:
     for form in ("https://raw.githubusercontent.com/o/r/", "https://gitlab.com/o/r/-/raw/", "https://h/{version}/"):
         with pytest.raises(ConfigError, match=r"has \. or \.\. in its path"):
             resolve(form + path, "v1.2.3", key="t:1:h")
+
+
+@pytest.mark.parametrize("url", [
+    "https://raw.githubusercontent.com//o/r/main/f.py?x={version}", "https://cdn.jsdelivr.net/combine/gh/o/r@main/f.py?{version}",
+    "https://gist.github.com/u/abc/raw//f.py?{version}", "https://git.sr.ht/~u/r/archive/f.py?x={version}",
+])  # fmt: skip
+def test_a_version_in_the_query_of_a_host_that_has_it_in_the_path_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="does not say where the version belongs"):
+        resolve(url, "v1.2.3", key="t:1:h")
+
+
+def test_a_dot_behind_the_host_makes_no_other_host() -> None:
+    source = resolve("https://raw.githubusercontent.com./o/r/main/f.py?x={version}", "v1.2.3", key="t:1:h")
+    assert source.url == "https://raw.githubusercontent.com./o/r/refs/tags/v1.2.3/f.py?x=v1.2.3"  # type: ignore[union-attr]
+    release = "https://github.com/o/r/releases/download/{}/f.py"
+    assert resolve(release.format("{version}"), "v1.2.3", key="t:1:h").url == release.format("v1.2.3")  # type: ignore[union-attr]

@@ -6,6 +6,7 @@ A worker imports Python's own modules, sandboxrun, what is installed beside sand
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 
@@ -23,6 +24,7 @@ _DISTRIBUTIONS = {
     "skimage": "scikit-image", "sklearn": "scikit-learn", "slugify": "python-slugify", "socks": "PySocks",
     "telegram": "python-telegram-bot", "websocket": "websocket-client", "yaml": "PyYAML", "zmq": "pyzmq",
 }  # fmt: skip
+_REQUIREMENT = r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[\w ,.-]*\])?[^/@]*"  # PEP 508, without @ URL
 _TRUST = "and their code is trusted as sandboxrun's own is"
 _ONE_FILE = (
     "a script by URL is one file, and nothing beside it is fetched: put the code into the script, or run its folder by "
@@ -90,9 +92,9 @@ def dependencies(source: str) -> list[str]:
         listed = tomllib.loads("\n".join(block)).get("dependencies", [])
     except tomllib.TOMLDecodeError:
         return []
-    # What begins otherwise is no requirement, and could be an option of pip.
+    # By name alone: others could be an option of pip, a URL, or a folder that a worker has written, whose code pip runs.
     return [
         entry
         for entry in (listed if isinstance(listed, list) else [])
-        if isinstance(entry, str) and entry[:1].isalnum() and entry.isprintable()
+        if isinstance(entry, str) and entry.isprintable() and re.fullmatch(_REQUIREMENT, entry, re.ASCII)
     ]
