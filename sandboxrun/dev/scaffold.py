@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from sandboxrun.dev.target import type_from
+from sandboxrun.dev.target import check_text, type_from
 from sandboxrun.errors import UsageError
 
 _WORKER = '''\
@@ -106,6 +106,7 @@ FILES = {"worker.py": _WORKER, "test_worker.py": _TEST, "README.md": _README, ".
 def make(name: str) -> list[str]:
     """Make the folder and its files; their paths. Raises UsageError if it is there and not empty."""
     folder = os.path.abspath(name)
+    check_text(folder)
     type_ = type_from(os.path.basename(folder))
     made = []
     try:

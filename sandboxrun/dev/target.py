@@ -48,8 +48,7 @@ class Target:
         """A folder with worker.py, or a script. Raises UsageError."""
         real = os.path.abspath(path)
         for text in (real, os.path.realpath(path)):
-            if not _is_text(text):
-                raise UsageError(f"{os.fsencode(text)!r} is not UTF-8: a hash cannot name it")
+            check_text(text)
         if os.path.isdir(real):
             if not os.path.isfile(os.path.join(real, "worker.py")):
                 raise UsageError(f"{path[:200]} has no worker.py", hint=_script_hint(path))
@@ -113,6 +112,12 @@ def _folder_hint(path: str) -> str:
         if near:
             return f"sandboxrun dev {shlex.quote(os.path.join(parent, near[0]))}"
     return f"sandboxrun init {shlex.quote(path)}"
+
+
+def check_text(path: str) -> None:
+    """Raise UsageError for a path that a hash cannot have."""
+    if not _is_text(path):
+        raise UsageError(f"{os.fsencode(path)!r} is not UTF-8: a hash cannot name it")
 
 
 def _is_text(path: str) -> bool:

@@ -28,6 +28,10 @@ def parse_url(url: str) -> Address:
     Raises UsageError, which never shows the URL: it may have a password.
     """
     address = Address()
+    try:
+        url.encode()
+    except UnicodeEncodeError:  # bytes of the command line or the environment
+        raise UsageError("the Redis URL is not UTF-8 text", hint=url_hint()) from None
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme = ""  # text without a scheme may be a password

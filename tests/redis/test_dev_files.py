@@ -156,6 +156,13 @@ def test_a_file_name_that_is_not_utf_8_is_said_and_ignored(tmp_path: Path, dev: 
     assert "UTF-8" not in terminal.left()
 
 
+def test_no_folder_is_made_whose_name_is_not_utf_8(run: Runner, tmp_path: Path) -> None:
+    done = run("init", os.fsdecode(os.path.join(os.fsencode(tmp_path), b"\xff")))
+    assert (done.code, done.err.count("\n")) == (64, 1)
+    assert "is not UTF-8" in done.err
+    assert not os.path.exists(os.path.join(os.fsencode(tmp_path), b"\xff"))
+
+
 def test_a_folder_whose_name_is_not_utf_8_is_refused_by_name(run: Runner, tmp_path: Path) -> None:
     folder = os.path.join(os.fsencode(tmp_path), b"\xff")
     os.mkdir(folder)

@@ -68,7 +68,18 @@ def test_urls_are_read(url: str, expected: tuple[object, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "http://h", "redis://h:x", "redis://:secret@h:99999", "unix://", "redis://h/x", "redis://h?protocol=4"]
+    "url",
+    [
+        "",
+        "http://h",
+        "redis://h:x",
+        "redis://:secret@h:99999",
+        "unix://",
+        "redis://h/x",
+        "redis://h?protocol=4",
+        "redis://:secret@h\udcff:1",
+        "redis://:secret\udcff@h:1",
+    ],
 )
 def test_a_url_that_is_none_is_one_line_without_the_password(url: str) -> None:
     with pytest.raises(UsageError) as error:
