@@ -68,7 +68,10 @@ def recorded(home: Path) -> str:
 
 
 def shortened(text: str) -> list[str]:
-    """The lines of `text` without the session's password and without what a reply says of an error."""
+    """The lines of `text` without the session's password, without what a reply says of an error, and of a traceback without
+    Python's own frames and marks, which differ between versions."""
+    text = re.sub(r'^  File "[^"]*/python3[^"]*".*\n(?:    .*\n)*', "", text, flags=re.MULTILINE)
+    text = re.sub(r"^ +[~^]+\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"(export REDIS_URL=)\S+", r"\1…", text)
     text = re.sub(r"(500 in [^\n]*\n)\{.*?\n\}", r"\1{ … }", text, flags=re.DOTALL)
     return text.splitlines()

@@ -71,25 +71,25 @@ def _print_one(connection: Connection, key: bytes, fields: list[bytes], limit: i
     if fields and kind not in keyspace.WITH_FIELDS:
         raise ConfigError(
             f"{keyspace.shown(key)} is a {kind}, which has no fields",
-            hint=_shown_by(key),
+            hint=_show_hint(key),
         )
     count = _print(keyspace.lines(connection, key, kind, fields, limit))
     if fields and not count:
         names = " or ".join(map(keyspace.shown, fields))
-        raise ConfigError(f"{keyspace.shown(key)} has no field {names}", hint=_shown_by(key))
+        raise ConfigError(f"{keyspace.shown(key)} has no field {names}", hint=_show_hint(key))
 
 
 def _near_hint(connection: Connection, key: bytes) -> str:
     from sandboxrun.describe.keyspace import resembling
 
     near = resembling(connection, key)
-    return _shown_by(near) if near is not None else ""
+    return _show_hint(near) if near is not None else ""
 
 
-def _shown_by(key: bytes) -> str:
+def _show_hint(key: bytes) -> str:
     """The command that shows a key. Somebody else may have named it like an option, such as --redis."""
-    ended = "-- " if key.startswith(b"-") else ""
-    return f"sandboxrun redish {ended}{shlex.quote(os.fsdecode(key))}"
+    word = shlex.quote(os.fsdecode(key))
+    return f"sandboxrun redish {f'-- {word}' if key.startswith(b'-') else word}"
 
 
 def _print_matching(connection: Connection, pattern: bytes, fields: list[bytes], limit: int) -> None:

@@ -12,6 +12,7 @@ import redis
 from raw_host import RawHost
 from runner import Runner
 
+from sandboxrun import installation
 from sandboxrun.sandbox.child import modules
 
 Local = Callable[..., Path]
@@ -150,9 +151,9 @@ def test_the_command_is_of_the_tool_that_installed_sandboxrun(
 ) -> None:
     (tmp_path / mark).touch()
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    assert modules.install_hint(["a>1", "b"]) == command
+    assert installation.install_hint(["a>1", "b"]) == command
 
 
 def test_without_pip_the_command_is_uvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert modules.install_hint(["b"]) == f"uv pip install --python {sys.executable} b"
+    assert installation.install_hint(["b"]) == f"uv pip install --python {sys.executable} b"

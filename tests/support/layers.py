@@ -23,12 +23,13 @@ GROUND = frozenset("__init__ digests errors files log records timing".split())  
 _CONFIG = frozenset({"ground", "config"})
 _WIRE = _CONFIG | {"redis", "protocol"}
 _RUN = _CONFIG | {"policy", "redis", "fetch", "sandbox", "sandbox/compile", "sandbox/supervisor", "fleet"}
-_ALL = _RUN | {"modulecache", "sandbox/selftest", "protocol", "host", "client", "describe", "dev"}
+_ALL = _RUN | {"modulecache", "installation", "sandbox/selftest", "protocol", "host", "client", "describe", "dev"}
 # The layers that each layer may import besides itself, the lowest first; none imports a later one. A layer is a folder,
 # without those folders in it that have a line of their own.
 LAYERS: dict[str, frozenset[str]] = {
     "ground": frozenset(),
     "modulecache": frozenset({"ground"}),  # which imports the others faster, and knows none of them
+    "installation": frozenset(),  # for whoever says how a package is installed, also in the worker
     "config": frozenset({"ground"}),
     "policy": _CONFIG,
     "protocol": _CONFIG,
@@ -37,7 +38,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "sandbox": frozenset({"ground"}),  # what the next three share: system calls
     # Before the child gets its plan, inside the child, and around it: code that must not be mixed up.
     "sandbox/compile": _CONFIG | {"sandbox"},
-    "sandbox/child": frozenset({"modulecache"}),
+    "sandbox/child": frozenset({"modulecache", "installation"}),
     "sandbox/supervisor": _CONFIG | {"sandbox", "sandbox/compile"},
     "sandbox/selftest": _CONFIG | {"sandbox", "sandbox/compile", "sandbox/supervisor"},
     # Code that runs inside a worker, or in another program: it uses nothing that belongs to the operator.
@@ -46,7 +47,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "fleet": _CONFIG
     | {"redis", "protocol"},  # what Redis says about all workers; below the host, which runs and stops its own
     "host": _RUN | {"modulecache"},
-    "describe": _RUN | {"sandbox/selftest", "host", "protocol"},
+    "describe": _RUN | {"installation", "sandbox/selftest", "host", "protocol"},
     "dev": _RUN | {"host"},
     "cli": _ALL,
     "__main__": frozenset({"cli"}),

@@ -204,7 +204,7 @@ def versions() -> Iterator[Finding]:
     """Of sandboxrun, Python, libraries."""
     from importlib import metadata
 
-    from sandboxrun.sandbox.child.modules import install_hint
+    from sandboxrun.installation import install_hint
     from sandboxrun.sandbox.compile.seccomp import library_hint
 
     found = [f"sandboxrun {__version__}", f"Python {sys.version.split()[0]}"]

@@ -5,14 +5,14 @@ A worker imports Python's own modules, sandboxrun, what is installed beside sand
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import sys
+
+from sandboxrun.installation import install_hint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from typing import Any
 
 # Packages that are imported by another name than they are installed by.
@@ -56,19 +56,6 @@ def lines(error: ImportError, plan: Mapping[str, Any]) -> list[str]:
     elif by_url:
         found.append(f"if {name} is a file beside the script: {_ONE_FILE}")
     return [*found, f"hint: {install_hint(listed or [_DISTRIBUTIONS.get(name, name)])}"]
-
-
-def install_hint(packages: Sequence[str]) -> str:
-    """The command that installs packages beside sandboxrun."""
-    words = shlex.join(packages)
-    python = shlex.quote(sys.executable)
-    if os.path.exists(os.path.join(sys.prefix, "pipx_metadata.json")):
-        return f"pipx inject sandboxrun {words}"
-    if os.path.exists(os.path.join(sys.prefix, "uv-receipt.toml")):
-        return f"uv tool install sandboxrun {' '.join('--with ' + shlex.quote(package) for package in packages)}"
-    if not any(os.path.isdir(os.path.join(folder, "pip")) for folder in sys.path):
-        return f"uv pip install --python {python} {words}"
-    return f"{python} -m pip install {words}"
 
 
 def dependencies(source: str) -> list[str]:

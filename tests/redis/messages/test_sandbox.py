@@ -129,7 +129,7 @@ def _follow(template: str, start: Callable[[], Done], run: Runner) -> None:
 
 
 def test_each_hint_of_the_sandbox_is_pasted_or_listed() -> None:
-    assert set(templates("sandbox")) == {*SITUATIONS, *ELSEWHERE}
+    assert {*templates("sandbox"), *templates("installation.py")} == {*SITUATIONS, *ELSEWHERE}
 
 
 def test_no_hint_stores_what_the_command_line_grants(run: Runner, local: Local, tmp_path: Path) -> None:
