@@ -14,10 +14,11 @@ if [ -z "${SANDBOXRUN_TESTS_FOLDER:-}" ]; then
         --keep PIP_INDEX_URL --keep PIP_CONFIG_FILE tests/run.sh "$@"
 fi
 
-# Three at once on two cores: most tests wait for a process, a time-out or a fault, and not for a processor.
+# Three at once on two cores: most tests wait for a process, a time-out or a fault, and not for a processor. They steal
+# work, because a file of slow tests would keep one of them for minutes after the others have finished.
 home=$SANDBOXRUN_TESTS_FOLDER
 mkdir "$home/tmp"
-TMPDIR="$home/tmp" "$bin/python" -m pytest -q -n 3 "$@"
+TMPDIR="$home/tmp" "$bin/python" -m pytest -q -n 3 --dist worksteal "$@"
 
 if [ "$(id -u)" = 0 ]; then
     # What passes as root alone proves nothing for those who have no root. The ordinary user gets a copy of its own, and
@@ -31,5 +32,5 @@ if [ "$(id -u)" = 0 ]; then
     unset VENV
     PATH=/usr/local/bin:/usr/bin:/bin HOME="$home/user" TMPDIR="$home/user/tmp" \
         setpriv --reuid "$user" --regid "$user" --clear-groups sh -c '
-            cd "$HOME" && demo/setup.sh test && .venv/bin/python -m pytest -q -n 3 "$@"' sh "$@"
+            cd "$HOME" && demo/setup.sh test && .venv/bin/python -m pytest -q -n 3 --dist worksteal "$@"' sh "$@"
 fi
