@@ -16,9 +16,9 @@ import difflib
 import itertools
 import subprocess
 import sys
-import tarfile
 import tempfile
 import textwrap
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from io import BytesIO
@@ -223,12 +223,12 @@ def tree_of(name: str) -> Iterator[Path]:
     if Path(name, PACKAGE).is_dir():
         yield Path(name)
         return
-    done = subprocess.run(["git", "archive", name, PACKAGE], capture_output=True, check=False)
+    done = subprocess.run(["git", "archive", "--format=zip", name, PACKAGE], capture_output=True, check=False)
     if done.returncode != 0:
         sys.exit(f"error: {name} is neither a folder with {PACKAGE}/ in it nor a commit")
     with tempfile.TemporaryDirectory(prefix="messages-") as folder:
-        with tarfile.open(fileobj=BytesIO(done.stdout)) as archive:
-            archive.extractall(folder, filter="data")
+        with zipfile.ZipFile(BytesIO(done.stdout)) as archive:
+            archive.extractall(folder)
         yield Path(folder)
 
 
