@@ -1,7 +1,7 @@
 """The user's folders and the policy files that apply, by the XDG Base Directory Specification, as platformdirs reads it.
 
 It is asked if the environment says anything beyond HOME. Without that its answers are the specification's defaults, and a
-start would take a tenth longer for them; a test compares both.
+start would take a seventh longer for them; a test compares both.
 """
 
 from __future__ import annotations
