@@ -251,7 +251,7 @@ def _call(session: Session, terminal: _Terminal, url: str, line: str, seconds: f
 
 
 def _ask(terminal: _Terminal, url: str, type_: str, data: Any, seconds: float) -> None:
-    """Print the reply, or why there is none."""
+    """Send a request; print the reply, or why none came."""
     from sandboxrun.client import Client
 
     began = time.perf_counter()

@@ -26,9 +26,7 @@ def types_instead_of(url: str, type_: str) -> tuple[str, list[str]] | None:
         connection.open()
         needed = (keys.request_stream(type_), keys.type_key(type_), keys.worker_key(type_, "1"))
         replies = connection.pipeline([("EXISTS", key) for key in needed])
-        if any(
-            reply != 0 for reply in replies
-        ):  # also an error: a login that may not ask does not learn that there is none
+        if any(reply != 0 for reply in replies):  # or an error, because the login may not ask
             return None
         types = _types(connection)
         if types is not None and type_ not in types:

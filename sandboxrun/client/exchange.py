@@ -138,7 +138,7 @@ class Exchange:
     # --- waiting
 
     def _wait(self, *, asked: bool) -> None:
-        """Wait for one reply, WAIT_SECONDS at most; then take all replies that are there."""
+        """Wait at most WAIT_SECONDS for one reply; then take every other reply that has come."""
         names = list(self.waiting)
         if not asked:
             seconds = self._seconds()
@@ -175,7 +175,7 @@ class Exchange:
             self._end(request, CallError(f"{error}; the request was sent, but its reply cannot be read"))
 
     def _pop(self, names: list[bytes]) -> None:
-        """Take the replies that are there, without waiting."""
+        """Take the replies that have come, without waiting."""
         self.wire.ask(b"".join([pack("RPOP", name) for name in names]), len(names), left=self._last())
         for name in names:
             try:

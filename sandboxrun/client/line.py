@@ -238,7 +238,7 @@ class Line:
                 await asyncio.sleep(0)  # calls with a reply leave `_calls`
 
     async def _collect(self, names: Sequence[bytes]) -> None:
-        """Wait for one reply, WAIT_SECONDS at most; then take all replies that are there."""
+        """Wait at most WAIT_SECONDS for one reply; then take every other reply that has come."""
         self._watched = frozenset(names)
         try:
             command = pack("BRPOP", *names, self._wake, WAIT_SECONDS)

@@ -84,7 +84,7 @@ def error_text(reply: Mapping[str, Any]) -> str:
 
 
 def reply_in(story: object) -> object:
-    """The reply in the decoded STORY of a trace; None if there is none."""
+    """The reply in the decoded STORY of a trace, or None before the worker has replied."""
     return story.get("res") if isinstance(story, dict) else None
 
 

@@ -151,7 +151,8 @@ def build(
     read = _granted(permissions, Kind.READ, real, check_path, asked, unseen)
     write = _granted(permissions, Kind.WRITE, real, check_path, asked)
     execute = list(_programs(permissions, real, asked))
-    own = [*libraries, os.path.join(interpreter.prefix, "pyvenv.cfg")]  # which Python reads if it is run once more
+    # Without a grant. Python reads pyvenv.cfg if it is run once more.
+    own = [*_SYSTEM_READ, *libraries, os.path.join(interpreter.prefix, "pyvenv.cfg"), *filter(None, (certificates,))]
     code += [*interpreter.searched, *execute]
     if local_source is not None:
         local_source = real(local_source, f"field url of {key}")
@@ -168,16 +169,7 @@ def build(
     return SandboxPolicy(
         net=net,
         # The granted paths are real already. Resolving them once more would follow a symlink that was put there meanwhile.
-        read=tuple(
-            dict.fromkeys(
-                (
-                    *_existing((*_SYSTEM_READ, *own)),
-                    *_existing(filter(None, (certificates,))),
-                    *read,
-                    *_existing((scratch,)),
-                )
-            )
-        ),
+        read=tuple(dict.fromkeys((*_existing(own), *read, *_existing((scratch,))))),
         write=tuple(dict.fromkeys((*write, *_existing((scratch,))))),
         devices=_existing(_DEVICES),
         execute=tuple(path for path in dict.fromkeys(execute) if os.path.lexists(path)),
