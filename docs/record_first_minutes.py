@@ -10,7 +10,6 @@ new one, so that no package index is needed.
 from __future__ import annotations
 
 import contextlib
-import http.server
 import json
 import os
 import socket
@@ -18,7 +17,6 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +28,7 @@ ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT / "tests" / "support")]
 
 import certificates  # noqa: E402
+from raw_host import RawHost  # noqa: E402
 from record_walk import SECONDS, Walk  # noqa: E402
 
 NAMESPACE = ROOT / "tests" / "kernel" / "namespace.py"
@@ -170,26 +169,11 @@ def debian_redis(folder: Path) -> Iterator[None]:
 def raw_host(folder: Path) -> Iterator[None]:
     """HTTPS for HOST, at port 443 of 127.0.0.1, to which the namespace's name server resolves it."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            known = self.path in PATHS
-            body = SCRIPT.encode() if known else b"404: Not Found"
-            self.send_response(200 if known else 404)
-            self.send_header("Content-Type", "text/plain; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.crt", folder / "server.key")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 443), Handler) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with contextlib.closing(RawHost(443, context)) as host:
+        host.files = dict.fromkeys(PATHS, SCRIPT)
         yield
-        server.shutdown()
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.server
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +15,12 @@ Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
 class RawHost:
-    """`files` maps a path to the text of a script, or to a function that answers; `requests` records (path, headers)."""
+    """`files` maps a path to the text of a script, or to a function that answers; `requests` records (path, headers).
 
-    def __init__(self) -> None:
+    `context`: it speaks TLS.
+    """
+
+    def __init__(self, port: int = 0, context: ssl.SSLContext | None = None) -> None:
         self.files: dict[str, str | Answer] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         host = self
@@ -45,7 +49,9 @@ class RawHost:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        if context is not None:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._server.daemon_threads = True
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
