@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import watchfiles
 
 from sandboxrun.config.permissions import KINDS, Denial, Kind
 from sandboxrun.dev import source
 from sandboxrun.dev.learn import Learned, as_flags, as_set
 from sandboxrun.dev.process import parse_message, shown
-from sandboxrun.dev.target import type_from
+from sandboxrun.dev.target import Target, type_from
+from sandboxrun.dev.watch import changes
 from sandboxrun.sandbox.child.denials import Grants
 
 
@@ -131,3 +136,20 @@ def test_only_a_whole_message_counts_as_one() -> None:
     for line in ('{"time": 1', '{"time": 1}', '{"time": 1, "level": 2, "event": "start", "message": "m"}', "text"):
         assert parse_message(line) is None
     assert shown("a\tb\x1b[2J") == "a\tb\\x1b[2J"
+
+
+def test_an_edit_just_before_the_kernel_watches_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text("1\n")
+    watch = watchfiles.watch
+
+    def edited(*folders: str, **options: Any) -> Iterator[Any]:
+        script.write_text("1 + 1\n")
+        return watch(*folders, **options)
+
+    monkeypatch.setattr(watchfiles, "watch", edited)
+    stop = threading.Event()
+    threading.Timer(5, stop.set).start()
+    seen = changes(Target.of_path(str(tmp_path)), stop=stop, armed=lambda: None, warn=print)
+    assert next(seen, None) == {str(script)}
+    stop.set()
