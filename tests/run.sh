@@ -16,15 +16,20 @@ fi
 
 # Four at once on two cores: most tests wait for a process, a time-out or a fault, and not for a processor. They steal
 # work, because a file of slow tests would keep one of them for minutes after the others have finished.
+# What takes the whole machine for a moment, such as a fork bomb, runs alone at the end.
 home=$SANDBOXRUN_TESTS_FOLDER
 mkdir "$home/tmp"
 once=""
+together=""
+[ $# -gt 0 ] || together="-m not(alone)"
 if [ "$(id -u)" = 0 ] && [ $# = 0 ]; then
     # What root pastes, installs or reads in a specification is no other than what the ordinary user does below.
     once="--ignore=tests/redis/messages --ignore=tests/specs --ignore=tests/suite/test_distributions.py"
 fi
 # shellcheck disable=SC2086 # several words
-TMPDIR="$home/tmp" "$bin/python" -m pytest -q -n 4 --dist worksteal $once "$@"
+TMPDIR="$home/tmp" "$bin/python" -m pytest -q -n 4 --dist worksteal $together $once "$@"
+# shellcheck disable=SC2086
+[ $# -gt 0 ] || TMPDIR="$home/tmp" "$bin/python" -m pytest -q -m alone $once
 
 if [ "$(id -u)" = 0 ]; then
     # What passes as root alone proves nothing for those who have no root. The ordinary user gets a copy of its own, and
@@ -37,6 +42,9 @@ if [ "$(id -u)" = 0 ]; then
     echo "once more as user $user"
     unset VENV
     PATH=/usr/local/bin:/usr/bin:/bin HOME="$home/user" TMPDIR="$home/user/tmp" \
-        setpriv --reuid "$user" --regid "$user" --clear-groups sh -c '
-            cd "$HOME" && demo/setup.sh test && .venv/bin/python -m pytest -q -n 4 --dist worksteal "$@"' sh "$@"
+        setpriv --reuid "$user" --regid "$user" --clear-groups sh -euc '
+            cd "$HOME" && demo/setup.sh test
+            [ $# = 0 ] || exec .venv/bin/python -m pytest -q -n 4 --dist worksteal "$@"
+            .venv/bin/python -m pytest -q -n 4 --dist worksteal -m "not alone"
+            .venv/bin/python -m pytest -q -m alone' sh "$@"
 fi

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
@@ -46,15 +45,7 @@ BOMBS = {
 }
 
 
-@pytest.fixture
-def one_bomb_at_a_time() -> Iterator[None]:
-    """Between bombs of other test processes, what is counted would tell of the load and not of the bomb."""
-    with open(__file__, "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@pytest.mark.usefixtures("one_bomb_at_a_time")
+@pytest.mark.alone
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_fork_bomb_is_held_or_ended_and_nothing_is_left(arena: Arena, bomb: str) -> None:
     body, run = BOMBS[bomb]
@@ -71,7 +62,7 @@ def chain():
     while True:
         if os.fork():
             os._exit(0)
-        time.sleep(0.001)
+        time.sleep(0.01)
 def attempt():
     exec({body!r})
     return "lives"
@@ -114,27 +105,45 @@ def test_zombies_that_the_worker_does_not_reap_count(arena: Arena) -> None:
     assert arena.confined(ZOMBIES, allow={"run": "true"}, count=200, seconds=0).value == 200
 
 
-def test_the_reason_is_told_before_the_worker_is_killed() -> None:
+@pytest.fixture
+def leader() -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Of a group with 20 zombies, and its pidfd."""
+    process = subprocess.Popen([sys.executable, "-c", ZOMBIES_AND_SLEEP], process_group=0, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    pidfd = os.pidfd_open(process.pid)
+    yield process, pidfd
+    os.close(pidfd)
+    process.kill()
+    process.communicate()
+
+
+def test_a_bomb_that_is_over_before_the_first_look_is_told(
+    leader: tuple[subprocess.Popen[bytes], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RLIMIT_NPROC has refused its forks, and only ended processes are left."""
+    process, pidfd = leader
+    told: list[bytes] = []
+    monkeypatch.setattr(group, "_REFUSED_MIN", 15)
+    monkeypatch.setattr("os.geteuid", lambda: 65534)
+    group.Watch(process.pid, pidfd, limit=10, say=told.append).look()
+    assert (told, process.poll()) == ([group.REACHED], None)
+
+
+def test_the_reason_is_told_before_the_worker_is_killed(leader: tuple[subprocess.Popen[bytes], int]) -> None:
     """A supervisor asks for it once the worker is dead, and then no longer: told afterwards it would be lost by chance."""
-    leader = subprocess.Popen([sys.executable, "-c", ZOMBIES_AND_SLEEP], process_group=0, stdout=subprocess.PIPE)
-    try:
-        assert leader.stdout is not None
-        leader.stdout.readline()
-        pidfd, told = os.pidfd_open(leader.pid), []
+    process, pidfd = leader
+    told = []
 
-        def say(word: bytes) -> None:
-            ended = bool(select.select([pidfd], [], [], 0.5)[0])
-            told.append((word, ended))
+    def say(word: bytes) -> None:
+        ended = bool(select.select([pidfd], [], [], 0.5)[0])
+        told.append((word, ended))
 
-        watch = group.Watch(leader.pid, pidfd, limit=10, say=say)
-        end = time.monotonic() + 30
-        while leader.poll() is None and time.monotonic() < end:
-            watch.look()
-        assert (told, leader.wait(timeout=30)) == ([(group.ENDED, False)], -signal.SIGKILL)
-        os.close(pidfd)
-    finally:
-        leader.kill()
-        leader.communicate()
+    watch = group.Watch(process.pid, pidfd, limit=10, say=say)
+    end = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < end:
+        watch.look()
+    assert (told, process.wait(timeout=30)) == ([(group.ENDED, False)], -signal.SIGKILL)
 
 
 def test_a_worker_with_as_many_zombies_as_it_may_have_gets_no_thread_more(arena: Arena) -> None:

@@ -45,6 +45,7 @@ LOOK_SECONDS = 0.02
 _SCAN_SECONDS = 1.0  # at the latest, if anything was started on this machine
 _SCAN_SHARE = 4  # a scan that took T seconds is followed by none for T times this
 _BURST_MAX = 2000  # beyond the limit between two looks: then the worker is ended, not the newest processes
+_REFUSED_MIN = 4000  # members, ended ones too: RLIMIT_NPROC has refused more, see backstop() in compile/policy.py
 _ZOMBIES_SECONDS = 1.0  # how long there may be more of them than the limit
 _PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2  # linux/pidfd.h, since Linux 6.9
 _STATE, _PARENT, _GROUP, _THREADS, _STARTED = 0, 1, 2, 17, 19  # fields of /proc/PID/stat after the name, proc(5)
@@ -139,6 +140,7 @@ class Watch:
         self._group, self._pidfd, self._limit, self._say = group, pidfd, limit, say
         self._load = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
         self._newest_pid = self._machine = self._tasks = 0  # at the last scan; machine: threads of all users
+        self._is_bounded = os.geteuid() != 0  # root is exempt from RLIMIT_NPROC, setrlimit(2)
         self._next = self._latest = 0.0
         self._zombies_since: float | None = None
 
@@ -175,7 +177,7 @@ class Watch:
             self._say(ENDED)  # first: once the worker is dead, its supervisor asks for the reason and ends
             kill(self._group, self._pidfd)
             return
-        if living > self._limit:
+        if living > self._limit or (len(found) > _REFUSED_MIN and self._is_bounded):
             self._say(REACHED)
             self._kill_newest(found, living - self._limit)
         _signal(self._group, self._pidfd, signal.SIGCONT)
