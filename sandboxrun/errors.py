@@ -33,6 +33,12 @@ class IntegrityError(SandboxrunError):
     exit_code = 65  # EX_DATAERR
 
 
+class ScriptError(SandboxrunError):
+    """What a script says about itself, one of its files, or its lock of packages is wrong."""
+
+    exit_code = 65  # EX_DATAERR
+
+
 class FetchError(SandboxrunError):
     """The script could not be fetched, or the fetched file is not a script."""
 
