@@ -20,6 +20,7 @@ ONE_IMPORTER = {
     "pydantic": {"worker/payload.py", "worker/results.py"},
     "watchfiles": {"dev/watch.py"},
     "debugpy": {"sandbox/child/debugger.py"},
+    "packaging": {"packages/lock.py", "packages/wheels.py"},
 }
 LIGHT = {"_ctypes", "gc", "marshal", "os", "resource", "stat", "sys", "time"}
 

@@ -62,7 +62,7 @@ class Cache:
         self.tree_records = Kept(os.path.join(cache_folder, "tree-records"), key)
         self.blocks = Kept(os.path.join(cache_folder, "blocks"), key)
         for folder in (cache_folder, self.blobs, state_folder, self.pins):
-            _make_private(folder)
+            make_private(folder)
 
     def read(self, sha256: str) -> bytes | None:
         """A blob, verified; None if it is missing or does not have the digest of its name."""
@@ -189,7 +189,7 @@ def _size(path: str) -> int | None:
         return None
 
 
-def _make_private(folder: str) -> None:
+def make_private(folder: str) -> None:
     """Make a folder that no other user can write. Raises ConfigError, because another writer could choose what runs."""
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
