@@ -23,7 +23,17 @@ GROUND = frozenset("__init__ digests errors files log records timing".split())  
 _CONFIG = frozenset({"ground", "config"})
 _WIRE = _CONFIG | {"redis", "protocol"}
 _RUN = _CONFIG | {"policy", "redis", "fetch", "sandbox", "sandbox/compile", "sandbox/supervisor", "fleet"}
-_ALL = _RUN | {"modulecache", "installation", "sandbox/selftest", "protocol", "host", "client", "describe", "dev"}
+_ALL = _RUN | {
+    "modulecache",
+    "installation",
+    "sandbox/selftest",
+    "protocol",
+    "host",
+    "client",
+    "describe",
+    "dev",
+    "packages",
+}
 # The layers that each layer may import besides itself, the lowest first; none imports a later one. A layer is a folder,
 # without those folders in it that have a line of their own.
 LAYERS: dict[str, frozenset[str]] = {
@@ -35,6 +45,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "protocol": _CONFIG,
     "redis": _CONFIG | {"policy"},
     "fetch": _CONFIG,
+    "packages": _CONFIG,
     "sandbox": frozenset({"ground"}),  # what the next three share: system calls
     # Before the child gets its plan, inside the child, and around it: code that must not be mixed up.
     "sandbox/compile": _CONFIG | {"sandbox"},
@@ -48,7 +59,7 @@ LAYERS: dict[str, frozenset[str]] = {
     | {"redis", "protocol"},  # what Redis says about all workers; below the host, which runs and stops its own
     "host": _RUN | {"modulecache"},
     "describe": _RUN | {"installation", "sandbox/selftest", "host", "protocol"},
-    "dev": _RUN | {"host"},
+    "dev": _RUN | {"host", "packages"},
     "cli": _ALL,
     "__main__": frozenset({"cli"}),
 }

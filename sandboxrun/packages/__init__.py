@@ -1,0 +1,1 @@
+"""The packages of a script: its lock, and the environment that is made from it."""
