@@ -56,7 +56,11 @@ class Cache:
     def __init__(self, cache_folder: str, state_folder: str) -> None:
         self.blobs = os.path.join(cache_folder, "blobs")
         self.pins = os.path.join(state_folder, "pins")
-        self._codes = Kept(os.path.join(cache_folder, "code"), os.path.join(state_folder, "key"))
+        self.trees = os.path.join(cache_folder, "trees")
+        key = os.path.join(state_folder, "key")
+        self._codes = Kept(os.path.join(cache_folder, "code"), key)
+        self.tree_records = Kept(os.path.join(cache_folder, "tree-records"), key)
+        self.blocks = Kept(os.path.join(cache_folder, "blocks"), key)
         for folder in (cache_folder, self.blobs, state_folder, self.pins):
             _make_private(folder)
 
@@ -96,6 +100,11 @@ class Cache:
         write_whole(os.path.join(self.blobs, pin.sha256), data, mode=0o400)
         write_whole(self._pin_path(source), json.dumps(record).encode(), mode=0o400)
 
+    def keep(self, data: bytes, sha256: str) -> None:
+        """A blob without a pin: what names it has its digest. A full or read-only disk is no error."""
+        with contextlib.suppress(OSError):
+            write_whole(os.path.join(self.blobs, sha256), data, mode=0o400, sync=False)
+
     def code(self, sha256: str, url: str) -> bytes | None:
         """The marshalled code of a blob; see compiled.py."""
         from sandboxrun.fetch import compiled  # late, because a local worker has none
@@ -111,19 +120,7 @@ class Cache:
     @contextlib.contextmanager
     def locked(self, source: Source) -> Iterator[None]:
         """Let one process at a time decide on a source: two that fetch a moving tag at once must not both pin it."""
-        path = self._pin_path(source) + ".lock"
-        deadline = time.monotonic() + LOCK_SECONDS
-        with open(path, "ab") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise FetchError(
-                            f"{source.url} is being fetched by another process for more than {LOCK_SECONDS} s"
-                        ) from None
-                    time.sleep(0.02)
+        with locked(self._pin_path(source) + ".lock", source.url):
             yield
 
     def entries(self) -> list[Entry]:
@@ -153,6 +150,24 @@ class Cache:
 
     def _pin_path(self, source: Source) -> str:
         return os.path.join(self.pins, hex_digest(f"{source.version}\n{source.url}".encode()))
+
+
+@contextlib.contextmanager
+def locked(path: str, what: str) -> Iterator[None]:
+    """One process at a time, by a lock file. Raises FetchError after LOCK_SECONDS. `what` is being fetched."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    with open(path, "ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise FetchError(
+                        f"{what} is being fetched by another process for more than {LOCK_SECONDS} s"
+                    ) from None
+                time.sleep(0.02)
+        yield
 
 
 def _parse_pin(data: bytes) -> tuple[str, str, Pin]:

@@ -38,8 +38,12 @@ class Fetched:
     etag: str | None
 
 
-def download(url: str, *, allowed: ImportList, etag: str | None, progress: Callable[[str], None]) -> Fetched | None:
+def download(
+    url: str, *, allowed: ImportList, etag: str | None, progress: Callable[[str], None], any_type: bool = False
+) -> Fetched | None:
     """GET `url`; None for 304. Raises FetchError, and of those Unreachable if the origin is at fault.
+
+    `any_type`: it may be a page or data too, because the caller knows its digest.
 
     It runs in a thread of its own, because the time-outs of httpx hold for each read: a server that sends a header byte now and
     then would outlast them all.
@@ -49,7 +53,7 @@ def download(url: str, *, allowed: ImportList, etag: str | None, progress: Calla
 
     def work() -> None:
         try:
-            outcome.put(_get(url, allowed, etag, received, connections))
+            outcome.put(_get(url, allowed, etag, received, connections, any_type))
         except FetchError as error:
             outcome.put(error)
         except Exception as error:  # of any kind: without an outcome, the caller would wait
@@ -138,11 +142,11 @@ class _Connections:
 
 
 def _get(
-    url: str, allowed: ImportList, etag: str | None, received: _Received, connections: _Connections
+    url: str, allowed: ImportList, etag: str | None, received: _Received, connections: _Connections, any_type: bool
 ) -> Fetched | None:
     headers = {
         "User-Agent": f"sandboxrun/{__version__}",
-        "Accept": "text/x-python, text/plain, */*;q=0.1",
+        "Accept": "*/*" if any_type else "text/x-python, text/plain, */*;q=0.1",
         "Accept-Encoding": "identity",
     }
     if etag:
@@ -162,7 +166,7 @@ def _get(
                     extensions={"trace": connections.trace},
                 ) as response:
                     if not response.has_redirect_location:
-                        return _read(url, response, received)
+                        return _read(url, response, received, any_type)
                     target = urljoin(url, response.headers["location"])
             except httpx.TimeoutException as error:
                 raise Unreachable(f"{url} did not answer within {SILENCE_SECONDS} s") from error
@@ -175,7 +179,7 @@ def _get(
     raise FetchError(f"{url} redirects more than {REDIRECTS_MAX} times")
 
 
-def _read(url: str, response: httpx.Response, received: _Received) -> Fetched | None:
+def _read(url: str, response: httpx.Response, received: _Received, any_type: bool) -> Fetched | None:
     if response.status_code == 304 and "If-None-Match" in response.request.headers:
         return None
     if response.status_code != 200:
@@ -185,7 +189,7 @@ def _read(url: str, response: httpx.Response, received: _Received) -> Fetched | 
             hint="sandboxrun set TYPE ID version=VERSION" if response.status_code == 404 else "",
         )
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in _NOT_SCRIPTS:
+    if kind in _NOT_SCRIPTS and not any_type:
         raise FetchError(f"{url} is {kind}, not a Python script", hint="sandboxrun set TYPE ID url=RAW_URL")
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         raise FetchError(

@@ -40,6 +40,8 @@ def examine(hashes: Hashes, options: RunOptions, folders: Folders, get: Get | No
     if has_code:
         with faults:  # a run that is refused fetches nothing
             found.fetch(from_cache(cache) if get is None or found.faults else get)
+        with faults:
+            found.gather(cache, fetch=get is not None and not found.faults)
     with faults:
         found.approve(ask=False)
     if has_code:

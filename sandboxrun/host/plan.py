@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from sandboxrun.config.debugger import Inspect
     from sandboxrun.config.limits import Limits
+    from sandboxrun.host.contents import Gathered
     from sandboxrun.redis.hashes import Hashes
 
     T = TypeVar("T")
@@ -73,8 +74,18 @@ class Bundle:
     source: bytes = field(repr=False)
     sha256: str
     origin: str  # URL or path; shown in tracebacks
-    folder: str | None  # of a local worker: first on its sys.path
+    folder: str | None  # first on its sys.path: of a local worker, or of the files that came with it
     is_file: bool  # whether `origin` is a path
+    path: str  # __file__; empty: the origin
+    files: tuple[tuple[str, str], ...] = ()  # path and sha256 of what came with it
+
+
+@record
+class Packages:
+    """What a script with a block imports beside Python's own modules, its files and the SDK."""
+
+    declared: tuple[str, ...]  # its dependencies
+    lock: str | None  # sha256
 
 
 @record
@@ -88,6 +99,7 @@ class RunPlan:
     env: tuple[str, ...]  # the operator's variables that the worker sees, by name
     degraded: tuple[str, ...]  # what of the boundary does not hold
     stands_on: tuple[str, ...]  # the hashes without which the worker could not be started again
+    packages: Packages | None = None  # None: no block, so it imports what is installed beside sandboxrun
 
     @property
     def limits(self) -> Limits:
@@ -117,8 +129,8 @@ class Preparation:
     and raises the SandboxrunError that a run ends with. `faults` are those that did not end it, in their order."""
 
     __slots__ = (
-        "agreement", "artifact", "ceiling", "config", "faults", "folders", "interpreter", "options", "pin", "policy", "source",
-        "stands_on",
+        "agreement", "allowed", "artifact", "ceiling", "config", "faults", "folders", "gathered", "interpreter", "options", "pin",
+        "policy", "source", "stands_on",
     )  # fmt: skip
 
     def __init__(self, options: RunOptions, folders: Folders) -> None:
@@ -128,7 +140,9 @@ class Preparation:
         self.ceiling: Ceiling | None = None
         self.source: Source | LocalSource | None = None
         self.pin: Pin | None = None  # of the source, if it was fetched
+        self.allowed: ImportList | None = None  # the hosts that may serve the script
         self.artifact: Artifact | None = None
+        self.gathered: Gathered | None = None  # what its block names
         self.agreement: Agreement | None = None
         self.interpreter: Interpreter | None = None
         self.policy: SandboxPolicy | None = None
@@ -179,13 +193,27 @@ class Preparation:
         """The script, fetched by `get` from a host that may serve it; None if `get` does not have it."""
         config, source, ceiling = _needed(self.config), self.source, _needed(self.ceiling)
         assert source is not None
-        allowed = _import_list(self.options, ceiling, source)
+        self.allowed = allowed = _import_list(self.options, ceiling, source)
         with _of_worker(f"{config.type} {config.id}"):
             if isinstance(source, Source):
                 allowed.check(source.url)
             self.artifact = get(config, source, allowed)
         if self.artifact is not None:
             ceiling.check_digest(self.artifact.sha256)
+
+    def gather(self, cache: Cache, *, fetch: bool, progress: Callable[[str], None] = lambda message: None) -> None:
+        """The files and packages that the script's block names. `fetch`: what is not here is fetched."""
+        config, artifact = _needed(self.config), self.artifact
+        if artifact is None or not artifact.may_have_block:
+            return
+        from sandboxrun.host import contents
+
+        assert self.source is not None  # where there is an artifact
+        with _of_worker(f"{config.type} {config.id}"):
+            self.gathered = contents.gather(
+                artifact, self.source, cache, allowed=_needed(self.allowed), fetch=fetch,
+                cached_only=self.options.cached_only, progress=progress,
+            )  # fmt: skip
 
     def approve(self, *, ask: bool) -> None:
         """What the hash asks beyond what was approved. `ask`: ask the operator, and record what is approved now."""
@@ -224,33 +252,54 @@ class Preparation:
             certificates=address.ca_file,
             check_path=ceiling.check_path,
             asked=config.asked,
+            brought=[tree] if self.gathered is not None and (tree := self.gathered.tree) is not None else (),
         )
 
     def plan(self, degraded: tuple[str, ...] = ()) -> RunPlan:
         """After all the steps. Raises the first of `faults`, and FetchError if there is no script yet."""
         if self.faults:
             raise self.faults[0]
-        config, source, artifact = _needed(self.config), _needed(self.source), self.artifact
-        if artifact is None:
-            raise FetchError(
-                f"the script of {config.key} was not fetched here yet, so there is no plan",
-                hint=f"sandboxrun {config.type} {config.id}",
-            )
+        config, source, artifact = _needed(self.config), self.source, self.artifact
+        if source is None or artifact is None:
+            raise self._not_fetched("the script")
         denied = config.permissions.deny.get("env", ())
         return RunPlan(
             worker=replace(config, asked=Asked(), warnings=()),
-            script=Bundle(
-                artifact.source,
-                artifact.sha256,
-                artifact.origin,
-                source.folder if isinstance(source, LocalSource) else None,
-                is_file=isinstance(source, LocalSource),
-            ),
+            script=self._bundle(artifact, source),
             environment=_needed(self.interpreter),
             policy=_needed(self.policy),
             env=tuple(name for name in config.permissions.allow.get("env", ()) if name not in denied),
             degraded=degraded,
             stands_on=self.stands_on,
+            packages=None
+            if self.gathered is None
+            else Packages(self.gathered.block.dependencies, self.gathered.block.lock),
+        )
+
+    def _bundle(self, artifact: Artifact, source: Source | LocalSource) -> Bundle:
+        """Raises FetchError if files of the script were not fetched yet."""
+        gathered = self.gathered
+        folder = source.folder if isinstance(source, LocalSource) else None
+        path, files = "", gathered.block.files if gathered is not None and isinstance(source, Source) else ()
+        if gathered is not None and files:
+            if gathered.tree is None:
+                raise self._not_fetched("the files")
+            folder, path = gathered.tree, os.path.join(gathered.tree, gathered.script)
+        return Bundle(
+            artifact.source,
+            artifact.sha256,
+            artifact.origin,
+            folder,
+            is_file=isinstance(source, LocalSource),
+            path=path,
+            files=files,
+        )
+
+    def _not_fetched(self, what: str) -> FetchError:
+        config = _needed(self.config)
+        return FetchError(
+            f"{what} of {config.key} {'were' if what.endswith('s') else 'was'} not fetched here yet, so there is no plan",
+            hint=f"sandboxrun {config.type} {config.id}",
         )
 
     @property
@@ -281,7 +330,12 @@ def prepare(
         ceiling = _needed(preparation.ceiling)
     timing.mark("hash parsed")
     preparation.resolve()
-    preparation.fetch(_obtain(preparation, audit, log))
+    cache = Cache(preparation.folders.cache, preparation.folders.state)
+    progress = lambda message: log.info("fetch", message) if os.isatty(2) else None  # noqa: E731
+    preparation.fetch(_obtain(preparation, cache, progress, audit, log))
+    preparation.gather(cache, fetch=True, progress=progress)
+    for warning in preparation.gathered.warnings if preparation.gathered is not None else ():
+        log.warning("script", warning, hint=(f"sandboxrun lock {_quoted(preparation)}",))
     preparation.approve(ask=True)
     agreement = _needed(preparation.agreement)
     if agreement.how != "same":
@@ -295,20 +349,20 @@ def prepare(
     return preparation.plan(degraded)
 
 
-def _obtain(preparation: Preparation, audit: Audit, log: Log) -> Get:
+def _obtain(preparation: Preparation, cache: Cache, progress: Callable[[str], None], audit: Audit, log: Log) -> Get:
     """From the cache or its origin; what was pinned by that is in the audit log before anything else is decided."""
-    options, folders = preparation.options, preparation.folders
+    options = preparation.options
 
     def get(config: WorkerConfig, source: Source | LocalSource, allowed: ImportList) -> Artifact:
         artifact = obtain(
             source,
-            cache=Cache(folders.cache, folders.state),
+            cache=cache,
             allowed=allowed,
             expected_sha256=config.sha256,
             reload=options.reload,
             cached_only=options.cached_only,
             warn=lambda message: log.warning("fetch", message),
-            progress=lambda message: log.info("fetch", message) if os.isatty(2) else None,
+            progress=progress,
         )
         log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
         timing.mark("source obtained")
@@ -369,6 +423,13 @@ def _without(permissions: Permissions, data: str) -> Permissions:
             if kind in allow:
                 allow[kind] = tuple(path for path in allow[kind] if path != data)
     return Permissions(allow, permissions.deny)
+
+
+def _quoted(preparation: Preparation) -> str:
+    import shlex
+
+    source = preparation.source
+    return shlex.quote((source.folder or source.script) if isinstance(source, LocalSource) else "")
 
 
 def _needed(value: T | None) -> T:

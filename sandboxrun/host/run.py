@@ -223,7 +223,11 @@ def _script(preparation: Preparation, plan: RunPlan) -> Script:
     """With what the cache has compiled of it."""
     code = preparation.artifact.code if preparation.artifact is not None else None
     script = plan.script
-    return Script(script.source, script.origin, script.folder, code, is_file=script.is_file)
+    return Script(
+        script.source, script.origin, script.folder, code, is_file=script.is_file, path=script.path,
+        packages=None if plan.packages is None else (),
+        declared=() if plan.packages is None else plan.packages.declared,
+    )  # fmt: skip
 
 
 def _environment(plan: RunPlan, login: Login, scratch: str) -> dict[str, str]:
