@@ -1,4 +1,4 @@
-"""Writes the list of files and the digest of the lock into a script's block (PEP 723). Pure.
+"""Writes the list of files and what is known of the lock into a script's block (PEP 723). Pure.
 
 Only those lines change: comments, order, line endings and the rest of the script keep their bytes. A result that does not
 read as intended is refused instead, as if the block has `tool = { … }` in one line.
@@ -42,8 +42,10 @@ class _Statement:
         return _means(self.text[slice(*self.value)])
 
 
-def with_digests(source: bytes, *, files: Mapping[str, str], lock: str | None, origin: str) -> bytes:
-    """The script with these files (path to sha256 in hexadecimal) and this lock (sha256) in its block.
+def with_digests(
+    source: bytes, *, files: Mapping[str, str], lock: str | None, origin: str, exclude_newer: str = ""
+) -> bytes:
+    """The script with these files (path to sha256 in hexadecimal), this lock (sha256) and this date in its block.
 
     A script without a block gets one, unless there is nothing to write. Raises ScriptError.
     """
@@ -56,25 +58,29 @@ def with_digests(source: bytes, *, files: Mapping[str, str], lock: str | None, o
         line = unclosed_line(source)
         if line is not None:
             raise ScriptError(f"{origin}:{line} has a block `# /// script` that no line `# ///` closes")
-        if not files and lock is None:
+        if not files and lock is None and not exclude_newer:
             return source
-        changed = _with_block(source)
-        return with_digests(changed, files=files, lock=lock, origin=origin)
+        source = _with_block(source)
+        return with_digests(source, files=files, lock=lock, origin=origin, exclude_newer=exclude_newer)
     lines = source.split(b"\n")
     ending = b"\r" if lines[block.first_line - 1].endswith(b"\r") else b""
     inside = lines[block.first_line : block.last_line - 1]
     content = [line.decode().removesuffix("\r")[2:] for line in inside]
-    edited = _Editor(content).edited(files, lock)
+    values = {"lock": None if lock is None else f"sha256:{lock}", "exclude-newer": exclude_newer or None}
+    wanted = {path: f"sha256:{digest}" for path, digest in sorted(files.items())}
+    edited = _Editor(content).edited(values, wanted)
     if edited == list(range(len(content))):
         return source
     after = "\n".join(content[line] if isinstance(line, int) else line for line in edited)
-    if not _as_intended("\n".join(content), after, files, lock):
+    if not _as_intended("\n".join(content), after, {**values, "files": wanted or None}):
         raise ScriptError(
             f"{origin}:{block.first_line} has a block whose table [tool.sandboxrun] cannot be edited: "
             "write it with this header and one line for each key"
         )
     new = [inside[line] if isinstance(line, int) else b"# " + line.encode() + ending for line in edited]
-    return b"\n".join([*lines[: block.first_line], *new, *lines[block.last_line - 1 :]])
+    made = b"\n".join([*lines[: block.first_line], *new, *lines[block.last_line - 1 :]])
+    read_block(made, origin)  # too many files, names that differ in case alone
+    return made
 
 
 def _with_block(source: bytes) -> bytes:
@@ -90,22 +96,19 @@ def _with_block(source: bytes) -> bytes:
     return bom + b"".join(line + b"\n" for line in head) + made + b"\n".join(rest)
 
 
-def _as_intended(before: str, after: str, files: Mapping[str, str], lock: str | None) -> bool:
-    """Whether `after` says what `before` does, but for the files and the lock."""
+def _as_intended(before: str, after: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether `after` says what `before` does, but for the keys of [tool.sandboxrun] in `wanted`."""
     import tomllib
 
-    def others(text: str) -> tuple[dict[str, Any], Any, Any]:
+    def split(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
         document = tomllib.loads(text)
         own = document.setdefault("tool", {}).setdefault("sandboxrun", {})
-        return document, own.pop("files", {}), own.pop("lock", None)
+        return document, {key: own.pop(key, None) or None for key in wanted}
 
     try:
-        old, _, _ = others(before)
-        new, its_files, its_lock = others(after)
+        return split(after) == (split(before)[0], wanted)
     except (ValueError, AttributeError):
         return False
-    wanted = {path: f"sha256:{digest}" for path, digest in files.items()}
-    return new == old and its_files == wanted and its_lock == (None if lock is None else f"sha256:{lock}")
 
 
 class _Editor:
@@ -117,19 +120,21 @@ class _Editor:
         self._new: list[list[int | str]] = [[number] for number in range(len(lines))]
         self._has_header = self._header(_OWN) is not None
 
-    def edited(self, files: Mapping[str, str], lock: str | None) -> list[int | str]:
-        self._set_lock(None if lock is None else f'"sha256:{lock}"')
-        self._set_files({name: f'"sha256:{digest}"' for name, digest in sorted(files.items())})
+    def edited(self, values: Mapping[str, str | None], files: Mapping[str, str]) -> list[int | str]:
+        """`values`: of keys of [tool.sandboxrun]; None removes the key."""
+        for key, value in values.items():
+            self._set_value(key, None if value is None else f'"{value}"')
+        self._set_files({name: f'"{digest}"' for name, digest in files.items()})
         return [line for lines in self._new for line in lines]
 
-    def _set_lock(self, value: str | None) -> None:
-        found = next((each for each in self._statements if each.path == (*_OWN, "lock")), None)
+    def _set_value(self, key: str, value: str | None) -> None:
+        found = next((each for each in self._statements if each.path == (*_OWN, key)), None)
         if found is not None:
             self._replace(found, value)
         elif value is not None:
             self._make_header()
             header = self._header(_OWN)
-            self._new[self._last if header is None else header.first].append(f"lock = {value}")
+            self._new[self._last if header is None else header.first].append(f"{key} = {value}")
 
     def _set_files(self, wanted: dict[str, str]) -> None:
         path = (*_OWN, "files")

@@ -176,11 +176,10 @@ def _run(command: Sequence[str], folder: str, env: Mapping[str, str]) -> None:
 def _fault(text: str) -> ScriptError | FetchError:
     """What uv says, as one line."""
     words = re.sub(r"\s*(?:[×╰─▶│├]+|\bcause:|\berror:)\s*", " ", text).partition("\nhint:")[0]
-    line = escape(" ".join(words.split()))[:_FAULTS_MAX_CHARS]
-    if "No solution found" in text or "no usable wheels" in text:
-        return ScriptError(
-            f"the dependencies have no solution: {line.removeprefix('No solution found when resolving dependencies').lstrip(': ')}"
-        )
+    line = escape(" ".join(words.split())).partition(" Consider adding")[0][:_FAULTS_MAX_CHARS]
+    unsolved = "No solution found when resolving dependencies"
+    if unsolved in line or "Failed to resolve dependencies" in line:
+        return ScriptError(f"the dependencies have no solution: {line.removeprefix(unsolved).lstrip(': ')}")
     return FetchError(f"uv cannot resolve the dependencies: {line}")
 
 

@@ -17,7 +17,9 @@ A, B, C = "aa" * 32, "bb" * 32, "cc" * 32
 
 
 def edited(source: str, files: dict[str, str] | None = None, lock: str | None = None) -> str:
-    return with_digests(source.encode(), files=files or {}, lock=lock, origin="w.py").decode()
+    block = read_block(source.encode(), "w.py")
+    newer = "" if block is None else block.exclude_newer
+    return with_digests(source.encode(), files=files or {}, lock=lock, origin="w.py", exclude_newer=newer).decode()
 
 
 def test_a_script_without_a_block_gets_one_above_its_docstring() -> None:
@@ -121,6 +123,24 @@ def test_a_lock_is_added_where_there_are_only_files() -> None:
 def test_what_cannot_be_edited_is_refused_with_its_line(line: str) -> None:
     with pytest.raises(ScriptError, match=r"w\.py:2 has a block whose table \[tool.sandboxrun\] cannot be edited"):
         edited(f"x = 1\n# /// script\n# {line}\n# ///\n", {"a.py": A, "b.py": A})
+
+
+def test_a_date_is_set_changed_and_removed() -> None:
+    source = "# /// script\n# [tool.sandboxrun]  # ours\n# ///\n"
+
+    def dated(date: str, source: str = source) -> str:
+        return with_digests(source.encode(), files={}, lock=None, origin="w.py", exclude_newer=date).decode()
+
+    assert dated("2026-01-02") == source.replace("ours\n", 'ours\n# exclude-newer = "2026-01-02"\n')
+    assert dated("2026-05-06", dated("2026-01-02")) == dated("2026-05-06")
+    assert dated("", dated("2026-01-02")) == source
+
+
+def test_names_that_no_script_can_list_are_refused() -> None:
+    with pytest.raises(ScriptError, match="which differ in case alone"):
+        edited("x = 1\n", {"a.py": A, "A.py": A})
+    with pytest.raises(ScriptError, match="at most 200 files"):
+        edited("x = 1\n", {f"{number}.py": A for number in range(201)})
 
 
 def test_an_unclosed_block_gets_no_second_one() -> None:
