@@ -58,6 +58,11 @@ def lock_name(script: str, *, pylock: bool = False) -> str:
     return f"pylock.{stem or 'worker'}.toml"
 
 
+def canonical(name: str) -> str:
+    """A package's name as the specification normalises it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def requirement(text: str) -> Requirement:
     """Parse a dependency. Raises ScriptError for one that is none, or has a URL."""
     from packaging.requirements import InvalidRequirement, Requirement
@@ -125,18 +130,16 @@ def uv(environ: Mapping[str, str]) -> str:
 
 def pins(lock: bytes, name: str) -> tuple[Pin, ...]:
     """The names and versions of a lock, as far as it can be read."""
-    from packaging.utils import canonicalize_name
-
     text = lock[:LOCK_MAX_BYTES].decode("utf-8", "replace")
     if not name.endswith(".toml"):
         found = [match for line in text.splitlines() if (match := _PIN.match(line)) is not None]
-        return tuple(Pin(canonicalize_name(each[1]), each[2], (each[3] or "").strip()) for each in found)
+        return tuple(Pin(canonical(each[1]), each[2], (each[3] or "").strip()) for each in found)
     import tomllib
 
     try:
         packages = tomllib.loads(text).get("packages", [])
         return tuple(
-            Pin(canonicalize_name(str(each["name"])), str(each["version"]), str(each.get("marker", "")))
+            Pin(canonical(str(each["name"])), str(each["version"]), str(each.get("marker", "")))
             for each in packages
             if "version" in each
         )
