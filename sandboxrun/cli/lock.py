@@ -21,8 +21,9 @@ examples:
   sandboxrun lock worker.py                  the files that it lists already, with the digests that they have now
   sandboxrun lock greeter --check            in CI, before the commit that is published
 
-FOLDER lists what git tracks below it, without tests, locks, names that begin with a dot, README, LICENSE and what is about the
-project alone, as pyproject.toml: the worker reads none of these, and each edit of one would make it another worker.
+FOLDER lists what git tracks below it, and keeps what is listed. Without tests, locks, names that begin with a dot, README,
+LICENSE and what is about the project alone, as pyproject.toml: the worker reads none of these, and each edit of one would make
+it another worker.
 
 dependencies are resolved by uv with the package index that pip (or uv, by its variables) is configured with. Versions in the
 lock stay while they fit. Nothing of the script or its folder is run or built, and its [tool.uv] is ignored.
@@ -107,11 +108,11 @@ def _files(script: Script, options: argparse.Namespace) -> dict[str, str]:
     if options.names:
         paths = listing.named(script.folder, options.names, script.name)
     else:
-        paths = [path for path, _ in script.block.files]
-        of_git = listing.tracked(script.folder, os.environ) if os.path.isdir(options.target) else None
-        if of_git:
-            paths = listing.worth_listing(of_git, script.name)
+        of_git = (listing.tracked(script.folder, os.environ) if os.path.isdir(options.target) else None) or []
+        paths = sorted({*listing.worth_listing(of_git, script.name), *(path for path, _ in script.block.files)})
         paths = [path for path in paths if os.path.lexists(os.path.join(script.folder, path))]
+        for name in listing.left_out(script.folder, of_git, {*paths, script.name}):
+            print(escape(f"{name} is not tracked by git, so it is not listed"))
     return listing.digests(script.folder, paths)
 
 

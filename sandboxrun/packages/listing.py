@@ -19,7 +19,7 @@ from sandboxrun.log import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 GIT_SECONDS = 30.0
 WALKED_MAX = 10_000  # entries of a named folder
@@ -83,6 +83,15 @@ def worth_listing(paths: Iterable[str], script: str) -> list[str]:
         and not _NO_PART.fullmatch(path)
         and not LOCKS.fullmatch(path)
     ]
+
+
+def left_out(folder: str, of_git: Sequence[str], listed: Iterable[str]) -> list[str]:
+    """The Python files beside the script that git does not track, in a folder of which it tracks others."""
+    if not of_git:
+        return []
+    known = {*of_git, *listed}
+    names = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".py") and entry.is_file()]
+    return [name for name in worth_listing(sorted(names), "") if name not in known]
 
 
 def named(folder: str, names: Iterable[str], script: str) -> list[str]:

@@ -102,12 +102,22 @@ def depend(folder: Path, *dependencies: str) -> None:
 
 def test_a_folder_lists_what_git_tracks_and_a_worker_reads(repository: Path, lock: Lock) -> None:
     done = lock("greeter")
-    assert done.out == "+ helpers.py\n+ pkg/__init__.py\n+ pkg/page.html\nwrote worker.py\n"
+    left_out = "untracked.py is not tracked by git, so it is not listed\n"
+    assert done.out == f"{left_out}+ helpers.py\n+ pkg/__init__.py\n+ pkg/page.html\nwrote worker.py\n"
     assert block_of(repository).files == (
         ("helpers.py", digest("x = 1\n")), ("pkg/__init__.py", digest("")), ("pkg/page.html", digest("<p>\n")),
     )  # fmt: skip
     assert (repository / "worker.py").read_text().endswith('# ///\n\n"""Doc."""\nimport helpers\n')
-    assert lock("greeter").out == "worker.py is current\n"
+    assert lock("greeter").out == f"{left_out}worker.py is current\n"
+
+
+def test_a_folder_keeps_what_was_named(repository: Path, lock: Lock) -> None:
+    lock("greeter", "README.md", "untracked.py")
+    assert lock("greeter", "--check").code == 65
+    assert lock("greeter").out == "+ helpers.py\n+ pkg/__init__.py\n+ pkg/page.html\nwrote worker.py\n"
+    assert listed(repository) == ["README.md", "helpers.py", "pkg/__init__.py", "pkg/page.html", "untracked.py"]
+    (repository / "untracked.py").unlink()
+    assert lock("greeter").out == "- untracked.py\nwrote worker.py\n"
 
 
 def test_names_are_exactly_what_is_listed(folder: Path, lock: Lock) -> None:
@@ -270,7 +280,7 @@ def test_git_starts_no_program_of_the_repository(repository: Path, lock: Lock, l
     }.items():  # fmt: skip
         git(repository.parent, "config", name, value)
     done = lock("greeter")
-    assert done.out == "+ helpers.py\n+ pkg/__init__.py\n+ pkg/page.html\nwrote worker.py\n", done
+    assert done.out.endswith("+ helpers.py\n+ pkg/__init__.py\n+ pkg/page.html\nwrote worker.py\n"), done
     assert not canary.exists()
     # The same repository does start it where nothing forbids it, so the test can see it.
     subprocess.run(["git", "status"], cwd=repository, capture_output=True, check=False)
