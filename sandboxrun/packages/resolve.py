@@ -80,7 +80,7 @@ def requirement(text: str) -> Requirement:
 def resolve(wanted: Wanted, environ: Mapping[str, str], *, pylock: bool = False, index: str | None = None) -> bytes:
     """The text of a lock: hashed requirements, or PEP 751. Raises ScriptError if there is no solution, FetchError if the index
     does not answer, ConfigError without uv."""
-    from sandboxrun.packages.index import uv_settings
+    from sandboxrun.packages.uv_settings import uv_settings
 
     requirements = [str(requirement(text)) for text in wanted.dependencies]
     env, arguments = uv_settings(environ, index=index)

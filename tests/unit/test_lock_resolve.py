@@ -16,8 +16,8 @@ from small_index import Index, serving
 
 from sandboxrun.errors import ConfigError, FetchError, ScriptError
 from sandboxrun.packages import resolve as module
-from sandboxrun.packages.index import pip_settings, uv_settings
 from sandboxrun.packages.resolve import Pin, Wanted, lock_name, pins, resolve
+from sandboxrun.packages.uv_settings import pip_settings, uv_settings
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ ELSEWHERE = {
 PACKAGES = (
     "cli/lock.py",
     "packages/edit.py",
-    "packages/index.py",
+    "packages/uv_settings.py",
     "packages/listing.py",
     "packages/locking.py",
     "packages/resolve.py",
