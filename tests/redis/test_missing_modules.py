@@ -106,6 +106,14 @@ def test_a_script_with_a_block_imports_what_it_names_alone(r: redis.Redis, run: 
     ]
 
 
+def test_a_block_without_an_end_counts_for_nothing_and_that_is_said(r: redis.Redis, run: Runner, local: Local) -> None:
+    local("# /// script\n# dependencies = ['absent-by-design']\nimport absent_by_design")
+    assert (
+        'the block "# /// script" has no end, a line "# ///", or lies in a string, so it counts for nothing'
+        in run("t", "1").err.splitlines()
+    )
+
+
 def test_what_the_sdk_needs_is_there_in_a_script_with_a_block(r: redis.Redis, run: Runner, local: Local) -> None:
     local(
         BLOCK

@@ -56,6 +56,10 @@ def lines(error: ImportError, plan: Mapping[str, Any]) -> list[str]:
     found = [f"{name} is {places}: a worker finds the packages that are installed beside sandboxrun, {_TRUST}"]
     if by_url:
         found.append(f"if {name} is a file beside the script: {_ONE_FILE}")
+    if b"\n# /// script" in b"\n" + plan["source"]:
+        found.append(
+            'the block "# /// script" has no end, a line "# ///", or lies in a string, so it counts for nothing'
+        )
     found.append(
         f'to pin it with the script, begin that with the lines "# /// script", "# dependencies = [\'{distribution}\']" and '
         '"# ///", and run: sandboxrun lock FILE'
