@@ -10,6 +10,7 @@ from sandboxrun.config import keys
 from sandboxrun.config.limits import LIMITS, show_size
 from sandboxrun.config.permissions import Kind, Verdict
 from sandboxrun.config.worker import WorkerConfig
+from sandboxrun.describe import contents
 from sandboxrun.describe.fields import is_known, is_secret, mask, masked_hint, shown
 from sandboxrun.describe.words import always, lines
 from sandboxrun.errors import SandboxrunError
@@ -89,7 +90,7 @@ def running(hashes: Hashes) -> Json | None:
 
 def code(found: Preparation) -> Json | None:
     """The source of the script; None if the hash names none."""
-    config, source, artifact = found.config, found.source, found.artifact
+    config, source, artifact, agreement = found.config, found.source, found.artifact, found.agreement
     if config is None:
         return None
     place = None if source is None else source.script if isinstance(source, LocalSource) else source.url
@@ -103,6 +104,7 @@ def code(found: Preparation) -> Json | None:
         "sha256_required": config.sha256,
         "fetched": found.pin.fetched if found.pin is not None else None,
         "here": artifact is not None,
+        "contents": contents.as_json(config.asked.contents, agreement.before) if agreement is not None else None,
     }
 
 

@@ -136,18 +136,6 @@ class Cache:
                     entries.append(Entry(url, version, pin, _size(os.path.join(self.blobs, pin.sha256))))
         return sorted(entries, key=lambda entry: (entry.url, entry.version))
 
-    def clean(self) -> tuple[int, int]:
-        """Remove every blob and its code; (number of blobs, bytes). Pins stay."""
-        count = size = 0
-        for folder in (self.blobs, self._codes.folder):
-            for name in os.listdir(folder) if os.path.isdir(folder) else ():
-                path = os.path.join(folder, name)
-                size += _size(path) or 0
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-                    count += folder == self.blobs
-        return count, size
-
     def _pin_path(self, source: Source) -> str:
         return os.path.join(self.pins, hex_digest(f"{source.version}\n{source.url}".encode()))
 

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 
+from sandboxrun.config.contents import Contents
 from sandboxrun.config.script import Block
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import ConfigError
@@ -27,6 +28,7 @@ class Gathered:
     """What was found of it. `tree`: the folder of the files, if the script is fetched; None if it is not here yet."""
 
     block: Block
+    contents: Contents  # for the approval, and to be shown
     tree: str | None
     script: str  # the script's own name in the tree
     warnings: tuple[str, ...] = ()
@@ -49,14 +51,14 @@ def gather(
         return None
     check_python(block.requires_python, artifact.origin)
     if isinstance(source, LocalSource):
-        return Gathered(block, None, "", tuple(_stale(block, source)))
+        return Gathered(block, Contents.of(block), None, "", tuple(_stale(block, source)))
     bundled = bundle.bundled(source, artifact.source, artifact.sha256, block)
     tree = None
     if block.files:
         tree = bundle.existing_tree(bundled, cache)
         if tree is None and fetch:
             tree = bundle.make_tree(bundled, cache, allowed=allowed, cached_only=cached_only, progress=progress)
-    return Gathered(block, tree, bundled.name)
+    return Gathered(block, Contents.of(block), tree, bundled.name)
 
 
 def check_python(requires: str, origin: str) -> None:

@@ -32,6 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypeVar
 
+    from sandboxrun.config.contents import Contents
     from sandboxrun.config.debugger import Inspect
     from sandboxrun.config.limits import Limits
     from sandboxrun.host.contents import Gathered
@@ -122,6 +123,7 @@ class Agreement:
 
     how: str
     grown: tuple[str, ...]
+    before: Asked | None = None  # the last approval, unless this one was recorded
 
 
 class Preparation:
@@ -214,19 +216,34 @@ class Preparation:
                 artifact, self.source, cache, allowed=_needed(self.allowed), fetch=fetch,
                 cached_only=self.options.cached_only, progress=progress,
             )  # fmt: skip
+        if self.gathered is not None and isinstance(self.source, Source):
+            block = self.gathered.block
+            if block.dependencies and block.lock is None:
+                _needed(self.ceiling).check_unlocked(self.source.url)
 
     def approve(self, *, ask: bool) -> None:
-        """What the hash asks beyond what was approved. `ask`: ask the operator, and record what is approved now."""
+        """What the hash and the script ask beyond what was approved. `ask`: ask the operator, and record what is approved now."""
+        before = None if ask else approval.load(self.approved)
         config = _needed(self.config)
+        brought = self._brought(before.contents if before is not None else None)
+        if brought is not None:
+            self.config = config = replace(config, asked=replace(config.asked, contents=brought))
         if ask:
             how, grown = approval.approve(
                 self.approved, config.asked, type_=config.type, id_=config.id, yes=self.options.yes
             )
         else:
-            before = approval.load(self.approved)
             grown = approval.growth(before, config.asked) if before is not None else ()
             how = "first" if before is None else "" if grown else "same"
-        self.agreement = Agreement(how, grown)
+        self.agreement = Agreement(how, grown, before)
+
+    def _brought(self, before: Contents | None) -> Contents | None:
+        """What the script brings along; of what cannot be read here, what it had `before`."""
+        if self.gathered is None:
+            return before if self.artifact is None else None
+        found = self.gathered.contents
+        unread = found.lock is not None and found.dependencies and not found.packages
+        return found if before is None or not unread else replace(found, packages=before.packages)
 
     def compile(self, *, made: bool = True) -> None:
         """What the kernel will be told. `made`: the worker's data folder is there, where one is granted; else it is left out."""
