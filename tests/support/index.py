@@ -29,6 +29,8 @@ class Index:
                 index.requests.append(self.path)
                 index._answer(self)
 
+            do_HEAD = do_GET  # the name is the library's
+
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
@@ -91,6 +93,8 @@ class Index:
         if not endless:
             handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
+        if handler.command == "HEAD":
+            return
         with contextlib.suppress(OSError):
             handler.wfile.write(body)
             while endless:
