@@ -120,11 +120,11 @@ def _unpack(lock: Lock, wheels: Sequence[Wheel], tree: str, place: Place, option
         child.go()
         child.hang_up()
         output, because = _watch(child, tree, options)
+        if because:
+            raise ScriptError(f"the wheels of {lock.name} are not installed: {because}")
         code = child.wait()
     finally:
-        child.close()
-    if because:
-        raise ScriptError(f"the wheels of {lock.name} are not installed: {because}")
+        child.close()  # which kills it if it has not ended
     if code != 0:
         raise ScriptError(f"the wheels of {lock.name} are not installed: the process that unpacks them {_ending(code)}")
     _check_answer(output, wheels)
@@ -168,7 +168,7 @@ def _confinement(wheels: Sequence[Wheel], tree: str, place: Place, options: Opti
 
 
 def _watch(child: Child, tree: str, options: Options) -> tuple[bytes, str]:
-    """What the child has printed, once it has ended, and why it was killed if it was."""
+    """What the child has printed, once it has ended; or why it is to be killed."""
     poll = select.poll()
     poll.register(child.pidfd, select.POLLIN)
     said = {file.fileno(): bytearray() for file in child.output}
