@@ -1,4 +1,4 @@
-"""One bounded HTTP GET. The only importer of httpx."""
+"""One bounded HTTP GET, of a script or of a file. The only importer of httpx."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -20,6 +20,7 @@ from sandboxrun.errors import FetchError
 from sandboxrun.fetch.resolve import SCRIPT_MAX_BYTES, ImportList, is_loopback
 
 TOTAL_SECONDS = 30  # the whole download, every redirect, every header: a slow drip ends here
+FILE_SECONDS = 300  # the same of a file, which may be larger than a script
 SILENCE_SECONDS = 10  # without a byte
 REDIRECTS_MAX = 5
 ETAG_MAX_CHARS = 256  # and printable ASCII, or it is not sent back
@@ -38,22 +39,58 @@ class Fetched:
     etag: str | None
 
 
-def download(
-    url: str, *, allowed: ImportList, etag: str | None, progress: Callable[[str], None], any_type: bool = False
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a response may be. `file`: where its body goes; None: into memory."""
+
+    what: str
+    accept: str
+    refused: tuple[str, ...]  # media types
+    max_bytes: int
+    etag: str | None = None
+    file: BinaryIO | None = None
+
+    @property
+    def limit(self) -> str:
+        return f"{self.max_bytes >> 20} MiB" if self.max_bytes >= 1 << 20 else f"{self.max_bytes} bytes"
+
+
+def download(url: str, *, allowed: ImportList, etag: str | None, progress: Callable[[str], None]) -> Fetched | None:
+    """GET a script; None for 304. Raises FetchError, and of those Unreachable if the origin is at fault."""
+    wish = _Wish("a script", "text/x-python, text/plain, */*;q=0.1", _NOT_SCRIPTS, SCRIPT_MAX_BYTES, etag)
+    return _download(url, wish, allowed, TOTAL_SECONDS, progress)
+
+
+def download_beside(url: str, *, allowed: ImportList, progress: Callable[[str], None]) -> bytes:
+    """GET a file beside a script, of the same size at most. Its content is not looked at: the caller knows its digest."""
+    wish = _Wish("a file of a script", "*/*", (), SCRIPT_MAX_BYTES)
+    fetched = _download(url, wish, allowed, TOTAL_SECONDS, progress)
+    assert fetched is not None  # without an etag there is no 304
+    return fetched.body
+
+
+def download_file(url: str, path: str, *, allowed: ImportList, max_bytes: int, progress: Callable[[str], None]) -> None:
+    """GET a file of at most `max_bytes` and write it to the new file `path`. Raises FetchError, OSError.
+
+    Its content is not looked at: the caller knows its digest.
+    """
+    with open(path, "xb") as file:
+        wish = _Wish("the file", "*/*", (), max_bytes, None, file)
+        _download(url, wish, allowed, FILE_SECONDS, progress)
+
+
+def _download(
+    url: str, wish: _Wish, allowed: ImportList, seconds: float, progress: Callable[[str], None]
 ) -> Fetched | None:
-    """GET `url`; None for 304. Raises FetchError, and of those Unreachable if the origin is at fault.
-
-    `any_type`: it may be a page or data too, because the caller knows its digest.
-
-    It runs in a thread of its own, because the time-outs of httpx hold for each read: a server that sends a header byte now and
+    """It runs in a thread of its own, because the time-outs of httpx hold for each read: a server that sends a header byte now and
     then would outlast them all.
     """
     outcome: queue.SimpleQueue[Fetched | FetchError | None] = queue.SimpleQueue()
-    received, connections = _Received(), _Connections()
+    received, connections = _Received(), _Connections(allowed)
 
     def work() -> None:
         try:
-            outcome.put(_get(url, allowed, etag, received, connections, any_type))
+            outcome.put(_get(url, allowed, wish, received, connections))
         except FetchError as error:
             outcome.put(error)
         except Exception as error:  # of any kind: without an outcome, the caller would wait
@@ -64,7 +101,7 @@ def download(
     thread = threading.Thread(target=work, name="download", daemon=True)
     thread.start()
     try:
-        result = _wait(url, outcome, received, progress)
+        result = _wait(url, outcome, received, seconds, progress)
     finally:
         connections.abort()  # no download goes on beside the worker
         thread.join(ABORT_SECONDS)
@@ -77,19 +114,18 @@ def _wait(
     url: str,
     outcome: queue.SimpleQueue[Fetched | FetchError | None],
     received: _Received,
+    seconds: float,
     progress: Callable[[str], None],
 ) -> Fetched | FetchError | None:
-    """The outcome of the downloading thread. Raises Unreachable after TOTAL_SECONDS."""
-    deadline = time.monotonic() + TOTAL_SECONDS
+    """The outcome of the downloading thread. Raises Unreachable after so many `seconds`."""
+    deadline = time.monotonic() + seconds
     wait = PROGRESS_AFTER_SECONDS
     while True:
         try:
             return outcome.get(timeout=min(wait, max(0.0, deadline - time.monotonic())))
         except queue.Empty:
             if time.monotonic() >= deadline:
-                raise Unreachable(
-                    f"{url} did not arrive within {TOTAL_SECONDS} s ({received.count} bytes came)"
-                ) from None
+                raise Unreachable(f"{url} did not arrive within {seconds} s ({received.count} bytes came)") from None
             progress(f"fetching {url} … {received.count / 1024:.0f} KiB")
 
 
@@ -108,7 +144,8 @@ class _Connections:
     """The sockets of a download, by which another thread can end it at any point. httpx itself cannot be interrupted between
     two events of the protocol, nor in a TLS handshake."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowed: ImportList) -> None:
+        self._allowed = allowed
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._streams: list[Any] = []  # of httpcore, which leaves them open if `trace` raises
@@ -124,6 +161,7 @@ class _Connections:
             if event.endswith("connect_tcp.complete"):
                 # A duplicate: TLS takes the first one's descriptor away from it.
                 self._sockets.append(info["return_value"].get_extra_info("socket").dup())
+                self._allowed.check_peer(info["return_value"].get_extra_info("server_addr")[0])
 
     def abort(self) -> None:
         """Close the sockets, and let no further step begin. A look-up or a connect under way ends by its own time-out."""
@@ -141,16 +179,14 @@ class _Connections:
             stream.close()
 
 
-def _get(
-    url: str, allowed: ImportList, etag: str | None, received: _Received, connections: _Connections, any_type: bool
-) -> Fetched | None:
+def _get(url: str, allowed: ImportList, wish: _Wish, received: _Received, connections: _Connections) -> Fetched | None:
     headers = {
         "User-Agent": f"sandboxrun/{__version__}",
-        "Accept": "*/*" if any_type else "text/x-python, text/plain, */*;q=0.1",
+        "Accept": wish.accept,
         "Accept-Encoding": "identity",
     }
-    if etag:
-        headers["If-None-Match"] = etag
+    if wish.etag:
+        headers["If-None-Match"] = wish.etag
     auth = _netrc_auth(url)
     origin = _origin(url)
     # The operator's environment may name a proxy; it is never used for loopback.
@@ -166,7 +202,7 @@ def _get(
                     extensions={"trace": connections.trace},
                 ) as response:
                     if not response.has_redirect_location:
-                        return _read(url, response, received, any_type)
+                        return _read(url, response, wish, received)
                     target = urljoin(url, response.headers["location"])
             except httpx.TimeoutException as error:
                 raise Unreachable(f"{url} did not answer within {SILENCE_SECONDS} s") from error
@@ -179,35 +215,46 @@ def _get(
     raise FetchError(f"{url} redirects more than {REDIRECTS_MAX} times")
 
 
-def _read(url: str, response: httpx.Response, received: _Received, any_type: bool) -> Fetched | None:
+def _read(url: str, response: httpx.Response, wish: _Wish, received: _Received) -> Fetched | None:
     if response.status_code == 304 and "If-None-Match" in response.request.headers:
         return None
     if response.status_code != 200:
         error = Unreachable if response.status_code >= 500 or response.status_code == 429 else FetchError
         raise error(
             f"{url} answers {response.status_code} {response.reason_phrase}",
-            hint="sandboxrun set TYPE ID version=VERSION" if response.status_code == 404 else "",
+            hint="sandboxrun set TYPE ID version=VERSION" if response.status_code == 404 and wish.file is None else "",
         )
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in _NOT_SCRIPTS and not any_type:
+    if kind in wish.refused:
         raise FetchError(f"{url} is {kind}, not a Python script", hint="sandboxrun set TYPE ID url=RAW_URL")
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         raise FetchError(
             f"{url} comes compressed ({response.headers['content-encoding'][:80]}), which was not asked for"
         )
     length = response.headers.get("content-length", "")
-    if length.isdigit() and int(length) > SCRIPT_MAX_BYTES:
-        raise FetchError(f"{url} has {length} bytes: a script may have {SCRIPT_MAX_BYTES >> 20} MiB")
+    if length.isdigit() and int(length) > wish.max_bytes:
+        raise FetchError(f"{url} has {length} bytes: {wish.what} may have {wish.limit}")
     body = bytearray()
     for chunk in response.iter_raw():
-        body += chunk
-        received.count = len(body)
-        if len(body) > SCRIPT_MAX_BYTES:
-            raise FetchError(f"{url} has more than {SCRIPT_MAX_BYTES >> 20} MiB: a script may not have more")
+        received.count += len(chunk)
+        if received.count > wish.max_bytes:
+            raise FetchError(f"{url} has more than {wish.limit}: {wish.what} may not have more")
+        if wish.file is None:
+            body += chunk
+        else:
+            _write(wish.file, chunk, url)
     etag = response.headers.get("etag", "")
     return Fetched(
         bytes(body), etag if 0 < len(etag) <= ETAG_MAX_CHARS and etag.isascii() and etag.isprintable() else None
     )
+
+
+def _write(file: BinaryIO, chunk: bytes, url: str) -> None:
+    try:
+        file.write(chunk)
+        file.flush()
+    except OSError as error:  # which must not look like one of the network
+        raise FetchError(f"{url} cannot be written to {str(file.name)[:200]}: {error.strerror}") from error
 
 
 def _netrc_auth(url: str) -> httpx.Auth | None:

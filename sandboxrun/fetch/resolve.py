@@ -342,6 +342,9 @@ class ImportList:
             entries.append((host, int(port)))
         return cls(entries)
 
+    def check_peer(self, address: str) -> None:
+        """Raise FetchError unless a host may have this address: any, because its name is listed."""
+
     def check(self, url: str, *, came_from: str | None = None) -> None:
         """Raise FetchError unless a script may come from here. `came_from`: the URL that redirected to it."""
         try:

@@ -107,7 +107,7 @@ def test_bash_completes_at_a_tab(workers: Runner, tmp_path: Path) -> None:
     try:
         shell.expect_exact("up\r\n$ ")
         for typed, completed in [
-            ("sandboxrun lo\t", "sandboxrun logs "),
+            ("sandboxrun log\t", "sandboxrun logs "),
             ("sandboxrun logs dem\t", "sandboxrun logs demo-worker "),
             ("sandboxrun stop demo-worker tw\t", "sandboxrun stop demo-worker two "),
             ("sandboxrun set other 1 sha2\t", "sandboxrun set other 1 sha256="),

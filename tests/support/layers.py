@@ -22,7 +22,8 @@ GROUND = frozenset("__init__ digests errors files log records timing".split())  
 
 _CONFIG = frozenset({"ground", "config"})
 _WIRE = _CONFIG | {"redis", "protocol"}
-_RUN = _CONFIG | {"policy", "redis", "fetch", "sandbox", "sandbox/compile", "sandbox/supervisor", "fleet"}
+_SANDBOX = frozenset({"sandbox", "sandbox/compile", "sandbox/supervisor"})
+_RUN = _CONFIG | _SANDBOX | {"policy", "redis", "fetch", "packages", "fleet"}
 _ALL = _RUN | {"modulecache", "installation", "sandbox/selftest", "protocol", "host", "client", "describe", "dev"}
 # The layers that each layer may import besides itself, the lowest first; none imports a later one. A layer is a folder,
 # without those folders in it that have a line of their own.
@@ -41,6 +42,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "sandbox/child": frozenset({"modulecache", "installation"}),
     "sandbox/supervisor": _CONFIG | {"sandbox", "sandbox/compile"},
     "sandbox/selftest": _CONFIG | {"sandbox", "sandbox/compile", "sandbox/supervisor"},
+    # What a lock asks for; its unpack.py runs inside the sandbox and imports nothing of ours.
+    "packages": _CONFIG | _SANDBOX | {"fetch"},
     # Code that runs inside a worker, or in another program: it uses nothing that belongs to the operator.
     "worker": _WIRE,
     "client": _WIRE,
@@ -48,7 +51,7 @@ LAYERS: dict[str, frozenset[str]] = {
     | {"redis", "protocol"},  # what Redis says about all workers; below the host, which runs and stops its own
     "host": _RUN | {"modulecache"},
     "describe": _RUN | {"installation", "sandbox/selftest", "host", "protocol"},
-    "dev": _RUN | {"host"},
+    "dev": _RUN | {"host", "packages"},
     "cli": _ALL,
     "__main__": frozenset({"cli"}),
 }

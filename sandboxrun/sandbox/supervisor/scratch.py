@@ -138,7 +138,7 @@ def _open_folder(name: str, parent: int | None = None, device: int | None = None
         os.close(path)
 
 
-def folder_size(folder: str, enough: int) -> int:
+def folder_size(folder: str, enough: int, entries_max: int = _ENTRIES_MAX) -> int:
     """Bytes on disk below `folder`; stops counting past `enough`. Too many entries count as too many bytes.
 
     Approximate: a worker can write past the limit between two looks, by at most what the disk takes in that time.
@@ -154,7 +154,7 @@ def folder_size(folder: str, enough: int) -> int:
                         total += entry.stat(follow_symlinks=False).st_blocks * 512
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
-                    if total > enough or entries > _ENTRIES_MAX:
+                    if total > enough or entries > entries_max:
                         return enough + 1
         except FileNotFoundError:
             continue  # removed meanwhile

@@ -238,6 +238,7 @@ SITUATIONS: dict[str, Callable[[Beginner], None]] = {
 
 def test_each_hint_has_its_situation() -> None:
     elsewhere = templates("cli/dev.py").keys() | templates("cli/redish.py").keys()  # test_dev.py
+    elsewhere |= templates("cli/lock.py").keys()  # test_lock.py
     assert templates("cli").keys() - elsewhere == set(SITUATIONS)
 
 

@@ -1,0 +1,104 @@
+"""The environment of a lock: a verified, read-only folder with its packages, made once for each lock, Python and platform.
+
+`installed` is for every start and looks only at owner, mode and times of the folders, and at the sealed record. So it sees what
+was added, removed or renamed, and who did not have the key, but no write into an existing file: for that the mode has to be
+changed first, which only this user and root can do. All files are read at the first start in a boot of the machine, and by
+`sandboxrun cache --verify`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sandboxrun.errors import FetchError
+from sandboxrun.packages import seal
+from sandboxrun.packages.options import Options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sandboxrun.packages.lock import Lock
+
+__all__ = ["Options", "environment", "installed"]
+
+LOCK_SECONDS = 1200  # longer than a download and an installation
+
+
+def installed(lock: Lock, *, cache: str, key: str) -> str | None:
+    """The path of the environment, if it is there and was verified since the machine has booted. Opens no connection.
+
+    `cache`, `key`: as in Folders. Of the lock only its digest is used.
+    """
+    name = seal.name_of(lock)
+    record = seal.read(cache, key, name)
+    path = os.path.join(seal.folder_of(cache), name)
+    if record is None or record.lock_sha256 != lock.sha256 or record.boot != seal.boot_id():
+        return None
+    return path if record.stamp and record.stamp == seal.stamp_of(path, record.folders) else None
+
+
+def environment(lock: Lock, *, cache: str, key: str, options: Options, say: Callable[[str], None]) -> str:
+    """The path of the environment, which is installed if it is missing or damaged. `say` is told what takes time.
+
+    Raises ScriptError, IntegrityError, FetchError, UsageError, SandboxError, ConfigError; then nothing is installed.
+    """
+    path = installed(lock, cache=cache, key=key)
+    if path is not None:
+        return path
+    import contextlib
+
+    from sandboxrun.fetch.cache import make_private
+    from sandboxrun.packages import verify
+
+    name, folder = seal.name_of(lock), seal.folder_of(cache)
+    make_private(cache)
+    make_private(folder)
+    with contextlib.contextmanager(_locked)(os.path.join(folder, f"{name}.lock"), lock, say):
+        path = installed(lock, cache=cache, key=key)  # another start has installed it meanwhile
+        if path is None and not verify.seal_again(cache, key, name):
+            try:
+                _install(lock, cache, key, name, options, say)
+            except OSError as error:
+                raise FetchError(f"the packages of {lock.name} cannot be installed: {error.strerror}") from error
+    path = installed(lock, cache=cache, key=key)
+    if path is None:
+        raise FetchError(f"the packages of {lock.name} cannot be kept in {folder}: is the disk full?")
+    return path
+
+
+def _install(lock: Lock, cache: str, key: str, name: str, options: Options, say: Callable[[str], None]) -> None:
+    from sandboxrun.packages import install, wheels
+    from sandboxrun.sandbox.supervisor.scratch import scratch_folder
+
+    # Those of installations that were killed are removed first.
+    with scratch_folder(os.path.join(seal.folder_of(cache), "staging")) as staging:
+        downloads = os.path.join(staging, "wheels")
+        os.mkdir(downloads, 0o700)
+        found = wheels.obtain(lock, cache=cache, key=key, folder=downloads, options=options, say=say)
+        say(f"installing {len(found)} package{'' if len(found) == 1 else 's'} of {lock.name}")
+        install.install(lock, found, install.Place(cache, key, name, staging), options)
+
+
+def _locked(path: str, lock: Lock, say: Callable[[str], None]) -> Iterator[None]:
+    """Let one process at a time install an environment. Raises FetchError if another one takes too long."""
+    import fcntl
+    import time
+
+    deadline = time.monotonic() + LOCK_SECONDS
+    is_first = True
+    with open(path, "ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise FetchError(
+                        f"the packages of {lock.name} are being installed by another process for more than {LOCK_SECONDS} s"
+                    ) from None
+            if is_first:
+                say(f"waiting for another start, which installs the packages of {lock.name}")
+                is_first = False
+            time.sleep(0.02)
+        yield
