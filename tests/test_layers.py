@@ -11,7 +11,7 @@ from layers import LAYERS, faults
 PACKAGE = Path(__file__).parent.parent / "sandboxrun"
 ONE_IMPORTER = {
     "httpx": {"fetch/download.py"},
-    "packaging": {"host/contents.py", "packages/lock.py", "packages/resolve.py", "packages/wheels.py"},
+    "packaging": {"host/contents.py", "packages/resolve.py", "packages/lock.py", "packages/wheels.py"},
     "platformdirs": {"host/folders.py"},
     "pyseccomp": {"sandbox/compile/seccomp.py"},
     "cryptography": {"config/secrets.py"},

@@ -15,7 +15,8 @@ from sandboxrun.log import Log, escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandboxrun.host.plan import Agreement, Preparation
+    from sandboxrun.host.plan import Preparation
+    from sandboxrun.host.runplan import Agreement
 
 
 def main(args: list[str]) -> int:

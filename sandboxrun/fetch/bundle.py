@@ -117,15 +117,14 @@ def file_from_cache_or_origin(
         return data
     if cached_only:
         raise FetchError(f"{url} is not in the cache, and --cached-only forbids to fetch it", hint="sandboxrun TYPE ID")
-    from sandboxrun.fetch.download import download
+    from sandboxrun.fetch.download import download_beside
 
-    fetched = download(url, allowed=allowed, etag=None, progress=progress, any_type=True)
-    assert fetched is not None  # without an etag there is no 304
-    actual = hex_digest(fetched.body)
+    data = download_beside(url, allowed=allowed, progress=progress)
+    actual = hex_digest(data)
     if actual != digest:
         raise IntegrityError(f"{url} has sha256 {actual}, but the script pins {digest}")
-    cache.keep(fetched.body, digest)
-    return fetched.body
+    cache.keep(data, digest)
+    return data
 
 
 def _contents(

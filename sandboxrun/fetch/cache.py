@@ -75,7 +75,7 @@ class Cache:
 
     def pin(self, source: Source) -> Pin | None:
         """The pin of this source, or None. Raises ConfigError for a pin that cannot be read, because it must not be ignored."""
-        path = self._pin_path(source)
+        path = self.pin_path(source)
         try:
             with open(path, "rb") as file:
                 return _parse_pin(file.read(_PIN_MAX_BYTES))[2]
@@ -98,7 +98,7 @@ class Cache:
             "fetched": pin.fetched,
         }
         write_whole(os.path.join(self.blobs, pin.sha256), data, mode=0o400)
-        write_whole(self._pin_path(source), json.dumps(record).encode(), mode=0o400)
+        write_whole(self.pin_path(source), json.dumps(record).encode(), mode=0o400)
 
     def keep(self, data: bytes, sha256: str) -> None:
         """A blob without a pin: what names it has its digest. A full or read-only disk is no error."""
@@ -120,7 +120,7 @@ class Cache:
     @contextlib.contextmanager
     def locked(self, source: Source) -> Iterator[None]:
         """Let one process at a time decide on a source: two that fetch a moving tag at once must not both pin it."""
-        with locked(self._pin_path(source) + ".lock", source.url):
+        with locked(self.pin_path(source) + ".lock", source.url):
             yield
 
     def entries(self) -> list[Entry]:
@@ -136,7 +136,7 @@ class Cache:
                     entries.append(Entry(url, version, pin, _size(os.path.join(self.blobs, pin.sha256))))
         return sorted(entries, key=lambda entry: (entry.url, entry.version))
 
-    def _pin_path(self, source: Source) -> str:
+    def pin_path(self, source: Source) -> str:
         return os.path.join(self.pins, hex_digest(f"{source.version}\n{source.url}".encode()))
 
 

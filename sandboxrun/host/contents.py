@@ -18,47 +18,100 @@ from sandboxrun.errors import ConfigError
 from sandboxrun.fetch import Artifact, bundle
 from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source
+from sandboxrun.host import locks
 from sandboxrun.records import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.host.folders import Folders
+    from sandboxrun.packages.lock import Lock
+    from sandboxrun.policy.ceiling import Ceiling
 
 _PLAIN_MINIMUM = re.compile(r">=\s*([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
 
 
 @record
 class Gathered:
-    """What was found of it. `tree`: the folder of the files, if the script is fetched; None if it is not here yet."""
+    """What a script names, as far as it is here."""
 
     block: Block
     contents: Contents  # for the approval, and to be shown
-    tree: str | None
-    script: str  # the script's own name in the tree
+    tree: str | None = (
+        None  # the folder with its files; None for a local script, one without files, or if they are not here
+    )
+    script: str = ""  # the script's own name in the tree
+    lock: Lock | None = None  # of its packages; None without dependencies, or if it is not here
+    environment: str | None = None  # where the packages are installed, if they are
     warnings: tuple[str, ...] = ()
 
+    @property
+    def lacks(self) -> str:
+        """What was not fetched yet, to complete "… of KEY"; empty if nothing."""
+        if self.block.files and self.script and self.tree is None:
+            return "the files"
+        return "the packages" if self.block.dependencies and self.environment is None else ""
 
-def gather(
-    artifact: Artifact,
-    source: Source | LocalSource,
-    cache: Cache,
-    *,
-    allowed: ImportList,
-    fetch: bool,
-    cached_only: bool,
-    progress: Callable[[str], None] = lambda message: None,
-) -> Gathered | None:
-    """None if the script has no block. `fetch`: what is not here is fetched. Raises ScriptError, ConfigError, FetchError,
-    IntegrityError."""
-    block = bundle.block_of(artifact.source, artifact.sha256, artifact.origin, cache)
+
+@record
+class Means:
+    """What `gather` takes along. `fetch`: what is not here is fetched or resolved; `say` is told what takes time."""
+
+    cache: Cache
+    folders: Folders
+    allowed: ImportList
+    ceiling: Ceiling
+    fetch: bool
+    cached_only: bool = False
+    say: Callable[[str], None] = lambda message: None
+    progress: Callable[[str], None] = lambda message: None
+
+
+def gather(artifact: Artifact, source: Source | LocalSource, means: Means) -> Gathered | None:
+    """None if the script has no block. Raises ScriptError, ConfigError, FetchError, IntegrityError, PolicyError."""
+    block = bundle.block_of(artifact.source, artifact.sha256, artifact.origin, means.cache)
     if block is None:
         return None
     check_python(block.requires_python, artifact.origin)
+    tree, name = None, ""
+    warnings: list[str] = []
     if isinstance(source, LocalSource):
-        return Gathered(block, Contents.of(block), None, "", tuple(_stale(block, source)))
-    bundled = bundle.bundled(source, artifact.source, artifact.sha256, block)
-    tree = None
-    if block.files:
-        tree = bundle.existing_tree(bundled, cache)
-        if tree is None and fetch:
-            tree = bundle.make_tree(bundled, cache, allowed=allowed, cached_only=cached_only, progress=progress)
-    return Gathered(block, Contents.of(block), tree, bundled.name)
+        warnings += _stale(block, source)
+    elif block.files:
+        bundled = bundle.bundled(source, artifact.source, artifact.sha256, block)
+        name, tree = bundled.name, bundle.existing_tree(bundled, means.cache)
+        if tree is None and means.fetch:
+            tree = bundle.make_tree(
+                bundled, means.cache, allowed=means.allowed, cached_only=means.cached_only, progress=means.progress
+            )
+    if not block.dependencies and block.lock is None:
+        return Gathered(block, Contents.of(block), tree, name, warnings=tuple(warnings))
+    locked = locks.lock_of(block, artifact, source, means)
+    if locked is None:
+        return Gathered(block, Contents.of(block), tree, name, warnings=tuple(warnings))
+    means.ceiling.check_packages(package.name for package in locked.packages)
+    contents = Contents.of(block, locked.packages)
+    return Gathered(
+        block, contents, tree, name, locked.lock, locked.environment, warnings=(*warnings, *locked.warnings)
+    )
+
+
+def install(gathered: Gathered, means: Means, degraded: tuple[str, ...]) -> str | None:
+    """The environment of the packages, made if it is missing; None without packages. Raises SandboxrunError."""
+    if gathered.lock is None or gathered.environment is not None:
+        return gathered.environment
+    from sandboxrun.packages.environment import Options, environment
+
+    limits, hosts = means.ceiling.packages_limits, means.ceiling.package_hosts
+    options = Options(
+        index=means.ceiling.index,
+        hosts=None if hosts is None else ImportList(hosts, loopback=False),
+        packed_max=limits.packed_max,
+        unpacked_max=limits.unpacked_max,
+        files_max=limits.files_max,
+        cached_only=means.cached_only,
+        degraded=degraded,
+    )
+    return environment(gathered.lock, cache=means.folders.cache, key=means.folders.key, options=options, say=means.say)
 
 
 def check_python(requires: str, origin: str) -> None:

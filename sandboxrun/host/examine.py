@@ -7,7 +7,8 @@ from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.cached import from_cache
 from sandboxrun.fetch.resolve import Source
 from sandboxrun.host.folders import Folders
-from sandboxrun.host.plan import Get, Preparation, RunOptions, check_debugger
+from sandboxrun.host.plan import Get, Preparation, check_debugger
+from sandboxrun.host.runplan import RunOptions
 from sandboxrun.policy.beyond import beyond
 from sandboxrun.redis.acl import Owner, identity
 from sandboxrun.redis.hashes import Hashes

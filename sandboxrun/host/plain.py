@@ -10,7 +10,7 @@ from sandboxrun.config.limits import LIMITS, Limits
 from sandboxrun.config.permissions import KINDS, VERDICTS, Permissions
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError
-from sandboxrun.host.plan import Bundle, Packages, RunPlan
+from sandboxrun.host.runplan import Bundle, Packages, RunPlan
 from sandboxrun.records import asdict
 from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy
 
@@ -43,7 +43,9 @@ def to_plain(plan: RunPlan) -> Json:
             "source": script.source.decode("utf-8"),
             "files": dict(script.files),
         },
-        "packages": None if plan.packages is None else _listed(asdict(plan.packages)),
+        "packages": None
+        if plan.packages is None
+        else {**_listed(asdict(plan.packages)), "installed": dict(plan.packages.installed)},
         "environment": _listed(asdict(plan.environment)),
         "policy": {
             "net": _permissions(policy.net),
@@ -96,7 +98,11 @@ def _from_plain(value: Json) -> RunPlan:
         env=tuple(value["env"]),
         degraded=tuple(value["degraded"]),
         stands_on=tuple(value["stands_on"]),
-        packages=None if value["packages"] is None else Packages(**_tuples(value["packages"])),
+        packages=None
+        if value["packages"] is None
+        else Packages(
+            **_tuples({**value["packages"], "installed": [*value["packages"]["installed"].items()]}),
+        ),
     )
 
 
@@ -140,7 +146,10 @@ _SHAPE = {
         "path": str,
         "files": {str: str},
     },
-    "packages": (None, {"declared": [str], "lock": (None, str)}),
+    "packages": (
+        None,
+        {"declared": [str], "lock": (None, str), "folder": (None, str), "installed": {str: str}},
+    ),
     "environment": {name: str if name in ("prefix", "package") else [str] for name in _ENVIRONMENT},
     "policy": {"net": _LISTS, **{name: [str] for name in _POLICY}, "unix_socket": (None, [str])},
     "env": [str],

@@ -16,11 +16,12 @@ from sandboxrun.fetch.cache import Cache, Pin
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
 from sandboxrun.host import configuration
 from sandboxrun.host.folders import Folders
+from sandboxrun.host.runplan import Agreement, Bundle, Packages, RunOptions, RunPlan
 from sandboxrun.log import Log
 from sandboxrun.policy import approval
 from sandboxrun.policy.audit import JOURNAL, Audit
 from sandboxrun.policy.ceiling import Ceiling
-from sandboxrun.records import field, record, replace
+from sandboxrun.records import replace
 from sandboxrun.redis.address import Address, parse_url
 from sandboxrun.redis.store import Store
 from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD
@@ -33,97 +34,16 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from sandboxrun.config.contents import Contents
-    from sandboxrun.config.debugger import Inspect
-    from sandboxrun.config.limits import Limits
-    from sandboxrun.host.contents import Gathered
+    from sandboxrun.host.contents import Gathered, Means
     from sandboxrun.redis.hashes import Hashes
 
     T = TypeVar("T")
 
+Say = Callable[[str], None]
 Get = Callable[[WorkerConfig, Source | LocalSource, ImportList], Artifact | None]
 
 _READ = frozenset(name.encode() for name in READ_FIELDS)
 _NEEDED = (frozenset((b"url", b"workerUrl")), frozenset((b"version", b"workerVersion")))
-
-
-@record
-class RunOptions:
-    """The command line of one run, parsed."""
-
-    type: str
-    id: str
-    redis_url: str
-    allowed: ImportList | None = None  # None: the policy's hosts, else the default ones
-    extra: Permissions = field(default_factory=Permissions)
-    limits: Mapping[str, int] = field(default_factory=dict)
-    degraded: tuple[str, ...] = ()  # names of kernel features the operator does without
-    reload: bool = False
-    cached_only: bool = False
-    policy: str | None = None  # a policy file instead of the user's
-    yes: bool = False  # more permissions than last time are agreed to
-    audit: tuple[str, ...] = ()  # files, or "journal"
-    inspect: Inspect | None = None
-    output_log: bool = True  # what the worker prints is kept, for `sandboxrun logs`
-    wait: bool = False  # for Redis and for the hash, instead of ending
-    standby: int | None = None  # a descriptor: start when a byte can be read from it, or not at all when it is closed
-
-
-@record
-class Bundle:
-    """The script, verified."""
-
-    source: bytes = field(repr=False)
-    sha256: str
-    origin: str  # URL or path; shown in tracebacks
-    folder: str | None  # first on its sys.path: of a local worker, or of the files that came with it
-    is_file: bool  # whether `origin` is a path
-    path: str  # __file__; empty: the origin
-    files: tuple[tuple[str, str], ...] = ()  # path and sha256 of what came with it
-
-
-@record
-class Packages:
-    """What a script with a block imports beside Python's own modules, its files and the SDK."""
-
-    declared: tuple[str, ...]  # its dependencies
-    lock: str | None  # sha256
-
-
-@record
-class RunPlan:
-    """All that is decided of a run before its child is confined; no secret, and nothing that differs from run to run."""
-
-    worker: WorkerConfig  # with what the command line adds, and within the ceiling
-    script: Bundle
-    environment: Interpreter
-    policy: SandboxPolicy  # but for the run's own scratch folder
-    env: tuple[str, ...]  # the operator's variables that the worker sees, by name
-    degraded: tuple[str, ...]  # what of the boundary does not hold
-    stands_on: tuple[str, ...]  # the hashes without which the worker could not be started again
-    packages: Packages | None = None  # None: no block, so it imports what is installed beside sandboxrun
-
-    @property
-    def limits(self) -> Limits:
-        return self.worker.limits
-
-    @property
-    def inspect(self) -> Inspect | None:
-        return self.worker.inspect
-
-    def policy_with(self, scratch: str) -> SandboxPolicy:
-        """For a run that has this folder of its own."""
-        real = os.path.realpath(scratch)
-        return replace(self.policy, read=(*self.policy.read, real), write=(*self.policy.write, real))
-
-
-@record
-class Agreement:
-    """Whether the operator agrees to what the hash asks. `how`: "first" if nothing was recorded, "same" if it asks for
-    nothing more, "--yes", "terminal"; empty if nobody has approved what has `grown`."""
-
-    how: str
-    grown: tuple[str, ...]
-    before: Asked | None = None  # the last approval, unless this one was recorded
 
 
 class Preparation:
@@ -131,8 +51,8 @@ class Preparation:
     and raises the SandboxrunError that a run ends with. `faults` are those that did not end it, in their order."""
 
     __slots__ = (
-        "agreement", "allowed", "artifact", "ceiling", "config", "faults", "folders", "gathered", "interpreter", "options", "pin",
-        "policy", "source", "stands_on",
+        "agreement", "allowed", "artifact", "ceiling", "config", "faults", "folders", "gathered", "interpreter", "means", "options",
+        "pin", "policy", "source", "stands_on",
     )  # fmt: skip
 
     def __init__(self, options: RunOptions, folders: Folders) -> None:
@@ -145,6 +65,7 @@ class Preparation:
         self.allowed: ImportList | None = None  # the hosts that may serve the script
         self.artifact: Artifact | None = None
         self.gathered: Gathered | None = None  # what its block names
+        self.means: Means | None = None  # by which it was gathered
         self.agreement: Agreement | None = None
         self.interpreter: Interpreter | None = None
         self.policy: SandboxPolicy | None = None
@@ -203,23 +124,36 @@ class Preparation:
         if self.artifact is not None:
             ceiling.check_digest(self.artifact.sha256)
 
-    def gather(self, cache: Cache, *, fetch: bool, progress: Callable[[str], None] = lambda message: None) -> None:
-        """The files and packages that the script's block names. `fetch`: what is not here is fetched."""
-        config, artifact = _needed(self.config), self.artifact
-        if artifact is None or not artifact.may_have_block:
+    def gather(
+        self, cache: Cache, *, fetch: bool, say: Say = lambda message: None, progress: Say = lambda message: None
+    ) -> None:
+        """The files and packages that the script's block names. `fetch`: what is not here is fetched, but no package yet."""
+        config, source, artifact = _needed(self.config), self.source, self.artifact
+        if source is None or artifact is None or not artifact.may_have_block:
             return
         from sandboxrun.host import contents
 
-        assert self.source is not None  # where there is an artifact
+        self.means = contents.Means(
+            cache,
+            self.folders,
+            _needed(self.allowed),
+            _needed(self.ceiling),
+            fetch,
+            self.options.cached_only,
+            say,
+            progress,
+        )
         with _of_worker(f"{config.type} {config.id}"):
-            self.gathered = contents.gather(
-                artifact, self.source, cache, allowed=_needed(self.allowed), fetch=fetch,
-                cached_only=self.options.cached_only, progress=progress,
-            )  # fmt: skip
-        if self.gathered is not None and isinstance(self.source, Source):
-            block = self.gathered.block
-            if block.dependencies and block.lock is None:
-                _needed(self.ceiling).check_unlocked(self.source.url)
+            self.gathered = contents.gather(artifact, source, self.means)
+
+    def install(self) -> None:
+        """The packages, which have been approved."""
+        if self.gathered is None:
+            return
+        from sandboxrun.host import contents
+
+        environment = contents.install(self.gathered, _needed(self.means), self.options.degraded)
+        self.gathered = replace(self.gathered, environment=environment)
 
     def approve(self, *, ask: bool) -> None:
         """What the hash and the script ask beyond what was approved. `ask`: ask the operator, and record what is approved now."""
@@ -242,7 +176,7 @@ class Preparation:
         if self.gathered is None:
             return before if self.artifact is None else None
         found = self.gathered.contents
-        unread = found.lock is not None and found.dependencies and not found.packages
+        unread = self.gathered.lock is None and found.dependencies
         return found if before is None or not unread else replace(found, packages=before.packages)
 
     def compile(self, *, made: bool = True) -> None:
@@ -269,7 +203,7 @@ class Preparation:
             certificates=address.ca_file,
             check_path=ceiling.check_path,
             asked=config.asked,
-            brought=[tree] if self.gathered is not None and (tree := self.gathered.tree) is not None else (),
+            brought=self._folders(),
         )
 
     def plan(self, degraded: tuple[str, ...] = ()) -> RunPlan:
@@ -279,6 +213,8 @@ class Preparation:
         config, source, artifact = _needed(self.config), self.source, self.artifact
         if source is None or artifact is None:
             raise self._not_fetched("the script")
+        if self.gathered is not None and (lacks := self.gathered.lacks):
+            raise self._not_fetched(lacks)
         denied = config.permissions.deny.get("env", ())
         return RunPlan(
             worker=replace(config, asked=Asked(), warnings=()),
@@ -288,29 +224,33 @@ class Preparation:
             env=tuple(name for name in config.permissions.allow.get("env", ()) if name not in denied),
             degraded=degraded,
             stands_on=self.stands_on,
-            packages=None
-            if self.gathered is None
-            else Packages(self.gathered.block.dependencies, self.gathered.block.lock),
+            packages=self._packages(),
         )
 
-    def _bundle(self, artifact: Artifact, source: Source | LocalSource) -> Bundle:
-        """Raises FetchError if files of the script were not fetched yet."""
+    def _folders(self) -> list[str]:
+        """Folders that the worker reads, with what came with its script."""
         gathered = self.gathered
-        folder = source.folder if isinstance(source, LocalSource) else None
-        path, files = "", gathered.block.files if gathered is not None and isinstance(source, Source) else ()
-        if gathered is not None and files:
-            if gathered.tree is None:
-                raise self._not_fetched("the files")
+        return [] if gathered is None else [*filter(None, (gathered.tree, gathered.environment))]
+
+    def _bundle(self, artifact: Artifact, source: Source | LocalSource) -> Bundle:
+        gathered = self.gathered
+        folder, path = source.folder if isinstance(source, LocalSource) else None, ""
+        files: tuple[tuple[str, str], ...] = ()
+        if gathered is not None and gathered.tree is not None:
             folder, path = gathered.tree, os.path.join(gathered.tree, gathered.script)
+            files = gathered.block.files
+        is_file = isinstance(source, LocalSource)
         return Bundle(
-            artifact.source,
-            artifact.sha256,
-            artifact.origin,
-            folder,
-            is_file=isinstance(source, LocalSource),
-            path=path,
-            files=files,
+            artifact.source, artifact.sha256, artifact.origin, folder, is_file=is_file, path=path, files=files
         )
+
+    def _packages(self) -> Packages | None:
+        gathered = self.gathered
+        if gathered is None:
+            return None
+        lock = gathered.lock.sha256 if gathered.lock is not None else None
+        installed = tuple((package.name, package.version) for package in gathered.contents.packages)
+        return Packages(gathered.block.dependencies, lock, gathered.environment, installed)
 
     def _not_fetched(self, what: str) -> FetchError:
         config = _needed(self.config)
@@ -350,7 +290,7 @@ def prepare(
     cache = Cache(preparation.folders.cache, preparation.folders.state)
     progress = lambda message: log.info("fetch", message) if os.isatty(2) else None  # noqa: E731
     preparation.fetch(_obtain(preparation, cache, progress, audit, log))
-    preparation.gather(cache, fetch=True, progress=progress)
+    preparation.gather(cache, fetch=True, say=lambda message: log.info("packages", message), progress=progress)
     for warning in preparation.gathered.warnings if preparation.gathered is not None else ():
         log.warning("script", warning, hint=(f"sandboxrun lock {_quoted(preparation)}",))
     preparation.approve(ask=True)
@@ -358,6 +298,7 @@ def prepare(
     if agreement.how != "same":
         audit.record("approval", "allowed", how=agreement.how, grown=agreement.grown)
     ceiling.make_data()
+    preparation.install()
     timing.mark("agreed")
     with contextlib.suppress(OSError):  # it is there before anything that contains it is granted
         os.makedirs(preparation.folders.logs, mode=0o700, exist_ok=True)

@@ -18,7 +18,8 @@ from sandboxrun.config.secrets import KEY_LINE_MAX_BYTES, parse_key_line
 from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxrunError, SecretError, StoreError
 from sandboxrun.files import write_whole
 from sandboxrun.host.folders import Folders
-from sandboxrun.host.plan import Preparation, RunOptions, RunPlan, prepare
+from sandboxrun.host.plan import Preparation, prepare
+from sandboxrun.host.runplan import RunOptions, RunPlan
 from sandboxrun.log import Log, shown_hint
 from sandboxrun.policy.audit import Audit
 from sandboxrun.records import asdict, record, replace
@@ -226,7 +227,7 @@ def _script(preparation: Preparation, plan: RunPlan) -> Script:
     script = plan.script
     return Script(
         script.source, script.origin, script.folder, code, is_file=script.is_file, path=script.path,
-        packages=None if plan.packages is None else (),
+        packages=None if plan.packages is None else tuple(filter(None, (plan.packages.folder,))),
         declared=() if plan.packages is None else plan.packages.declared,
     )  # fmt: skip
 

@@ -20,7 +20,8 @@ from sandboxrun.fetch.cached import from_cache
 from sandboxrun.host.examine import examine
 from sandboxrun.host.folders import Folders
 from sandboxrun.host.plain import differences, from_plain, to_plain
-from sandboxrun.host.plan import Preparation, RunOptions, RunPlan
+from sandboxrun.host.plan import Preparation
+from sandboxrun.host.runplan import RunOptions, RunPlan
 from sandboxrun.policy import approval
 from sandboxrun.records import replace
 from sandboxrun.redis.hashes import Hashes, Stored
