@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 
 from sandboxrun.config.script import Block, read_block
@@ -18,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+_MADE_BY = "# Made by: sandboxrun lock "
 _FOR = b"# For: "
 
 
@@ -29,7 +31,6 @@ class Script:
     name: str
     source: bytes
     block: Block
-    has_block: bool
 
     @property
     def path(self) -> str:
@@ -51,11 +52,16 @@ def open_script(path: str) -> Script:
     source = listing.read_beside(folder, name)
     if source is None:
         raise ScriptError(f"{escape(path)[:200]} is no file")
+    return script_of(folder, name, source)
+
+
+def script_of(folder: str, name: str, source: bytes) -> Script:
+    """Raises ScriptError."""
     try:
         block = read_block(source, name)
     except UnicodeDecodeError:
-        raise ScriptError(f"{escape(path)[:200]} is not UTF-8") from None
-    return Script(folder, name, source, block or Block(0, 0), block is not None)
+        raise ScriptError(f"{escape(name)[:200]} is not UTF-8") from None
+    return Script(folder, name, source, block or Block(0, 0))
 
 
 def lock_beside(script: Script) -> Locked:
@@ -80,11 +86,23 @@ def is_current(script: Script, lock: Locked) -> bool:
     """Whether the lock is of the block's digest and for its dependencies, so that there is nothing to resolve."""
     if not script.block.dependencies:
         return script.block.lock is None
-    return (
-        lock.text is not None
-        and hex_digest(lock.text) == script.block.lock
-        and made_for(script.block) in lock.text.split(b"\n", 3)[:3]
-    )
+    if lock.text is None or hex_digest(lock.text) != script.block.lock:
+        return False
+    return is_for(script.block, lock.text) is True
+
+
+def is_for(block: Block, text: bytes) -> bool | None:
+    """Whether a lock was made for the dependencies of a block; None if it does not say so."""
+    head = text.split(b"\n", 3)[:3]
+    return made_for(block) in head if any(line.startswith(_FOR) for line in head) else None
+
+
+def serves(block: Block, lock: Locked) -> bool:
+    """Whether a lock has what a block depends on, whatever digest the block has."""
+    if lock.text is None:
+        return False
+    said = is_for(block, lock.text)
+    return said if said is not None else not any(_unsatisfied(block, lock))
 
 
 def new_lock(
@@ -95,10 +113,28 @@ def new_lock(
     name = resolve.lock_name(script.name, pylock=pylock)
     if not block.dependencies:
         return Locked(name, None)
+    _check_own(script, name)
     kept = () if upgrade or old.text is None else resolve.pins(old.text, old.name)
     wanted = resolve.Wanted(script.name, block.dependencies, block.requires_python, block.exclude_newer, kept)
     first, _, rest = resolve.resolve(wanted, environ, pylock=pylock, index=index).partition(b"\n")
     return Locked(name, first + b"\n" + made_for(block) + b"\n" + rest)
+
+
+def _check_own(script: Script, name: str) -> None:
+    """Raise ScriptError if a lock of this name is that of another script, which pins it."""
+    first = (listing.read_beside(script.folder, name) or b"").partition(b"\n")[0].decode("utf-8", "replace")
+    other = first.removeprefix(_MADE_BY).removesuffix(" --pylock")
+    if first.startswith(_MADE_BY) and other != script.name and os.path.isfile(os.path.join(script.folder, other)):
+        raise ScriptError(
+            f"{name} is the lock of {escape(other)[:80]}, and {script.name} lies in the same folder",
+            hint=f"sandboxrun lock {shlex.quote(script.path)} --pylock",
+        )
+
+
+def write_lock(script: Script, lock: Locked) -> None:
+    """Write the lock if it is another one. Raises ScriptError, OSError."""
+    if lock.text is not None and listing.read_beside(script.folder, lock.name) != lock.text:
+        write_whole(os.path.join(script.folder, lock.name), lock.text, mode=0o644)
 
 
 def write(script: Script, lock: Locked, files: Mapping[str, str]) -> bool:
@@ -113,14 +149,11 @@ def write(script: Script, lock: Locked, files: Mapping[str, str]) -> bool:
     if listing.read_beside(script.folder, script.name) != script.source:
         raise ScriptError(f"{script.name} was changed meanwhile, so nothing is written")
     try:
-        path = os.path.join(script.folder, lock.name)
-        if lock.text is not None and listing.read_beside(script.folder, lock.name) != lock.text:
-            write_whole(path, lock.text, mode=0o644)
+        write_lock(script, lock)
         if made != script.source:
-            path = script.path
-            write_whole(path, made, mode=stat.S_IMODE(os.stat(path).st_mode))
+            write_whole(script.path, made, mode=stat.S_IMODE(os.stat(script.path).st_mode))
     except OSError as error:
-        raise FetchError(f"{escape(path)[:200]} cannot be written: {error.strerror}") from error
+        raise FetchError(f"nothing can be written in {escape(script.folder)[:200]}: {error.strerror}") from error
     return made != script.source
 
 
@@ -151,8 +184,7 @@ def stale_lock(script: Script, lock: Locked) -> Iterator[str]:
     if lock.text is not None and block.lock is not None:
         unsatisfied = list(_unsatisfied(block, lock))
         yield from unsatisfied
-        head = lock.text.split(b"\n", 3)[:3]
-        if not unsatisfied and made_for(block) not in head and any(line.startswith(_FOR) for line in head):
+        if not unsatisfied and is_for(block, lock.text) is False:
             yield f"{lock.name}: was made for other dependencies"
 
 

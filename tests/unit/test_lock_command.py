@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from arena import Listener
-from hints import hint_of
+from hints import hint_of, paste
 from runner import Done, Runner
 from small_index import Index, serving
 
@@ -33,12 +33,16 @@ def index() -> Iterator[Index]:
         yield found
 
 
+def index_variables(index: Index) -> dict[str, str]:
+    return {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": index.url, "UV_HTTP_RETRIES": "0"}
+
+
 @pytest.fixture
 def lock(tmp_path: Path, index: Index) -> Lock:
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
     run = Runner(NO_REDIS, home, policy=None)
-    run.env |= {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": index.url, "UV_HTTP_RETRIES": "0"}
+    run.env |= index_variables(index)
 
     def lock(*args: str) -> Done:
         return run("lock", *args)
@@ -448,3 +452,18 @@ def test_an_index_in_the_script_s_own_uv_table_is_never_asked(
     done = lock("greeter")
     assert done.out.startswith("+ alpha 1.0\n"), done
     assert listener.connections == 0
+
+
+def test_two_scripts_in_a_folder_do_not_share_a_lock(folder: Path, lock: Lock, index: Index) -> None:
+    index.add("alpha", "1.0")
+    depend(folder, "alpha")
+    (folder / "it's.py").write_bytes((folder / "worker.py").read_bytes())
+    lock("greeter")
+    first = (folder / "requirements.lock").read_bytes()
+    done = lock("greeter/it's.py")
+    assert (done.code, done.out) == (65, "")
+    assert "error: requirements.lock is the lock of worker.py, and it's.py lies in the same folder\n" in done.err
+    assert (folder / "requirements.lock").read_bytes() == first
+    pasted = paste(hint_of(done.err), {**os.environ, **index_variables(index)}, folder)
+    assert pasted.stdout == "wrote pylock.it-s.toml\nwrote it's.py\n", pasted
+    assert lock("greeter", "--check").code == lock("greeter/it's.py", "--check").code == 0
