@@ -11,6 +11,7 @@ from layers import LAYERS, faults
 PACKAGE = Path(__file__).parent.parent / "sandboxrun"
 ONE_IMPORTER = {
     "httpx": {"fetch/download.py"},
+    "packaging": {"host/contents.py", "packages/resolve.py", "packages/lock.py", "packages/wheels.py"},
     "platformdirs": {"host/folders.py"},
     "pyseccomp": {"sandbox/compile/seccomp.py"},
     "cryptography": {"config/secrets.py"},
@@ -18,8 +19,8 @@ ONE_IMPORTER = {
     "hiredis": {"redis/connection.py", "redis/replies.py"},
     "pydantic": {"worker/payload.py", "worker/results.py"},
     "watchfiles": {"dev/watch.py"},
+    "uv": {"packages/resolve.py"},
     "debugpy": {"sandbox/child/debugger.py"},
-    "packaging": {"packages/lock.py", "packages/wheels.py"},
 }
 LIGHT = {"_ctypes", "gc", "marshal", "os", "resource", "stat", "sys", "time"}
 

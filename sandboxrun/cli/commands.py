@@ -15,6 +15,7 @@ COMMANDS = (
     "plugins",
     "init",
     "dev",
+    "lock",
     "show",
     "set",
     "perms",

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sandboxrun.describe.paint import Paint
-    from sandboxrun.host.plan import Preparation, RunOptions
+    from sandboxrun.host.plan import Preparation
+    from sandboxrun.host.runplan import RunOptions
     from sandboxrun.redis.hashes import Hashes
 
 
 def run_options(options: argparse.Namespace) -> RunOptions:
     """The options of the run that would follow."""
     from sandboxrun.config import keys
-    from sandboxrun.host.plan import RunOptions
+    from sandboxrun.host.runplan import RunOptions
 
     keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
     url = options.redis or os.environ.get("REDIS_URL") or DEFAULT_URL

@@ -143,8 +143,8 @@ def main(args: list[str], spawned: Spawned | None = None) -> int:
         raise UsageError("--reload and --cached-only contradict each other")
 
     from sandboxrun.fetch.resolve import ImportList
-    from sandboxrun.host.plan import RunOptions
     from sandboxrun.host.run import run
+    from sandboxrun.host.runplan import RunOptions
     from sandboxrun.redis.store import DEFAULT_URL
 
     timing.mark("modules of a run imported")
@@ -178,8 +178,8 @@ def main(args: list[str], spawned: Spawned | None = None) -> int:
 
 def run_plainly(type_: str, id_: str, spawned: Spawned | None) -> int:
     """A run without options. `spawned`: the child, which was spawned already."""
-    from sandboxrun.host.plan import RunOptions
     from sandboxrun.host.run import run
+    from sandboxrun.host.runplan import RunOptions
     from sandboxrun.redis.store import DEFAULT_URL
 
     timing.mark("modules of a run imported")

@@ -30,6 +30,8 @@ FILE_MAX_BYTES = 1 << 20
 FILES_MAX_BYTES = 8 << 20
 DEPENDENCIES_MAX = 200
 LOCK_NAME = "requirements.lock"
+OPENING = b"# /// script"  # without it, a script has no block
+BLOCK_FORMAT = 1  # of a Block that is kept: another number where the fields or their rules have changed
 
 _DEPTH_MAX, _PATH_MAX = 8, 200
 _OPENING = re.compile(r"# /// ([A-Za-z0-9-]+)")
@@ -69,7 +71,7 @@ def read_block(source: bytes, origin: str) -> Block | None:
 
     A block that is not closed is no block (PEP 723), nor is one in a string literal.
     """
-    if b"# /// script" not in source:
+    if OPENING not in source:
         return None
     text = source.decode("utf-8-sig").replace("\r\n", "\n")
     found = _spans(text.split("\n"))
@@ -86,9 +88,17 @@ def read_block(source: bytes, origin: str) -> Block | None:
     return _Reader(origin, first, content).read(last)
 
 
+def plain_block(value: dict[str, Any] | None) -> Block | None:
+    """From what JSON made of the fields of a Block."""
+    if value is None:
+        return None
+    files = tuple((path, digest) for path, digest in value["files"])
+    return Block(**{**value, "dependencies": tuple(value["dependencies"]), "files": files})
+
+
 def unclosed_line(source: bytes) -> int | None:
     """The line of a `# /// script` that no `# ///` follows, which therefore counts for nothing."""
-    if b"# /// script" not in source:
+    if OPENING not in source:
         return None
     text = source.decode("utf-8-sig").replace("\r\n", "\n")
     lines = text.split("\n")

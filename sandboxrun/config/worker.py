@@ -24,6 +24,7 @@ from sandboxrun.records import field, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandboxrun.config.contents import Contents
     from sandboxrun.config.debugger import Inspect
 
 __all__ = [
@@ -120,6 +121,7 @@ class Asked:
     limits: Mapping[str, int] = field(default_factory=dict)  # by name; only those that it sets
     lists: tuple[tuple[str, str, str, str], ...] = ()  # verdict, kind, text as it stands, and where
     inspect: Inspect | None = None
+    contents: Contents | None = None  # what its script brings along, once that was read; None: nothing
 
     def where(self, kind: str, target: object) -> str:
         """The field or flag that allows this target, for an error."""
@@ -251,7 +253,8 @@ def _permissions(fields: Mapping[str, str], key: str) -> tuple[Asked, tuple[str,
                 )
             if value:
                 limits[_LIMIT_FIELDS[name].name] = _read_limit(_LIMIT_FIELDS[name], value, where, key)
-    return Asked(_read_lists(lists, key), limits, tuple(lists), *inspect[-1:]), tuple(warnings)
+    last = inspect[-1] if inspect else None
+    return Asked(_read_lists(lists, key), limits, tuple(lists), last), tuple(warnings)
 
 
 def _read_limit(limit: Limit, value: str, where: str, key: str) -> int:

@@ -10,7 +10,8 @@ from sandboxrun.describe.change import Change
 from sandboxrun.errors import NotConfigured, SandboxrunError, StoreError
 from sandboxrun.host.examine import examine
 from sandboxrun.host.folders import Folders
-from sandboxrun.host.plan import Get, Preparation, RunOptions
+from sandboxrun.host.plan import Get, Preparation
+from sandboxrun.host.runplan import RunOptions
 from sandboxrun.policy.beyond import beyond
 from sandboxrun.records import replace
 from sandboxrun.redis import hashes as stored_hashes

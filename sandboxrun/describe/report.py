@@ -7,9 +7,10 @@ import json
 import os
 
 from sandboxrun.config import keys
-from sandboxrun.config.limits import LIMITS
+from sandboxrun.config.limits import LIMITS, show_size
 from sandboxrun.config.permissions import Kind, Verdict
 from sandboxrun.config.worker import WorkerConfig
+from sandboxrun.describe import contents
 from sandboxrun.describe.fields import is_known, is_secret, mask, masked_hint, shown
 from sandboxrun.describe.words import always, lines
 from sandboxrun.errors import SandboxrunError
@@ -89,7 +90,7 @@ def running(hashes: Hashes) -> Json | None:
 
 def code(found: Preparation) -> Json | None:
     """The source of the script; None if the hash names none."""
-    config, source, artifact = found.config, found.source, found.artifact
+    config, source, artifact, agreement = found.config, found.source, found.artifact, found.agreement
     if config is None:
         return None
     place = None if source is None else source.script if isinstance(source, LocalSource) else source.url
@@ -103,6 +104,7 @@ def code(found: Preparation) -> Json | None:
         "sha256_required": config.sha256,
         "fetched": found.pin.fetched if found.pin is not None else None,
         "here": artifact is not None,
+        "contents": contents.as_json(config.asked.contents, agreement.before) if agreement is not None else None,
     }
 
 
@@ -166,6 +168,17 @@ def _requires(section: Any) -> list[str]:
     if section.imports is not None:
         hosts = ", ".join(f"{host}:{port}" for host, port in section.imports) or "nowhere"
         found.append(f"scripts from {hosts} ({section.places['import']})")
+    if section.index is not None:
+        found.append(f"packages from the index {mask(section.index)} ({section.places['index']})")
+    if section.package_hosts is not None:
+        hosts = ", ".join(f"{host}:{port}" for host, port in section.package_hosts) or "nowhere"
+        found.append(f"wheels by URL from {hosts} ({section.places['package-hosts']})")
+    if section.packages is not None:
+        found.append(f"of packages {', '.join(section.packages) or 'none'} ({section.places['packages']})")
+    if section.packages_size is not None:
+        found.append(f"packages of at most {show_size(section.packages_size)} ({section.places['packages-size']})")
+    if section.unlocked is False:
+        found.append(f"a lock for all packages ({section.places['unlocked']})")
     for name, most in section.limits.items():
         if most:
             found.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sandboxrun.config.permissions import Verdict
+from sandboxrun.describe import contents
 from sandboxrun.describe.paint import Paint
 from sandboxrun.log import pastable
 
@@ -78,6 +79,8 @@ def _code(code: Json | None, paint: Paint) -> Iterator[str]:
         yield paint.row("sha256", code["sha256"], note=fetched + kept)
     elif code["kind"] != "local":
         yield paint.row("sha256", "not fetched here yet", "odd")
+    if code["contents"] is not None:
+        yield from contents.rows(code["contents"], paint)
     if code["sha256_required"] and code["sha256_required"] != code["sha256"]:
         yield paint.row("must be", code["sha256_required"])
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 
 from sandboxrun.dev.target import check_text, type_from
-from sandboxrun.errors import UsageError
+from sandboxrun.errors import SandboxrunError, UsageError
 
 _WORKER = '''\
 """Greets whoever asks."""
@@ -100,10 +101,78 @@ _LAUNCH = """\
   ]
 }
 """
+_PACKAGE_WORKER = '''\
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["humanize>=4"]
+# ///
+"""Says a number of bytes as people do."""
+
+from words import size
+
+from sandboxrun import worker
+
+
+@worker.handler
+def handle(request):
+    data = request.data
+    if not isinstance(data, dict) or not isinstance(data.get("bytes"), int):
+        raise worker.BadRequest("expected a number, as in bytes=1048576")
+    return {"text": size(data["bytes"])}
+
+
+worker.run()
+'''
+_PACKAGE_WORDS = """\
+import humanize
+
+
+def size(number):
+    return humanize.naturalsize(number, binary=True)
+"""
+_PACKAGE_README = """\
+# @NAME@
+
+A worker for sandboxrun, of two files and a package: `worker.py`, `words.py` and humanize.
+
+The comment `# /// script` at the top of `worker.py` lists all that runs, by digests: `files` are the other files, and `lock` is
+`requirements.lock`, which has the digests of the packages.
+So the digest of `worker.py` covers everything, wherever it is fetched from.
+
+```console
+$ pip install 'sandboxrun[dev,lock]' pytest
+$ sandboxrun dev .               # type bytes=1048576; edit a file, save, ask again; exit ends
+$ sandboxrun lock .              # after an edit, before you publish: writes the digests
+$ sandboxrun lock . --check      # in CI
+$ pytest
+```
+
+To add a package, write its name into `dependencies`: `dev` installs it when you save, and `lock` pins it.
+
+To run the worker with a Redis that is there:
+
+```console
+$ sandboxrun set @TYPE@ 1 url="$PWD" version=local
+$ sandboxrun @TYPE@ 1
+$ sandboxrun call @TYPE@ bytes=1048576
+```
+"""
 FILES = {"worker.py": _WORKER, "test_worker.py": _TEST, "README.md": _README, ".vscode/launch.json": _LAUNCH}
+PACKAGE_FILES = {
+    **FILES,
+    "worker.py": _PACKAGE_WORKER,
+    "words.py": _PACKAGE_WORDS,
+    "README.md": _PACKAGE_README,
+    "test_worker.py": _TEST.replace(
+        '''def test_it_greets(call):
+    assert call({"name": "world"})["text"] == "Hello, world!"''',
+        '''def test_it_says_a_size(call):
+    assert call({"bytes": 1048576})["text"] == "1.0 MiB"''',
+    ).replace("expected a name", "expected a number"),
+}
 
 
-def make(name: str) -> list[str]:
+def make(name: str, files: Mapping[str, str] = FILES) -> list[str]:
     """Make the folder and its files; their paths. Raises UsageError if it is there and not empty."""
     folder = os.path.abspath(name)
     check_text(folder)
@@ -115,7 +184,7 @@ def make(name: str) -> list[str]:
                 raise UsageError(
                     f"{name[:200]} is there and not empty, so nothing is written", hint=_other_name_hint(name)
                 )
-        for path, text in FILES.items():
+        for path, text in files.items():
             whole = os.path.join(folder, path)
             os.makedirs(os.path.dirname(whole), exist_ok=True)
             with open(whole, "x", encoding="utf-8") as file:  # never over a file that came meanwhile
@@ -124,6 +193,21 @@ def make(name: str) -> list[str]:
     except OSError as error:
         raise UsageError(f"{name[:200]} cannot be made: {error.strerror}") from error
     return made
+
+
+def lock(name: str, environ: Mapping[str, str]) -> tuple[list[str], SandboxrunError | None]:
+    """Write the file list and the lock of a new folder: the paths of what was made, and why there is no lock, if so."""
+    from sandboxrun.packages import listing, locking
+
+    script = locking.open_script(os.path.join(name, "worker.py"))
+    fault = None
+    made = none = locking.lock_beside(script)
+    try:
+        made = locking.new_lock(script, none, environ, pylock=False, upgrade=False)
+    except SandboxrunError as error:
+        fault = error
+    locking.write(script, made, listing.digests(script.folder, ["words.py"]))
+    return [os.path.join(name, made.name)] if made.text is not None else [], fault
 
 
 def _other_name_hint(name: str) -> str:

@@ -80,7 +80,8 @@ class Target:
 def read(connection: Connection, type_: str, id_: str) -> WorkerConfig:
     """The hash as it is now. Raises ConfigError, StoreError."""
     from sandboxrun.host.folders import Folders
-    from sandboxrun.host.plan import Preparation, RunOptions
+    from sandboxrun.host.plan import Preparation
+    from sandboxrun.host.runplan import RunOptions
 
     found = Preparation(RunOptions(keys.check_type(type_), keys.check_id(id_), ""), Folders.of_user())
     found.parse_stored(hashes.read(connection, type_, id_))

@@ -33,6 +33,11 @@ class Artifact:
     instead_of: str | None = None  # the digest that the version had before, if it has changed
     code: bytes | None = None  # marshalled, of a cached script; if None, the child compiles
 
+    @property
+    def may_have_block(self) -> bool:
+        """Whether it is worth to import what reads a block of metadata (PEP 723)."""
+        return b"# /// script" in self.source
+
 
 def obtain(
     source: Source | LocalSource,

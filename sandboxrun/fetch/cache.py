@@ -56,7 +56,11 @@ class Cache:
     def __init__(self, cache_folder: str, state_folder: str) -> None:
         self.blobs = os.path.join(cache_folder, "blobs")
         self.pins = os.path.join(state_folder, "pins")
-        self._codes = Kept(os.path.join(cache_folder, "code"), os.path.join(state_folder, "key"))
+        self.trees = os.path.join(cache_folder, "trees")
+        key = os.path.join(state_folder, "key")
+        self._codes = Kept(os.path.join(cache_folder, "code"), key)
+        self.tree_records = Kept(os.path.join(cache_folder, "tree-records"), key)
+        self.blocks = Kept(os.path.join(cache_folder, "blocks"), key)
         for folder in (cache_folder, self.blobs, state_folder, self.pins):
             make_private(folder)
 
@@ -71,7 +75,7 @@ class Cache:
 
     def pin(self, source: Source) -> Pin | None:
         """The pin of this source, or None. Raises ConfigError for a pin that cannot be read, because it must not be ignored."""
-        path = self._pin_path(source)
+        path = self.pin_path(source)
         try:
             with open(path, "rb") as file:
                 return _parse_pin(file.read(_PIN_MAX_BYTES))[2]
@@ -94,7 +98,12 @@ class Cache:
             "fetched": pin.fetched,
         }
         write_whole(os.path.join(self.blobs, pin.sha256), data, mode=0o400)
-        write_whole(self._pin_path(source), json.dumps(record).encode(), mode=0o400)
+        write_whole(self.pin_path(source), json.dumps(record).encode(), mode=0o400)
+
+    def keep(self, data: bytes, sha256: str) -> None:
+        """A blob without a pin: what names it has its digest. A full or read-only disk is no error."""
+        with contextlib.suppress(OSError):
+            write_whole(os.path.join(self.blobs, sha256), data, mode=0o400, sync=False)
 
     def code(self, sha256: str, url: str) -> bytes | None:
         """The marshalled code of a blob; see compiled.py."""
@@ -111,19 +120,7 @@ class Cache:
     @contextlib.contextmanager
     def locked(self, source: Source) -> Iterator[None]:
         """Let one process at a time decide on a source: two that fetch a moving tag at once must not both pin it."""
-        path = self._pin_path(source) + ".lock"
-        deadline = time.monotonic() + LOCK_SECONDS
-        with open(path, "ab") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise FetchError(
-                            f"{source.url} is being fetched by another process for more than {LOCK_SECONDS} s"
-                        ) from None
-                    time.sleep(0.02)
+        with locked(self.pin_path(source) + ".lock", source.url):
             yield
 
     def entries(self) -> list[Entry]:
@@ -139,20 +136,26 @@ class Cache:
                     entries.append(Entry(url, version, pin, _size(os.path.join(self.blobs, pin.sha256))))
         return sorted(entries, key=lambda entry: (entry.url, entry.version))
 
-    def clean(self) -> tuple[int, int]:
-        """Remove every blob and its code; (number of blobs, bytes). Pins stay."""
-        count = size = 0
-        for folder in (self.blobs, self._codes.folder):
-            for name in os.listdir(folder) if os.path.isdir(folder) else ():
-                path = os.path.join(folder, name)
-                size += _size(path) or 0
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-                    count += folder == self.blobs
-        return count, size
-
-    def _pin_path(self, source: Source) -> str:
+    def pin_path(self, source: Source) -> str:
         return os.path.join(self.pins, hex_digest(f"{source.version}\n{source.url}".encode()))
+
+
+@contextlib.contextmanager
+def locked(path: str, what: str) -> Iterator[None]:
+    """One process at a time, by a lock file. Raises FetchError after LOCK_SECONDS. `what` is being fetched."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    with open(path, "ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise FetchError(
+                        f"{what} is being fetched by another process for more than {LOCK_SECONDS} s"
+                    ) from None
+                time.sleep(0.02)
+        yield
 
 
 def _parse_pin(data: bytes) -> tuple[str, str, Pin]:

@@ -61,6 +61,14 @@ def download(url: str, *, allowed: ImportList, etag: str | None, progress: Calla
     return _download(url, wish, allowed, TOTAL_SECONDS, progress)
 
 
+def download_beside(url: str, *, allowed: ImportList, progress: Callable[[str], None]) -> bytes:
+    """GET a file beside a script, of the same size at most. Its content is not looked at: the caller knows its digest."""
+    wish = _Wish("a file of a script", "*/*", (), SCRIPT_MAX_BYTES)
+    fetched = _download(url, wish, allowed, TOTAL_SECONDS, progress)
+    assert fetched is not None  # without an etag there is no 304
+    return fetched.body
+
+
 def download_file(url: str, path: str, *, allowed: ImportList, max_bytes: int, progress: Callable[[str], None]) -> None:
     """GET a file of at most `max_bytes` and write it to the new file `path`. Raises FetchError, OSError.
 

@@ -7,7 +7,8 @@ from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.cached import from_cache
 from sandboxrun.fetch.resolve import Source
 from sandboxrun.host.folders import Folders
-from sandboxrun.host.plan import Get, Preparation, RunOptions, check_debugger
+from sandboxrun.host.plan import Get, Preparation, check_debugger
+from sandboxrun.host.runplan import RunOptions
 from sandboxrun.policy.beyond import beyond
 from sandboxrun.redis.acl import Owner, identity
 from sandboxrun.redis.hashes import Hashes
@@ -40,6 +41,8 @@ def examine(hashes: Hashes, options: RunOptions, folders: Folders, get: Get | No
     if has_code:
         with faults:  # a run that is refused fetches nothing
             found.fetch(from_cache(cache) if get is None or found.faults else get)
+        with faults:
+            found.gather(cache, fetch=get is not None and not found.faults)
     with faults:
         found.approve(ask=False)
     if has_code:

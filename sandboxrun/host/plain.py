@@ -10,7 +10,7 @@ from sandboxrun.config.limits import LIMITS, Limits
 from sandboxrun.config.permissions import KINDS, VERDICTS, Permissions
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError
-from sandboxrun.host.plan import Bundle, RunPlan
+from sandboxrun.host.runplan import Bundle, Packages, RunPlan
 from sandboxrun.records import asdict
 from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-FORMAT = 1
+FORMAT = 2
 _WORKER = ("key", "type", "id", "url", "version", "sha256", "has_secrets")
 _ENVIRONMENT = ("prefix", "programs", "library", "site_packages", "package", "searched", "mixed")
 _POLICY = ("read", "write", "devices", "execute")
@@ -38,7 +38,14 @@ def to_plain(plan: RunPlan) -> Json:
             "loop": {name: getattr(worker.loop, name) for name in Loop.__slots__},
             "permissions": _permissions(worker.permissions),
         },
-        "script": {**asdict(script), "source": script.source.decode("utf-8")},
+        "script": {
+            **asdict(script),
+            "source": script.source.decode("utf-8"),
+            "files": dict(script.files),
+        },
+        "packages": None
+        if plan.packages is None
+        else {**_listed(asdict(plan.packages)), "installed": dict(plan.packages.installed)},
         "environment": _listed(asdict(plan.environment)),
         "policy": {
             "net": _permissions(policy.net),
@@ -76,7 +83,11 @@ def _from_plain(value: Json) -> RunPlan:
             inspect=_read_inspect(value["inspect"]),
         ),
         script=Bundle(
-            **{**value["script"], "source": value["script"]["source"].encode("utf-8")},
+            **{
+                **value["script"],
+                "source": value["script"]["source"].encode("utf-8"),
+                "files": tuple(value["script"]["files"].items()),
+            },
         ),
         environment=Interpreter(**_tuples(value["environment"])),
         policy=SandboxPolicy(
@@ -87,6 +98,11 @@ def _from_plain(value: Json) -> RunPlan:
         env=tuple(value["env"]),
         degraded=tuple(value["degraded"]),
         stands_on=tuple(value["stands_on"]),
+        packages=None
+        if value["packages"] is None
+        else Packages(
+            **_tuples({**value["packages"], "installed": [*value["packages"]["installed"].items()]}),
+        ),
     )
 
 
@@ -121,7 +137,19 @@ _SHAPE = {
         },
         "permissions": _LISTS,
     },
-    "script": {"source": str, "sha256": str, "origin": str, "folder": (None, str), "is_file": bool},
+    "script": {
+        "source": str,
+        "sha256": str,
+        "origin": str,
+        "folder": (None, str),
+        "is_file": bool,
+        "path": str,
+        "files": {str: str},
+    },
+    "packages": (
+        None,
+        {"declared": [str], "lock": (None, str), "folder": (None, str), "installed": {str: str}},
+    ),
     "environment": {name: str if name in ("prefix", "package") else [str] for name in _ENVIRONMENT},
     "policy": {"net": _LISTS, **{name: [str] for name in _POLICY}, "unix_socket": (None, [str])},
     "env": [str],

@@ -16,11 +16,12 @@ from sandboxrun.fetch.cache import Cache, Pin
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
 from sandboxrun.host import configuration
 from sandboxrun.host.folders import Folders
+from sandboxrun.host.runplan import Agreement, Bundle, Packages, RunOptions, RunPlan
 from sandboxrun.log import Log
 from sandboxrun.policy import approval
 from sandboxrun.policy.audit import JOURNAL, Audit
 from sandboxrun.policy.ceiling import Ceiling
-from sandboxrun.records import field, record, replace
+from sandboxrun.records import replace
 from sandboxrun.redis.address import Address, parse_url
 from sandboxrun.redis.store import Store
 from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD
@@ -32,84 +33,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypeVar
 
-    from sandboxrun.config.debugger import Inspect
-    from sandboxrun.config.limits import Limits
+    from sandboxrun.config.contents import Contents
+    from sandboxrun.host.contents import Gathered, Means
     from sandboxrun.redis.hashes import Hashes
 
     T = TypeVar("T")
 
+Say = Callable[[str], None]
 Get = Callable[[WorkerConfig, Source | LocalSource, ImportList], Artifact | None]
 
 _READ = frozenset(name.encode() for name in READ_FIELDS)
 _NEEDED = (frozenset((b"url", b"workerUrl")), frozenset((b"version", b"workerVersion")))
-
-
-@record
-class RunOptions:
-    """The command line of one run, parsed."""
-
-    type: str
-    id: str
-    redis_url: str
-    allowed: ImportList | None = None  # None: the policy's hosts, else the default ones
-    extra: Permissions = field(default_factory=Permissions)
-    limits: Mapping[str, int] = field(default_factory=dict)
-    degraded: tuple[str, ...] = ()  # names of kernel features the operator does without
-    reload: bool = False
-    cached_only: bool = False
-    policy: str | None = None  # a policy file instead of the user's
-    yes: bool = False  # more permissions than last time are agreed to
-    audit: tuple[str, ...] = ()  # files, or "journal"
-    inspect: Inspect | None = None
-    output_log: bool = True  # what the worker prints is kept, for `sandboxrun logs`
-    wait: bool = False  # for Redis and for the hash, instead of ending
-    standby: int | None = None  # a descriptor: start when a byte can be read from it, or not at all when it is closed
-
-
-@record
-class Bundle:
-    """The script, verified."""
-
-    source: bytes = field(repr=False)
-    sha256: str
-    origin: str  # URL or path; shown in tracebacks
-    folder: str | None  # of a local worker: first on its sys.path
-    is_file: bool  # whether `origin` is a path
-
-
-@record
-class RunPlan:
-    """All that is decided of a run before its child is confined; no secret, and nothing that differs from run to run."""
-
-    worker: WorkerConfig  # with what the command line adds, and within the ceiling
-    script: Bundle
-    environment: Interpreter
-    policy: SandboxPolicy  # but for the run's own scratch folder
-    env: tuple[str, ...]  # the operator's variables that the worker sees, by name
-    degraded: tuple[str, ...]  # what of the boundary does not hold
-    stands_on: tuple[str, ...]  # the hashes without which the worker could not be started again
-
-    @property
-    def limits(self) -> Limits:
-        return self.worker.limits
-
-    @property
-    def inspect(self) -> Inspect | None:
-        return self.worker.inspect
-
-    def policy_with(self, scratch: str) -> SandboxPolicy:
-        """For a run that has this folder of its own."""
-        real = os.path.realpath(scratch)
-        return replace(self.policy, read=(*self.policy.read, real), write=(*self.policy.write, real))
-
-
-@record
-class Agreement:
-    """Whether the operator agrees to what the hash asks. `how`: "first" if nothing was recorded, "same" if it asks for
-    nothing more, "--yes", "terminal"; empty if nobody has approved what has `grown`."""
-
-    how: str
-    grown: tuple[str, ...]
 
 
 class Preparation:
@@ -117,8 +51,8 @@ class Preparation:
     and raises the SandboxrunError that a run ends with. `faults` are those that did not end it, in their order."""
 
     __slots__ = (
-        "agreement", "artifact", "ceiling", "config", "faults", "folders", "interpreter", "options", "pin", "policy", "source",
-        "stands_on",
+        "agreement", "allowed", "artifact", "ceiling", "config", "faults", "folders", "gathered", "interpreter", "means", "options",
+        "pin", "policy", "source", "stands_on",
     )  # fmt: skip
 
     def __init__(self, options: RunOptions, folders: Folders) -> None:
@@ -128,7 +62,10 @@ class Preparation:
         self.ceiling: Ceiling | None = None
         self.source: Source | LocalSource | None = None
         self.pin: Pin | None = None  # of the source, if it was fetched
+        self.allowed: ImportList | None = None  # the hosts that may serve the script
         self.artifact: Artifact | None = None
+        self.gathered: Gathered | None = None  # what its block names
+        self.means: Means | None = None  # by which it was gathered
         self.agreement: Agreement | None = None
         self.interpreter: Interpreter | None = None
         self.policy: SandboxPolicy | None = None
@@ -179,7 +116,7 @@ class Preparation:
         """The script, fetched by `get` from a host that may serve it; None if `get` does not have it."""
         config, source, ceiling = _needed(self.config), self.source, _needed(self.ceiling)
         assert source is not None
-        allowed = _import_list(self.options, ceiling, source)
+        self.allowed = allowed = _import_list(self.options, ceiling, source)
         with _of_worker(f"{config.type} {config.id}"):
             if isinstance(source, Source):
                 allowed.check(source.url)
@@ -187,18 +124,60 @@ class Preparation:
         if self.artifact is not None:
             ceiling.check_digest(self.artifact.sha256)
 
+    def gather(
+        self, cache: Cache, *, fetch: bool, say: Say = lambda message: None, progress: Say = lambda message: None
+    ) -> None:
+        """The files and packages that the script's block names. `fetch`: what is not here is fetched, but no package yet."""
+        config, source, artifact = _needed(self.config), self.source, self.artifact
+        if source is None or artifact is None or not artifact.may_have_block:
+            return
+        from sandboxrun.host import contents
+
+        self.means = contents.Means(
+            cache,
+            self.folders,
+            _needed(self.allowed),
+            _needed(self.ceiling),
+            fetch,
+            self.options.cached_only,
+            say,
+            progress,
+        )
+        with _of_worker(f"{config.type} {config.id}"):
+            self.gathered = contents.gather(artifact, source, self.means)
+
+    def install(self) -> None:
+        """The packages, which have been approved."""
+        if self.gathered is None:
+            return
+        from sandboxrun.host import contents
+
+        environment = contents.install(self.gathered, _needed(self.means), self.options.degraded)
+        self.gathered = replace(self.gathered, environment=environment)
+
     def approve(self, *, ask: bool) -> None:
-        """What the hash asks beyond what was approved. `ask`: ask the operator, and record what is approved now."""
+        """What the hash and the script ask beyond what was approved. `ask`: ask the operator, and record what is approved now."""
+        before = None if ask else approval.load(self.approved)
         config = _needed(self.config)
+        brought = self._brought(before.contents if before is not None else None)
+        if brought is not None:
+            self.config = config = replace(config, asked=replace(config.asked, contents=brought))
         if ask:
             how, grown = approval.approve(
                 self.approved, config.asked, type_=config.type, id_=config.id, yes=self.options.yes
             )
         else:
-            before = approval.load(self.approved)
             grown = approval.growth(before, config.asked) if before is not None else ()
             how = "first" if before is None else "" if grown else "same"
-        self.agreement = Agreement(how, grown)
+        self.agreement = Agreement(how, grown, before)
+
+    def _brought(self, before: Contents | None) -> Contents | None:
+        """What the script brings along; of what cannot be read here, what it had `before`."""
+        if self.gathered is None:
+            return before if self.artifact is None else None
+        found = self.gathered.contents
+        unread = self.gathered.lock is None and found.dependencies
+        return found if before is None or not unread else replace(found, packages=before.packages)
 
     def compile(self, *, made: bool = True) -> None:
         """What the kernel will be told. `made`: the worker's data folder is there, where one is granted; else it is left out."""
@@ -224,33 +203,60 @@ class Preparation:
             certificates=address.ca_file,
             check_path=ceiling.check_path,
             asked=config.asked,
+            brought=self._folders(),
         )
 
     def plan(self, degraded: tuple[str, ...] = ()) -> RunPlan:
         """After all the steps. Raises the first of `faults`, and FetchError if there is no script yet."""
         if self.faults:
             raise self.faults[0]
-        config, source, artifact = _needed(self.config), _needed(self.source), self.artifact
-        if artifact is None:
-            raise FetchError(
-                f"the script of {config.key} was not fetched here yet, so there is no plan",
-                hint=f"sandboxrun {config.type} {config.id}",
-            )
+        config, source, artifact = _needed(self.config), self.source, self.artifact
+        if source is None or artifact is None:
+            raise self._not_fetched("the script")
+        if self.gathered is not None and (lacks := self.gathered.lacks):
+            raise self._not_fetched(lacks)
         denied = config.permissions.deny.get("env", ())
         return RunPlan(
             worker=replace(config, asked=Asked(), warnings=()),
-            script=Bundle(
-                artifact.source,
-                artifact.sha256,
-                artifact.origin,
-                source.folder if isinstance(source, LocalSource) else None,
-                is_file=isinstance(source, LocalSource),
-            ),
+            script=self._bundle(artifact, source),
             environment=_needed(self.interpreter),
             policy=_needed(self.policy),
             env=tuple(name for name in config.permissions.allow.get("env", ()) if name not in denied),
             degraded=degraded,
             stands_on=self.stands_on,
+            packages=self._packages(),
+        )
+
+    def _folders(self) -> list[str]:
+        """Folders that the worker reads, with what came with its script."""
+        gathered = self.gathered
+        return [] if gathered is None else [*filter(None, (gathered.tree, gathered.environment))]
+
+    def _bundle(self, artifact: Artifact, source: Source | LocalSource) -> Bundle:
+        gathered = self.gathered
+        folder, path = source.folder if isinstance(source, LocalSource) else None, ""
+        files: tuple[tuple[str, str], ...] = ()
+        if gathered is not None and gathered.tree is not None:
+            folder, path = gathered.tree, os.path.join(gathered.tree, gathered.script)
+            files = gathered.block.files
+        is_file = isinstance(source, LocalSource)
+        return Bundle(
+            artifact.source, artifact.sha256, artifact.origin, folder, is_file=is_file, path=path, files=files
+        )
+
+    def _packages(self) -> Packages | None:
+        gathered = self.gathered
+        if gathered is None:
+            return None
+        lock = gathered.lock.sha256 if gathered.lock is not None else None
+        installed = tuple((package.name, package.version) for package in gathered.contents.packages)
+        return Packages(gathered.block.dependencies, lock, gathered.environment, installed)
+
+    def _not_fetched(self, what: str) -> FetchError:
+        config = _needed(self.config)
+        return FetchError(
+            f"{what} of {config.key} {'were' if what.endswith('s') else 'was'} not fetched here yet, so there is no plan",
+            hint=f"sandboxrun {config.type} {config.id}",
         )
 
     @property
@@ -281,12 +287,18 @@ def prepare(
         ceiling = _needed(preparation.ceiling)
     timing.mark("hash parsed")
     preparation.resolve()
-    preparation.fetch(_obtain(preparation, audit, log))
+    cache = Cache(preparation.folders.cache, preparation.folders.state)
+    progress = lambda message: log.info("fetch", message) if os.isatty(2) else None  # noqa: E731
+    preparation.fetch(_obtain(preparation, cache, progress, audit, log))
+    preparation.gather(cache, fetch=True, say=lambda message: log.info("packages", message), progress=progress)
+    for warning in preparation.gathered.warnings if preparation.gathered is not None else ():
+        log.warning("script", warning, hint=_lock_hint(preparation.source))
     preparation.approve(ask=True)
     agreement = _needed(preparation.agreement)
     if agreement.how != "same":
         audit.record("approval", "allowed", how=agreement.how, grown=agreement.grown)
     ceiling.make_data()
+    preparation.install()
     timing.mark("agreed")
     with contextlib.suppress(OSError):  # it is there before anything that contains it is granted
         os.makedirs(preparation.folders.logs, mode=0o700, exist_ok=True)
@@ -295,20 +307,20 @@ def prepare(
     return preparation.plan(degraded)
 
 
-def _obtain(preparation: Preparation, audit: Audit, log: Log) -> Get:
+def _obtain(preparation: Preparation, cache: Cache, progress: Callable[[str], None], audit: Audit, log: Log) -> Get:
     """From the cache or its origin; what was pinned by that is in the audit log before anything else is decided."""
-    options, folders = preparation.options, preparation.folders
+    options = preparation.options
 
     def get(config: WorkerConfig, source: Source | LocalSource, allowed: ImportList) -> Artifact:
         artifact = obtain(
             source,
-            cache=Cache(folders.cache, folders.state),
+            cache=cache,
             allowed=allowed,
             expected_sha256=config.sha256,
             reload=options.reload,
             cached_only=options.cached_only,
             warn=lambda message: log.warning("fetch", message),
-            progress=lambda message: log.info("fetch", message) if os.isatty(2) else None,
+            progress=progress,
         )
         log.debug("source", f"{artifact.origin} ({artifact.how}), sha256 {artifact.sha256}", sha256=artifact.sha256)
         timing.mark("source obtained")
@@ -369,6 +381,15 @@ def _without(permissions: Permissions, data: str) -> Permissions:
             if kind in allow:
                 allow[kind] = tuple(path for path in allow[kind] if path != data)
     return Permissions(allow, permissions.deny)
+
+
+def _lock_hint(source: Source | LocalSource | None) -> tuple[str, ...]:
+    """Only who has the script can lock it."""
+    if not isinstance(source, LocalSource):
+        return ()
+    import shlex
+
+    return (f"sandboxrun lock {shlex.quote(source.folder or source.script)}",)
 
 
 def _needed(value: T | None) -> T:

@@ -18,7 +18,8 @@ from sandboxrun.config.secrets import KEY_LINE_MAX_BYTES, parse_key_line
 from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxrunError, SecretError, StoreError
 from sandboxrun.files import write_whole
 from sandboxrun.host.folders import Folders
-from sandboxrun.host.plan import Preparation, RunOptions, RunPlan, prepare
+from sandboxrun.host.plan import Preparation, prepare
+from sandboxrun.host.runplan import RunOptions, RunPlan
 from sandboxrun.log import Log, shown_hint
 from sandboxrun.policy.audit import Audit
 from sandboxrun.records import asdict, record, replace
@@ -144,8 +145,9 @@ def _run(options: RunOptions, held: _Held) -> int:
         run_ = Run(plan.worker.key, child.pid, new_token(), plan.stands_on)
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
         child.check_supervision()
-        _record(folders, plan)
-        audit.record("grant", "allowed", **_given(plan), degraded=plan.degraded)
+        brought = _brought(preparation)
+        _record(folders, plan, brought)
+        audit.record("grant", "allowed", **_given(plan), **brought, degraded=plan.degraded)
         timing.mark("run recorded")
         confinement = Confinement(
             key=plan.worker.key,
@@ -223,7 +225,11 @@ def _script(preparation: Preparation, plan: RunPlan) -> Script:
     """With what the cache has compiled of it."""
     code = preparation.artifact.code if preparation.artifact is not None else None
     script = plan.script
-    return Script(script.source, script.origin, script.folder, code, is_file=script.is_file)
+    return Script(
+        script.source, script.origin, script.folder, code, is_file=script.is_file, path=script.path,
+        packages=None if plan.packages is None else tuple(filter(None, (plan.packages.folder,))),
+        declared=() if plan.packages is None else plan.packages.declared,
+    )  # fmt: skip
 
 
 def _environment(plan: RunPlan, login: Login, scratch: str) -> dict[str, str]:
@@ -255,7 +261,15 @@ def _given(plan: RunPlan) -> dict[str, object]:
     }
 
 
-def _record(folders: Folders, plan: RunPlan) -> None:
+def _brought(preparation: Preparation) -> dict[str, object]:
+    """The files and packages of the script; nothing for one without a block."""
+    contents = preparation.config.asked.contents if preparation.config is not None else None
+    if contents is None:
+        return {}
+    return {"files": len(contents.files), "packages": list(map(str, contents.packages)), "lock": contents.lock}
+
+
+def _record(folders: Folders, plan: RunPlan, brought: dict[str, object]) -> None:
     """What this worker is given now, for the operator to look up later. Raises ConfigError."""
     record = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -264,7 +278,12 @@ def _record(folders: Folders, plan: RunPlan) -> None:
         "sha256": plan.script.sha256,
         **_given(plan),
         "degraded": plan.degraded,
+        **brought,
     }
+    if brought:
+        from sandboxrun.host import inventory  # late, because most scripts bring nothing along
+
+        record |= inventory.use_of(folders, plan.policy.read)
     path = os.path.join(folders.runs, f"{plan.worker.type}:{plan.worker.id}.json")
     try:
         os.makedirs(folders.runs, mode=0o700, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Packages of a script: from a lock to a verified, read-only folder on `sys.path`. The entry point is environment.py."""
+"""The packages of a script: how a lock is made, and a verified, read-only folder from it. See environment.py and resolve.py."""

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from sandboxrun.config.covers import ANY_PORT
-from sandboxrun.config.limits import LIMITS
+from sandboxrun.config.limits import LIMITS, show_size
 from sandboxrun.config.permissions import ListenTarget, endpoint
 
 TYPE_CHECKING = False
@@ -97,11 +97,15 @@ def _settings(section: Section) -> Iterator[tuple[str, str]]:
     """Each key of a section, and its value in TOML."""
     for key in section.places:
         verdict, _, name = key.partition("-")
-        if key in ("import", "sha256") or verdict == "allow":
+        if key in ("import", "sha256", "packages", "package-hosts") or verdict == "allow":
             yield key, _array(_texts(section, key))
         elif verdict == "limit":
             limit = section.limits[name]
             yield key, _quoted(LIMITS[name].show(limit)) if limit else "0"
+        elif key == "index":
+            yield key, _quoted(section.index or "")
+        elif key == "packages-size":
+            yield key, _quoted(show_size(section.packages_size or 0))
         else:
             yield key, "true" if getattr(section, key.replace("-", "_")) else "false"
 
@@ -110,8 +114,10 @@ def _texts(section: Section | None, key: str) -> list[str]:
     """The entries of a list as the file has them; none if the section does not set it."""
     if section is None or key not in section.places:
         return []
-    if key == "import":
-        return [endpoint(*host) for host in section.imports or ()]
+    if key in ("import", "package-hosts"):
+        return [endpoint(*host) for host in (section.imports if key == "import" else section.package_hosts) or ()]
+    if key == "packages":
+        return list(section.packages or ())
     if key == "sha256":
         return sorted(section.sha256 or ())
     return [entry_text(entry) for entry in section.allow[key.removeprefix("allow-")]]

@@ -1,8 +1,9 @@
-"""The operator approves permissions that were added to a hash since its last run. Decisions, the record, and the question.
+"""The operator approves permissions that were added to a hash since its last run, and packages that were added to its script.
+Decisions, the record, and the question.
 
-The record of a worker lies outside Redis and has the permissions and limits of its hash at the last start or approval. A hash
-that asks for less makes the record smaller, so a permission that was removed and comes back needs approval again. The script
-is not part of the record, because its digest is pinned elsewhere. `~data` is recorded as it is written: it means the worker's
+The record of a worker lies outside Redis and has the permissions and limits of its hash at the last start or approval, and the
+files and packages of its script. A hash that asks for less makes the record smaller, so a permission that was removed and comes
+back needs approval again, and so does a package. The script is not part of the record, because its digest is pinned elsewhere. `~data` is recorded as it is written: it means the worker's
 own folder on every host, wherever that lies, so one approval means the same on each.
 """
 
@@ -12,7 +13,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from sandboxrun.config import keys
 from sandboxrun.config.covers import covered, covers
@@ -36,6 +37,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from sandboxrun.config.contents import Contents
     from sandboxrun.config.debugger import Inspect
 
 RECORD_MAX_BYTES = 16 * 1024 * 1024
@@ -51,6 +53,7 @@ def growth(before: Asked, now: Asked) -> tuple[str, ...]:
         *_grown_permissions(before.permissions.implied, now.permissions.implied),
         *_grown_limits(before.limits, now.limits),
         *_grown_inspect(before, now),
+        *_grown_contents(before, now),
     )
 
 
@@ -90,6 +93,7 @@ def save(path: str, asked: Asked) -> None:
         },
         "limits": dict(asked.limits),
         **({"inspect": str(asked.inspect)} if asked.inspect is not None else {}),
+        **({"contents": _plain(asked.contents)} if asked.contents is not None else {}),
     }
     folder = os.path.dirname(path)
     try:
@@ -201,12 +205,27 @@ def _grown_inspect(before: Asked, now: Asked) -> Iterator[str]:
         yield str(now.inspect)
 
 
+def _grown_contents(before: Asked, now: Asked) -> Iterable[str]:
+    if now.contents is None:
+        return ()
+    from sandboxrun.config import contents  # late, because most scripts bring nothing along
+
+    return contents.grown(before.contents, now.contents)
+
+
+def _plain(asked: Contents) -> dict[str, Any]:
+    from sandboxrun.config import contents
+
+    return contents.to_plain(asked)
+
+
 def _parts(asked: Asked) -> tuple[object, ...]:
     lists = (asked.permissions.allow, asked.permissions.deny)
     return (
         *({kind: targets for kind, targets in part.items() if targets} for part in lists),
         dict(asked.limits),
         str(asked.inspect),
+        asked.contents,
     )
 
 
@@ -219,7 +238,20 @@ def _from_json(data: bytes) -> Asked:
     limits = record["limits"]
     if not all(name in LIMITS and type(value) is int and value >= 0 for name, value in limits.items()):
         raise ValueError("not the limits of a worker")
-    return Asked(Permissions(allow, deny), limits, inspect=_inspect(record.get("inspect")))
+    return Asked(
+        Permissions(allow, deny),
+        limits,
+        inspect=_inspect(record.get("inspect")),
+        contents=_contents(record.get("contents")),
+    )
+
+
+def _contents(value: Any) -> Contents | None:
+    if value is None:
+        return None
+    from sandboxrun.config import contents
+
+    return contents.from_plain(value)
 
 
 def _inspect(text: Any) -> Inspect | None:

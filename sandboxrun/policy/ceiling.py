@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from sandboxrun.config import keys
 from sandboxrun.config.covers import covered, glob_covers, is_below
@@ -24,6 +24,8 @@ from sandboxrun.records import asdict, field, never, record, replace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from sandboxrun.policy.packages import PackagesLimits  # which imports this file
 
 # Link-local addresses, and others at which clouds give the machine's credentials to every client.
 _METADATA = (
@@ -48,6 +50,11 @@ class Section:
     inspect: bool | None = None  # whether a hash may ask for a debugger
     open_redis: bool | None = None  # whether a worker may run beside a Redis that requires no password
     sha256: frozenset[str] | None = None
+    index: str | None = None  # URL of the package index
+    package_hosts: tuple[tuple[str, int], ...] | None = None  # of wheels that a lock names by URL
+    packages: tuple[str, ...] | None = None  # names and patterns with *
+    packages_size: int | None = None  # bytes, unpacked
+    unlocked: bool | None = None  # whether a fetched script may have dependencies without a lock
     places: Mapping[str, str] = field(default_factory=dict)  # FILE:LINE by key
 
 
@@ -117,7 +124,7 @@ class Ceiling:
                 place = section.places["local" if section.local is False else "pinned"]
                 raise PolicyError(
                     f"field version of {key} is 'local', which {place} does not allow",
-                    hint=self._value_hint(section, "local", "true"),
+                    hint=self.value_hint(section, "local", "true"),
                 )
             if branch and section.pinned:
                 raise PolicyError(
@@ -128,7 +135,7 @@ class Ceiling:
             if host is not None and section.imports is not None and host not in section.imports:
                 raise PolicyError(
                     f"field url of {key} is on {host[0]}:{host[1]}, which is not among the hosts of {section.places['import']}",
-                    hint=self._list_hint(section, "import", [endpoint(*host)]),
+                    hint=self.list_hint(section, "import", [endpoint(*host)]),
                 )
 
     def check_digest(self, sha256: str) -> None:
@@ -136,6 +143,44 @@ class Ceiling:
         for section in self.sections:
             if section.sha256 is not None:
                 self._check_digest(section, sha256, f"the script of {self.worker.key}")
+
+    def check_packages(self, names: Iterable[str]) -> None:
+        """Raise PolicyError unless the script may have these packages. `names`: canonical, of those that this host installs."""
+        from sandboxrun.policy import packages  # late, as below: most scripts have none
+
+        packages.check(self, tuple(names))
+
+    def check_unlocked(self, origin: str) -> None:
+        """Raise PolicyError unless a script fetched from `origin` may have dependencies without a lock."""
+        from sandboxrun.policy import packages
+
+        packages.check_unlocked(self, origin)
+
+    @property
+    def allows_unlocked(self) -> bool:
+        from sandboxrun.policy import packages
+
+        return packages.allows_unlocked(self)
+
+    @property
+    def index(self) -> str | None:
+        """The URL of the package index; None for that of the operator's own pip configuration. Raises PolicyError."""
+        from sandboxrun.policy import packages
+
+        return packages.index(self)
+
+    @property
+    def package_hosts(self) -> tuple[tuple[str, int], ...] | None:
+        """The hosts from which wheels may come that a lock names by URL; None for all public https hosts."""
+        from sandboxrun.policy import packages
+
+        return packages.hosts(self)
+
+    @property
+    def packages_limits(self) -> PackagesLimits:
+        from sandboxrun.policy import packages
+
+        return packages.limits(self)
 
     @property
     def imports(self) -> tuple[tuple[str, int], ...] | None:
@@ -182,7 +227,7 @@ class Ceiling:
             if not _covered(kind, entries, placed, real):
                 raise PolicyError(
                     f"{self._named(kind, target)}, which {section.places[f'allow-{kind}']} does not allow",
-                    hint=self._list_hint(section, f"allow-{kind}", [str(target)]),
+                    hint=self.list_hint(section, f"allow-{kind}", [str(target)]),
                 )
         if not setting:
             why = self._beyond_default(kind, placed, real)
@@ -191,7 +236,7 @@ class Ceiling:
                 asked = self.worker.asked.permissions.allow[kind]
                 raise PolicyError(
                     f"{self._named(kind, target)}, which the default policy does not allow ({why})",
-                    hint=self._list_hint(None, f"allow-{kind}", [str(entry) for entry in asked]),
+                    hint=self.list_hint(None, f"allow-{kind}", [str(entry) for entry in asked]),
                 )
 
     def _named(self, kind: Kind, target: Any) -> str:
@@ -203,12 +248,12 @@ class Ceiling:
         """The one of the user's own file."""
         return next((section for section in self.sections if section.place.rpartition(":")[0] == self.hint), None)
 
-    def _list_hint(self, section: Section | None, key: str, entries: list[str]) -> tuple[str, ...] | str:
+    def list_hint(self, section: Section | None, key: str, entries: list[str]) -> tuple[str, ...] | str:
         from sandboxrun.policy.amend import list_hint
 
         return list_hint(self, section, key, entries)
 
-    def _value_hint(self, section: Section | None, key: str, value: str) -> tuple[str, ...] | str:
+    def value_hint(self, section: Section | None, key: str, value: str) -> tuple[str, ...] | str:
         from sandboxrun.policy.amend import value_hint
 
         return value_hint(self, section, key, value)
@@ -269,12 +314,12 @@ class Ceiling:
             if section.inspect is False:
                 raise PolicyError(
                     f"{inspect.where} asks for a debugger, which {section.places['inspect']} does not allow",
-                    hint=self._value_hint(section, "inspect", "true"),
+                    hint=self.value_hint(section, "inspect", "true"),
                 )
         if not any(section.inspect for section in self.sections):
             raise PolicyError(
                 f"{inspect.where} asks for a debugger, which the default policy does not allow",
-                hint=self._value_hint(None, "inspect", "true"),
+                hint=self.value_hint(None, "inspect", "true"),
             )
         if not inspect.is_local:
             raise PolicyError(
@@ -286,7 +331,7 @@ class Ceiling:
         if section.sha256 is not None and sha256 not in section.sha256:
             raise PolicyError(
                 f"{what} has sha256 {sha256}, which is not among those that {section.places['sha256']} requires",
-                hint=self._list_hint(section, "sha256", [sha256]),
+                hint=self.list_hint(section, "sha256", [sha256]),
             )
 
 

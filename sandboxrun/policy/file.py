@@ -29,6 +29,7 @@ _KEYS = (
     *(kind.flag().removeprefix("--") for kind in Kind),
     *(f"limit-{limit}" for limit in LIMITS),
     *("import", "pinned", "local", "inspect", "open-redis", "sha256"),
+    *("index", "package-hosts", "packages", "packages-size", "unlocked"),
 )
 _URL = r"rediss?://[^/@?#\s]+:[0-9]{1,5}|unix:///[^?#]+"
 _URL_EXAMPLE = '[redis."redis://127.0.0.1:6379"]'
@@ -194,7 +195,13 @@ def _read_key(key: str, value: Any, place: str, arguments: dict[str, Any]) -> No
     """Add one key to the arguments of a Section."""
 
     def wrong(expected: str) -> NoReturn:
-        raise ConfigError(f"{place} has {key} = {str(value)[:80]!r}: expected {expected}")
+        if key == "index":
+            from sandboxrun.policy.packages import shown_index
+
+            shown = shown_index(value)  # it may have a password
+        else:
+            shown = str(value)[:80]
+        raise ConfigError(f"{place} has {key} = {shown!r}: expected {expected}")
 
     verdict, _, name = key.partition("-")
     if verdict == Verdict.ALLOW and name in KINDS:
@@ -208,12 +215,26 @@ def _read_key(key: str, value: Any, place: str, arguments: dict[str, Any]) -> No
         arguments["imports"] = _list(value, wrong, _host, "hosts, as in git.example.com or git.example.com:8443")
     elif key == "sha256":
         arguments["sha256"] = frozenset(_list(value, wrong, _digest, "digests of 64 hexadecimal digits"))
-    elif key in ("pinned", "local", "inspect", "open-redis"):
+    elif key in ("pinned", "local", "inspect", "open-redis", "unlocked"):
         arguments[key.replace("-", "_")] = value if isinstance(value, bool) else wrong("true or false")
+    elif key in ("index", "package-hosts", "packages", "packages-size"):
+        arguments[key.replace("-", "_")] = _package_key(key, value, wrong)
     else:
         raise ConfigError(
             f"{place} has {key[:80]!r}: expected one of {', '.join(_KEYS)}", hint=_key_hint(place, key, _KEYS)
         )
+
+
+def _package_key(key: str, value: Any, wrong: Callable[[str], NoReturn]) -> Any:
+    from sandboxrun.policy import packages  # late, because most files have none of these keys
+
+    if key == "index":
+        return packages.read_index(value, wrong)
+    if key == "packages-size":
+        return packages.read_size(value, wrong)
+    if key == "packages":
+        return _list(value, wrong, packages.read_name, "names of packages, as in requests or types-*")
+    return _list(value, wrong, _host, "hosts, as in files.example.com or files.example.com:8443")
 
 
 def _top_hint(place: str, name: str, document: dict[str, Any]) -> str:

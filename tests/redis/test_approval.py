@@ -113,7 +113,7 @@ def test_diff_shows_and_approve_agrees_to_exactly_that(r: redis.Redis, grown: Ru
     shown = "".join(f"  + {line}\n" for line in LINES)
     for _ in range(2):
         assert grown("diff", "t", "1").out == shown
-    assert json.loads(grown("diff", "t", "1", "--json").out) == {"recorded": True, "grown": LINES}
+    assert json.loads(grown("diff", "t", "1", "--json").out) == {"recorded": True, "grown": LINES, "script": None}
     assert grown("t", "1").code == 77  # looking changes nothing
     assert grown("approve", "t", "1").out == shown + "approved\n"
     r.hset("t:1:h", "allowNet", "a.example:443,b.example,c.example")
@@ -155,7 +155,7 @@ def test_what_is_too_much_to_read_is_said_by_diff_as_by_a_run(r: redis.Redis, ru
 def test_the_first_run_asks_nothing_and_approve_before_it_counts(r: redis.Redis, run: Runner, local: Local) -> None:
     local(RAN, allowNet="a.example")
     assert run("diff", "t", "1").out == "t:1:h was never run or approved; it asks for:\n  + --allow-net a.example\n"
-    assert json.loads(run("diff", "t", "1", "--json").out) == {"recorded": False, "grown": None}
+    assert json.loads(run("diff", "t", "1", "--json").out) == {"recorded": False, "grown": None, "script": None}
     assert run("approve", "t", "1").code == 0
     r.hset("t:1:h", "allowNet", "b.example")
     assert run("t", "1").code == 77

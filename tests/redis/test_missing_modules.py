@@ -13,26 +13,28 @@ from raw_host import RawHost
 from runner import Runner
 
 from sandboxrun import installation
-from sandboxrun.sandbox.child import modules
 
 Local = Callable[..., Path]
 ONE_FILE = (
-    "a script by URL is one file, and nothing beside it is fetched: put the code into the script, or run its folder by "
-    "url=FOLDER version=local"
+    "a script by URL has no other files but those that its block lists: run sandboxrun lock where the script is, or run its "
+    "folder by url=FOLDER version=local"
 )
 BLOCK = """\
 # /// script
 # requires-python = ">=3.11"
-# dependencies = [
-#   "absent-by-design>=2,<3",
-#   "another-absent; python_version >= '3.8'",
-# ]
 # ///
 """
 
 
 def install(*packages: str) -> str:
     return f"hint: {sys.executable} -m pip install {shlex.join(packages)}"
+
+
+def declare(package: str) -> str:
+    return (
+        f'to pin it with the script, begin that with the lines "# /// script", "# dependencies = [\'{package}\']" and "# ///", '
+        "and run: sandboxrun lock FILE"
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,9 +53,10 @@ def test_a_package_that_is_not_installed(
     folder = local(code)
     done = run("t", "1")
     assert done.code == 1
-    assert done.err.splitlines()[-2:] == [
+    assert done.err.splitlines()[-3:] == [
         f"{name} is neither in {folder} nor installed: a worker finds the packages that are installed beside "
         "sandboxrun, and their code is trusted as sandboxrun's own is",
+        declare(package),
         install(package),
     ], done.err
 
@@ -73,10 +76,11 @@ def test_a_helper_beside_a_script_by_url(r: redis.Redis, run: Runner, host: RawH
     host.files["/v1/w.py"] = "import helper_beside\n"
     r.hset("t:1:h", mapping={"url": host.url + "/{version}/w.py", "version": "v1"})
     lines = run("t", "1").err.splitlines()
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         "helper_beside is not installed: a worker finds the packages that are installed beside sandboxrun, and their code "
         "is trusted as sandboxrun's own is",
         f"if helper_beside is a file beside the script: {ONE_FILE}",
+        declare("helper_beside"),
         install("helper_beside"),
     ], lines
 
@@ -90,11 +94,33 @@ def test_a_relative_import(r: redis.Redis, run: Runner, local: Local) -> None:
     )
 
 
-def test_dependencies_in_the_script_are_what_is_to_be_installed(r: redis.Redis, run: Runner, local: Local) -> None:
-    local(BLOCK + "import absent_by_design")
-    lines = run("t", "1").err.splitlines()
-    assert lines[-2] == 'the list of dependencies in "# /// script" is not read', lines
-    assert lines[-1] == install("absent-by-design>=2,<3", "another-absent; python_version >= '3.8'")
+def test_a_script_with_a_block_imports_what_it_names_alone(r: redis.Redis, run: Runner, local: Local) -> None:
+    """httpx is installed beside sandboxrun."""
+    folder = local("import httpx\nprint(httpx.__name__)")
+    assert run("t", "1").out == "httpx\n"
+    folder = local(BLOCK + "import httpx")
+    assert run("t", "1").err.splitlines()[-2:] == [
+        "httpx is neither a file of the script nor among its dependencies, and a script with a block imports nothing else: add "
+        '"httpx" to dependencies, or httpx.py to its files, in the block "# /// script"',
+        f"hint: sandboxrun lock {folder / 'worker.py'}",
+    ]
+
+
+def test_a_block_without_an_end_counts_for_nothing_and_that_is_said(r: redis.Redis, run: Runner, local: Local) -> None:
+    local("# /// script\n# dependencies = ['absent-by-design']\nimport absent_by_design")
+    assert (
+        'the block "# /// script" has no end, a line "# ///", or lies in a string, so it counts for nothing'
+        in run("t", "1").err.splitlines()
+    )
+
+
+def test_what_the_sdk_needs_is_there_in_a_script_with_a_block(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(
+        BLOCK
+        + 'import hiredis, redis, cryptography\nfrom sandboxrun import worker\nprint(worker.connect().ping(), worker.config()["version"])'
+    )
+    done = run("t", "1")
+    assert (done.code, done.out) == (0, "True local\n"), done.err
 
 
 @pytest.mark.parametrize(
@@ -114,29 +140,6 @@ def test_other_errors_of_imports_name_no_package(r: redis.Redis, run: Runner, lo
 def test_a_part_of_python_is_no_package(r: redis.Redis, run: Runner, local: Local) -> None:
     local("raise ModuleNotFoundError('x', name='msilib')")  # of Windows
     assert "msilib belongs to Python, and this installation of Python lacks it" in run("t", "1").err
-
-
-@pytest.mark.parametrize(
-    ("source", "listed"),
-    [
-        (BLOCK, ["absent-by-design>=2,<3", "another-absent; python_version >= '3.8'"]),
-        ("# /// script\n# dependencies = []\n# ///\n", []),
-        ("# /// script\n# dependencies = ['x']\n", []),
-        ("# /// script\n# dependencies = ['x'\n# ///\n", []),
-        ("# /// script\n# dependencies = 'x'\n# ///\n", []),
-        ("# /// script\n# dependencies = [1, 'x']\n# ///\n", ["x"]),
-        ("# /// script\n# dependencies = ['--index-url=http://x', '-r x', '', \"x\\ny\", 'z']\n# ///\n", ["z"]),
-        (
-            "# /// script\n# dependencies = ['x @ file:///data/x', 'x@git+https://h/x', 'x/../y', 'x[a,b] >=1,<2; os_name == \"a\"']\n# ///\n",
-            ['x[a,b] >=1,<2; os_name == "a"'],
-        ),
-        ("# /// other\n# dependencies = ['x']\n# ///\n", []),
-        ("import os\n\n# /// script\n# dependencies = ['x']\n#\n# ///\nx = 1\n", ["x"]),
-        ("", []),
-    ],
-)
-def test_the_block_is_read_as_pep_723_says(source: str, listed: list[str]) -> None:
-    assert modules.dependencies(source) == listed
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ def test_cache_shows_what_is_there_and_clean_removes_it(r: redis.Redis, run: Run
     shown = run("cache")
     assert "v1.0.0" in shown.out
     assert host.url in shown.out
-    assert run("cache", "--clean").out.startswith("removed 1 scripts")
+    assert run("cache", "--clean").out.startswith("removed 1 script, ")
     assert "cleaned" in run("cache").out
     assert not list((run.home / ".cache/sandboxrun/blobs").iterdir())
 

@@ -30,7 +30,8 @@ SUPERVISOR = frozenset(
     sandboxrun.config.secrets sandboxrun.config.targets sandboxrun.config.worker sandboxrun.digests
     sandboxrun.errors sandboxrun.fetch sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse
     sandboxrun.fetch.resolve sandboxrun.files sandboxrun.host sandboxrun.host.configuration
-    sandboxrun.host.folders sandboxrun.host.plan sandboxrun.host.run sandboxrun.log sandboxrun.modulecache sandboxrun.policy
+    sandboxrun.host.folders sandboxrun.host.plan sandboxrun.host.run
+    sandboxrun.host.runplan sandboxrun.log sandboxrun.modulecache sandboxrun.policy
     sandboxrun.policy.approval sandboxrun.policy.audit sandboxrun.policy.ceiling sandboxrun.policy.file
     sandboxrun.records sandboxrun.redis sandboxrun.redis.acl sandboxrun.redis.address sandboxrun.redis.claim
     sandboxrun.redis.connection sandboxrun.redis.hashes sandboxrun.redis.lease sandboxrun.redis.login

@@ -31,6 +31,8 @@ class Index:
                 index.requests.append(self.path)
                 index._answer(self)
 
+            do_HEAD = do_GET  # the name is the library's
+
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
@@ -104,6 +106,8 @@ class Index:
         if not endless:
             handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
+        if handler.command == "HEAD":
+            return
         with contextlib.suppress(OSError):
             handler.wfile.write(body)
             while endless:

@@ -51,7 +51,7 @@ LAYERS: dict[str, frozenset[str]] = {
     | {"redis", "protocol"},  # what Redis says about all workers; below the host, which runs and stops its own
     "host": _RUN | {"modulecache"},
     "describe": _RUN | {"installation", "sandbox/selftest", "host", "protocol"},
-    "dev": _RUN | {"host"},
+    "dev": _RUN | {"host", "packages"},
     "cli": _ALL,
     "__main__": frozenset({"cli"}),
 }

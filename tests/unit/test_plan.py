@@ -20,7 +20,8 @@ from sandboxrun.fetch.cached import from_cache
 from sandboxrun.host.examine import examine
 from sandboxrun.host.folders import Folders
 from sandboxrun.host.plain import differences, from_plain, to_plain
-from sandboxrun.host.plan import Preparation, RunOptions, RunPlan
+from sandboxrun.host.plan import Preparation
+from sandboxrun.host.runplan import RunOptions, RunPlan
 from sandboxrun.policy import approval
 from sandboxrun.records import replace
 from sandboxrun.redis.hashes import Hashes, Stored
@@ -197,7 +198,7 @@ def _changed(plain: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("format", 2), ("worker", None), ("worker.key", 5), ("worker.more", 1), ("limits.memory", "4G"), ("limits.more", 1),
+        ("format", 1), ("worker", None), ("worker.key", 5), ("worker.more", 1), ("limits.memory", "4G"), ("limits.more", 1),
         ("policy.net", {}), ("policy.read", "/"), ("policy.unix_socket", 5), ("env", "TZ"), ("script.source", b""),
         ("script.is_file", 1), ("worker.permissions", {"allow": {"net": ["a b"]}, "deny": {}}), ("more", 1),
         ("worker.permissions", {"allow": {"nonsense": []}, "deny": {}}), ("inspect", {}), ("worker.loop", {}),

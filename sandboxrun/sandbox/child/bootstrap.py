@@ -152,7 +152,7 @@ def _load(plan, runtime):
     """The script as the module `__main__`, and its code; nothing of it has run yet."""
     source = plan["source"].decode("utf-8-sig")
     main = type(sys)("__main__")
-    main.__file__, main.__builtins__ = plan["name"], __builtins__
+    main.__file__, main.__builtins__ = plan["file"], __builtins__
     if plan["show_source"]:
         main.__loader__ = runtime.SourceLoader(source)
     sys.modules["__main__"] = main

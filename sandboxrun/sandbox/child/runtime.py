@@ -71,6 +71,10 @@ def prepare(plan: dict[str, Any]) -> None:
     output.reconfigure(line_buffering=True)  # it is a pipe, and somebody may read along
     sys.prefix = sys.exec_prefix = plan["prefix"]
     sys.path[:0] = plan["script_path"]
+    if plan["packages"] is not None:
+        from sandboxrun.sandbox.child import packages
+
+        packages.isolate(plan["packages"], plan["sites"], debug=plan["inspect"] is not None)
     import _sitebuiltins
     import builtins
 

@@ -43,10 +43,15 @@ class Script:
     """What the child runs: the supervisor's own, verified copy of the source, never a path to be read again."""
 
     source: bytes
-    name: str  # shown in tracebacks; sys.argv[0] and __file__
-    folder: str | None  # first on sys.path: a local worker's own folder
+    name: str  # shown in tracebacks; sys.argv[0]
+    folder: str | None  # first on sys.path: a local worker's own folder, or the one with the files of a fetched script
     code: bytes | None  # the source's, marshalled, for this interpreter; None: the child compiles it
     is_file: bool  # whether `name` is a path whose source Python can read by itself
+    path: str = ""  # __file__, if it is not the name
+    packages: tuple[str, ...] | None = (
+        None  # of a script with a block: the folders of its packages; no others are on sys.path
+    )
+    declared: tuple[str, ...] = ()  # its dependencies
 
 
 @record
@@ -176,6 +181,10 @@ class Child:
             "name": script.name,
             "show_source": not script.is_file,
             "script_path": [script.folder] if script.folder else [],
+            "file": script.path or script.name,
+            "packages": None if script.packages is None else list(script.packages),
+            "declared": list(script.declared),
+            "sites": list(confinement.interpreter.site_packages),
             "key": key,
             "prefix": confinement.interpreter.prefix,
             "env": confinement.env,

@@ -183,8 +183,33 @@ def trace(b: Beginner) -> None:
     b.again("trace", "r1", "--type", "t")
 
 
+def cache_digest(b: Beginner) -> None:
+    b.again("cache")
+    b.paste(b.hint("cache", "--remove", "0" * 12))
+
+
+def cache_digests(b: Beginner) -> None:
+    b.again("cache")
+    blobs = b.run.home / ".cache/sandboxrun/blobs"
+    for digit in "12":
+        (blobs / ("0" * 8 + digit * 56)).write_text("")
+    listed = b.paste(b.hint("cache", "--remove", "0" * 8))
+    assert [entry["digest"][:9] for entry in json.loads(listed)] == ["0" * 8 + "1", "0" * 8 + "2"]
+
+
+def cache_damaged(b: Beginner) -> None:
+    b.again("cache")
+    for digit in "12":
+        (b.run.home / ".cache/sandboxrun/blobs" / (digit * 64)).write_text("")
+    b.paste(b.hint("cache", "--verify", code=65))
+    assert "0 entries" in b.again("cache", "--verify").out
+
+
 SITUATIONS: dict[str, Callable[[Beginner], None]] = {
     "sandboxrun TYPE ID --audit {}": audit,
+    "sandboxrun cache": cache_digest,
+    "sandboxrun cache --json": cache_digests,
+    "sandboxrun cache {}": cache_damaged,
     "sandboxrun call {} {}": call_data,
     "sandboxrun ps --all": call_type,
     "sandboxrun completion {}": completion,
@@ -213,6 +238,7 @@ SITUATIONS: dict[str, Callable[[Beginner], None]] = {
 
 def test_each_hint_has_its_situation() -> None:
     elsewhere = templates("cli/dev.py").keys() | templates("cli/redish.py").keys()  # test_dev.py
+    elsewhere |= templates("cli/lock.py").keys()  # test_lock.py
     assert templates("cli").keys() - elsewhere == set(SITUATIONS)
 
 

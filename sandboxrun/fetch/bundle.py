@@ -1,0 +1,231 @@
+"""The files beside a script by URL: fetched by the digests in its block, and laid out once in a folder that a worker reads.
+
+`trees/HEX` has the script, its files, and the compiled code of those that are Python. It is made under another name and
+renamed, so it is whole or not there. Each start verifies every byte of it: sources against the digests in the script, compiled
+code against a record that only this user's key can have sealed. No worker is ever given a folder of the cache for writing.
+"""
+
+from __future__ import annotations
+
+import _frozen_importlib_external as _external
+import contextlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+
+from sandboxrun.config.script import BLOCK_FORMAT, FILES_MAX_BYTES, OPENING, Block, plain_block, read_block
+from sandboxrun.digests import hex_digest
+from sandboxrun.errors import FetchError, IntegrityError, ScriptError
+from sandboxrun.fetch.cache import Cache, locked
+from sandboxrun.fetch.resolve import ImportList, Source
+from sandboxrun.records import asdict, record
+
+_RECORD_MAX_BYTES = 1 << 20
+_CODE_MAX_BYTES = 16 << 20
+
+
+@record
+class Bundled:
+    """A script by URL and what its block names."""
+
+    source: Source
+    name: str  # of the script's file
+    script: bytes
+    sha256: str
+    block: Block
+
+    @property
+    def tree(self) -> str:
+        """The name of its folder: compiled code is for one interpreter."""
+        interpreter = (sys.implementation.cache_tag, _external.MAGIC_NUMBER, sys.flags.optimize)
+        return hex_digest(repr((self.sha256, self.source.url, interpreter)).encode())
+
+
+def block_of(script: bytes, sha256: str, origin: str, cache: Cache) -> Block | None:
+    """The block of a script, read once: TOML takes longer than all else of a start that is cached. Raises ScriptError."""
+    if OPENING not in script:
+        return None
+    name = f"{sha256}-{BLOCK_FORMAT}"
+    sealed = cache.blocks.get(name, _RECORD_MAX_BYTES)
+    if sealed is not None:
+        return plain_block(json.loads(sealed))
+    block = read_block(script, origin)
+    cache.blocks.put(name, json.dumps(block and asdict(block)).encode())
+    return block
+
+
+def bundled(source: Source, script: bytes, sha256: str, block: Block) -> Bundled:
+    """Raises ScriptError if a file of the block would take the script's own place."""
+    name = source.url.partition("?")[0].rpartition("/")[2]
+    if not name.isascii() or not name.replace(".", "").replace("-", "").replace("_", "").isalnum() or name[0] == ".":
+        name = "worker.py"
+    for path, _ in block.files:
+        if path.lower() == name.lower():
+            raise ScriptError(f"{source.url}:{block.first_line} has the file {path!r}, which is the script itself")
+    return Bundled(source, name, script, sha256, block)
+
+
+def beside(url: str, path: str) -> str:
+    """The URL of a file beside the one at `url`: same host, same ref."""
+    from urllib.parse import urlsplit, urlunsplit
+
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"{parts.path.rpartition('/')[0]}/{path}"))
+
+
+def existing_tree(bundle: Bundled, cache: Cache) -> str | None:
+    """The folder of a bundle, verified; None if it is not there, or not as it was made."""
+    folder = os.path.join(cache.trees, bundle.tree)
+    sealed = cache.tree_records.get(bundle.tree, _RECORD_MAX_BYTES)
+    if sealed is None:
+        return None
+    expected = {bundle.name: bundle.sha256, **dict(bundle.block.files), **json.loads(sealed)}
+    return folder if _is_as_made(folder, expected) else None
+
+
+def make_tree(
+    bundle: Bundled,
+    cache: Cache,
+    *,
+    allowed: ImportList,
+    cached_only: bool,
+    progress: Callable[[str], None],
+) -> str:
+    """The folder of a bundle, of which the missing files are fetched. Raises FetchError or IntegrityError; then nothing changes."""
+    os.makedirs(cache.trees, mode=0o700, exist_ok=True)
+    with locked(os.path.join(cache.trees, ".lock"), bundle.source.url):
+        tree = existing_tree(bundle, cache)
+        if tree is not None:
+            return tree
+        return _lay_out(bundle, cache, _contents(bundle, cache, allowed, cached_only, progress))
+
+
+def file_from_cache_or_origin(
+    url: str,
+    digest: str,
+    cache: Cache,
+    *,
+    allowed: ImportList,
+    cached_only: bool,
+    progress: Callable[[str], None],
+) -> bytes:
+    """The bytes that have this digest, of at most FILE_MAX_BYTES. Raises FetchError or IntegrityError."""
+    data = cache.read(digest)
+    if data is not None:
+        return data
+    if cached_only:
+        raise FetchError(f"{url} is not in the cache, and --cached-only forbids to fetch it", hint="sandboxrun TYPE ID")
+    from sandboxrun.fetch.download import download_beside
+
+    data = download_beside(url, allowed=allowed, progress=progress)
+    actual = hex_digest(data)
+    if actual != digest:
+        raise IntegrityError(f"{url} has sha256 {actual}, but the script pins {digest}")
+    cache.keep(data, digest)
+    return data
+
+
+def _contents(
+    bundle: Bundled, cache: Cache, allowed: ImportList, cached_only: bool, progress: Callable[[str], None]
+) -> dict[str, bytes]:
+    """All files by path; from the cache, or several at a time from the origin."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def get(path: str, digest: str) -> bytes:
+        url = beside(bundle.source.url, path)
+        allowed.check(url)
+        return file_from_cache_or_origin(
+            url, digest, cache, allowed=allowed, cached_only=cached_only, progress=progress
+        )
+
+    contents = {bundle.name: bundle.script}
+    total = 0
+    with ThreadPoolExecutor(6, "files") as executor:
+        futures = {path: executor.submit(get, path, digest) for path, digest in bundle.block.files}
+        try:
+            for path, future in futures.items():
+                contents[path] = future.result()
+                total += len(contents[path])
+                if total > FILES_MAX_BYTES:
+                    raise ScriptError(
+                        f"{bundle.source.url} has files of more than {FILES_MAX_BYTES >> 20} MiB together"
+                    )
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+    return contents
+
+
+def _lay_out(bundle: Bundled, cache: Cache, contents: dict[str, bytes]) -> str:
+    from sandboxrun.fetch import compile_tree
+
+    folder = os.path.join(cache.trees, bundle.tree)
+    staging = os.path.join(cache.trees, f".staging-{os.urandom(8).hex()}")
+    codes = compile_tree.compile_all({path: contents[path] for path in contents if path != bundle.name})
+    compiled = {_external.cache_from_source(path): code for path, code in codes.items() if len(code) <= _CODE_MAX_BYTES}
+    try:
+        for path, data in (*contents.items(), *compiled.items()):
+            _write(os.path.join(staging, path), data)
+        for parent, folders, _ in os.walk(staging, topdown=False):
+            for name in folders:
+                os.chmod(os.path.join(parent, name), 0o500)
+        os.chmod(staging, 0o500)
+        remove_tree(folder)
+        record = {path: hex_digest(data) for path, data in compiled.items()}
+        cache.tree_records.put(bundle.tree, json.dumps(record).encode())
+        os.rename(staging, folder)
+    except OSError as error:
+        raise FetchError(
+            f"the files of {bundle.source.url} cannot be kept in {cache.trees}: {error.strerror}"
+        ) from error
+    finally:
+        remove_tree(staging)
+    if existing_tree(bundle, cache) is None:
+        raise FetchError(f"the files of {bundle.source.url} cannot be kept in {cache.trees}")
+    return folder
+
+
+def _write(path: str, data: bytes) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
+    with open(fd, "wb") as file:
+        file.write(data)
+
+
+def remove_tree(folder: str) -> None:
+    """Remove a folder that was made read-only; nothing if it is not there. Symlinks are not followed."""
+    import shutil
+
+    if not os.path.lexists(folder):
+        return
+    with contextlib.suppress(OSError):
+        for parent, _, _ in os.walk(folder):
+            os.chmod(parent, 0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_as_made(folder: str, expected: dict[str, str]) -> bool:
+    """Whether a folder has exactly these files (path to sha256), and nobody else can write there."""
+    try:
+        return dict(_digests(folder)) == expected
+    except OSError:
+        return False
+
+
+def _digests(folder: str) -> Iterator[tuple[str, str]]:
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        status = os.lstat(os.path.join(folder, prefix))
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise NotADirectoryError(prefix)
+        with os.scandir(os.path.join(folder, prefix)) as entries:
+            for entry in entries:
+                path = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(path + "/")
+                    continue
+                fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                with open(fd, "rb", buffering=0) as file:
+                    yield path, hex_digest(file.read(_CODE_MAX_BYTES + 1) or b"")

@@ -1,0 +1,179 @@
+"""The lock of a script's packages: where it lies, what it says for this host, and how one is made if there is none.
+
+What a lock says for this host is kept, sealed, and used once its environment is installed: to read a lock takes longer than
+all else of a start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+
+from sandboxrun.config.contents import Package
+from sandboxrun.config.script import LOCK_NAME, Block
+from sandboxrun.digests import hex_digest
+from sandboxrun.errors import FetchError
+from sandboxrun.fetch import Artifact, bundle
+from sandboxrun.fetch.resolve import LocalSource, Source
+from sandboxrun.files import write_whole
+from sandboxrun.packages import seal
+from sandboxrun.packages.environment import installed
+from sandboxrun.packages.lock import LOCK_MAX_BYTES, Lock, canonical, read_lock
+from sandboxrun.records import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.host.contents import Means
+
+_KEPT_MAX_BYTES = 1 << 20
+_PYLOCK = re.compile(rb"(?m)^lock-version[ \t]*=")
+_SHOWN_MAX = 12
+
+
+@record
+class Found:
+    """A lock, and the packages of it that this host installs."""
+
+    lock: Lock  # without its packages, if they are installed
+    packages: tuple[Package, ...]
+    environment: str | None  # where they are installed, if they are
+    warnings: tuple[str, ...] = ()
+
+
+def lock_of(block: Block, artifact: Artifact, source: Source | LocalSource, means: Means) -> Found | None:
+    """None if it is not here and must not be fetched. Raises ScriptError, FetchError, IntegrityError, PolicyError."""
+    if isinstance(source, LocalSource):
+        beside = _beside(source, block)
+        if beside is None:
+            return _resolved(block, artifact, means, None)
+        path, data = beside
+        found = _found(path, hex_digest(data), lambda: data, means)
+        return Found(found.lock, found.packages, found.environment, tuple(_stale(block, source, path, found)))
+    if block.lock is None:
+        means.ceiling.check_unlocked(artifact.origin)
+        return _resolved(block, artifact, means, source)
+    digest = block.lock
+    if not means.fetch and means.cache.read(digest) is None:
+        return None
+    return _found(f"the lock of {artifact.origin}", digest, lambda: _fetched(digest, source, means), means)
+
+
+def names(script: str) -> tuple[str, ...]:
+    """Where the lock of a script of this name may lie, beside it."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", script.removesuffix(".py")).strip("-") or "worker"
+    return LOCK_NAME, f"pylock.{stem}.toml", "pylock.toml"
+
+
+def _found(shown: str, digest: str, get: Callable[[], bytes], means: Means) -> Found:
+    """`get` gets its bytes, which are verified."""
+    bare = Lock(shown, digest, ())
+    name = (
+        f"packages-{seal.name_of(bare)}"  # of this lock on this host: markers may ask for its whole version of Python
+    )
+    path = installed(bare, cache=means.folders.cache, key=means.folders.key)
+    sealed = means.cache.blocks.get(name, _KEPT_MAX_BYTES) if path is not None else None
+    if sealed is not None:
+        return Found(bare, tuple(Package(*values) for values in json.loads(sealed)), path)
+    from sandboxrun.packages.wheels import applicable
+
+    data = get()
+    lock = read_lock(data, f"{shown}.toml" if _PYLOCK.search(data) and not shown.endswith(".toml") else shown)
+    packages = tuple(Package.of(each.name, each.version, each.digests) for each in applicable(lock))
+    plain = [[package.name, package.version, package.wheels] for package in packages]
+    means.cache.blocks.put(name, json.dumps(plain).encode())
+    return Found(lock, packages, path)
+
+
+def _fetched(digest: str, source: Source, means: Means) -> bytes:
+    """From the cache, or from beside the script. Raises FetchError, IntegrityError."""
+    missing: FetchError | None = None
+    for name in names(source.url.partition("?")[0].rpartition("/")[2]):
+        url = bundle.beside(source.url, name)
+        try:
+            return bundle.file_from_cache_or_origin(
+                url, digest, means.cache, allowed=means.allowed, cached_only=means.cached_only, progress=means.progress
+            )
+        except FetchError as error:
+            if " answers 404" not in str(error):
+                raise
+            missing = missing or error
+    assert missing is not None
+    raise missing
+
+
+def _beside(source: LocalSource, block: Block) -> tuple[str, bytes] | None:
+    """Path and bytes of the lock in the script's folder: the one that the block names, else the first."""
+    folder = source.folder or os.path.dirname(source.script)
+    first = None
+    for name in names(os.path.basename(source.script)):
+        path = os.path.join(folder, name)
+        try:
+            with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+                data = file.read(LOCK_MAX_BYTES + 1)
+        except OSError:
+            continue
+        if hex_digest(data) == block.lock:
+            return path, data
+        first = first or (path, data)
+    return first
+
+
+def _stale(block: Block, source: LocalSource, path: str, found: Found) -> Iterator[str]:
+    """What is to be locked anew. It runs as it is."""
+    here = {package.name for package in found.packages}
+    wanted = [canonical(re.split(r"[^A-Za-z0-9._-]", text)[0]) for text in block.dependencies if ";" not in text]
+    absent = [name for name in wanted if name not in here]
+    if absent:
+        yield f"{path} does not have {', '.join(absent[:3])}, which {source.script}:{block.first_line} depends on"
+    elif found.lock.sha256 != block.lock:
+        yield f"{source.script}:{block.first_line} does not pin {path} as it is, so it would be refused where it is fetched"
+
+
+def _resolved(block: Block, artifact: Artifact, means: Means, source: Source | None) -> Found | None:
+    """The lock that was made when it was needed first. That of a fetched `source` is kept beside its pin, so it stays."""
+    index = means.ceiling.index
+    wanted = repr((block.dependencies, block.requires_python, block.exclude_newer, index))
+    name = f"resolved-{hex_digest(wanted.encode())}"
+    kept = _read(f"{means.cache.pin_path(source)}.{name}") if source is not None else None
+    if source is None:
+        kept = means.cache.blocks.get(name, LOCK_MAX_BYTES)
+    shown = f"the lock of {artifact.origin}"
+    if kept is not None:
+        data = kept
+        return _found(shown, hex_digest(data), lambda: data, means)
+    if not means.fetch:
+        return None
+    if means.cached_only:
+        raise FetchError(
+            f"the packages of {artifact.origin} were not resolved yet, and --cached-only forbids to ask an index",
+            hint="sandboxrun TYPE ID",
+        )
+    from sandboxrun.packages.resolve import Wanted, resolve
+
+    means.say(f"resolving the packages of {artifact.origin}")
+    script = os.path.basename(artifact.origin.partition("?")[0])
+    fresh = resolve(
+        Wanted(script, block.dependencies, block.requires_python, block.exclude_newer), os.environ, index=index
+    )
+    if source is not None:
+        write_whole(f"{means.cache.pin_path(source)}.{name}", fresh, mode=0o400)
+    else:
+        means.cache.blocks.put(name, fresh)
+    found = _found(shown, hex_digest(fresh), lambda: fresh, means)
+    return Found(found.lock, found.packages, found.environment, (_told(artifact, found),))
+
+
+def _told(artifact: Artifact, found: Found) -> str:
+    more = len(found.packages) - _SHOWN_MAX
+    packages = ", ".join(map(str, found.packages[:_SHOWN_MAX])) + (f" and {more} more" if more > 0 else "")
+    return f"{artifact.origin} has dependencies and no lock, so they were resolved now: {packages}"
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read(LOCK_MAX_BYTES + 1)
+    except OSError:
+        return None

@@ -1,0 +1,99 @@
+"""What is decided of a run, as values: the command line, the plan, and the agreement of the operator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from sandboxrun.config.permissions import Permissions
+from sandboxrun.config.worker import Asked, WorkerConfig
+from sandboxrun.fetch.resolve import ImportList
+from sandboxrun.records import field, record, replace
+from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.config.debugger import Inspect
+    from sandboxrun.config.limits import Limits
+
+
+@record
+class RunOptions:
+    """The command line of one run, parsed."""
+
+    type: str
+    id: str
+    redis_url: str
+    allowed: ImportList | None = None  # None: the policy's hosts, else the default ones
+    extra: Permissions = field(default_factory=Permissions)
+    limits: Mapping[str, int] = field(default_factory=dict)
+    degraded: tuple[str, ...] = ()  # names of kernel features the operator does without
+    reload: bool = False
+    cached_only: bool = False
+    policy: str | None = None  # a policy file instead of the user's
+    yes: bool = False  # more permissions than last time are agreed to
+    audit: tuple[str, ...] = ()  # files, or "journal"
+    inspect: Inspect | None = None
+    output_log: bool = True  # what the worker prints is kept, for `sandboxrun logs`
+    wait: bool = False  # for Redis and for the hash, instead of ending
+    standby: int | None = None  # a descriptor: start when a byte can be read from it, or not at all when it is closed
+
+
+@record
+class Bundle:
+    """The script, verified."""
+
+    source: bytes = field(repr=False)
+    sha256: str
+    origin: str  # URL or path; shown in tracebacks
+    folder: str | None  # first on its sys.path: of a local worker, or of the files that came with it
+    is_file: bool  # whether `origin` is a path
+    path: str  # __file__; empty: the origin
+    files: tuple[tuple[str, str], ...] = ()  # path and sha256 of what came with it
+
+
+@record
+class Packages:
+    """What a script with a block imports beside Python's own modules, its files and the SDK."""
+
+    declared: tuple[str, ...]  # its dependencies
+    lock: str | None  # sha256; None without dependencies
+    folder: str | None  # the environment that they are installed in
+    installed: tuple[tuple[str, str], ...]  # name and version
+
+
+@record
+class RunPlan:
+    """All that is decided of a run before its child is confined; no secret, and nothing that differs from run to run."""
+
+    worker: WorkerConfig  # with what the command line adds, and within the ceiling
+    script: Bundle
+    environment: Interpreter
+    policy: SandboxPolicy  # but for the run's own scratch folder
+    env: tuple[str, ...]  # the operator's variables that the worker sees, by name
+    degraded: tuple[str, ...]  # what of the boundary does not hold
+    stands_on: tuple[str, ...]  # the hashes without which the worker could not be started again
+    packages: Packages | None = None  # None: no block, so it imports what is installed beside sandboxrun
+
+    @property
+    def limits(self) -> Limits:
+        return self.worker.limits
+
+    @property
+    def inspect(self) -> Inspect | None:
+        return self.worker.inspect
+
+    def policy_with(self, scratch: str) -> SandboxPolicy:
+        """For a run that has this folder of its own."""
+        real = os.path.realpath(scratch)
+        return replace(self.policy, read=(*self.policy.read, real), write=(*self.policy.write, real))
+
+
+@record
+class Agreement:
+    """Whether the operator agrees to what the hash asks. `how`: "first" if nothing was recorded, "same" if it asks for
+    nothing more, "--yes", "terminal"; empty if nobody has approved what has `grown`."""
+
+    how: str
+    grown: tuple[str, ...]
+    before: Asked | None = None  # the last approval, unless this one was recorded

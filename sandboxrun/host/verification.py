@@ -1,0 +1,77 @@
+"""Whether what lies in the cache is what was put there. A start verifies what it uses; this reads everything."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+
+from sandboxrun.digests import hex_digest
+from sandboxrun.errors import SandboxrunError
+from sandboxrun.fetch import bundle
+from sandboxrun.fetch.cache import Cache, Entry
+from sandboxrun.fetch.resolve import Source, is_mutable
+from sandboxrun.host.folders import Folders
+from sandboxrun.host.inventory import Holding, Kind, holdings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_BLOB_MAX_BYTES = 16 << 20
+
+
+def faults(folders: Folders) -> list[tuple[Holding, str]]:
+    """Each damaged entry, and what is wrong with it."""
+    entries = holdings(folders)
+    found = [(entry, _blob_fault(entry.path)) for entry in entries if entry.kind is Kind.SCRIPT]
+    trees = {entry.name: entry for entry in entries if entry.kind is Kind.FILES}
+    found += [(trees[name], fault) for name, fault in _tree_faults(folders) if name in trees]
+    packaged = [entry for entry in entries if entry.kind in (Kind.ENVIRONMENT, Kind.WHEEL)]
+    found += _package_faults(folders, packaged) if packaged else []
+    return [(entry, fault) for entry, fault in found if fault]
+
+
+def _blob_fault(path: str) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            data = file.read(_BLOB_MAX_BYTES)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    digest = hex_digest(data)
+    return "" if digest == os.path.basename(path) else f"has sha256 {digest}"
+
+
+def _tree_faults(folders: Folders) -> list[tuple[str, str]]:
+    """By the pins, because a script says which files belong to it."""
+    cache = Cache(folders.cache, folders.state)
+    found = []
+    for entry in cache.entries():
+        with contextlib.suppress(SandboxrunError):  # a script whose block is wrong has no files
+            bundled = _bundled(entry, cache)
+            if bundled is not None:
+                intact = bundle.existing_tree(bundled, cache) is not None
+                found.append((bundled.tree, "" if intact else "does not have the files that its script names"))
+    return found
+
+
+def _bundled(entry: Entry, cache: Cache) -> bundle.Bundled | None:
+    script = cache.read(entry.pin.sha256)
+    block = bundle.block_of(script, entry.pin.sha256, entry.url, cache) if script is not None else None
+    if script is None or block is None:
+        return None
+    source = Source(entry.url, entry.version, is_mutable(entry.version))
+    return bundle.bundled(source, script, entry.pin.sha256, block)
+
+
+def _package_faults(folders: Folders, entries: list[Holding]) -> list[tuple[Holding, str]]:
+    verify: Any = importlib.import_module("sandboxrun.packages.verify")
+    known = {environment.path: environment for environment in verify.environments(folders.cache, folders.key)}
+    wheels = set(verify.damaged_wheels(folders.cache))
+    return [
+        (entry, ("does not have the digest of its name" if entry.path in wheels else "")
+         if entry.kind is Kind.WHEEL
+         else verify.fault(known[entry.path]) if entry.path in known else "is no folder")
+        for entry in entries
+    ]  # fmt: skip

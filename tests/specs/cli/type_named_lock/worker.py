@@ -1,0 +1,3 @@
+import sys
+
+print("ran", sys.argv[1])

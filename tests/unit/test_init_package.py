@@ -1,0 +1,46 @@
+"""`sandboxrun init --package` makes a folder with a lock that is current, and says what to do where there is no index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runner import Runner
+from small_index import Index, serving
+
+from sandboxrun.config.script import read_block
+
+
+@pytest.fixture
+def index() -> Iterator[Index]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def run(tmp_path: Path, index: Index) -> Runner:
+    run = Runner("redis://127.0.0.1:1", tmp_path, policy=None)
+    run.env |= {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": index.url, "UV_HTTP_RETRIES": "0"}
+    return run
+
+
+def test_the_folder_is_made_with_its_lock(run: Runner, index: Index) -> None:
+    index.add("humanize", "4.9.0")
+    done = run("init", "--package", "my sizes")
+    names = ("worker.py", "test_worker.py", "README.md", ".vscode/launch.json", "words.py", "requirements.lock")
+    assert done.out == "".join(f"my sizes/{name}\n" for name in names) + "next: sandboxrun dev my sizes\n"
+    assert "humanize==4.9.0 " in (run.home / "my sizes/requirements.lock").read_text()
+    assert run("lock", "my sizes", "--check").out == "worker.py is current\n"
+
+
+def test_without_an_answer_of_the_index_it_says_what_to_do_later(run: Runner, index: Index) -> None:
+    done = run("init", "--package", "my sizes")
+    assert done.code == 0
+    assert "its package is not locked, because the dependencies have no solution: " in done.out
+    assert done.out.endswith("later: sandboxrun lock 'my sizes'\nnext: sandboxrun dev my sizes\n")
+    block = read_block((run.home / "my sizes/worker.py").read_bytes(), "")
+    assert block is not None
+    assert ([path for path, _ in block.files], block.lock) == (["words.py"], None)
+    index.add("humanize", "4.9.0")
+    assert run("lock", "my sizes").out == "+ humanize 4.9.0\nwrote requirements.lock\nwrote worker.py\n"
