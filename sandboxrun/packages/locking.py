@@ -189,9 +189,8 @@ def stale_lock(script: Script, lock: Locked) -> Iterator[str]:
 
 
 def _unsatisfied(block: Block, lock: Locked) -> Iterator[str]:
-    assert lock.text is not None
     found: dict[str, list[str]] = {}
-    for pin in resolve.pins(lock.text, lock.name):
+    for pin in pins(lock):
         found.setdefault(pin.name, []).append(pin.version)
     for text in block.dependencies:
         wanted = resolve.requirement(text)
@@ -214,7 +213,7 @@ def changed_packages(before: Locked, after: Locked) -> Iterator[str]:
 
     def versions(lock: Locked) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for pin in _pins(lock):
+        for pin in pins(lock):
             found.setdefault(pin.name, []).append(pin.version)
         return found
 
@@ -228,5 +227,6 @@ def changed_packages(before: Locked, after: Locked) -> Iterator[str]:
             yield f"~ {name} {', '.join(old[name])} -> {', '.join(new[name])}"
 
 
-def _pins(lock: Locked) -> tuple[Pin, ...]:
+def pins(lock: Locked) -> tuple[Pin, ...]:
+    """The packages of a lock; none if there is no lock."""
     return () if lock.text is None else resolve.pins(lock.text, lock.name)
