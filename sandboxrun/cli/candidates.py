@@ -153,8 +153,23 @@ def _named(metavar: str, what: str) -> Iterator[tuple[str, str]]:
         yield from ((command, "command") for command in COMMANDS)
     elif metavar == "FIELD":
         yield from ((field, "field") for field in READ_FIELDS)
+    elif metavar == "DIGEST":
+        yield from _digests()
     if _PLACE.search(metavar):
         yield FILES, ""
+
+
+def _digests() -> Iterator[tuple[str, str]]:
+    """Of what `cache --remove` may mean."""
+    from sandboxrun.errors import SandboxrunError
+    from sandboxrun.host.folders import Folders
+    from sandboxrun.host.inventory import holdings
+
+    try:
+        entries = holdings(Folders.of_user())
+    except SandboxrunError:
+        return
+    yield from ((entry.name, entry.kind.noun) for entry in entries)
 
 
 def _metavar(action: argparse.Action) -> str:

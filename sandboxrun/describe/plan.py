@@ -49,9 +49,13 @@ def _parts(plan: Json, paint: Paint) -> Iterator[Iterator[str]]:
             "sha256": script["sha256"],
             "size": f"{size} bytes",
             "imports from": script["folder"] or "",
+            "files": [f"{path} sha256 {digest}" for path, digest in script["files"].items()],
         },
         paint,
     )
+    packages = plan["packages"]
+    if packages is not None:
+        yield _rows("packages", {"declared": packages["declared"], "lock": packages["lock"] or ""}, paint)
     yield _rows("environment", {"prefix": plan["environment"]["prefix"], "variables": plan["env"]}, paint)
     for verdict, head in (("allow", "allowed"), ("deny", "denied")):
         yield _rows(head, {**worker["permissions"][verdict]}, paint)

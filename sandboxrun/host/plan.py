@@ -292,7 +292,7 @@ def prepare(
     preparation.fetch(_obtain(preparation, cache, progress, audit, log))
     preparation.gather(cache, fetch=True, say=lambda message: log.info("packages", message), progress=progress)
     for warning in preparation.gathered.warnings if preparation.gathered is not None else ():
-        log.warning("script", warning, hint=(f"sandboxrun lock {_quoted(preparation)}",))
+        log.warning("script", warning, hint=_lock_hint(preparation.source))
     preparation.approve(ask=True)
     agreement = _needed(preparation.agreement)
     if agreement.how != "same":
@@ -383,11 +383,13 @@ def _without(permissions: Permissions, data: str) -> Permissions:
     return Permissions(allow, permissions.deny)
 
 
-def _quoted(preparation: Preparation) -> str:
+def _lock_hint(source: Source | LocalSource | None) -> tuple[str, ...]:
+    """Only who has the script can lock it."""
+    if not isinstance(source, LocalSource):
+        return ()
     import shlex
 
-    source = preparation.source
-    return shlex.quote((source.folder or source.script) if isinstance(source, LocalSource) else "")
+    return (f"sandboxrun lock {shlex.quote(source.folder or source.script)}",)
 
 
 def _needed(value: T | None) -> T:

@@ -1,7 +1,8 @@
 """Wheels from the operator's own index, downloaded by pip: it knows the operator's indexes, mirrors, certificates and logins.
 
 pip is told to take nothing but wheels with these digests, and no dependencies, so it builds and runs nothing. It reads a file that
-is written here, never the lock. What it has downloaded is verified again by whoever takes it.
+is written here, never the lock, and opens a wheel only for its metadata, once the digest is right. What it has downloaded is
+verified again by whoever takes it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sandboxrun.packages.options import Options
 from sandboxrun.sandbox.supervisor.scratch import folder_size
 
 SECONDS = 600  # for all wheels of a lock
-_MEMORY_BYTES = 4 << 30
+_MEMORY_BYTES = 2 << 30
 _LOOK_SECONDS = 0.05
 _SPEAK_SECONDS = 5.0
 _STDERR_MAX_BYTES = 64 << 10
@@ -52,6 +53,7 @@ def fetch_wheels(
         file.writelines(map(_requirement, packages))
     # -P: the current folder is not on Python's path.
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-input", "--no-cache-dir"]
+    command += ["--disable-pip-version-check", "--progress-bar", "off"]
     command += ["--only-binary", ":all:", "--require-hashes", "--no-deps", "--dest", downloads, "-r", requirements]
     env = {name: value for name, value in os.environ.items() if _PASSED.fullmatch(name)} | {"TMPDIR": temporary}
     if options.index is not None:

@@ -96,10 +96,11 @@ def _check(found: Tree, options: Options) -> None:
     if len(sources) > options.files_max or compiled > len(sources) or size > options.unpacked_max:
         raise IntegrityError(f"{len(found.files)} files with {found.bytes} bytes are more than the limits allow")
     lower: dict[str, str] = {}
+    for file in found.files:
+        other = lower.setdefault(file.path.lower(), file.path)
+        if other != file.path:
+            raise IntegrityError(f"{file.path[:80]!r} differs from {other[:80]!r} in case alone")
     for path in (*(file.path for file in found.files), *found.folders):
-        other = lower.setdefault(path.lower(), path)
-        if other != path and "/" not in path:
-            raise IntegrityError(f"{path[:80]!r} differs from {other[:80]!r} in case alone")
         top = path.partition("/")[0]
         module = top.partition(".")[0].lower()
         if module in ("sandboxrun", "sitecustomize", "usercustomize") or (path == top and path.endswith(".pth")):
@@ -120,11 +121,11 @@ def _unpack(lock: Lock, wheels: Sequence[Wheel], tree: str, place: Place, option
         child.go()
         child.hang_up()
         output, because = _watch(child, tree, options)
+        if because:
+            raise ScriptError(f"the wheels of {lock.name} are not installed: {because}")
         code = child.wait()
     finally:
-        child.close()
-    if because:
-        raise ScriptError(f"the wheels of {lock.name} are not installed: {because}")
+        child.close()  # which kills it if it has not ended
     if code != 0:
         raise ScriptError(f"the wheels of {lock.name} are not installed: the process that unpacks them {_ending(code)}")
     _check_answer(output, wheels)
@@ -135,15 +136,16 @@ def _ending(code: int) -> str:
 
 
 def _confinement(wheels: Sequence[Wheel], tree: str, place: Place, options: Options) -> Confinement:
+    paths = [os.path.realpath(wheel.path) for wheel in wheels]  # ~/.cache may be a symlink
     order = {
-        "wheels": [(wheel.path, wheel.sha256, wheel.package.name) for wheel in wheels],
+        "wheels": [(path, wheel.sha256, wheel.package.name) for path, wheel in zip(paths, wheels, strict=True)],
         "final": place.final,
         "files_max": options.files_max,
         "unpacked_max": options.unpacked_max,
     }
     interpreter = this_interpreter()
     built = policy.build(
-        Permissions({str(Kind.READ): tuple(wheel.path for wheel in wheels)}),
+        Permissions({str(Kind.READ): tuple(paths)}),
         key=_KEY,
         interpreter=interpreter,
         scratch=tree,
@@ -168,7 +170,7 @@ def _confinement(wheels: Sequence[Wheel], tree: str, place: Place, options: Opti
 
 
 def _watch(child: Child, tree: str, options: Options) -> tuple[bytes, str]:
-    """What the child has printed, once it has ended, and why it was killed if it was."""
+    """What the child has printed, once it has ended; or why it is to be killed."""
     poll = select.poll()
     poll.register(child.pidfd, select.POLLIN)
     said = {file.fileno(): bytearray() for file in child.output}

@@ -59,7 +59,7 @@ class Unpacking:
             stem = dist_info(infos, name)
             check_format(archive.read(f"{stem}.dist-info/WHEEL") if _size(infos, f"{stem}.dist-info/WHEEL") else b"")
             for info in infos:
-                path = target(info.orig_filename, f"{stem}.data/")
+                path = target(info.orig_filename)
                 if not path:
                     continue
                 if path in own:
@@ -159,16 +159,14 @@ def check_format(wheel: bytes) -> None:
         raise Refused("is no wheel of format 1")
 
 
-def target(name: str, data: str) -> str:
-    """Where a file of a wheel is unpacked to; empty for what has no effect. `data`: the folder NAME-VERSION.data/.
-
-    Raises Refused.
-    """
+def target(name: str) -> str:
+    """Where a file of a wheel is unpacked to; empty for what has no effect. Raises Refused."""
     if name.endswith("/"):
         return ""
     path = name
-    if name.startswith(data):
-        scheme, _, path = name.removeprefix(data).partition("/")
+    folder, _, inner = name.partition("/")
+    if inner and folder.endswith(".data"):  # NAME-VERSION.data
+        scheme, _, path = inner.partition("/")
         if scheme in _IGNORED_SCHEMES:
             return ""
         if scheme not in ("purelib", "platlib") or not path:

@@ -49,8 +49,8 @@ def _is_public(host: str) -> bool:
         return "." in host and not f".{host}".endswith(_NOT_PUBLIC)
 
 
-def fetch_wheel(url: str, path: str, *, options: Options, say: Callable[[str], None]) -> None:
+def fetch_wheel(url: str, path: str, *, max_bytes: int, options: Options, say: Callable[[str], None]) -> None:
     """Download to a new file. Raises FetchError."""
     allowed = options.hosts or PublicHosts()
     allowed.check(url)
-    download_file(url, path, allowed=allowed, max_bytes=options.packed_max, progress=say)
+    download_file(url, path, allowed=allowed, max_bytes=max_bytes, progress=say)

@@ -5,6 +5,7 @@ Used when an environment is made, at its first start in a boot of the machine, a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ from sandboxrun.files import write_whole
 from sandboxrun.packages import seal
 from sandboxrun.packages.seal import FILE_MODE, FOLDER_MODE, Seal
 from sandboxrun.records import record, replace
+from sandboxrun.sandbox.supervisor import scratch
 
 _LISTING_MAX_BYTES = 64 << 20
 _DEPTH_MAX = 64
@@ -100,6 +102,14 @@ def damaged_wheels(cache: str) -> list[str]:
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     wheels = [name for name in names if re.fullmatch(r"[0-9a-f]{64}\.whl", name)]
     return [os.path.join(folder, name) for name in wheels if digest_of_file(os.path.join(folder, name)) != name[:64]]
+
+
+def remove(environment: Environment) -> None:
+    """Remove an environment, the record first: half a removed one is none. What cannot be removed stays."""
+    for suffix in (".seal", ".files"):
+        with contextlib.suppress(OSError):
+            os.unlink(environment.path + suffix)
+    scratch.remove(environment.path)
 
 
 def seal_again(cache: str, key: str, name: str) -> bool:

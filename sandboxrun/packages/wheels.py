@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterable
@@ -135,33 +134,34 @@ def _fetch(
     if lock.name.endswith(".toml"):
         from sandboxrun.packages.urls import fetch_wheel
 
+        left = options.packed_max
         for package in missing:
             url, sha256 = choose(package, lock)
-            filename = filename_of(url)
             path = os.path.join(folder, sha256)
-            fetch_wheel(url, path, options=options, say=say)
-            yield store.put(path, filename, package)
+            fetch_wheel(url, path, max_bytes=left, options=options, say=say)
+            left -= os.stat(path).st_size
+            yield store.put(path, filename_of(url), package)
         return
     from sandboxrun.packages.index import fetch_wheels
 
     by_name = {package.name: package for package in missing}
     for path in fetch_wheels(lock, missing, folder=folder, options=options, say=say):
         filename = os.path.basename(path)
-        rank = _rank(filename, by_name)
-        if rank is not None:
-            yield store.put(path, filename, by_name.pop(rank))
+        name = _package_of(filename, by_name)
+        if name is not None:
+            yield store.put(path, filename, by_name.pop(name))
     if by_name:
         raise FetchError(f"{lock.name}: the index has no wheel of {next(iter(by_name.values())).shown}{_here()}")
 
 
-def _rank(filename: str, packages: dict[str, Locked]) -> str | None:
-    """The package whose wheel for this machine a file is, by its name; None if it is none."""
+def _package_of(filename: str, packages: dict[str, Locked]) -> str | None:
+    """The package whose wheel a file is, by its name; None if it is none. Whether it fits this machine was pip's choice."""
     try:
-        name, version, _, tags = parse_wheel_filename(filename)
+        name, version, _, _ = parse_wheel_filename(filename)
     except (InvalidWheelFilename, InvalidVersion):
         return None
     package = packages.get(name)
-    if package is None or version != Version(package.version) or tags.isdisjoint(sys_tags()):
+    if package is None or version != Version(package.version):
         return None
     return package.name
 
@@ -197,8 +197,3 @@ def filename_of(url: str) -> str:
 def _here() -> str:
     version = ".".join(map(str, sys.version_info[:2]))
     return f" that fits Python {version} on {os.uname().machine}, and nothing is built"
-
-
-def remove(cache: str) -> None:
-    """Remove all wheels and choices."""
-    shutil.rmtree(os.path.join(cache, "wheels"), ignore_errors=True)

@@ -11,11 +11,11 @@ from installer import Machine
 
 @pytest.fixture(autouse=True)
 def _pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the operator has configured: nothing, but one try for each request."""
+    """What the operator has configured: nothing, but two tries for each request."""
     for name in ("http_proxy", "https_proxy", "PIP_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_RETRIES", "1")
     monkeypatch.setenv("HOME", str(tmp_path))
 
 

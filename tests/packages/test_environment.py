@@ -345,3 +345,46 @@ def test_an_index_with_other_bytes_is_refused(machine: Machine, index: Index) ->
     index.serve_instead(TWO[0], other.data)
     text = machine.refused(lock, IntegrityError)
     assert text == f"the index has first 1.0 with sha256 {other.sha256}, which requirements.lock does not pin"
+
+
+def test_an_environment_is_removed_with_its_record(machine: Machine, index: Index) -> None:
+    lock = published(index, *TWO)
+    machine.install(lock)
+    (found,) = verify.environments(str(machine.cache), machine.key)
+    verify.remove(found)
+    assert machine.installed(lock) is None
+    assert [path.suffix for path in (machine.cache / "env").iterdir() if path.is_file()] == [".lock"]
+    assert machine.environments() == []
+    index.close()
+    assert machine.install(lock).is_dir()  # from the cached wheels
+
+
+def test_a_cache_behind_a_symlink_is_used(tmp_path: Path, index: Index) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/cache").symlink_to(tmp_path / "disk")
+    machine = Machine(tmp_path / "home")
+    path = machine.install(published(index, *TWO))
+    assert run(path)[0] == "42"
+
+
+def test_on_a_file_system_without_space_nothing_half_made_is_used(tmp_path: Path, index: Index) -> None:
+    """ENOSPC, while files are written and while the environment is finished."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        machine = Machine(small)
+        big = wheel("big", files={"big.py": "x = 1\n", "data.bin": os.urandom(600_000)})
+        lock = published(index, big)
+        with pytest.raises((ScriptError, FetchError)):
+            machine.install(lock)
+        assert machine.installed(lock) is None
+        assert machine.environments() == []
+        assert machine.staging() == []
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)

@@ -56,6 +56,13 @@ def test_commands_types_ids_options_and_fields(workers: Runner) -> None:
     assert asked(workers, "audit", "") == [":files"]
     assert asked(workers, "demo-worker", "1", "--policy", "x") == [":files"]
     assert asked(workers, "stop", "demo-worker", "--timeout", "") == []
+    assert asked(workers, "cache", "--remove", "") == []
+    blobs = workers.home / ".cache/sandboxrun/blobs"
+    blobs.mkdir(parents=True)
+    for digit in "ab":
+        (blobs / (digit * 64)).write_text("")
+    assert asked(workers, "cache", "--remove", "") == ["a" * 64, "b" * 64]
+    assert asked(workers, "cache", "--remove", "b") == ["b" * 64]
     assert asked(workers, "ps", "--redis", "redis://127.0.0.1:1", "") == []
 
 

@@ -68,6 +68,21 @@ def test_files_are_shown_and_a_new_version_of_them_asks_nothing(run: Runner, ser
     assert record(run)["contents"]["files"].keys() == {*FILES, "more.py"}
 
 
+def test_the_plan_the_record_and_the_audit_log_have_them(run: Runner, serve: Serve) -> None:
+    serve("v1.0.0")
+    log = run.home / "audit.log"
+    assert run("t", "1", "--audit", str(log)).out == "ran\n"
+    plan = run("show", "t", "1", "--plan").out
+    for path, text in FILES.items():
+        assert f" {path} sha256 {digest(text)}\n" in plan
+    [grant] = [json.loads(line) for line in log.read_text().splitlines() if '"grant"' in line]
+    [ran] = [json.loads(path.read_text()) for path in (run.home / ".local/state/sandboxrun/runs").iterdir()]
+    for found in (grant["details"], ran):
+        assert (found["files"], found["packages"], found["lock"]) == (3, [], None)
+    assert [path.partition("/")[0] for path in ran["uses"]] == ["trees"]
+    assert "files=3" in run("audit", str(log), "--event", "grant").out
+
+
 def test_diff_names_the_files_that_are_new_or_changed(run: Runner, serve: Serve, host: RawHost) -> None:
     serve("main")
     assert run("t", "1").code == 0

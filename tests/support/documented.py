@@ -9,6 +9,7 @@ _DOCUMENTED = "tests/redis/test_documented.py::"
 _URL = f"{_DOCUMENTED}test_a_worker_from_a_url_is_upgraded_rolled_back_and_stopped"
 _CALL = f"{_DOCUMENTED}test_a_worker_is_called_from_a_shell_and_with_any_client"
 _SECRET = f"{_DOCUMENTED}test_a_secret_is_encrypted_into_the_hash_and_read_with_its_key"
+_PACKAGES = "tests/packages/test_worker_with_packages.py"
 _WALK = "tests/redis/test_walk.py"
 
 COMMANDS = {
@@ -35,6 +36,10 @@ COMMANDS = {
     "sandboxrun perms greeter 1 --net api.example.com:443": _WALK,
     "sandboxrun init greeter": _WALK,
     "sandboxrun dev greeter --learn": _WALK,
+    "sandboxrun init --package greeter": _PACKAGES,
+    "sandboxrun lock greeter": _PACKAGES,
+    "sandboxrun lock greeter --check": _PACKAGES,
+    "sandboxrun dev greeter": _WALK,
     ".venv/bin/python -m pytest -q tests/unit": BY_HAND,
     "TMPDIR=$(mktemp -d) .venv/bin/python -m pytest -q -n 3 tests/kernel": BY_HAND,
     ".venv/bin/python -m pytest -q tests/kernel/test_races.py -k swapped": BY_HAND,

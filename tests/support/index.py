@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,12 +16,13 @@ from wheels import Wheel
 class Index:
     """`url` is for pip's --index-url. `requests` are the paths that were asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[str] = []
         self._files: dict[str, Wheel] = {}
         self._bodies: dict[str, bytes] = {}
         self._yanked: set[str] = set()
         self._endless: set[str] = set()
+        self._redirects: dict[str, str] = {}
         self._with_digests = True
         index = self
 
@@ -29,14 +31,19 @@ class Index:
                 index.requests.append(self.path)
                 index._answer(self)
 
+            do_HEAD = do_GET  # the name is the library's
+
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((address, 0), Handler)
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
-        self.origin = f"http://127.0.0.1:{self._server.server_port}"
+        self.port = self._server.server_port
+        self.origin = f"{'http' if tls is None else 'https'}://{address}:{self.port}"
         self.url = f"{self.origin}/simple/"
 
     def publish(self, *wheels: Wheel) -> None:
@@ -57,6 +64,9 @@ class Index:
         if endless:
             self._endless.add(wheel.filename)
 
+    def redirect(self, path: str, url: str) -> None:
+        self._redirects[path] = url
+
     def url_of(self, wheel: Wheel) -> str:
         return f"{self.origin}/files/{wheel.filename}"
 
@@ -68,7 +78,12 @@ class Index:
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         page = re.fullmatch(r"/simple/([^/]+)/", handler.path)
         filename = handler.path.removeprefix("/files/").replace("%2B", "+")
-        if page:
+        if handler.path in self._redirects:
+            handler.send_response(302)
+            handler.send_header("Location", self._redirects[handler.path])
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+        elif page:
             self._send(handler, self._page(page[1]).encode(), "text/html")
         elif filename in self._files:
             body = self._bodies.get(filename, self._files[filename].data)
@@ -91,6 +106,8 @@ class Index:
         if not endless:
             handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
+        if handler.command == "HEAD":
+            return
         with contextlib.suppress(OSError):
             handler.wfile.write(body)
             while endless:
@@ -98,8 +115,8 @@ class Index:
 
 
 @contextlib.contextmanager
-def serving(*wheels: Wheel) -> Iterator[Index]:
-    index = Index()
+def serving(*wheels: Wheel, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Iterator[Index]:
+    index = Index(address, tls)
     index.publish(*wheels)
     try:
         yield index

@@ -12,6 +12,7 @@ from wheels import Wheel, lock_text
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.packages.environment import Options, environment, installed
 from sandboxrun.packages.lock import Lock, read_lock
+from sandboxrun.packages.wheels import Store
 
 
 @dataclass
@@ -38,6 +39,14 @@ class Machine:
             say=self.said.append,
         )
         return Path(found)
+
+    def cached(self, *wheels: Wheel) -> bytes:
+        """The lock of wheels that were downloaded already. pip itself looks into a wheel, and refuses some."""
+        lock = lock_text(*wheels)
+        store = Store(str(self.cache), self.key)
+        for wheel, package in zip(wheels, lock_of(lock).packages, strict=True):
+            store.put(str(wheel.write(self.folder)), wheel.filename, package)
+        return lock
 
     def refused(self, lock: Lock | bytes, kind: type[SandboxrunError], **options: object) -> str:
         """The line of the error. Nothing is installed, and nothing is left behind."""

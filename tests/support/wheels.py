@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import stat
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ def wheel(
         found[f"{folder}/RECORD"] = "".join(f"{path},,\n" for path in found)
     buffer = io.BytesIO()
     kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
-    with zipfile.ZipFile(buffer, "w", kind) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", kind) as archive:
+        warnings.simplefilter("ignore")  # of a name that is there already
         for path, text in found.items():
             archive.writestr(_entry(path, stat.S_IFREG | 0o644, kind), text)
         for path, target in (symlinks or {}).items():

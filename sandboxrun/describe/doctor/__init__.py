@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from sandboxrun.describe.doctor.finding import Finding, fails
-from sandboxrun.describe.doctor.host import folders, kernel, policies, versions
+from sandboxrun.describe.doctor.host import folders, kernel, policies, tools, versions
 from sandboxrun.describe.doctor.server import leftovers, missing_right_hint, redis
 from sandboxrun.errors import SandboxrunError
 from sandboxrun.redis.acl import Owner
@@ -36,3 +36,4 @@ def all_findings(
     yield from folders()
     yield from policies()
     yield from versions()
+    yield from tools()

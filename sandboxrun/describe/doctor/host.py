@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shlex
+import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -225,6 +226,25 @@ def versions() -> Iterator[Finding]:
             "versions",
             f"{', '.join(missing)} not installed",
             hint=install_hint(missing),
+        )
+
+
+def tools() -> Iterator[Finding]:
+    """The programs that only workers with packages need, and those who lock them."""
+    from importlib import metadata, util
+
+    from sandboxrun.installation import install_hint
+
+    if util.find_spec("pip") is not None:
+        yield ok("packages", f"pip {metadata.version('pip')} downloads the packages of workers")
+    else:
+        yield note("packages", "no worker can have packages, because there is no pip", hint=install_hint(["pip"]))
+    uv = "uv" if util.find_spec("uv") is not None else shutil.which("uv")
+    if uv is not None:
+        yield ok("packages", f"{uv} resolves the packages of sandboxrun lock")
+    else:
+        yield note(
+            "packages", "sandboxrun lock cannot resolve packages, because there is no uv", hint=install_hint(["uv"])
         )
 
 
