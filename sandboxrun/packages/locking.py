@@ -12,6 +12,7 @@ from sandboxrun.errors import FetchError, ScriptError
 from sandboxrun.files import write_whole
 from sandboxrun.log import escape
 from sandboxrun.packages import edit, listing, resolve
+from sandboxrun.packages.lock import read_lock
 from sandboxrun.packages.resolve import Pin
 from sandboxrun.records import record
 
@@ -117,7 +118,9 @@ def new_lock(
     kept = () if upgrade or old.text is None else resolve.pins(old.text, old.name)
     wanted = resolve.Wanted(script.name, block.dependencies, block.requires_python, block.exclude_newer, kept)
     first, _, rest = resolve.resolve(wanted, environ, pylock=pylock, index=index).partition(b"\n")
-    return Locked(name, first + b"\n" + made_for(block) + b"\n" + rest)
+    made = Locked(name, first + b"\n" + made_for(block) + b"\n" + rest)
+    read_lock(made.text or b"", name)  # an index of folders or without https cannot be named in the second form
+    return made
 
 
 def _check_own(script: Script, name: str) -> None:
