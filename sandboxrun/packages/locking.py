@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import stat
@@ -212,7 +213,7 @@ def changed_files(before: Mapping[str, str], after: Mapping[str, str]) -> Iterat
 
 
 def changed_packages(before: Locked, after: Locked) -> Iterator[str]:
-    """`+ requests 2.32.3`, `~ six 1.16 -> 1.17`, `- idna 3.10`."""
+    """`+ requests 2.32.3`, `~ six 1.16 -> 1.17`, `- idna 3.10`, `~ rich 14.0 (other wheels)`."""
 
     def versions(lock: Locked) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -221,6 +222,7 @@ def changed_packages(before: Locked, after: Locked) -> Iterator[str]:
         return found
 
     old, new = versions(before), versions(after)
+    old_digests, new_digests = _digests(before), _digests(after)
     for name in sorted({*old, *new}):
         if name not in old:
             yield f"+ {name} {', '.join(new[name])}"
@@ -228,6 +230,18 @@ def changed_packages(before: Locked, after: Locked) -> Iterator[str]:
             yield f"- {name} {', '.join(old[name])}"
         elif old[name] != new[name]:
             yield f"~ {name} {', '.join(old[name])} -> {', '.join(new[name])}"
+        elif old_digests and new_digests and old_digests.get(name) != new_digests.get(name):
+            yield f"~ {name} {', '.join(new[name])} (other wheels)"
+
+
+def _digests(lock: Locked) -> dict[str, set[str]]:
+    """Those of each package; empty for the form that has others, and if the lock cannot be read."""
+    found: dict[str, set[str]] = {}
+    if lock.text is not None and not lock.name.endswith(".toml"):
+        with contextlib.suppress(ScriptError):
+            for package in read_lock(lock.text, lock.name).packages:
+                found.setdefault(package.name, set()).update(package.digests)
+    return found
 
 
 def pins(lock: Locked) -> tuple[Pin, ...]:

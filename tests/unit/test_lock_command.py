@@ -373,6 +373,15 @@ def test_dependencies_are_locked_and_what_changed_is_printed(folder: Path, lock:
     )
 
 
+def test_other_wheels_of_a_version_are_printed(folder: Path, lock: Lock, index: Index) -> None:
+    index.add("alpha", "1.0")
+    depend(folder, "alpha")
+    lock("greeter")
+    index.add("alpha", "1.0", tag="cp311-cp311-manylinux_2_28_x86_64")
+    done = lock("greeter", "--upgrade")
+    assert done.out == "~ alpha 1.0 (other wheels)\nwrote requirements.lock\nwrote worker.py\n"
+
+
 def test_without_a_changed_dependency_no_index_is_asked(folder: Path, lock: Lock, index: Index) -> None:
     index.add("alpha", "1.0")
     depend(folder, "alpha")
