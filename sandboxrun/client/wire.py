@@ -11,7 +11,7 @@ from sandboxrun.client.put import new_fence
 from sandboxrun.client.request import ReplyTooLarge
 from sandboxrun.errors import ConnectionLost
 from sandboxrun.protocol import REPLY_MAX_BYTES
-from sandboxrun.redis.connection import RECEIVE_BYTES, Connection, check_greeting, greeting
+from sandboxrun.redis.connection import INCOMPLETE, RECEIVE_BYTES, Connection, check_greeting, greeting
 from sandboxrun.redis.replies import ProtocolError
 
 TYPE_CHECKING = False
@@ -78,7 +78,7 @@ class Wire(Connection):
         """The next reply; an error of Redis is returned. Also raises ReplyTooLarge."""
         try:
             reply = self._reader.gets()
-            while reply is False:
+            while reply is INCOMPLETE:
                 self._receive()
                 reply = self._reader.gets()
         except ProtocolError as error:
@@ -93,7 +93,7 @@ class Wire(Connection):
         try:
             while len(replies) < count:
                 reply = gets()
-                if reply is False:
+                if reply is INCOMPLETE:
                     reply = self.read()
                 else:
                     self.owed -= 1
