@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from _socket import MSG_DONTWAIT, MSG_PEEK
+from itertools import islice
 
 from sandboxrun.client import forks
 from sandboxrun.client.put import new_fence
@@ -91,17 +92,17 @@ class Wire(Connection):
         gets = self._reader.gets
         replies: list[Any] = []
         try:
-            while len(replies) < count:
-                reply = gets()
-                if reply is INCOMPLETE:
-                    reply = self.read()
-                else:
-                    self.owed -= 1
+            while True:
+                whole = list(islice(iter(gets, INCOMPLETE), count - len(replies)))
+                if whole:
                     self._partial = 0
-                replies.append(reply)
+                    self.owed -= len(whole)
+                    replies += whole
+                if len(replies) == count:
+                    return replies
+                self._receive()
         except ProtocolError as error:
             raise self._lost(error) from error
-        return replies
 
     def _receive(self) -> None:
         if self._socket is None:
