@@ -21,6 +21,7 @@ from sandboxrun.config import keys
 from sandboxrun.config.covers import is_below
 from sandboxrun.errors import ConfigError
 from sandboxrun.host.folders import Folders
+from sandboxrun.packages import seal
 from sandboxrun.records import record
 from sandboxrun.redis.lease import start_time, this_host
 
@@ -99,10 +100,18 @@ def holdings(folders: Folders) -> list[Holding]:
                     files, size = _measured(path)
                     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(os.lstat(path).st_mtime))
                     using = [run for run in runs if f"{kind}/{name}" in run.uses]
-                    packages = using[0].packages if using and kind is Kind.ENVIRONMENT else ()
+                    packages = _packages(folders, name, using) if kind is Kind.ENVIRONMENT else ()
                     users = tuple(run.user for run in using)
                     found.append(Holding(kind, digest, path, files, size, made, users, packages))
     return found
+
+
+def _packages(folders: Folders, name: str, using: list[_Run]) -> tuple[str, ...]:
+    """Of an environment: by its own record, else by those of the runs that used it."""
+    sealed = seal.read(folders.cache, folders.key, name)
+    if sealed is not None:
+        return tuple(" ".join(package) for package in sealed.packages)
+    return using[0].packages if using else ()
 
 
 def clean(folders: Folders) -> Removed:

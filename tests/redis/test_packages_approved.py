@@ -188,7 +188,9 @@ def test_a_changed_file_of_an_environment_is_found_by_verify(run: Runner, serve:
     serve("v1.0.0", FIRST)
     assert run("t", "1").code == 0
     assert run("cache", "--verify").code == 0
+    (run.home / ".local/state/sandboxrun/runs/t:1.json").unlink()
     [environment] = json.loads(run("cache", "--json").out)["environments"]
+    assert (environment["packages"], environment["workers"]) == (["first 1.0"], [])
     [large] = json.loads(run("cache", "--json").out)["wheels"]
     for path in (Path(environment["path"]) / "first.py", Path(large["path"])):
         path.chmod(0o600)
