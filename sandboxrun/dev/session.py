@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 
 from sandboxrun.config import keys
 from sandboxrun.dev import source
+from sandboxrun.dev.packages import Packages
 from sandboxrun.dev.process import Process
 from sandboxrun.dev.target import Target, read
 from sandboxrun.dev.watch import changes
-from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, UsageError
+from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, StoreError, UsageError
 from sandboxrun.log import escape, shown_hint
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError
@@ -60,7 +61,12 @@ class Session:
     _standby: Process | None = None
     _leaving: list[Process] = field(default_factory=list)
     _broken: dict[str, str] = field(default_factory=dict)
+    _packages: Packages = field(init=False)
+    _warned: set[str] = field(default_factory=set)
     _changing: bool = False  # one worker ends and the next begins
+
+    def __post_init__(self) -> None:
+        self._packages = Packages(self.setting.target, self.setting.options, self.setting.say)
 
     @property
     def runs(self) -> bool:
@@ -116,7 +122,9 @@ class Session:
                 self._ended(event)
             else:
                 self._fresh.clear()
-                self._change(event)
+                event = {path for path in event if not self._packages.is_own(path)}
+                if event:
+                    self._change(event)
 
     def _ended(self, process: Process) -> None:
         if process is self._standby:  # it could not even wait; the next start says why
@@ -139,10 +147,7 @@ class Session:
         target, say = self.setting.target, self.setting.say
         self._broken = source.problems({*paths, *self._broken}, target.folder)
         if self._broken:
-            kept = "the worker that runs is kept" if self._current is not None else "it is started when that is mended"
-            for text in self._broken.values():
-                say("bad", text)
-            say("bad", kept)
+            self._keep(*self._broken.values())
             return
         try:
             self.connection.check()
@@ -151,7 +156,14 @@ class Session:
         try:
             fence = keys.fence_key(*self._consumer())
         except ConfigError as error:
-            say("bad", "\n".join(filter(None, (escape(str(error)), shown_hint(error.hint)))))
+            say("bad", _shown(error))
+            return
+        try:
+            self._packages.update(self.connection)
+        except StoreError:
+            raise
+        except SandboxrunError as error:
+            self._keep(_shown(error))
             return
         before = self.connection.call("HKEYS", fence)
         self._changing = True
@@ -168,6 +180,21 @@ class Session:
         if not any(option.startswith("--audit") for option in self.setting.options):  # each start is recorded there
             self._standby = self._make(standby=True)
 
+    def _keep(self, *faults: str) -> None:
+        """Start nothing, and say why."""
+        kept = "the worker that runs is kept" if self._current is not None else "it is started when that is mended"
+        for text in (*faults, kept):
+            self.setting.say("bad", text)
+
+    def _say_of_worker(self, kind: str, text: str) -> None:
+        """A list or lock that is not current is said once: it is written anew when all is done."""
+        if kind == "warning" and "\nhint: sandboxrun lock " in text:
+            hint = text.rpartition("\n")[2]
+            if hint in self._warned:
+                return
+            self._warned.add(hint)
+        self.setting.say(kind, text)
+
     def _consumer(self) -> tuple[str, str]:
         loop = read(self.connection, self.setting.target.type, self.setting.target.id).loop
         return loop.request_stream, loop.consumer_id
@@ -179,7 +206,7 @@ class Session:
             env=self.setting.env,
             key_file=self.setting.key_file,
             standby=standby,
-            said=self.setting.say,
+            said=self._say_of_worker,
             denied=self.setting.denied,
             ended=self._events.put,
         )
@@ -240,6 +267,10 @@ class Session:
                 self._retire(self._current)
         for process in self._leaving:
             self._bury(process)
+
+
+def _shown(error: SandboxrunError) -> str:
+    return "\n".join(filter(None, (escape(str(error)), shown_hint(error.hint))))
 
 
 def _saved(paths: set[str]) -> float:

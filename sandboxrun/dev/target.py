@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandboxrun.config import keys
 from sandboxrun.config.worker import WorkerConfig
@@ -16,6 +16,9 @@ from sandboxrun.redis import hashes
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError, refused
 from sandboxrun.redis.transaction import optimistic
+
+if TYPE_CHECKING:
+    from sandboxrun.host.plan import Preparation
 
 ID = "dev"  # of a worker whose hash we make
 
@@ -79,14 +82,21 @@ class Target:
 
 def read(connection: Connection, type_: str, id_: str) -> WorkerConfig:
     """The hash as it is now. Raises ConfigError, StoreError."""
+    found = preparation(connection, type_, id_)
+    assert found.config is not None
+    return found.config
+
+
+def preparation(connection: Connection, type_: str, id_: str, *, policy: str | None = None) -> Preparation:
+    """The first step of a run, of the hash as it is now. Raises ConfigError, StoreError."""
     from sandboxrun.host.folders import Folders
     from sandboxrun.host.plan import Preparation
     from sandboxrun.host.runplan import RunOptions
 
-    found = Preparation(RunOptions(keys.check_type(type_), keys.check_id(id_), ""), Folders.of_user())
+    options = RunOptions(keys.check_type(type_), keys.check_id(id_), "", policy=policy)
+    found = Preparation(options, Folders.of_user())
     found.parse_stored(hashes.read(connection, type_, id_))
-    assert found.config is not None
-    return found.config
+    return found
 
 
 def _script_hint(folder: str) -> str:

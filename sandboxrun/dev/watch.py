@@ -40,6 +40,8 @@ def changes(
     def wanted(change: watchfiles.Change, path: str) -> bool:
         if target.script is not None:
             return path == target.script
+        if os.path.basename(path).startswith(".tmp-"):  # of files.write_whole, as for a lock
+            return False
         # The default filter looks at all parts of a path, also at those above the folder.
         return default(change, os.path.join("/", os.path.relpath(path, target.folder)))
 

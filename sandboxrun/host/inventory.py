@@ -24,10 +24,6 @@ from sandboxrun.host.folders import Folders
 from sandboxrun.records import record
 from sandboxrun.redis.lease import start_time, this_host
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 _HEX = re.compile(r"[0-9a-f]{64}")
 _OURS = {
     "trees": r"[0-9a-f]{64}|\.staging-.*",
@@ -87,15 +83,6 @@ class Removed:
     counts: Mapping[Kind, int]
     size: int
     kept: tuple[tuple[str, str], ...]
-
-
-def use_of(folders: Folders, read: Iterable[str]) -> dict[str, Any]:
-    """For the record of a run that may `read` these paths: what of the cache it uses, and who supervises it."""
-    cache = os.path.realpath(folders.cache)
-    places = [os.path.join(cache, kind) for kind in (Kind.FILES, Kind.ENVIRONMENT)]
-    used = [os.path.relpath(path, cache) for path in read if os.path.dirname(path) in places]
-    pid = os.getpid()
-    return {"uses": used, "supervisor": {"pid": pid, "started": start_time(pid), "host": this_host()}}
 
 
 def holdings(folders: Folders) -> list[Holding]:

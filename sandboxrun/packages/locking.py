@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import stat
@@ -12,6 +13,7 @@ from sandboxrun.errors import FetchError, ScriptError
 from sandboxrun.files import write_whole
 from sandboxrun.log import escape
 from sandboxrun.packages import edit, listing, resolve
+from sandboxrun.packages.lock import read_lock
 from sandboxrun.packages.resolve import Pin
 from sandboxrun.records import record
 
@@ -117,7 +119,9 @@ def new_lock(
     kept = () if upgrade or old.text is None else resolve.pins(old.text, old.name)
     wanted = resolve.Wanted(script.name, block.dependencies, block.requires_python, block.exclude_newer, kept)
     first, _, rest = resolve.resolve(wanted, environ, pylock=pylock, index=index).partition(b"\n")
-    return Locked(name, first + b"\n" + made_for(block) + b"\n" + rest)
+    made = Locked(name, first + b"\n" + made_for(block) + b"\n" + rest)
+    read_lock(made.text or b"", name)  # an index of folders or without https cannot be named in the second form
+    return made
 
 
 def _check_own(script: Script, name: str) -> None:
@@ -189,9 +193,8 @@ def stale_lock(script: Script, lock: Locked) -> Iterator[str]:
 
 
 def _unsatisfied(block: Block, lock: Locked) -> Iterator[str]:
-    assert lock.text is not None
     found: dict[str, list[str]] = {}
-    for pin in resolve.pins(lock.text, lock.name):
+    for pin in pins(lock):
         found.setdefault(pin.name, []).append(pin.version)
     for text in block.dependencies:
         wanted = resolve.requirement(text)
@@ -210,15 +213,16 @@ def changed_files(before: Mapping[str, str], after: Mapping[str, str]) -> Iterat
 
 
 def changed_packages(before: Locked, after: Locked) -> Iterator[str]:
-    """`+ requests 2.32.3`, `~ six 1.16 -> 1.17`, `- idna 3.10`."""
+    """`+ requests 2.32.3`, `~ six 1.16 -> 1.17`, `- idna 3.10`, `~ rich 14.0 (other wheels)`."""
 
     def versions(lock: Locked) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for pin in _pins(lock):
+        for pin in pins(lock):
             found.setdefault(pin.name, []).append(pin.version)
         return found
 
     old, new = versions(before), versions(after)
+    old_digests, new_digests = _digests(before), _digests(after)
     for name in sorted({*old, *new}):
         if name not in old:
             yield f"+ {name} {', '.join(new[name])}"
@@ -226,7 +230,20 @@ def changed_packages(before: Locked, after: Locked) -> Iterator[str]:
             yield f"- {name} {', '.join(old[name])}"
         elif old[name] != new[name]:
             yield f"~ {name} {', '.join(old[name])} -> {', '.join(new[name])}"
+        elif old_digests and new_digests and old_digests.get(name) != new_digests.get(name):
+            yield f"~ {name} {', '.join(new[name])} (other wheels)"
 
 
-def _pins(lock: Locked) -> tuple[Pin, ...]:
+def _digests(lock: Locked) -> dict[str, set[str]]:
+    """Those of each package; empty for the form that has others, and if the lock cannot be read."""
+    found: dict[str, set[str]] = {}
+    if lock.text is not None and not lock.name.endswith(".toml"):
+        with contextlib.suppress(ScriptError):
+            for package in read_lock(lock.text, lock.name).packages:
+                found.setdefault(package.name, set()).update(package.digests)
+    return found
+
+
+def pins(lock: Locked) -> tuple[Pin, ...]:
+    """The packages of a lock; none if there is no lock."""
     return () if lock.text is None else resolve.pins(lock.text, lock.name)

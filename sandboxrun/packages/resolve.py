@@ -83,10 +83,11 @@ def resolve(wanted: Wanted, environ: Mapping[str, str], *, pylock: bool = False,
     from sandboxrun.packages.uv_settings import uv_settings
 
     requirements = [str(requirement(text)) for text in wanted.dependencies]
-    env, arguments = uv_settings(environ, index=index)
+    program = uv(environ)
+    env, arguments = uv_settings(environ, uv=program, index=index)
     name = "pylock.made.toml" if pylock else "made.lock"
     command = [
-        *(uv(environ), "pip", "compile", _OURS, "--output-file", name),
+        *(program, "pip", "compile", _OURS, "--output-file", name),
         *(["--format", "pylock.toml"] if pylock else ["--generate-hashes"]),
         *(
             "--universal",

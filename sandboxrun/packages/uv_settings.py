@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,8 +40,8 @@ _UV = (
 )  # fmt: skip
 
 
-def uv_settings(environ: Mapping[str, str], *, index: str | None = None) -> tuple[dict[str, str], list[str]]:
-    """The environment of uv, and further arguments for it. `index`: the one index to use, whatever is configured."""
+def uv_settings(environ: Mapping[str, str], *, uv: str, index: str | None = None) -> tuple[dict[str, str], list[str]]:
+    """The environment of `uv` (a path), and further arguments for it. `index`: the one index to use, whatever is configured."""
     env = {name: value for name, value in environ.items() if name in _KEPT or name.upper() in _PROXIES or name in _UV}
     env["UV_PYTHON_DOWNLOADS"] = "never"
     for name, value in environ.items():
@@ -53,7 +54,7 @@ def uv_settings(environ: Mapping[str, str], *, index: str | None = None) -> tupl
             env.pop(name, None)
         env["UV_DEFAULT_INDEX"] = index
     elif not any(name in env for name in _INDEXES):
-        arguments += _index_from_pip(env, pip)
+        arguments += _index_from_pip(env, pip, uv)
     return env, arguments
 
 
@@ -74,16 +75,31 @@ def _from_pip(env: dict[str, str], pip: Mapping[str, str]) -> list[str]:
     return [word for path in _locations(pip.get("constraint", "")) for word in ("--constraints", path)]
 
 
-def _index_from_pip(env: dict[str, str], pip: Mapping[str, str]) -> list[str]:
+def _index_from_pip(env: dict[str, str], pip: Mapping[str, str], uv: str) -> list[str]:
     if pip.get("index-url"):
         env["UV_DEFAULT_INDEX"] = pip["index-url"].strip()
     if pip.get("extra-index-url"):
-        env["UV_INDEX"] = " ".join(pip["extra-index-url"].split())
-        # As pip: the newest of all indexes, by which a package is not tied to one that has a single old wheel of it.
+        # As pip: the newest version of all indexes. uv asks the default index last, so of two that have the same version, a
+        # folder with the wheel for this machine alone would win, and the lock would be for no other machine.
         env.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+        first = env.get("UV_DEFAULT_INDEX") or _built_in_index(uv)
+        env["UV_INDEX"] = " ".join([*([first] if first else []), *pip["extra-index-url"].split()])
     links = _locations(pip.get("find-links", ""))
     no_index = ["--no-index"] if pip.get("no-index", "").lower() in ("1", "true", "yes", "on") else []
     return [*no_index, *(word for path in links for word in ("--find-links", path))]
+
+
+def _built_in_index(uv: str) -> str | None:
+    """The index that uv asks where none is configured; its help names it."""
+    try:
+        done = subprocess.run(
+            [uv, "pip", "compile", "--help"], env={"UV_NO_CONFIG": "1"}, cwd="/", stdin=subprocess.DEVNULL,
+            capture_output=True, timeout=PIP_SECONDS,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"by\s+default:\s+<(https://[^>\s]+)>", done.stdout.decode("utf-8", "replace"))
+    return match[1] if match else None
 
 
 def _locations(value: str) -> list[str]:

@@ -6,11 +6,14 @@ import contextlib
 import hashlib
 import io
 import json
+import ssl
 import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from certificates import Certificates
 
 
 def wheel(name: str, version: str, *requires: str, tag: str = "py3-none-any") -> tuple[str, bytes]:
@@ -59,7 +62,9 @@ class Index:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Index]:
+def serving(certificates: Certificates | None = None) -> Iterator[Index]:
+    """Over https if there are certificates."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             index.asked.append(self.path)
@@ -82,7 +87,11 @@ def serving() -> Iterator[Index]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    index = Index(f"http://127.0.0.1:{server.server_port}/simple")
+    if certificates is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificates.certificate, certificates.key)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    index = Index(f"http{'s' if certificates is not None else ''}://127.0.0.1:{server.server_port}/simple")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from machine import installing
 from runner import Runner
 from small_index import Index, serving
 
@@ -44,3 +47,17 @@ def test_without_an_answer_of_the_index_it_says_what_to_do_later(run: Runner, in
     assert ([path for path, _ in block.files], block.lock) == (["words.py"], None)
     index.add("humanize", "4.9.0")
     assert run("lock", "my sizes").out == "+ humanize 4.9.0\nwrote requirements.lock\nwrote worker.py\n"
+
+
+def test_with_the_machine_s_own_index_its_test_passes(tmp_path: Path) -> None:
+    """As on the machine of a developer: pip is configured, and nothing else."""
+    run = Runner("redis://127.0.0.1:1", tmp_path, policy=None)
+    theirs = installing()
+    file = Path(theirs.get("HOME", "/nonexistent")) / ".config/pip/pip.conf"
+    run.env |= {**({"PIP_CONFIG_FILE": str(file)} if file.exists() else {}), **theirs, "HOME": str(tmp_path)}
+    del run.env["REDIS_URL"]
+    made = run("init", "--package", "sizes")
+    assert made.out.endswith("sizes/requirements.lock\nnext: sandboxrun dev sizes\n"), made
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path / "sizes", env=run.env, capture_output=True, text=True, timeout=100)
+    assert "2 passed" in done.stdout, done.stdout + done.stderr

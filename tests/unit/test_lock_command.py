@@ -6,9 +6,10 @@ import hashlib
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import certificates
 import pytest
 from arena import Listener
 from hints import hint_of, paste
@@ -19,7 +20,6 @@ from sandboxrun.config.script import Block, read_block
 from sandboxrun.errors import ScriptError
 from sandboxrun.packages import listing
 
-Lock = Callable[..., Done]
 NO_REDIS = "redis://127.0.0.1:1"
 
 
@@ -37,17 +37,30 @@ def index_variables(index: Index) -> dict[str, str]:
     return {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": index.url, "UV_HTTP_RETRIES": "0"}
 
 
+class Lock:
+    """The command `sandboxrun lock`."""
+
+    def __init__(self, home: Path, index: Index) -> None:
+        home.mkdir(exist_ok=True)
+        self.run = Runner(NO_REDIS, home, policy=None)
+        self.run.env |= index_variables(index)
+
+    def __call__(self, *args: str) -> Done:
+        return self.run("lock", *args)
+
+
 @pytest.fixture
 def lock(tmp_path: Path, index: Index) -> Lock:
-    home = tmp_path / "home"
-    home.mkdir(exist_ok=True)
-    run = Runner(NO_REDIS, home, policy=None)
-    run.env |= index_variables(index)
+    return Lock(tmp_path / "home", index)
 
-    def lock(*args: str) -> Done:
-        return run("lock", *args)
 
-    return lock
+@pytest.fixture
+def secure(tmp_path: Path, lock: Lock) -> Iterator[Index]:
+    """An index over https, which `lock` uses: a lock of the second form has no other URLs."""
+    made = certificates.make(tmp_path)
+    with serving(made) as found:
+        lock.run.env |= {**index_variables(found), "PIP_CERT": str(made.authority)}
+        yield found
 
 
 @pytest.fixture
@@ -360,6 +373,15 @@ def test_dependencies_are_locked_and_what_changed_is_printed(folder: Path, lock:
     )
 
 
+def test_other_wheels_of_a_version_are_printed(folder: Path, lock: Lock, index: Index) -> None:
+    index.add("alpha", "1.0")
+    depend(folder, "alpha")
+    lock("greeter")
+    index.add("alpha", "1.0", tag="cp311-cp311-manylinux_2_28_x86_64")
+    done = lock("greeter", "--upgrade")
+    assert done.out == "~ alpha 1.0 (other wheels)\nwrote requirements.lock\nwrote worker.py\n"
+
+
 def test_without_a_changed_dependency_no_index_is_asked(folder: Path, lock: Lock, index: Index) -> None:
     index.add("alpha", "1.0")
     depend(folder, "alpha")
@@ -402,14 +424,23 @@ def test_check_says_what_is_stale_of_a_lock(folder: Path, lock: Lock, index: Ind
     assert lock("greeter", "--check").out == "requirements.lock: is missing\n"
 
 
-def test_the_form_of_the_lock_stays(folder: Path, lock: Lock, index: Index) -> None:
-    index.add("alpha", "1.0")
+def test_the_form_of_the_lock_stays(folder: Path, lock: Lock, secure: Index) -> None:
+    secure.add("alpha", "1.0")
     depend(folder, "alpha")
     assert lock("greeter", "--pylock").out.endswith("wrote pylock.worker.toml\nwrote worker.py\n")
-    index.add("beta", "1.0")
+    secure.add("beta", "1.0")
     depend(folder, "alpha", "beta")
     assert lock("greeter").out == "+ beta 1.0\nwrote pylock.worker.toml\nwrote worker.py\n"
     assert not (folder / "requirements.lock").exists()
+
+
+def test_a_lock_with_urls_needs_an_index_with_https(folder: Path, lock: Lock, index: Index) -> None:
+    index.add("alpha", "1.0")
+    depend(folder, "alpha")
+    done = lock("greeter", "--pylock")
+    assert (done.code, done.out) == (65, "")
+    assert "has alpha with the URL 'http://127.0.0.1" in done.err
+    assert not (folder / "pylock.worker.toml").exists()
 
 
 def test_a_date_is_written_and_holds_from_then_on(folder: Path, lock: Lock, index: Index) -> None:
@@ -454,8 +485,8 @@ def test_an_index_in_the_script_s_own_uv_table_is_never_asked(
     assert listener.connections == 0
 
 
-def test_two_scripts_in_a_folder_do_not_share_a_lock(folder: Path, lock: Lock, index: Index) -> None:
-    index.add("alpha", "1.0")
+def test_two_scripts_in_a_folder_do_not_share_a_lock(folder: Path, lock: Lock, secure: Index) -> None:
+    secure.add("alpha", "1.0")
     depend(folder, "alpha")
     (folder / "it's.py").write_bytes((folder / "worker.py").read_bytes())
     lock("greeter")
@@ -464,6 +495,6 @@ def test_two_scripts_in_a_folder_do_not_share_a_lock(folder: Path, lock: Lock, i
     assert (done.code, done.out) == (65, "")
     assert "error: requirements.lock is the lock of worker.py, and it's.py lies in the same folder\n" in done.err
     assert (folder / "requirements.lock").read_bytes() == first
-    pasted = paste(hint_of(done.err), {**os.environ, **index_variables(index)}, folder)
+    pasted = paste(hint_of(done.err), lock.run.env, folder)
     assert pasted.stdout == "wrote pylock.it-s.toml\nwrote it's.py\n", pasted
     assert lock("greeter", "--check").code == lock("greeter/it's.py", "--check").code == 0

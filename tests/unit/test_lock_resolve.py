@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from sandboxrun.errors import ConfigError, FetchError, ScriptError
 from sandboxrun.packages import resolve as module
 from sandboxrun.packages.resolve import Pin, Wanted, lock_name, pins, resolve
 from sandboxrun.packages.uv_settings import pip_settings, uv_settings
+
+UV = module.uv(os.environ)
 
 
 @pytest.fixture
@@ -215,10 +218,10 @@ def test_pip_s_configuration_becomes_uv_s(tmp_path: Path) -> None:
         "[download]\nindex-url = http://b.example/simple\nextra-index-url =\n  http://c.example/simple\n  http://d.example/simple\n"
         "find-links = /wheels wheels ~/w\ntrusted-host = b.example\nproxy = http://p.example:1\n",
     )
-    made, arguments = uv_settings(env)
+    made, arguments = uv_settings(env, uv=UV)
     expected = {
         "UV_DEFAULT_INDEX": "http://b.example/simple",
-        "UV_INDEX": "http://c.example/simple http://d.example/simple",
+        "UV_INDEX": "http://b.example/simple http://c.example/simple http://d.example/simple",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "UV_HTTP_TIMEOUT": "7",
         "UV_INSECURE_HOST": "b.example",
@@ -232,6 +235,30 @@ def test_pip_s_configuration_becomes_uv_s(tmp_path: Path) -> None:
     assert not [name for name in made if name.startswith("PIP_")]
 
 
+def test_at_equal_versions_the_first_index_wins_and_among_others_the_newest(index: Index, env: dict[str, str]) -> None:
+    """A second index may be a folder that has the wheel for one machine alone."""
+    with serving() as second:
+        for each, versions in ((index, ("1.0", "2.0")), (second, ("2.0", "3.0"))):
+            digests = [each.add("alpha", version, *(["beta"] if each is second else [])) for version in versions]
+        second.add("beta", "1.0")
+        env["PIP_EXTRA_INDEX_URL"] = second.url
+        data, _ = index.files["alpha-2.0-py3-none-any.whl"]
+        lock = resolve(wanted("alpha<3"), env).decode()
+        assert f"sha256:{hashlib.sha256(data).hexdigest()}" in lock
+        assert "beta" not in lock
+        assert digests[1] in resolve(wanted("alpha"), env).decode()
+
+
+def test_the_index_that_uv_has_built_in_comes_before_a_second_one(tmp_path: Path) -> None:
+    program = tmp_path / "uv"
+    program.write_text("#!/bin/sh\necho 'The default package index (by\n  default: <https://a.example/simple>)'\n")
+    program.chmod(0o755)
+    env = {"PATH": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null", "PIP_EXTRA_INDEX_URL": "file:///wheels"}
+    made, _ = uv_settings({**env, "PATH": os.environ["PATH"]}, uv=str(program))
+    assert made["UV_INDEX"] == "https://a.example/simple file:///wheels"
+    assert (uv_settings(env, uv=UV)[0]["UV_INDEX"]).endswith("/simple file:///wheels")
+
+
 def test_a_variable_of_pip_outweighs_its_file(tmp_path: Path) -> None:
     env = pip_conf(tmp_path, "[global]\nindex-url = http://a.example/simple\n")
     assert pip_settings({**env, "PIP_INDEX_URL": "http://b.example/simple"})["index-url"] == "http://b.example/simple"
@@ -239,7 +266,7 @@ def test_a_variable_of_pip_outweighs_its_file(tmp_path: Path) -> None:
 
 def test_uv_s_own_variables_outweigh_pip_s_configuration(tmp_path: Path) -> None:
     env = pip_conf(tmp_path, "[global]\nindex-url = http://a.example/simple\nfind-links = /wheels\n")
-    made, arguments = uv_settings({**env, "UV_DEFAULT_INDEX": "http://b.example/simple", "UV_OVERRIDE": "/x"})
+    made, arguments = uv_settings({**env, "UV_DEFAULT_INDEX": "http://b.example/simple", "UV_OVERRIDE": "/x"}, uv=UV)
     assert made["UV_DEFAULT_INDEX"] == "http://b.example/simple"
     assert "--find-links" not in arguments
     assert "UV_OVERRIDE" not in made
@@ -250,7 +277,7 @@ def test_the_index_of_a_policy_is_the_only_one(tmp_path: Path) -> None:
         tmp_path,
         "[global]\nindex-url = http://a.example/simple\nextra-index-url = http://b.example\nfind-links = /wheels\n",
     )
-    made, arguments = uv_settings({**env, "UV_INDEX": "http://c.example"}, index="http://d.example/simple")
+    made, arguments = uv_settings({**env, "UV_INDEX": "http://c.example"}, uv=UV, index="http://d.example/simple")
     assert {name: value for name, value in made.items() if "INDEX" in name} == {
         "UV_DEFAULT_INDEX": "http://d.example/simple"
     }
