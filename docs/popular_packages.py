@@ -47,14 +47,14 @@ class Package:
 
 
 HTTP = (("allowNet", "127.0.0.1:{http}"),)
-GET = {"code": 200, "text": "hello"}
+GET = {"status": 200, "text": "hello"}
 
 PACKAGES = (
     Package(
         "requests",
         "import requests",
         'got = requests.get(f"http://127.0.0.1:{data[\'http\']}/hello", timeout=10)\n'
-        'return {"code": got.status_code, "text": got.text}',
+        'return {"status": got.status_code, "text": got.text}',
         GET,
         HTTP,
     ),
@@ -62,7 +62,7 @@ PACKAGES = (
         "httpx",
         "import httpx",
         'got = httpx.get(f"http://127.0.0.1:{data[\'http\']}/hello", trust_env=False)\n'
-        'return {"code": got.status_code, "text": got.text}',
+        'return {"status": got.status_code, "text": got.text}',
         GET,
         HTTP,
     ),
@@ -70,7 +70,7 @@ PACKAGES = (
         "urllib3",
         "import urllib3",
         'got = urllib3.PoolManager().request("GET", f"http://127.0.0.1:{data[\'http\']}/hello")\n'
-        'return {"code": got.status, "text": got.data.decode()}',
+        'return {"status": got.status, "text": got.data.decode()}',
         GET,
         HTTP,
     ),
@@ -80,7 +80,7 @@ PACKAGES = (
         "async def get():\n"
         "    async with aiohttp.ClientSession() as session:\n"
         "        async with session.get(f\"http://127.0.0.1:{data['http']}/hello\") as got:\n"
-        '            return {"code": got.status, "text": await got.text()}\n'
+        '            return {"status": got.status, "text": await got.text()}\n'
         "return asyncio.run(get())",
         GET,
         HTTP,
@@ -165,8 +165,8 @@ PACKAGES = (
         "try:\n"
         "    client.models.list()\n"
         "except openai.APIStatusError as error:\n"
-        "    return {'code': error.status_code}",
-        {"code": 404},
+        "    return {'status': error.status_code}",
+        {"status": 404},
         HTTP,
     ),
     Package(
@@ -176,8 +176,8 @@ PACKAGES = (
         "try:\n"
         "    client.models.list()\n"
         "except anthropic.APIStatusError as error:\n"
-        "    return {'code': error.status_code}",
-        {"code": 404},
+        "    return {'status': error.status_code}",
+        {"status": 404},
         HTTP,
     ),
     Package(
@@ -194,7 +194,7 @@ PACKAGES = (
         "try:\n"
         "    psycopg.connect(f\"host=127.0.0.1 port={data['free']} connect_timeout=5\")\n"
         "except psycopg.OperationalError as error:\n"
-        "    return {'refused': 'refused' in str(error)}",
+        "    return {"refused": "refused" in str(error), "error": str(error)}",
         {"refused": True},
         (("allowNet", "127.0.0.1:{free}"),),
     ),

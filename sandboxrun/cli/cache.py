@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from sandboxrun.fetch.cache import Entry
     from sandboxrun.host.folders import Folders
-    from sandboxrun.host.inventory import Holding, Removed
+    from sandboxrun.host.inventory import Holding, Kind, Removed
 
 DIGEST_LEAST = 8
 HINTED_MOST = 5  # entries in one command
 _EPILOG = """\
 examples:
   sandboxrun cache
-  sandboxrun cache --json | jq '.[] | select(.kind == "environment") | .packages'
+  sandboxrun cache --json | jq '.environments[].packages'
   sandboxrun cache --clean
 
 exit codes:
@@ -81,7 +81,8 @@ def _list(folders: Folders, options: argparse.Namespace) -> int:
     pinned = {pin.pin.sha256 for pin in pins}
     entries = [entry for entry in holdings(folders) if entry.name not in pinned or entry.kind is not Kind.SCRIPT]
     if options.json:
-        print(to_json([*map(_pin_json, pins), *map(_json, entries)]))
+        rows = {key: [_json(entry) for entry in entries if entry.kind is kind] for kind, key in _keys()}
+        print(to_json({"scripts": [*map(_pin_json, pins)], **rows}))
         return 0
     for pin in pins:
         size_text = "cleaned" if pin.size is None else f"{pin.size} B"
@@ -111,9 +112,15 @@ def _about(entry: Holding) -> Iterator[str]:
     yield f"used by {' and '.join(users)}" if users else "not used by a last run"
 
 
+def _keys() -> Iterator[tuple[Kind, str]]:
+    """Of --json, beside "scripts", which are pinned."""
+    from sandboxrun.host.inventory import Kind
+
+    yield from zip(Kind, ("files", "trees", "environments", "wheels"), strict=True)
+
+
 def _pin_json(entry: Entry) -> dict[str, Any]:
     return {
-        "kind": "script",
         "url": entry.url,
         "version": entry.version,
         "sha256": entry.pin.sha256,
@@ -123,11 +130,7 @@ def _pin_json(entry: Entry) -> dict[str, Any]:
 
 
 def _json(entry: Holding) -> dict[str, Any]:
-    """Of all but a pinned script."""
-    from sandboxrun.host.inventory import Kind
-
     return {
-        "kind": "file" if entry.kind is Kind.SCRIPT else entry.kind.noun,
         "digest": entry.name,
         "path": entry.path,
         "files": entry.files,
@@ -189,7 +192,14 @@ def _verify(folders: Folders, options: argparse.Namespace) -> int:
 
     damaged, number = faults(folders), len(holdings(folders))
     if options.json:
-        print(to_json({"entries": number, "damaged": [{**_json(entry), "fault": fault} for entry, fault in damaged]}))
+        print(
+            to_json(
+                {
+                    "entries": number,
+                    "damaged": [{"kind": entry.kind.noun, **_json(entry), "fault": fault} for entry, fault in damaged],
+                }
+            )
+        )
         return IntegrityError.exit_code if damaged else 0
     for entry, fault in damaged:
         print(escape(f"{entry.kind.noun} {entry.path} {fault}"), flush=True)

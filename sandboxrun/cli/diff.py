@@ -69,11 +69,13 @@ def _read_script(found: Preparation) -> None:
     except SandboxrunError as error:
         Log().warning("script", f"the packages of the script are not known here: {error}", hint=error.hint)
         return
+    assert found.config is not None  # where it was bound
     if found.artifact is None:
-        assert found.config is not None  # where it was bound
         Log().warning(
             "script", f"the script of {found.config.key} was not fetched here yet, so its packages are not known"
         )
+    elif found.gathered is not None and found.gathered.block.dependencies and found.gathered.lock is None:
+        Log().warning("script", f"the lock of {found.config.key} is not here yet, so its packages are not known")
 
 
 def show(agreement: Agreement, asked: Asked, key: str) -> None:

@@ -110,8 +110,8 @@ class Client:
         in flight have ended.
         """
         keys.check_type(type_)
-        seconds_of(timeout)  # raises for a mistake now, not at the first reply
-        return self._many(type_, enumerate(items), timeout, retry)
+        seconds = seconds_of(timeout)  # raises for a mistake now, not at the first reply
+        return self._many(type_, enumerate(items), seconds, retry)
 
     def _many(
         self, type_: str, numbered: Iterator[tuple[int, Any]], timeout: Timeout, retry: bool

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from itertools import chain
 
 from sandboxrun.client import forks
 from sandboxrun.config import keys
@@ -125,7 +126,7 @@ class Outgoing:
         """The packed commands for the trace and the entry; they have PUT_COMMANDS replies."""
         created = iso(int(self.began * 1000))
         fields = {**self._trace, **trace_fields(self.ref, self._type, self._text, created)}
-        words = [word for pair in fields.items() for word in pair]
+        words = chain.from_iterable(fields.items())
         if self.timeout is None:
             expire, deadline = UNLIMITED_EXPIRE_SECONDS, None
         else:

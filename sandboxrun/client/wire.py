@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from _socket import MSG_DONTWAIT, MSG_PEEK
+from itertools import islice
 
 from sandboxrun.client import forks
 from sandboxrun.client.put import new_fence
 from sandboxrun.client.request import ReplyTooLarge
 from sandboxrun.errors import ConnectionLost
 from sandboxrun.protocol import REPLY_MAX_BYTES
-from sandboxrun.redis.connection import RECEIVE_BYTES, Connection, check_greeting, greeting
+from sandboxrun.redis.connection import INCOMPLETE, RECEIVE_BYTES, Connection, check_greeting, greeting
 from sandboxrun.redis.replies import ProtocolError
 
 TYPE_CHECKING = False
@@ -78,7 +79,7 @@ class Wire(Connection):
         """The next reply; an error of Redis is returned. Also raises ReplyTooLarge."""
         try:
             reply = self._reader.gets()
-            while reply is False:
+            while reply is INCOMPLETE:
                 self._receive()
                 reply = self._reader.gets()
         except ProtocolError as error:
@@ -91,17 +92,17 @@ class Wire(Connection):
         gets = self._reader.gets
         replies: list[Any] = []
         try:
-            while len(replies) < count:
-                reply = gets()
-                if reply is False:
-                    reply = self.read()
-                else:
-                    self.owed -= 1
+            while True:
+                whole = list(islice(iter(gets, INCOMPLETE), count - len(replies)))
+                if whole:
                     self._partial = 0
-                replies.append(reply)
+                    self.owed -= len(whole)
+                    replies += whole
+                if len(replies) == count:
+                    return replies
+                self._receive()
         except ProtocolError as error:
             raise self._lost(error) from error
-        return replies
 
     def _receive(self) -> None:
         if self._socket is None:

@@ -55,7 +55,9 @@ def _parts(plan: Json, paint: Paint) -> Iterator[Iterator[str]]:
     )
     packages = plan["packages"]
     if packages is not None:
-        yield _rows("packages", {"declared": packages["declared"], "lock": packages["lock"] or ""}, paint)
+        rows = {"declared": packages["declared"], "lock": packages["lock"] or ""}
+        installed = [f"{name} {version}" for name, version in packages["installed"].items()]
+        yield _rows("packages", {**rows, "installed": installed, "folder": packages["folder"] or ""}, paint)
     yield _rows("environment", {"prefix": plan["environment"]["prefix"], "variables": plan["env"]}, paint)
     for verdict, head in (("allow", "allowed"), ("deny", "denied")):
         yield _rows(head, {**worker["permissions"][verdict]}, paint)

@@ -21,12 +21,9 @@ from sandboxrun.config import keys
 from sandboxrun.config.covers import is_below
 from sandboxrun.errors import ConfigError
 from sandboxrun.host.folders import Folders
+from sandboxrun.packages import seal
 from sandboxrun.records import record
 from sandboxrun.redis.lease import start_time, this_host
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _OURS = {
@@ -89,15 +86,6 @@ class Removed:
     kept: tuple[tuple[str, str], ...]
 
 
-def use_of(folders: Folders, read: Iterable[str]) -> dict[str, Any]:
-    """For the record of a run that may `read` these paths: what of the cache it uses, and who supervises it."""
-    cache = os.path.realpath(folders.cache)
-    places = [os.path.join(cache, kind) for kind in (Kind.FILES, Kind.ENVIRONMENT)]
-    used = [os.path.relpath(path, cache) for path in read if os.path.dirname(path) in places]
-    pid = os.getpid()
-    return {"uses": used, "supervisor": {"pid": pid, "started": start_time(pid), "host": this_host()}}
-
-
 def holdings(folders: Folders) -> list[Holding]:
     """All entries, in the order of Kind."""
     runs = list(_runs(folders))
@@ -112,10 +100,18 @@ def holdings(folders: Folders) -> list[Holding]:
                     files, size = _measured(path)
                     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(os.lstat(path).st_mtime))
                     using = [run for run in runs if f"{kind}/{name}" in run.uses]
-                    packages = using[0].packages if using and kind is Kind.ENVIRONMENT else ()
+                    packages = _packages(folders, name, using) if kind is Kind.ENVIRONMENT else ()
                     users = tuple(run.user for run in using)
                     found.append(Holding(kind, digest, path, files, size, made, users, packages))
     return found
+
+
+def _packages(folders: Folders, name: str, using: list[_Run]) -> tuple[str, ...]:
+    """Of an environment: by its own record, else by those of the runs that used it."""
+    sealed = seal.read(folders.cache, folders.key, name)
+    if sealed is not None:
+        return tuple(" ".join(package) for package in sealed.packages)
+    return using[0].packages if using else ()
 
 
 def clean(folders: Folders) -> Removed:

@@ -24,7 +24,7 @@ from sandboxrun.log import Log, shown_hint
 from sandboxrun.policy.audit import Audit
 from sandboxrun.records import asdict, record, replace
 from sandboxrun.redis.address import Address, parse_url
-from sandboxrun.redis.lease import Run, new_token
+from sandboxrun.redis.lease import Run, new_token, start_time, this_host
 from sandboxrun.redis.login import Login, admitted
 from sandboxrun.redis.store import Store
 from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD
@@ -269,6 +269,15 @@ def _brought(preparation: Preparation) -> dict[str, object]:
     return {"files": len(contents.files), "packages": list(map(str, contents.packages)), "lock": contents.lock}
 
 
+def _uses(folders: Folders, plan: RunPlan) -> dict[str, object]:
+    """What of the cache the worker may read, and who supervises it: `sandboxrun cache` keeps what a running worker uses."""
+    cache = os.path.realpath(folders.cache)
+    places = (os.path.join(cache, "trees"), os.path.join(cache, "env"))
+    used = [os.path.relpath(path, cache) for path in plan.policy.read if os.path.dirname(path) in places]
+    pid = os.getpid()
+    return {"uses": used, "supervisor": {"pid": pid, "started": start_time(pid), "host": this_host()}}
+
+
 def _record(folders: Folders, plan: RunPlan, brought: dict[str, object]) -> None:
     """What this worker is given now, for the operator to look up later. Raises ConfigError."""
     record = {
@@ -281,9 +290,7 @@ def _record(folders: Folders, plan: RunPlan, brought: dict[str, object]) -> None
         **brought,
     }
     if brought:
-        from sandboxrun.host import inventory  # late, because most scripts bring nothing along
-
-        record |= inventory.use_of(folders, plan.policy.read)
+        record |= _uses(folders, plan)
     path = os.path.join(folders.runs, f"{plan.worker.type}:{plan.worker.id}.json")
     try:
         os.makedirs(folders.runs, mode=0o700, exist_ok=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
+from collections.abc import Iterator
 
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import SandboxrunError
@@ -13,10 +13,6 @@ from sandboxrun.fetch.cache import Cache, Entry
 from sandboxrun.fetch.resolve import Source, is_mutable
 from sandboxrun.host.folders import Folders
 from sandboxrun.host.inventory import Holding, Kind, holdings
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 _BLOB_MAX_BYTES = 16 << 20
 
@@ -28,7 +24,7 @@ def faults(folders: Folders) -> list[tuple[Holding, str]]:
     trees = {entry.name: entry for entry in entries if entry.kind is Kind.FILES}
     found += [(trees[name], fault) for name, fault in _tree_faults(folders) if name in trees]
     packaged = [entry for entry in entries if entry.kind in (Kind.ENVIRONMENT, Kind.WHEEL)]
-    found += _package_faults(folders, packaged) if packaged else []
+    found += _package_faults(folders, packaged) if packaged else ()
     return [(entry, fault) for entry, fault in found if fault]
 
 
@@ -65,13 +61,13 @@ def _bundled(entry: Entry, cache: Cache) -> bundle.Bundled | None:
     return bundle.bundled(source, script, entry.pin.sha256, block)
 
 
-def _package_faults(folders: Folders, entries: list[Holding]) -> list[tuple[Holding, str]]:
-    verify: Any = importlib.import_module("sandboxrun.packages.verify")
+def _package_faults(folders: Folders, entries: list[Holding]) -> Iterator[tuple[Holding, str]]:
+    from sandboxrun.packages import verify  # late, because it hashes by OpenSSL
+
     known = {environment.path: environment for environment in verify.environments(folders.cache, folders.key)}
     wheels = set(verify.damaged_wheels(folders.cache))
-    return [
-        (entry, ("does not have the digest of its name" if entry.path in wheels else "")
-         if entry.kind is Kind.WHEEL
-         else verify.fault(known[entry.path]) if entry.path in known else "is no folder")
-        for entry in entries
-    ]  # fmt: skip
+    for entry in entries:
+        if entry.kind is Kind.ENVIRONMENT:
+            yield entry, verify.fault(known[entry.path])
+        elif entry.path in wheels:
+            yield entry, "does not have the digest of its name"

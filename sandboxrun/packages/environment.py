@@ -56,11 +56,15 @@ def environment(lock: Lock, *, cache: str, key: str, options: Options, say: Call
     make_private(folder)
     with contextlib.contextmanager(_locked)(os.path.join(folder, f"{name}.lock"), lock, say):
         path = installed(lock, cache=cache, key=key)  # another start has installed it meanwhile
-        if path is None and not verify.seal_again(cache, key, name):
-            try:
+        if path is None:
+            found = verify.find(cache, key, name)
+            fault = verify.fault(found)
+            if not fault:
+                verify.seal_again(cache, key, found)
+            else:
+                if found.seal is not None:
+                    say(f"{found.path} {fault}; it is installed again")
                 _install(lock, cache, key, name, options, say)
-            except OSError as error:
-                raise FetchError(f"the packages of {lock.name} cannot be installed: {error.strerror}") from error
     path = installed(lock, cache=cache, key=key)
     if path is None:
         raise FetchError(f"the packages of {lock.name} cannot be kept in {folder}: is the disk full?")
@@ -71,13 +75,16 @@ def _install(lock: Lock, cache: str, key: str, name: str, options: Options, say:
     from sandboxrun.packages import install, wheels
     from sandboxrun.sandbox.supervisor.scratch import scratch_folder
 
-    # Those of installations that were killed are removed first.
-    with scratch_folder(os.path.join(seal.folder_of(cache), "staging")) as staging:
-        downloads = os.path.join(staging, "wheels")
-        os.mkdir(downloads, 0o700)
-        found = wheels.obtain(lock, cache=cache, key=key, folder=downloads, options=options, say=say)
-        say(f"installing {len(found)} package{'' if len(found) == 1 else 's'} of {lock.name}")
-        install.install(lock, found, install.Place(cache, key, name, staging), options)
+    try:
+        # Those of installations that were killed are removed first.
+        with scratch_folder(os.path.join(seal.folder_of(cache), "staging")) as staging:
+            downloads = os.path.join(staging, "wheels")
+            os.mkdir(downloads, 0o700)
+            found = wheels.obtain(lock, cache=cache, key=key, folder=downloads, options=options, say=say)
+            say(f"installing {len(found)} package{'' if len(found) == 1 else 's'} of {lock.name}")
+            install.install(lock, found, install.Place(cache, key, name, staging), options)
+    except OSError as error:
+        raise FetchError(f"the packages of {lock.name} cannot be installed: {error.strerror}") from error
 
 
 def _locked(path: str, lock: Lock, say: Callable[[str], None]) -> Iterator[None]:

@@ -8,6 +8,7 @@ verified again by whoever takes it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import re
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from sandboxrun.errors import FetchError, IntegrityError, SandboxrunError, UsageError
+from sandboxrun.log import escape
 from sandboxrun.packages.lock import Lock, Locked
 from sandboxrun.packages.options import Options
 from sandboxrun.sandbox.supervisor.scratch import folder_size
@@ -57,8 +59,7 @@ def fetch_wheels(
     command += ["--only-binary", ":all:", "--require-hashes", "--no-deps", "--dest", downloads, "-r", requirements]
     env = {name: value for name, value in os.environ.items() if _PASSED.fullmatch(name)} | {"TMPDIR": temporary}
     if options.index is not None:
-        command += ["--index-url", options.index]
-        env |= _NO_OTHER_INDEX
+        env |= {**_NO_OTHER_INDEX, "PIP_INDEX_URL": options.index}  # no argument: others could see a password in it
     with open(errors, "xb") as stderr:
         process = subprocess.Popen(
             command,
@@ -72,12 +73,12 @@ def fetch_wheels(
     try:
         _watch(process, (downloads, temporary), lock, options, say)
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        if process.poll() is None:  # until it is reaped, its number is no other group's
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            process.wait()
     if process.returncode:
         with open(errors, "rb") as file:
-            raise _error(file.read(_STDERR_MAX_BYTES).decode(errors="replace"), lock)
+            raise _error(file.read(_STDERR_MAX_BYTES).decode(errors="replace"), lock, options)
     return [os.path.join(downloads, name) for name in sorted(os.listdir(downloads))]
 
 
@@ -114,7 +115,7 @@ def _watch(
             return
         sizes = [folder_size(folder, options.packed_max + slack) for folder in folders]
         if max(sizes) > options.packed_max + slack:
-            raise FetchError(f"the wheels of {lock.name} have more than {options.packed_max} bytes, which is the limit")
+            raise _too_large(lock, options)
         now = time.monotonic()
         if now - start > SECONDS:
             raise FetchError(f"the wheels of {lock.name} did not arrive within {SECONDS} s")
@@ -123,20 +124,38 @@ def _watch(
             spoken = now
 
 
-def _error(stderr: str, lock: Lock) -> SandboxrunError:
+def _error(stderr: str, lock: Lock, options: Options) -> SandboxrunError:
     """What pip has said, in one line with the package and the cause."""
-    mismatch = re.search(r"^\s+(\S+)==(\S+) from (?:.|\n)*?Got\s+([0-9a-f]{64})", stderr, re.MULTILINE)
+    lines = stderr.splitlines()
+    mismatch = _mismatch(lines)
     if mismatch is not None:
-        package, version, got = mismatch.groups()
+        package, version, got = mismatch
         return IntegrityError(f"the index has {package} {version} with sha256 {got}, which {lock.name} does not pin")
-    lines = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR: ")]
-    absent = re.search(r"No matching distribution found for (\S+)==(\S+)", stderr)
-    if absent is not None and "connection broken" not in stderr and "Could not fetch URL" not in stderr:
+    if f"[Errno {errno.EFBIG}]" in stderr:
+        return _too_large(lock, options)
+    absent = re.search(r"No matching distribution found for (\S{1,100})==(\S{1,100})", stderr)
+    if absent is not None and "connection broken" not in stderr:
         here = f"Python {sys.version_info.major}.{sys.version_info.minor} on {os.uname().machine}"
         return FetchError(
             f"{lock.name}: the index has no wheel of {absent[1]} {absent[2]} for {here}, and nothing is built"
         )
     if absent is not None:
         return FetchError(f"{lock.name}: {absent[1]} {absent[2]} cannot be fetched: the index cannot be reached")
-    cause = lines[-1] if lines else (stderr.strip().splitlines() or ["it has not said why"])[-1]
-    return FetchError(f"{lock.name}: pip cannot download the wheels: {cause[:300]}")
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    cause = (errors or [line for line in lines if line.strip()] or ["it has not said why"])[-1]
+    return FetchError(f"{lock.name}: pip cannot download the wheels: {escape(cause)[:300]}")
+
+
+def _mismatch(lines: Sequence[str]) -> tuple[str, str, str] | None:
+    """Package, version and digest of the first file that has another digest than the requirements."""
+    package = None
+    for line in lines:
+        package = re.match(r" {4}(\S{1,100})==(\S{1,100}) from ", line) or package
+        got = re.fullmatch(r" +Got {1,20}([0-9a-f]{64})", line)
+        if package is not None and got is not None:
+            return package[1], package[2], got[1]
+    return None
+
+
+def _too_large(lock: Lock, options: Options) -> FetchError:
+    return FetchError(f"the wheels of {lock.name} have more than {options.packed_max} bytes, which is the limit")

@@ -177,8 +177,6 @@ def _watch(child: Child, tree: str, options: Options) -> tuple[bytes, str]:
     for fd in said:
         os.set_blocking(fd, False)
         poll.register(fd, select.POLLIN)
-    # A source and its compiled module, and what each takes on disk at least.
-    enough = 2 * (options.unpacked_max + options.files_max * 2 * _BLOCK_BYTES)
     deadline = time.monotonic() + SECONDS
     look = 0.0
     while True:
@@ -189,14 +187,23 @@ def _watch(child: Child, tree: str, options: Options) -> tuple[bytes, str]:
         if child.pidfd in ready:
             for fd in said:
                 _read(fd, said[fd])
-            return bytes(said[child.output[0].fileno()]), ""
+            return bytes(said[child.output[0].fileno()]), _too_much(tree, options)
         now = time.monotonic()
         if now > deadline:
             return b"", f"they were not unpacked within {SECONDS} s"
         if now > look:
-            if folder_size(tree, enough, options.files_max * 4) > enough:
-                return b"", f"unpacked they have more than {options.unpacked_max} bytes or {options.files_max} files"
+            because = _too_much(tree, options)
+            if because:
+                return b"", because
             look = now + _LOOK_MS / 1000
+
+
+def _too_much(tree: str, options: Options) -> str:
+    # A source and its compiled module, and what each takes on disk at least.
+    enough = 2 * (options.unpacked_max + options.files_max * 2 * _BLOCK_BYTES)
+    if folder_size(tree, enough, options.files_max * 4) <= enough:
+        return ""
+    return f"unpacked they have more than {options.unpacked_max} bytes or {options.files_max} files"
 
 
 def _read(fd: int, said: bytearray) -> bool:

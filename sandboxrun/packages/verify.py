@@ -74,11 +74,7 @@ def environments(cache: str, key: str) -> list[Environment]:
     """All environments of this cache, whole or not."""
     folder = seal.folder_of(cache)
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return [
-        Environment(os.path.join(folder, name), seal.read(cache, key, name))
-        for name in names
-        if re.fullmatch(r"[0-9a-f]{64}", name)
-    ]
+    return [find(cache, key, name) for name in names if re.fullmatch(r"[0-9a-f]{64}", name)]
 
 
 def fault(environment: Environment) -> str:
@@ -112,15 +108,17 @@ def remove(environment: Environment) -> None:
     scratch.remove(environment.path)
 
 
-def seal_again(cache: str, key: str, name: str) -> bool:
-    """Verify a whole environment, and record that it was verified in this boot. False if it is not intact."""
-    environment = Environment(os.path.join(seal.folder_of(cache), name), seal.read(cache, key, name))
-    if environment.seal is None or fault(environment):
-        return False
-    stamp = seal.stamp_of(environment.path, environment.seal.folders)
-    if stamp:
+def find(cache: str, key: str, name: str) -> Environment:
+    """One environment by its name."""
+    return Environment(os.path.join(seal.folder_of(cache), name), seal.read(cache, key, name))
+
+
+def seal_again(cache: str, key: str, environment: Environment) -> None:
+    """Record that an intact environment was verified in this boot."""
+    if environment.seal is not None:
+        stamp = seal.stamp_of(environment.path, environment.seal.folders)
+        name = os.path.basename(environment.path)
         seal.write(cache, key, name, replace(environment.seal, boot=seal.boot_id(), stamp=stamp))
-    return bool(stamp)
 
 
 def keep_listing(path: str, tree: Tree) -> None:

@@ -39,8 +39,12 @@ encode: Callable[[Any], str] = json.JSONEncoder(allow_nan=False).encode
 
 def iso(millis: int) -> str:
     """Milliseconds since the epoch as ISO 8601 in UTC, as JavaScript's toISOString."""
+    global _second
     seconds, rest = divmod(millis, 1000)
-    return _strftime("%Y-%m-%dT%H:%M:%S.", _gmtime(seconds)) + f"{rest:03d}Z"
+    second = _second  # read once, because another thread may replace it
+    if second[0] != seconds:
+        _second = second = (seconds, _strftime("%Y-%m-%dT%H:%M:%S.", _gmtime(seconds)))
+    return f"{second[1]}{rest:03d}Z"
 
 
 def now() -> str:
@@ -54,7 +58,9 @@ def now() -> str:
 
 # Bound at import, because a script may replace them, to freeze the time for instance.
 _time_ns, _strftime, _gmtime = time.time_ns, time.strftime, time.gmtime
-_last = (0, "")  # cache, because formatting the time takes longer than the rest of a small request
+# Caches, because formatting the time takes longer than the rest of a small request.
+_last = (0, "")  # milliseconds, as text
+_second = (-1, "")  # seconds, as text without the milliseconds
 
 
 # --- reading

@@ -10,6 +10,7 @@ import _socket
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import hiredis
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0
 RECEIVE_BYTES = 64 * 1024  # of a size that malloc(3) keeps, where larger ones are mapped and unmapped each time
+INCOMPLETE = object()  # what the parser returns if no reply is complete; its default, False, equals the reply 0
 RETRY_FIRST_SECONDS, RETRY_MOST_SECONDS = 0.05, 2.0
 
 
@@ -58,7 +60,7 @@ class Connection:
         self._socket: Any = None
         self._limit = 0.0  # seconds of silence after which the connection counts as dead
         self._cancelled = False
-        self._reader = reader()
+        self._reader = reader(notEnoughData=INCOMPLETE)
         self.received = 0  # bytes
         self.receive_most = 0  # bytes in all, past which the connection is given up; 0 is any number
 
@@ -132,7 +134,13 @@ class Connection:
         if self._socket is None:
             raise self._closed()
         try:
-            done = self._send(data)
+            try:
+                done = self._socket.send(data)
+            except BlockingIOError:
+                from sandboxrun.redis import nonblocking
+
+                nonblocking.wait(self._socket, self._limit, readable=False)
+                done = 0
             if done < len(data):  # the socket does not block, or a signal came
                 from sandboxrun.redis import nonblocking
 
@@ -140,22 +148,11 @@ class Connection:
         except OSError as error:
             raise self._lost(error) from error
 
-    def _send(self, data: bytes) -> int:
-        """How many bytes of it one call has taken."""
-        try:
-            done: int = self._socket.send(data)
-        except BlockingIOError:
-            from sandboxrun.redis import nonblocking
-
-            nonblocking.wait(self._socket, self._limit, readable=False)
-            return 0
-        return done
-
     def read(self) -> Any:
         """The next reply; an error of Redis is returned, as a ReplyError."""
         gets = self._reader.gets
         reply = gets()
-        while reply is False:
+        while reply is INCOMPLETE:
             self._receive()
             reply = gets()
         return reply
@@ -163,15 +160,10 @@ class Connection:
     def read_many(self, count: int) -> list[Any]:
         """The next `count` replies."""
         gets = self._reader.gets
-        replies: list[Any] = []
-        append = replies.append
-        while count:
-            reply = gets()
-            if reply is False:
-                self._receive()
-            else:
-                append(reply)
-                count -= 1
+        replies = list(islice(iter(gets, INCOMPLETE), count))
+        while len(replies) < count:
+            self._receive()
+            replies += islice(iter(gets, INCOMPLETE), count - len(replies))
         return replies
 
     def check(self) -> None:
@@ -191,7 +183,7 @@ class Connection:
     def read_ready(self, replies: list[Any], count: int) -> bool:
         """Add to `replies` those that have come, until it has `count`; True if it has. Does not wait."""
         while True:
-            while len(replies) < count and (reply := self._reader.gets()) is not False:
+            while len(replies) < count and (reply := self._reader.gets()) is not INCOMPLETE:
                 replies.append(reply)
             if len(replies) == count:
                 return True
@@ -298,7 +290,7 @@ class Connection:
         sock, self._socket = self._socket, None
         if sock is None:
             return
-        self._reader = reader()  # its bytes are replies to commands of the old connection
+        self._reader = reader(notEnoughData=INCOMPLETE)  # its bytes are replies to commands of the old connection
         try:
             sock.close()
         except OSError:

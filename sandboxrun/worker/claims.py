@@ -81,12 +81,11 @@ class Claims(Session):
         self.arrived: deque[tuple[list[Entry], int]] = deque()  # entries of each read, and how many it asked for
         self.reads = 0  # reads in flight
         self.broken = False  # the fence was deleted or changed: somebody took a claim, or the hash was removed
-        self.answered = 0  # replies confirmed by Redis
+        self.answered = 0  # replies confirmed by Redis, and so added to the response stream
         self._writing: list[Entry] = []  # entries of the transaction in flight
         self._alone: list[Entry] = []  # entries whose replies are sent one by one, after lost connections
         self._alone_at = 0.0
-        self.recorded = 0  # replies that were added to the response stream
-        self.last_record = b""  # ID of the last of them
+        self.last_record = b""  # ID of the last reply in the response stream, for trimming
         self.lost_pid = False
         self._admitted = self._opening = False  # the login has worked before; `open` is in progress
         self.taken = False  # `pid` is that of another run, which may read for the same consumer
@@ -193,7 +192,8 @@ class Claims(Session):
         if command is None:
             command = read_command(self.look_at_pid, self.loop, count, self.block_millis if block else 0)
             self._reads[count, block] = command
-        self.expect((command,), 2, self._read, count)
+        self._out.append(command)  # `expect` without the call
+        self.waiting.append((self._read, 2, count))
         self.reads += 1
 
     def _read(self, replies: list[Any], count: int) -> None:
@@ -231,34 +231,41 @@ class Claims(Session):
         A reply over which the connection was lost repeatedly is left to `write_alone`: together with others it would take
         their transaction with it again, until they seem to be what cannot be sent.
         """
-        self._write([entry for entry in entries if entry.losses < TOGETHER_TRIES])
+        get = self.hand.get
+        # In one pass, because this runs for each request.
+        self._write(
+            [entry for entry in entries if get(entry.xid) is entry and not entry.sent and entry.losses < TOGETHER_TRIES]
+        )
 
-    def _write(self, entries: Iterable[Entry]) -> None:
-        ready = self._unsent(entries)
-        if not ready:
+    def _write(self, entries: list[Entry]) -> None:
+        """Queue the replies of these entries, which are in hand and not sent."""
+        if not entries:
             return
-        data, count = self._replies(ready)  # before the wait: Redis is at work on the last transaction meanwhile
-        while self.busy:
-            self.receive()
-        still = self._unsent(ready)
-        if len(still) < len(ready):
-            data, count = self._replies(still)
-        if not still:
-            return
-        for entry in still:
+        data = self._replies(entries)  # before the wait: Redis is at work on the last transaction meanwhile
+        if not self._armed:
+            while self.busy:
+                self.receive()
+            still = self._unsent(entries)
+            if len(still) < len(entries):
+                if not still:
+                    return
+                entries, data = still, self._replies(still)
+        count = 1
+        for entry in entries:
             entry.sent = True
-        self._writing = still
-        self._transaction(data, count, self._written, still)
+            count += entry.count
+        self._writing = entries
+        self._transaction(data, count, self._written, entries)
 
     def _unsent(self, entries: Iterable[Entry]) -> list[Entry]:
         get = self.hand.get
         return [entry for entry in entries if get(entry.xid) is entry and not entry.sent]
 
-    def _replies(self, entries: list[Entry]) -> tuple[bytes, int]:
-        """The commands of these replies and their acknowledgement, and the number of commands."""
+    def _replies(self, entries: list[Entry]) -> bytes:
+        """The commands of these replies, and their acknowledgement."""
         commands = [entry.commands for entry in entries]
         commands.append(acknowledge(self.loop.request_stream, [entry.xid for entry in entries]))
-        return b"".join(commands), sum([entry.count for entry in entries]) + 1
+        return b"".join(commands)
 
     @property
     def busy(self) -> bool:
@@ -279,7 +286,7 @@ class Claims(Session):
         self, commands: bytes, count: int, take: Callable[[list[Any] | None, Any], None], detail: Any
     ) -> None:
         """Queue a fenced transaction; `take` gets the replies to the `count` commands, or None if nothing was done."""
-        while self.busy:
+        while not self._armed and not self.broken:
             self.receive()
         if self.broken:
             take(None, detail)
@@ -309,17 +316,14 @@ class Claims(Session):
         for entry in entries:
             self.hand.pop(entry.xid, None)
         self.answered += len(entries)
-        self.recorded += len(entries)
-        self._note_record(results, entries[-1])
-        for result in results:
-            if result.__class__ is ReplyError:
-                self.warn(f"a part of a reply was refused by Redis: {str(result)[:200]}")
-
-    def _note_record(self, results: list[Any], last: Entry) -> None:
-        """Keep the ID of the last reply in the response stream, for trimming."""
-        found = results[-1 - last.count + (2 if last.ref else 0)]
-        if found.__class__ is bytes:
-            self.last_record = found
+        last = entries[-1]
+        record = results[-1 - last.count + (2 if last.ref else 0)]
+        if record.__class__ is bytes:
+            self.last_record = record
+        if ReplyError in set(map(type, results)):  # faster than a look at each of them
+            for result in results:
+                if result.__class__ is ReplyError:
+                    self.warn(f"a part of a reply was refused by Redis: {str(result)[:200]}")
 
     def verify(self) -> None:
         """Make a new fence, drop the entries that are no longer ours, and send again the replies that were not written."""
@@ -373,7 +377,7 @@ class Claims(Session):
                 return False
             self._alone_at = at + ALONE_SECONDS
         self._alone.remove(entry)
-        self._write([entry])
+        self._write(self._unsent([entry]))
         return True
 
     def _pending_of(self, xids: Iterable[bytes]) -> set[bytes]:

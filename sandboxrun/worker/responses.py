@@ -38,17 +38,13 @@ class Responses:
         self._each = max(LOOK_EACH, self._limit // 4)
         self._marks: deque[list[Any]] = deque()  # [ID, upper bound of the number of entries up to it]
         self._good = b""  # the newest ID with enough entries after it
-        self._seen = 0  # replies recorded at the last look
+        # Replies of ours at which a look is due before the second is over.
+        self.due_at: float = self._each if self._limit else float("inf")
         self._asked = b""  # ID of our last reply at the last look
         self._oldest = 16  # entries to read
         self._told = ""  # the group of the last warning
         self._busy = False
         self._opened = 0
-
-    @property
-    def due(self) -> bool:
-        """Whether enough replies were recorded for a look before the second is over."""
-        return self._limit > 0 and self._claims.recorded - self._seen >= self._each
 
     def look(self) -> None:
         """Queue the questions for the stream's length and its groups."""
@@ -59,7 +55,7 @@ class Responses:
             self._marks.clear()
             self._good = claims.last_record = b""
         self._busy, self._opened = True, claims.opened
-        self._seen, self._asked = claims.recorded, claims.last_record
+        self.due_at, self._asked = claims.answered + self._each, claims.last_record
         claims.expect((pack("XLEN", self._stream), pack("XINFO", "GROUPS", self._stream)), 2, self._answered)
 
     def _answered(self, replies: list[Any], _: Any) -> None:

@@ -59,7 +59,7 @@ class Serial(Worker):
         with self._lock:
             try:
                 self._connect()
-                while not self._step_and_recover():
+                while not self._steps_and_recover():
                     pass
                 self._leave()
             except GaveUp:
@@ -78,10 +78,10 @@ class Serial(Worker):
         if not self._left:
             self._claims.connection.cancel()
 
-    def _step_and_recover(self) -> bool:
-        """One step; True at the end. A signal handler of the script may raise between any two lines of it."""
+    def _steps_and_recover(self) -> bool:
+        """Steps until a fault; True at the end. A signal handler of the script may raise between any two lines of it."""
         try:
-            return self._step_and_mend()
+            return self._steps_and_mend()
         except (GaveUp, SandboxrunError, ReplyError):
             raise
         except Exception as error:
@@ -101,10 +101,12 @@ class Serial(Worker):
         self._ready = [entry for entry in claims.hand.values() if entry.answered and not entry.sent]
         self._connect()
 
-    def _step_and_mend(self) -> bool:
-        """One step; True at the end."""
+    def _steps_and_mend(self) -> bool:
+        """Steps until the connection is lost, and the next connection; True at the end."""
         try:
-            return self._step()
+            while not self._step():
+                pass
+            return True
         except (ConnectionLost, LoginRefused) as error:
             self._lost(error)
             self._connect()
@@ -155,7 +157,8 @@ class Serial(Worker):
         count = self._count
         if self._claims.suspects:
             count = min(count, max(1, int(FAIR_SECONDS / self._cost)) if self._cost else 1)
-        count = self._room(count)
+        if self._loop.request_limit:
+            count = self._room(count)
         if count <= 0:
             self._end()
         elif not self._ending:
@@ -163,8 +166,8 @@ class Serial(Worker):
 
     def _work(self, entries: list[Entry], asked: int) -> None:
         """Handle the entries of one read, and send the replies together with the next read."""
-        claims = self._claims
-        due = time.monotonic() >= self._look or bool(claims.suspects)
+        claims, began = self._claims, time.monotonic()
+        due = began >= self._look or bool(claims.suspects)
         full = len(entries) == asked
         self._deep = (
             full and asked == BATCH_MOST and self._cost * asked < BATCH_SECONDS and not self._loop.request_limit
@@ -172,12 +175,12 @@ class Serial(Worker):
         if self._deep and claims.reads == 0 and not due:
             self._ask(block=False)
             claims.flush()
+            began = time.monotonic()
         if entries:
             self._begun += len(entries)
             self._todo.extend(entries)
-            before, received = time.monotonic(), claims.connection.received
-            self._handle_all(before)
-            self._adapt(len(entries), time.monotonic() - before, received, full=full)
+            received = claims.connection.received
+            self._adapt(len(entries), self._handle_all(began) - began, received, full=full)
         else:
             self._count = 1
         if self._ready:
@@ -185,7 +188,7 @@ class Serial(Worker):
             self._ready = []
         if not due and (self._deep or (claims.reads == 0 and not claims.suspects)):
             self._ask(block=not self._deep)
-        if self._responses.due:
+        if claims.answered >= self._responses.due_at:
             self._responses.look()
         claims.flush()
 
@@ -202,28 +205,32 @@ class Serial(Worker):
 
     _received = 0
 
-    def _handle_all(self, started: float) -> None:
-        """Handle `_todo`. Meanwhile the keeper may send what is ready and hand back what waits."""
-        todo, claims = self._todo, self._claims
+    def _handle_all(self, at: float) -> float:
+        """Handle `_todo`, from the time `at` on; the time at the end.
+
+        Meanwhile the keeper may send what is ready and hand back what waits.
+        """
+        todo, claims, started = self._todo, self._claims, at
         while todo:
-            if self._until is not None and time.monotonic() > self._until:
+            if self._until is not None and at > self._until:
                 todo.clear()  # still in hand, so they are handed back at the end
-                return
+                break
             entry = todo.popleft()
             if claims.hand.get(entry.xid) is not entry:
                 continue  # it was lost with the connection
-            self._answer(entry)
+            self._answer(entry, at)
             self._ready.append(entry)
             at = time.monotonic()
             if at - started > FLUSH_SECONDS:
                 self._send(self._ready)
                 self._ready = []
                 self._claims.flush()
-                started = at
+                at = started = time.monotonic()
+        return at
 
-    def _answer(self, entry: Entry) -> None:
+    def _answer(self, entry: Entry, at: float) -> None:
         """Handle one request without the lock, because `request.progress` takes it, also from a result's own code."""
-        self._busy = time.monotonic()
+        self._busy = at
         self._lock.release()
         try:
             self._answers.serve(entry)
@@ -240,7 +247,7 @@ class Serial(Worker):
         if entry.spent:
             self._answers.give_up(entry)
         else:
-            self._answer(entry)
+            self._answer(entry, time.monotonic())
         self._ready.append(entry)
 
     # --- the keeper

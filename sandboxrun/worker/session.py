@@ -27,7 +27,7 @@ class Session:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._out: list[bytes] = []
-        self._expected: deque[tuple[Take, int, Any]] = deque()
+        self.waiting: deque[tuple[Take, int, Any]] = deque()  # the replies that are expected, the oldest first
         self._partial: list[Any] = []  # the replies so far to the oldest commands
         self.away = False  # the connection was lost, and no command has succeeded since
         self.back: Callable[[], None] = lambda: None  # called when one has
@@ -36,7 +36,7 @@ class Session:
         """Close the connection, and expect no more replies."""
         self.connection.close()
         self._out.clear()
-        self._expected.clear()
+        self.waiting.clear()
         self._partial = []
 
     def flush(self) -> None:
@@ -45,27 +45,27 @@ class Session:
             self._out.clear()
             self.connection.send(data)
 
-    @property
-    def waiting(self) -> bool:
-        return bool(self._expected)
-
     def receive(self) -> None:
         """Wait for the replies to the oldest commands, and pass them on."""
-        self.flush()
-        take, count, detail = self._oldest()
-        replies, self._partial = self._partial, []
+        if self._out:
+            self.flush()
+        if not self.waiting:
+            raise self._lost_meanwhile()
+        take, count, detail = self.waiting[0]
         try:
-            found = self.connection.read_many(count - len(replies))
+            replies = self.connection.read_many(count - len(self._partial))
         except BaseException:
             self.close()  # later replies would be taken for those of other commands
             raise
-        self._expected.popleft()
-        take(replies + found if replies else found, detail)
+        if self._partial:
+            replies, self._partial = self._partial + replies, []
+        self.waiting.popleft()
+        take(replies, detail)
 
     def receive_ready(self) -> None:
         """Pass on the replies that have come, and notice a closed connection. Does not wait."""
-        while self._expected:
-            take, count, detail = self._oldest()
+        while self.waiting:
+            take, count, detail = self.waiting[0]
             try:
                 if not self.connection.read_ready(self._partial, count):
                     return
@@ -73,7 +73,7 @@ class Session:
                 self.close()
                 raise
             replies, self._partial = self._partial, []
-            self._expected.popleft()
+            self.waiting.popleft()
             take(replies, detail)
 
         before = self.connection.received
@@ -81,16 +81,14 @@ class Session:
             self.close()
             raise ConnectionLost(f"Redis at {self.connection.address.shown} sent a reply that was not asked for")
 
-    def _oldest(self) -> tuple[Take, int, Any]:
-        if not (self._expected and self.connection.is_open):
-            self.close()
-            raise ConnectionLost(f"the connection to Redis at {self.connection.address.shown} was lost meanwhile")
-        return self._expected[0]
+    def _lost_meanwhile(self) -> ConnectionLost:
+        self.close()
+        return ConnectionLost(f"the connection to Redis at {self.connection.address.shown} was lost meanwhile")
 
     def expect(self, parts: Iterable[bytes], count: int, take: Take, detail: Any = None) -> None:
         """Queue packed commands, in parts that `flush` joins. `take` is called with their `count` replies and `detail`."""
         self._out += parts
-        self._expected.append((take, count, detail))
+        self.waiting.append((take, count, detail))
 
     def exchange(self, *commands: Sequence[str | bytes | int]) -> list[Any]:
         """Send these commands and return their replies, after those to earlier commands. Redis's errors are returned."""

@@ -283,7 +283,7 @@ class Tasks(Kept):
                 return
             ready = [*self._ready]
             self._send(ready)
-            if self._responses.due:
+            if claims.answered >= self._responses.due_at:
                 self._responses.look()
             claims.flush()
         except (ConnectionLost, LoginRefused) as error:

@@ -205,7 +205,9 @@ def test_a_byte_changed_in_a_file_is_found_by_verification_and_after_a_boot(
     assert fault(found) == "has changed since it was made, as in 'second.py'"
     monkeypatch.setattr("sandboxrun.packages.seal.boot_id", lambda: "another")
     assert machine.installed(lock) is None
+    machine.said.clear()
     machine.install(lock)
+    assert machine.said[0] == f"{path} has changed since it was made, as in 'second.py'; it is installed again"
     assert (path / "second.py").read_text() == "VALUE = 42\n"
     assert machine.installed(lock) == str(path)
 

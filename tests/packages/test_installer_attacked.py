@@ -117,6 +117,8 @@ def test_it_reaches_neither_the_network_nor_a_file_elsewhere(
         ("os.symlink('/etc/passwd', 'link')", "'link' is neither a file nor a folder"),
         ("os.mkdir('a'); os.symlink('..', 'a/link')", "'a/link' is neither a file nor a folder"),
         ("open('a', 'w').close(); os.link('a', 'b')", "'a' has a second name, or is no file"),
+        ("os.close(os.open('a', os.O_CREAT | os.O_WRONLY, 0o6755))", "'a' has another owner, or special rights"),
+        ("os.mkdir('a', 0o1777)", "'a' has another owner, or special rights"),
         ("open('x.pth', 'w').close()", "'x.pth' is no name for a package"),
         ("open('sitecustomize.py', 'w').close()", "'sitecustomize.py' is no name for a package"),
         ("os.mkdir('usercustomize')", "'usercustomize' is no name for a package"),

@@ -78,8 +78,8 @@ def used_by(run: Runner, worker: str, *paths: str, **changes: Any) -> None:
     (folder / f"{worker}.json").write_text(json.dumps(record))
 
 
-def listed(run: Runner) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(run("cache", "--json").out)
+def listed(run: Runner) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = json.loads(run("cache", "--json").out)
     return found
 
 
@@ -103,12 +103,12 @@ def test_scripts_files_and_environments_are_listed_with_their_users(run: Runner,
     assert shown[2].startswith(f"{ENV[:12]}  ")
     assert shown[2].endswith("packages idna 3.7 + requests 2.32.3, environment of 1 file, used by u 1 (runs) and u 2")
     assert shown[3:] == ["2 files without a pin, 27 B", "1 wheel, 2.0 KiB"]
-    script, *single, files, environment, wheel = listed(run)
-    assert {(entry["kind"], entry["digest"]) for entry in single} == {("file", digest(text)) for text in FILES.values()}
-    assert (script["kind"], script["version"], len(script["sha256"])) == ("script", "v1.0.0", 64)
-    assert (files["kind"], files["digest"], files["workers"]) == (
-        "folder of files", tree.name, [{"worker": "t:1", "runs": False}],
-    )  # fmt: skip
+    found = listed(run)
+    assert list(found) == ["scripts", "files", "trees", "environments", "wheels"]
+    assert {entry["digest"] for entry in found["files"]} == {digest(text) for text in FILES.values()}
+    [script], [files], [environment], [wheel] = (found[key] for key in ("scripts", "trees", "environments", "wheels"))
+    assert (script["version"], len(script["sha256"])) == ("v1.0.0", 64)
+    assert (files["digest"], files["workers"]) == (tree.name, [{"worker": "t:1", "runs": False}])
     assert (environment["files"], environment["packages"]) == (1, ["idna 3.7", "requests 2.32.3"])
     assert environment["workers"] == [{"worker": "u:1", "runs": True}, {"worker": "u:2", "runs": False}]
     assert (wheel["digest"], wheel["bytes"]) == (WHEEL, 2048)
@@ -171,7 +171,7 @@ def test_one_is_removed_by_its_digest(run: Runner, serve: Serve, cache: Path) ->
         done = run("cache", "--remove", text)
         assert done.code == 64
         assert re.search(error, done.err), done.err
-    script = next(entry["sha256"] for entry in listed(run) if entry["kind"] == "script")
+    script = listed(run)["scripts"][0]["sha256"]
     done = run("cache", "--remove", ENV[:12], "--remove", script, "--json")
     assert json.loads(done.out)["removed"] == {"script": 1, "folder of files": 0, "environment": 1, "wheel": 0}
     assert not (cache / f"env/{ENV}.seal").exists()
@@ -196,7 +196,7 @@ def test_symlinks_in_the_cache_are_removed_and_never_followed(run: Runner, cache
         (cache / place / name).symlink_to(data)
     (cache / "trees/.staging-1").symlink_to(outside)
     (cache / "code").symlink_to(data)
-    assert {(entry["kind"], entry["files"]) for entry in listed(run)} >= {("environment", 2), ("folder of files", 1)}
+    assert [sorted(entry["files"] for entry in listed(run)[key]) for key in ("trees", "environments")] == [[1], [1, 2]]
     done = run("cache", "--clean")
     assert (done.code, done.err) == (0, f"warning: {cache}/code was kept: it is no folder of ours\n")
     assert [(path / "precious").read_text() for path in (data, outside / "pkg")] == ["kept", "kept"]
@@ -275,7 +275,7 @@ def test_a_damaged_record_of_a_run_counts_for_nothing(run: Runner, cache: Path, 
     used_by(run, "t:1", f"env/{ENV}")
     (run.home / ".local/state/sandboxrun/runs/t:2.json").write_text(record)
     (run.home / ".local/state/sandboxrun/runs/odd").write_text(record)
-    assert [entry["workers"] for entry in listed(run)] == [[{"worker": "t:1", "runs": True}], []]
+    assert [entry["workers"] for entry in listed(run)["environments"]] == [[{"worker": "t:1", "runs": True}]]
     assert f"{cache}/env/{ENV} was kept: t 1 uses it" in run("cache", "--clean").err
 
 

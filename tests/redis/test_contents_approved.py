@@ -114,19 +114,19 @@ def test_dependencies_without_a_lock_are_refused_unless_the_policy_says_so(run: 
     assert f", which {run.policy}:10 does not allow" in run("t", "1").err
 
 
-def test_a_new_dependency_is_asked_and_approve_agrees_to_exactly_that(run: Runner, serve: Serve) -> None:
-    run.set_policy(UNLOCKED)
-    serve("main", {}, "requests")
-    run("t", "1", "--cached-only")  # which fetches nothing
+def test_before_the_first_fetch_nothing_is_known_and_a_new_dependency_is_asked_later(run: Runner, serve: Serve) -> None:
+    serve("main", {})
     done = run("approve", "t", "1")
     assert (done.code, done.out.splitlines()[-1]) == (0, "approved")
-    assert "was not fetched here yet" in done.err
+    assert "the script of t:1:h was not fetched here yet, so its packages are not known" in done.err
     assert "contents" not in record(run)
-    done = run("t", "1")
-    assert (done.code, done.out) == (77, "")
-    assert "(dependency requests, without a lock), and there is no terminal to ask on" in done.err
+    serve("main", {}, "requests")
+    assert run("t", "1").code == 77  # fetched, and refused by the policy
+    run.set_policy(UNLOCKED)
     assert shown(run)["agreed"]["grown"] == ["dependency requests, without a lock"]
-    assert run("approve", "t", "1").out == "  + dependency requests, without a lock\napproved\n"
+    done = run("approve", "t", "1")
+    assert done.out == "  + dependency requests, without a lock\napproved\n"
+    assert done.err == "warning: the lock of t:1:h is not here yet, so its packages are not known\n"
     assert record(run)["contents"]["dependencies"] == ["requests"]
     assert run("diff", "t", "1").out == "t:1:h asks for nothing more than it was allowed\n"
 

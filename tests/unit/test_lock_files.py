@@ -127,8 +127,12 @@ def test_anything_else_in_a_requirements_lock_is_refused_with_its_line(line: str
         ('name = "Jinja2"', 'name = "../x"', "pylock.toml:4 has the package name '../x'"),
         ('name = "Jinja2"', "name = [1]", "the package name '[1]'"),
         ("python_version >= '3'", "python_version = '3'", "which is none of PEP 508"),
+        ("created-by", f"x = \"\"\"\n'\"\"\"\n{'a.' * 40}b", "pylock.toml:2 has a string of several lines"),
+        ("created-by", f"x = {{ y = 'it\"', {'a.' * 40}b = '\"' }}", "pylock.toml:2 has more than 4 dots outside of strings"),
+        ("created-by", f"x = {{ y = \"\\\"'\", {'a.' * 40}b = \"'\" }}", "pylock.toml:2 has more than 4 dots outside of strings"),
+        ("created-by", "x" * 5000, "pylock.toml:2 has more than 4096 characters"),
         ("[[packages]]", "[[packages", "pylock.toml:4 is not TOML"),
-        ("created-by", f"{'a.' * 40}b", "pylock.toml:2 has more than"),
+        ("created-by", f"{'a.' * 40}b", "pylock.toml:2 has more than 4 dots outside of strings"),
         ("created-by = \"a tool\"", f"x = {'[' * 2000}", "is not TOML"),
     ],
 )  # fmt: skip
@@ -153,3 +157,16 @@ def test_hostile_text_of_a_megabyte_takes_no_time(part: str) -> None:
     except ScriptError:
         pass
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    "part", ["a.a.a.a.a=1\n", "[[x]]\n", "x", '"\\"', "[a.a.a.a.a]\n", "{", "[", "'", "# .\n", "a=[\n", "\\"]
+)
+def test_hostile_toml_of_a_megabyte_takes_little_time(part: str) -> None:
+    text = 'lock-version = "1.0"\n' + part * ((LOCK_MAX_BYTES - 30) // len(part.encode()))
+    start = time.process_time()
+    try:
+        read_lock(text.encode(), "pylock.toml")
+    except ScriptError:
+        pass
+    assert time.process_time() - start < 5

@@ -194,7 +194,7 @@ def cache_digests(b: Beginner) -> None:
     for digit in "12":
         (blobs / ("0" * 8 + digit * 56)).write_text("")
     listed = b.paste(b.hint("cache", "--remove", "0" * 8))
-    assert [entry["digest"][:9] for entry in json.loads(listed)] == ["0" * 8 + "1", "0" * 8 + "2"]
+    assert [entry["digest"][:9] for entry in json.loads(listed)["files"]] == ["0" * 8 + "1", "0" * 8 + "2"]
 
 
 def cache_damaged(b: Beginner) -> None:
