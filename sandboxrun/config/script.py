@@ -31,7 +31,7 @@ FILES_MAX_BYTES = 8 << 20
 DEPENDENCIES_MAX = 200
 LOCK_NAME = "requirements.lock"
 OPENING = b"# /// script"  # without it, a script has no block
-BLOCK_FORMAT = 1  # of a Block that is kept: another number where the fields or their rules have changed
+BLOCK_FORMAT = 2  # of a Block that is kept: another number where the fields or their rules have changed
 
 _DEPTH_MAX, _PATH_MAX = 8, 200
 _OPENING = re.compile(r"# /// ([A-Za-z0-9-]+)")
@@ -49,6 +49,9 @@ _WHOLE = re.compile(  # code that ends outside of a string literal, in one pass
     |'''(?:[^'\\]|\\.|'(?!''))*+'''|\"\"\"(?:[^"\\]|\\.|"(?!""))*+\"\"\"
     |'(?!'')(?:[^'\\\n]|\\.)*+['\n]|"(?!"")(?:[^"\\\n]|\\.)*+["\n])*+""",
     re.DOTALL | re.VERBOSE,
+)
+_LONG_KEY = re.compile(  # of 17 parts or more: tomllib takes quadratic time for it
+    r"""(?:(?<![\w-])[\w-]++|"[^"\n]*"|'[^'\n]*')(?:[ \t]*+\.[ \t]*+(?:[\w-]++|"[^"\n]*"|'[^'\n]*')){16}"""
 )
 _KEYS = ("files", "lock", "exclude-newer")
 
@@ -163,6 +166,10 @@ class _Reader:
     def read(self, last_line: int) -> Block:
         import tomllib  # late, because most scripts have no block
 
+        long = _LONG_KEY.search(self._content)
+        if long is not None:
+            line = self._first + self._content.count("\n", 0, long.start()) + 1
+            raise ScriptError(f"{self._origin}:{line} has {long[0][:40]!r}, a name of more than 16 parts")
         try:
             document = tomllib.loads(self._content)
         except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
@@ -200,7 +207,11 @@ class _Reader:
         if not isinstance(value, list) or len(value) > DEPENDENCIES_MAX:
             self._wrong("dependencies", value, f"a list of at most {DEPENDENCIES_MAX} requirements")
         for requirement in value:
-            if not isinstance(requirement, str) or not _REQUIREMENT.fullmatch(requirement.strip()):
+            if (
+                not isinstance(requirement, str)
+                or not requirement.isprintable()  # a line more would be an option in a file of requirements
+                or not _REQUIREMENT.fullmatch(requirement.strip())
+            ):
                 self._wrong(
                     "dependencies",
                     requirement,

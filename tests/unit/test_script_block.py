@@ -80,7 +80,7 @@ WRONG = {
     **{
         requirement: (block(f'dependencies = ["{requirement}"]'), "w.py:2 has dependencies = ")
         for requirement in (
-            "x @ file:///etc/passwd", "git+https://h/x", "-r x", "--index-url=https://h", "../x", "x; y @ z", "/x", "",
+            "requests>=2\\n-e .", "x @ file:///etc/passwd", "git+https://h/x", "-r x", "--index-url=https://h", "../x", "x; y @ z", "/x", "",
         )
     },
 }  # fmt: skip
@@ -138,3 +138,30 @@ def test_hostile_text_takes_time_in_proportion_to_its_length(name: str) -> None:
         return min(times)
 
     assert seconds(HOSTILE[name](1 << 20)) < 12 * max(seconds(HOSTILE[name](1 << 18)), 0.002)
+
+
+LONG = {
+    "a key of many parts": ".".join(["a"] * 31_000) + " = 1",
+    "a key of many quoted parts": " . ".join(['"a"'] * 12_000) + " = 1",
+    "one long key": "a" * 62_000 + " = 1",
+    "keys and spaces": "a" + " " * 62_000 + "= 1",
+    "quotes": "x = " + "''" * 3 + "'\"" * 20_000 + "'" * 3,
+    "many statements": "\n".join(f"a{number} = 1" for number in range(5_000)),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_no_content_of_a_block_takes_long(name: str) -> None:
+    """tomllib takes half a minute for a key of 31,000 parts."""
+    source = block(*LONG[name].split("\n"))
+    start = time.process_time()
+    with contextlib.suppress(ScriptError):
+        read_block(source, "w.py")
+    assert time.process_time() - start < 2
+
+
+def test_a_key_of_many_parts_is_refused_with_its_line() -> None:
+    with pytest.raises(ScriptError, match=r"w\.py:3 has 'a\.a\.a.*', a name of more than 16 parts"):
+        read_block(block("x = 1", ".".join("a" * 17) + " = 1"), "w.py")
+    found = read_block(block(f'dependencies = ["a>={".".join("1" * 15)}"]', ".".join("b" * 16) + " = 1"), "w.py")
+    assert found is not None
