@@ -71,6 +71,7 @@ def test_an_unclosed_block_can_be_told() -> None:
 WRONG = {
     "twice": (block("dependencies = []") + b"\n" + block("dependencies = []"), "w.py:5 has a second block"),
     "no TOML": (block("dependencies = [", "x"), "w.py:3 is not TOML"),
+    "a long key": (block("a." * 32_000 + "a = 1"), "w.py:2 has 'a.a.a"),
     "nested": (block("x = " + "[" * 5000), "w.py:2 is not TOML: nested too deep"),
     "long": (block(*["# " + "x" * 100] * 700), "w.py:1 has a block of more than 64 KiB"),
     "key": (block("[tool.sandboxrun]", "file = 1"), "w.py:3 has file = '1': expected one of the keys files, lock"),
