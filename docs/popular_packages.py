@@ -192,9 +192,9 @@ PACKAGES = (
         "psycopg[binary]",
         "import psycopg",
         "try:\n"
-        "    psycopg.connect(f\"host=127.0.0.1 port={data['free']} connect_timeout=5\")\n"
+        "    psycopg.connect(f\"host=127.0.0.1 port={data['free']} user=app password=x dbname=app connect_timeout=5\")\n"
         "except psycopg.OperationalError as error:\n"
-        "    return {"refused": "refused" in str(error), "error": str(error)}",
+        "    return {'refused': 'refused' in str(error), 'error': str(error)}",
         {"refused": True},
         (("allowNet", "127.0.0.1:{free}"),),
     ),
@@ -284,7 +284,7 @@ PACKAGES = (
         {"slope": 2.0},
         (("allowRead", "/proc"),),
     ),
-    Package("duckdb", "import duckdb", "return {'n': duckdb.sql('select 7').fetchone()[0]}", {"n": 7}, (("allowRead", "/proc"),)),
+    Package("duckdb", "import duckdb", "return {'n': duckdb.sql('select 7').fetchone()[0]}", {"n": 7}, (("allowRead", "/proc,/sys/fs/cgroup"),)),
     Package("psutil", "import psutil", "return {'ok': psutil.virtual_memory().total > 0}", {"ok": True}, (("allowRead", "/proc"),)),
     Package("tqdm", "import tqdm", "return {'n': sum(tqdm.tqdm(range(4), disable=True))}", {"n": 6}),
     Package("click", "import click", "return {'text': click.unstyle(click.style('hi', fg='red'))}", {"text": "hi"}),

@@ -42,10 +42,10 @@ def row(package: Package, run: Runner, r: redis.Redis, folder: Path) -> str:
             result = try_package(package, run, r, http, folder)
         except AssertionError as error:
             print(f"{package.requirement}: {str(error)[-2000:]}", file=sys.stderr)
-            return f"| {package.requirement} | | | | {grants} | **fails** | | |"
+            return f"| `{package.requirement}` | | | | {grants} | **fails** | | |"
     size = f"{result.size / 2**20:.1f}"
     times = f"{result.first_seconds:.1f} | {result.second_seconds:.2f}"
-    return f"| {package.requirement} | {result.version} | {result.packages} | {size} | {grants} | works | {times} |"
+    return f"| `{package.requirement}` | {result.version} | {result.packages} | {size} | {grants} | works | {times} |"
 
 
 def main() -> None:

@@ -197,6 +197,8 @@ def remove_tree(folder: str) -> None:
     """Remove a folder that was made read-only; nothing if it is not there. Symlinks are not followed."""
     import shutil
 
+    if os.path.islink(folder):
+        os.unlink(folder)
     if not os.path.lexists(folder):
         return
     with contextlib.suppress(OSError):

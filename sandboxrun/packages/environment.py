@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "environment", "installed"]
 
-LOCK_SECONDS = 1200  # longer than a download and an installation
+LOCK_SECONDS = 1500  # longer than a download and an installation
 
 
 def installed(lock: Lock, *, cache: str, key: str) -> str | None:

@@ -57,7 +57,8 @@ def fetch_wheels(
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-input", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--progress-bar", "off"]
     command += ["--only-binary", ":all:", "--require-hashes", "--no-deps", "--dest", downloads, "-r", requirements]
-    env = {name: value for name, value in os.environ.items() if _PASSED.fullmatch(name)} | {"TMPDIR": temporary}
+    env = {name: value for name, value in os.environ.items() if _PASSED.fullmatch(name)}
+    env |= {"TMPDIR": temporary, "PIP_REQUIRE_VIRTUALENV": "0"}  # nothing is installed, so it need be in none
     if options.index is not None:
         env |= {**_NO_OTHER_INDEX, "PIP_INDEX_URL": options.index}  # no argument: others could see a password in it
     with open(errors, "xb") as stderr:

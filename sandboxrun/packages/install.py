@@ -31,7 +31,7 @@ from sandboxrun.sandbox.compile import features, policy
 from sandboxrun.sandbox.supervisor.child import Child, Confinement, Script, this_interpreter
 from sandboxrun.sandbox.supervisor.scratch import folder_size
 
-SECONDS = 300  # for the child, and of its CPU time
+SECONDS = 600  # for the child, and of its CPU time; thousands of modules take half a minute to be compiled
 MEMORY_BYTES = 2 << 30
 _KEY = "sandboxrun-install:1:h"
 _PROGRAM = os.path.join(os.path.dirname(__file__), "unpack.py")

@@ -61,8 +61,8 @@ def try_package(package: Any, run: Runner, r: redis.Redis, http: RawHost, folder
     name = re.sub(r"[-_.]+", "-", re.split(r"[\[<>=]", package.requirement)[0]).lower()
     version = re.search(rf"(?m)^{re.escape(name)}==([^ ;]+)", lock)
     assert version is not None, lock
-    cached = json.loads(_command(run, "cache", "--json"))
-    size = max(entry["bytes"] for entry in cached if entry["kind"] == "environment")
+    environments = json.loads(_command(run, "cache", "--json"))["environments"]
+    size = max(environment["bytes"] for environment in environments)
     return Result(version[1], len(set(re.findall(r"(?m)^[a-z0-9-]+==", lock))), size, *seconds)
 
 

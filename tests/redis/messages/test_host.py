@@ -28,7 +28,7 @@ class Newcomer(NamedTuple):
     def hint(self, text: str, said: str) -> str:
         assert said in text, text
         hint = hint_of(text)
-        assert is_of(self.template, hint), hint
+        assert is_of(self.template.replace("TYPE ID", "t 1"), hint), hint
         return hint
 
     def works_after(self, hint: str, *args: str, **placeholders: str) -> str:
@@ -95,11 +95,34 @@ def no_hash(new: Newcomer) -> None:
     assert new.run("stop", "t", "1").code == 0
 
 
+def stale_list(new: Newcomer) -> None:
+    folder = new.local(
+        '# /// script\n# [tool.sandboxrun]\n# files = { "more.py" = "sha256:' + "0" * 64 + '" }\n# ///\nprint()\n'
+    )
+    (folder / "more.py").write_text("")
+    hint = new.hint(new.run("t", "1").err.partition("\nsandboxrun: ")[0], "lists other contents of more.py than")
+    new.run.env["FOLDER"] = str(folder)
+    done = paste(f"{hint}\nsandboxrun t 1", new.run.env, new.run.home)
+    assert (done.returncode, "warning: " in done.stderr) == (0, False), done
+
+
+def not_resolved(new: Newcomer) -> None:
+    """An empty list of wheels is a resolution too."""
+    new.local("# /// script\n# dependencies = [\"absent; python_version < '3'\"]\n# ///\nprint('ran')\n")
+    new.run.env |= {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": "http://127.0.0.1:9/simple"}
+    done = new.run("t", "1", "--cached-only")
+    assert done.code == 69
+    hint = new.hint(done.err, "were not resolved yet, and --cached-only forbids to ask an index")
+    assert new.works_after(hint, "sandboxrun t 1 --cached-only") == "ran\nran\n"
+
+
 SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
     "export HOME=/FOLDER": relative_home,
     "unset {}": relative_xdg,
     "sandboxrun {} {}": not_fetched,
     "sandboxrun {} {} <KEYFILE": no_key,
+    "sandboxrun lock {}": stale_list,
+    "sandboxrun TYPE ID": not_resolved,
     "sandboxrun ps {} --all": no_hash,
 }
 ELSEWHERE = {
