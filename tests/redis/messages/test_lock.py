@@ -10,7 +10,7 @@ from hints import hint_of, is_of, paste, templates
 from runner import Runner
 
 ELSEWHERE = {
-    "sandboxrun lock {} --pylock": "tests/unit/test_lock_command.py, with an index",
+    "sandboxrun lock {} --pylock": "tests/unit/test_lock_packages.py, with an index",
     "pip install 'sandboxrun[lock]'": "installs a package, so it needs an index, and an environment without uv",
 }
 PACKAGES = (
