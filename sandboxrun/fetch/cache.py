@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import ConfigError, FetchError
@@ -120,7 +120,7 @@ class Cache:
     @contextlib.contextmanager
     def locked(self, source: Source) -> Iterator[None]:
         """Let one process at a time decide on a source: two that fetch a moving tag at once must not both pin it."""
-        with locked(self.pin_path(source) + ".lock", source.url):
+        with locked(self.pin_path(source) + ".lock", f"{source.url} is being fetched"):
             yield
 
     def entries(self) -> list[Entry]:
@@ -141,9 +141,14 @@ class Cache:
 
 
 @contextlib.contextmanager
-def locked(path: str, what: str) -> Iterator[None]:
-    """One process at a time, by a lock file. Raises FetchError after LOCK_SECONDS. `what` is being fetched."""
-    deadline = time.monotonic() + LOCK_SECONDS
+def locked(
+    path: str, busy: str, *, seconds: int = LOCK_SECONDS, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Let one process at a time into the block, by a lock file. `busy`: what the other one does, as in "URL is being fetched".
+    `on_wait` is called before the first wait. Raises FetchError after `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    is_first = True
     with open(path, "ab") as file:
         while True:
             try:
@@ -151,9 +156,10 @@ def locked(path: str, what: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise FetchError(
-                        f"{what} is being fetched by another process for more than {LOCK_SECONDS} s"
-                    ) from None
+                    raise FetchError(f"{busy} by another process for more than {seconds} s") from None
+                if is_first:
+                    on_wait()
+                    is_first = False
                 time.sleep(0.02)
         yield
 

@@ -16,7 +16,7 @@ from sandboxrun.packages.options import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from sandboxrun.packages.lock import Lock
 
@@ -46,15 +46,18 @@ def environment(lock: Lock, *, cache: str, key: str, options: Options, say: Call
     path = installed(lock, cache=cache, key=key)
     if path is not None:
         return path
-    import contextlib
-
-    from sandboxrun.fetch.cache import make_private
+    from sandboxrun.fetch.cache import locked, make_private
     from sandboxrun.packages import verify
 
     name, folder = seal.name_of(lock), seal.folder_of(cache)
     make_private(cache)
     make_private(folder)
-    with contextlib.contextmanager(_locked)(os.path.join(folder, f"{name}.lock"), lock, say):
+    with locked(
+        os.path.join(folder, f"{name}.lock"),
+        f"the packages of {lock.name} are being installed",
+        seconds=LOCK_SECONDS,
+        on_wait=lambda: say(f"waiting for another start, which installs the packages of {lock.name}"),
+    ):
         path = installed(lock, cache=cache, key=key)  # another start has installed it meanwhile
         if path is None:
             found = verify.find(cache, key, name)
@@ -85,27 +88,3 @@ def _install(lock: Lock, cache: str, key: str, name: str, options: Options, say:
             install.install(lock, found, install.Place(cache, key, name, staging), options)
     except OSError as error:
         raise FetchError(f"the packages of {lock.name} cannot be installed: {error.strerror}") from error
-
-
-def _locked(path: str, lock: Lock, say: Callable[[str], None]) -> Iterator[None]:
-    """Let one process at a time install an environment. Raises FetchError if another one takes too long."""
-    import fcntl
-    import time
-
-    deadline = time.monotonic() + LOCK_SECONDS
-    is_first = True
-    with open(path, "ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise FetchError(
-                        f"the packages of {lock.name} are being installed by another process for more than {LOCK_SECONDS} s"
-                    ) from None
-            if is_first:
-                say(f"waiting for another start, which installs the packages of {lock.name}")
-                is_first = False
-            time.sleep(0.02)
-        yield
