@@ -33,6 +33,15 @@ def write_whole(path: str, data: bytes, *, mode: int = 0o600, sync: bool = True)
         raise
 
 
+def read_at_most(path: str, max_bytes: int) -> bytes | None:
+    """The first bytes of a file; None if it cannot be read. A FIFO does not block."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            return file.read(max_bytes)
+    except OSError:
+        return None
+
+
 def read_or_make_key(path: str) -> bytes:
     """32 secret bytes of our own, the same in every run. Raises OSError, ValueError for a file that is none."""
     try:

@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
-    from sandboxrun.packages.locking import Locked, Script
+    from sandboxrun.packages.locking import LockFile, Script
 
 _EPILOG = """\
 examples:
@@ -116,7 +116,7 @@ def _files(script: Script, options: argparse.Namespace) -> dict[str, str]:
     return listing.digests(script.folder, paths)
 
 
-def _check(script: Script, lock: Locked, files: dict[str, str], options: argparse.Namespace) -> int:
+def _check(script: Script, lock: LockFile, files: dict[str, str], options: argparse.Namespace) -> int:
     from sandboxrun.packages import locking
 
     found = [*locking.stale_files(dict(script.block.files), files), *locking.stale_lock(script, lock)]
@@ -149,13 +149,14 @@ def _dated(script: Script, options: argparse.Namespace) -> Script:
     return replace(script, block=replace(script.block, exclude_newer=date.upper()))
 
 
-def _write(script: Script, old: Locked, files: dict[str, str], options: argparse.Namespace) -> int:
-    from sandboxrun.packages import locking, resolve
+def _write(script: Script, old: LockFile, files: dict[str, str], options: argparse.Namespace) -> int:
+    from sandboxrun.config.script import lock_names
+    from sandboxrun.packages import locking
 
     pylock = options.pylock or (old.text is not None and old.name.endswith(".toml"))
-    is_same_form = old.name == resolve.lock_name(script.name, pylock=True) or not options.pylock
+    is_same_form = old.name == lock_names(script.name)[1] or not options.pylock
     if locking.is_current(script, old) and is_same_form and not options.upgrade:
-        new = old if script.block.dependencies else locking.Locked(old.name, None)
+        new = old if script.block.dependencies else locking.LockFile(old.name, None)
     else:
         new = locking.new_lock(script, old, os.environ, pylock=pylock, upgrade=options.upgrade)
     changed = locking.write(script, new, files)

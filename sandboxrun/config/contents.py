@@ -54,6 +54,11 @@ class Contents:
 NOTHING = Contents()
 
 
+def canonical(name: str) -> str:
+    """A package's name as PEP 503 normalises it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def grown(before: Contents | None, now: Contents | None) -> Iterator[str]:
     """A line for each package that is new or another than before. What was removed is no growth.
 

@@ -112,6 +112,13 @@ def unclosed_line(source: bytes) -> int | None:
     return None
 
 
+def lock_names(script: str) -> tuple[str, str, str]:
+    """The names that the lock of a script may have, in the order in which they are looked for: hashed requirements, and
+    PEP 751 for this script or for its folder."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", script.removesuffix(".py")).strip("-")
+    return LOCK_NAME, f"pylock.{stem or 'worker'}.toml", "pylock.toml"
+
+
 def path_fault(path: str) -> str:
     """What is wrong with the name of one of a script's files; empty if nothing is."""
     segments = path.split("/")

@@ -15,7 +15,7 @@ from sandboxrun.log import escape
 if TYPE_CHECKING:
     from sandboxrun.config.contents import Package
     from sandboxrun.host.plan import Preparation
-    from sandboxrun.packages.locking import Locked, Script
+    from sandboxrun.packages.locking import LockFile, Script
     from sandboxrun.redis.connection import Connection
 
 
@@ -59,7 +59,7 @@ class Packages:
         before = {(pin.name, pin.version) for pin in locking.pins(old)}
         self._install(prepared, None if resolved is None else before)
 
-    def _resolve(self, script: Script, old: Locked, prepared: Preparation) -> Locked:
+    def _resolve(self, script: Script, old: LockFile, prepared: Preparation) -> LockFile:
         from sandboxrun.packages import locking
 
         assert prepared.ceiling is not None

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 
 from sandboxrun.config.contents import Contents
-from sandboxrun.config.script import Block
+from sandboxrun.config.script import FILE_MAX_BYTES, Block
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import ConfigError
 from sandboxrun.fetch import Artifact, bundle
 from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source
+from sandboxrun.files import read_at_most
 from sandboxrun.host import locks
 from sandboxrun.records import record
 
@@ -37,7 +38,7 @@ class Gathered:
     block: Block
     contents: Contents  # for the approval, and to be shown
     tree: str | None = (
-        None  # the folder with its files; None for a local script, one without files, or if they are not here
+        None  # the folder with its files; None for a local script, without files, or if they are not here
     )
     script: str = ""  # the script's own name in the tree
     lock: Lock | None = None  # of its packages; None without dependencies, or if it is not here
@@ -140,7 +141,7 @@ def check_python(requires: str, origin: str) -> None:
 def _stale(block: Block, source: LocalSource) -> Iterator[str]:
     """Which listed files of a local folder are others by now: it runs as it is, and somebody else would not get them."""
     folder = source.folder or os.path.dirname(source.script)
-    stale = [path for path, digest in block.files if _digest(os.path.join(folder, path)) != digest]
+    stale = [path for path, digest in block.files if not _has_digest(os.path.join(folder, path), digest)]
     if stale:
         more = f" and {len(stale) - 3} more" if len(stale) > 3 else ""
         yield (
@@ -149,10 +150,6 @@ def _stale(block: Block, source: LocalSource) -> Iterator[str]:
         )
 
 
-def _digest(path: str) -> str:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            return hex_digest(file.read(16 << 20))
-    except OSError:
-        return ""
+def _has_digest(path: str, digest: str) -> bool:
+    data = read_at_most(path, FILE_MAX_BYTES + 1)
+    return data is not None and hex_digest(data) == digest

@@ -11,16 +11,16 @@ import os
 import re
 from collections.abc import Callable, Iterator
 
-from sandboxrun.config.contents import Package
-from sandboxrun.config.script import LOCK_NAME, Block
+from sandboxrun.config.contents import Package, canonical
+from sandboxrun.config.script import Block, lock_names
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import FetchError
 from sandboxrun.fetch import Artifact, bundle
 from sandboxrun.fetch.resolve import LocalSource, Source
-from sandboxrun.files import write_whole
+from sandboxrun.files import read_at_most, write_whole
 from sandboxrun.packages import seal
 from sandboxrun.packages.environment import installed
-from sandboxrun.packages.lock import LOCK_MAX_BYTES, Lock, canonical, read_lock
+from sandboxrun.packages.lock import LOCK_MAX_BYTES, Lock, read_lock
 from sandboxrun.records import record
 
 TYPE_CHECKING = False
@@ -60,12 +60,6 @@ def lock_of(block: Block, artifact: Artifact, source: Source | LocalSource, mean
     return _found(f"the lock of {artifact.origin}", digest, lambda: _fetched(digest, source, means), means)
 
 
-def names(script: str) -> tuple[str, ...]:
-    """Where the lock of a script of this name may lie, beside it."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", script.removesuffix(".py")).strip("-") or "worker"
-    return LOCK_NAME, f"pylock.{stem}.toml", "pylock.toml"
-
-
 def _found(shown: str, digest: str, get: Callable[[], bytes], means: Means) -> Found:
     """`get` gets its bytes, which are verified."""
     bare = Lock(shown, digest, ())
@@ -89,7 +83,7 @@ def _found(shown: str, digest: str, get: Callable[[], bytes], means: Means) -> F
 def _fetched(digest: str, source: Source, means: Means) -> bytes:
     """From the cache, or from beside the script. Raises FetchError, IntegrityError."""
     missing: FetchError | None = None
-    for name in names(source.url.partition("?")[0].rpartition("/")[2]):
+    for name in lock_names(source.url.partition("?")[0].rpartition("/")[2]):
         url = bundle.beside(source.url, name)
         try:
             return bundle.file_from_cache_or_origin(
@@ -107,12 +101,10 @@ def _beside(source: LocalSource, block: Block) -> tuple[str, bytes] | None:
     """Path and bytes of the lock in the script's folder: the one that the block names, else the first."""
     folder = source.folder or os.path.dirname(source.script)
     first = None
-    for name in names(os.path.basename(source.script)):
+    for name in lock_names(os.path.basename(source.script)):
         path = os.path.join(folder, name)
-        try:
-            with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-                data = file.read(LOCK_MAX_BYTES + 1)
-        except OSError:
+        data = read_at_most(path, LOCK_MAX_BYTES + 1)
+        if data is None:
             continue
         if hex_digest(data) == block.lock:
             return path, data
@@ -136,7 +128,7 @@ def _resolved(block: Block, artifact: Artifact, means: Means, source: Source | N
     index = means.ceiling.index
     wanted = repr((block.dependencies, block.requires_python, block.exclude_newer, index))
     name = f"resolved-{hex_digest(wanted.encode())}"
-    kept = _read(f"{means.cache.pin_path(source)}.{name}") if source is not None else None
+    kept = read_at_most(f"{means.cache.pin_path(source)}.{name}", LOCK_MAX_BYTES + 1) if source is not None else None
     if source is None:
         kept = means.cache.blocks.get(name, LOCK_MAX_BYTES)
     shown = f"the lock of {artifact.origin}"
@@ -169,11 +161,3 @@ def _told(artifact: Artifact, found: Found) -> str:
     more = len(found.packages) - _SHOWN_MAX
     packages = ", ".join(map(str, found.packages[:_SHOWN_MAX])) + (f" and {more} more" if more > 0 else "")
     return f"{artifact.origin} has dependencies and no lock, so they were resolved now: {packages}"
-
-
-def _read(path: str) -> bytes | None:
-    try:
-        with open(path, "rb") as file:
-            return file.read(LOCK_MAX_BYTES + 1)
-    except OSError:
-        return None

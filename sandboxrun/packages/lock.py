@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from sandboxrun.config.contents import canonical
 from sandboxrun.config.toml import line_fault
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import ScriptError
@@ -54,11 +55,6 @@ class Lock:
     name: str
     sha256: str
     packages: tuple[Locked, ...]
-
-
-def canonical(name: str) -> str:
-    """A package's name as the specification normalises it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def read_lock(data: bytes, name: str) -> Lock:

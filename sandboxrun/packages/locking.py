@@ -7,7 +7,8 @@ import os
 import shlex
 import stat
 
-from sandboxrun.config.script import Block, read_block
+from sandboxrun.config.contents import canonical
+from sandboxrun.config.script import Block, lock_names, read_block
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import FetchError, ScriptError
 from sandboxrun.files import write_whole
@@ -40,7 +41,7 @@ class Script:
 
 
 @record
-class Locked:
+class LockFile:
     """The lock beside a script: its file's name and its text; None if there is none, or none is needed."""
 
     name: str
@@ -66,14 +67,14 @@ def script_of(folder: str, name: str, source: bytes) -> Script:
     return Script(folder, name, source, block or Block(0, 0))
 
 
-def lock_beside(script: Script) -> Locked:
+def lock_beside(script: Script) -> LockFile:
     """The lock with the digest that the block has, else the one that is there. Raises ScriptError."""
-    names = (resolve.lock_name(script.name), resolve.lock_name(script.name, pylock=True), "pylock.toml")
+    names = lock_names(script.name)
     texts = {name: text for name in names if (text := listing.read_beside(script.folder, name)) is not None}
     for name, text in texts.items():
         if hex_digest(text) == script.block.lock:
-            return Locked(name, text)
-    return Locked(*next(iter(texts.items()), (names[0], None)))
+            return LockFile(name, text)
+    return LockFile(*next(iter(texts.items()), (names[0], None)))
 
 
 def made_for(block: Block) -> bytes:
@@ -84,7 +85,7 @@ def made_for(block: Block) -> bytes:
     return _FOR + "; ".join(parts).encode()
 
 
-def is_current(script: Script, lock: Locked) -> bool:
+def is_current(script: Script, lock: LockFile) -> bool:
     """Whether the lock is of the block's digest and for its dependencies, so that there is nothing to resolve."""
     if not script.block.dependencies:
         return script.block.lock is None
@@ -99,7 +100,7 @@ def is_for(block: Block, text: bytes) -> bool | None:
     return made_for(block) in head if any(line.startswith(_FOR) for line in head) else None
 
 
-def serves(block: Block, lock: Locked) -> bool:
+def serves(block: Block, lock: LockFile) -> bool:
     """Whether a lock has what a block depends on, whatever digest the block has."""
     if lock.text is None:
         return False
@@ -108,18 +109,19 @@ def serves(block: Block, lock: Locked) -> bool:
 
 
 def new_lock(
-    script: Script, old: Locked, environ: Mapping[str, str], *, pylock: bool, upgrade: bool, index: str | None = None
-) -> Locked:
+    script: Script, old: LockFile, environ: Mapping[str, str], *, pylock: bool, upgrade: bool, index: str | None = None
+) -> LockFile:
     """Resolve the dependencies of a script. Raises ScriptError, FetchError, ConfigError."""
     block = script.block
-    name = resolve.lock_name(script.name, pylock=pylock)
+    hashed, urls, _ = lock_names(script.name)
+    name = urls if pylock else hashed
     if not block.dependencies:
-        return Locked(name, None)
+        return LockFile(name, None)
     _check_own(script, name)
     kept = () if upgrade or old.text is None else resolve.pins(old.text, old.name)
     wanted = resolve.Wanted(script.name, block.dependencies, block.requires_python, block.exclude_newer, kept)
     first, _, rest = resolve.resolve(wanted, environ, pylock=pylock, index=index).partition(b"\n")
-    made = Locked(name, first + b"\n" + made_for(block) + b"\n" + rest)
+    made = LockFile(name, first + b"\n" + made_for(block) + b"\n" + rest)
     read_lock(made.text or b"", name)  # an index of folders or without https cannot be named in the second form
     return made
 
@@ -135,13 +137,13 @@ def _check_own(script: Script, name: str) -> None:
         )
 
 
-def write_lock(script: Script, lock: Locked) -> None:
+def write_lock(script: Script, lock: LockFile) -> None:
     """Write the lock if it is another one. Raises ScriptError, OSError."""
     if lock.text is not None and listing.read_beside(script.folder, lock.name) != lock.text:
         write_whole(os.path.join(script.folder, lock.name), lock.text, mode=0o644)
 
 
-def write(script: Script, lock: Locked, files: Mapping[str, str]) -> bool:
+def write(script: Script, lock: LockFile, files: Mapping[str, str]) -> bool:
     """Write the lock, and its digest and the files' into the script; whether the script changed. Raises ScriptError."""
     made = edit.with_digests(
         script.source,
@@ -172,7 +174,7 @@ def stale_files(listed: Mapping[str, str], present: Mapping[str, str]) -> Iterat
             yield f"{path}: has sha256 {present[path]}, but {listed[path]} is listed"
 
 
-def stale_lock(script: Script, lock: Locked) -> Iterator[str]:
+def stale_lock(script: Script, lock: LockFile) -> Iterator[str]:
     """A line for each reason why the lock is not that of the block. Needs no network."""
     block = script.block
     if not block.dependencies:
@@ -192,13 +194,13 @@ def stale_lock(script: Script, lock: Locked) -> Iterator[str]:
             yield f"{lock.name}: was made for other dependencies"
 
 
-def _unsatisfied(block: Block, lock: Locked) -> Iterator[str]:
+def _unsatisfied(block: Block, lock: LockFile) -> Iterator[str]:
     found: dict[str, list[str]] = {}
     for pin in pins(lock):
         found.setdefault(pin.name, []).append(pin.version)
     for text in block.dependencies:
         wanted = resolve.requirement(text)
-        versions = found.get(resolve.canonical(wanted.name), [])
+        versions = found.get(canonical(wanted.name), [])
         if not versions and (wanted.marker is None or wanted.marker.evaluate()):
             yield f"{lock.name}: does not have {wanted.name}"
         elif versions and not any(wanted.specifier.contains(version, prereleases=True) for version in versions):
@@ -212,10 +214,10 @@ def changed_files(before: Mapping[str, str], after: Mapping[str, str]) -> Iterat
             yield f"{'+' if path not in before else '-' if path not in after else '~'} {path}"
 
 
-def changed_packages(before: Locked, after: Locked) -> Iterator[str]:
+def changed_packages(before: LockFile, after: LockFile) -> Iterator[str]:
     """`+ requests 2.32.3`, `~ six 1.16 -> 1.17`, `- idna 3.10`, `~ rich 14.0 (other wheels)`."""
 
-    def versions(lock: Locked) -> dict[str, list[str]]:
+    def versions(lock: LockFile) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for pin in pins(lock):
             found.setdefault(pin.name, []).append(pin.version)
@@ -234,7 +236,7 @@ def changed_packages(before: Locked, after: Locked) -> Iterator[str]:
             yield f"~ {name} {', '.join(new[name])} (other wheels)"
 
 
-def _digests(lock: Locked) -> dict[str, set[str]]:
+def _digests(lock: LockFile) -> dict[str, set[str]]:
     """Those of each package; empty for the form that has others, and if the lock cannot be read."""
     found: dict[str, set[str]] = {}
     if lock.text is not None and not lock.name.endswith(".toml"):
@@ -244,6 +246,6 @@ def _digests(lock: Locked) -> dict[str, set[str]]:
     return found
 
 
-def pins(lock: Locked) -> tuple[Pin, ...]:
+def pins(lock: LockFile) -> tuple[Pin, ...]:
     """The packages of a lock; none if there is no lock."""
     return () if lock.text is None else resolve.pins(lock.text, lock.name)

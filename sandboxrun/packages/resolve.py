@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 
-from sandboxrun.config.script import LOCK_NAME
+from sandboxrun.config.contents import canonical
 from sandboxrun.errors import ConfigError, FetchError, ScriptError
 from sandboxrun.log import escape
+from sandboxrun.packages.lock import LOCK_MAX_BYTES
 from sandboxrun.records import record
 
 TYPE_CHECKING = False
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 RESOLVE_SECONDS = 300.0
 PYTHON_MIN = "3.11"  # the oldest that sandboxrun runs with
-LOCK_MAX_BYTES = 1 << 20
 _OURS = "requirements.in"
 _REQUIREMENT_TEXT = re.compile(r"[\w.,<>=!~*+\[\]();'\" -]+", re.ASCII)
 _PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?==([^\s;\\]+)\s*(?:;([^\\#]*))?", re.ASCII)
@@ -48,19 +48,6 @@ class Wanted:
     requires_python: str = ""
     exclude_newer: str = ""
     pins: tuple[Pin, ...] = ()
-
-
-def lock_name(script: str, *, pylock: bool = False) -> str:
-    """The name of the lock beside a script."""
-    if not pylock:
-        return LOCK_NAME
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", os.path.basename(script).removesuffix(".py")).strip("-")
-    return f"pylock.{stem or 'worker'}.toml"
-
-
-def canonical(name: str) -> str:
-    """A package's name as the specification normalises it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def requirement(text: str) -> Requirement:

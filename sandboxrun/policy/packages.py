@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 
+from sandboxrun.config.contents import canonical
 from sandboxrun.config.covers import glob_covers
 from sandboxrun.config.limits import LIMITS, show_size
 from sandboxrun.errors import PolicyError
@@ -71,9 +72,9 @@ def shown_index(value: Any) -> str:
 
 def read_name(text: str) -> str:
     """An entry of the key `packages`. Raises ValueError."""
-    canonical = re.sub(r"[-_.]+", "-", text).lower()  # PEP 503
-    if text != canonical and _NAME.fullmatch(canonical):
-        raise ValueError(f"its canonical name is {canonical!r}")
+    name = canonical(text)
+    if text != name and _NAME.fullmatch(name):
+        raise ValueError(f"its canonical name is {name!r}")
     if not _NAME.fullmatch(text):
         raise ValueError("not a name of letters, digits, - and *")
     return text

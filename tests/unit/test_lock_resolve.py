@@ -17,7 +17,7 @@ from small_index import Index, serving
 
 from sandboxrun.errors import ConfigError, FetchError, ScriptError
 from sandboxrun.packages import resolve as module
-from sandboxrun.packages.resolve import Pin, Wanted, lock_name, pins, resolve
+from sandboxrun.packages.resolve import Pin, Wanted, pins, resolve
 from sandboxrun.packages.uv_settings import pip_settings, uv_settings
 
 UV = module.uv(os.environ)
@@ -79,7 +79,7 @@ def test_the_second_form_has_the_urls_of_wheels_alone(index: Index, env: dict[st
 def test_pins_are_kept_while_they_fit(pylock: bool, index: Index, env: dict[str, str]) -> None:
     for version in ("1.0", "1.5", "2.0"):
         index.add("alpha", version)
-    name = lock_name("worker.py", pylock=pylock)
+    name = "pylock.worker.toml" if pylock else "requirements.lock"
 
     def version(*dependencies: str, kept: tuple[Pin, ...]) -> str:
         (pin,) = pins(resolve(wanted(*dependencies, kept=kept), env, pylock=pylock), name)
