@@ -12,6 +12,7 @@ import tempfile
 
 from sandboxrun.config.script import LOCK_NAME
 from sandboxrun.errors import ConfigError, FetchError, ScriptError
+from sandboxrun.installation import install_hint
 from sandboxrun.log import escape
 from sandboxrun.records import record
 
@@ -125,7 +126,7 @@ def uv(environ: Mapping[str, str]) -> str:
         pass
     path = shutil.which("uv", path=environ.get("PATH"))
     if path is None or not os.path.isabs(path):
-        raise ConfigError("uv is not installed, which resolves dependencies", hint="pip install 'sandboxrun[lock]'")
+        raise ConfigError("uv is not installed, which resolves dependencies", hint=install_hint(["uv"]))
     return path
 
 
