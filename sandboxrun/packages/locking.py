@@ -7,7 +7,8 @@ import os
 import shlex
 import stat
 
-from sandboxrun.config.script import Block, read_block
+from sandboxrun.config.block import read_block
+from sandboxrun.config.script import Block
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import FetchError, ScriptError
 from sandboxrun.files import write_whole
