@@ -284,7 +284,7 @@ PACKAGES = (
         {"slope": 2.0},
         (("allowRead", "/proc"),),
     ),
-    Package("duckdb", "import duckdb", "return {'n': duckdb.sql('select 7').fetchone()[0]}", {"n": 7}, (("allowRead", "/proc,/sys/fs/cgroup"),)),
+    Package("duckdb", "import duckdb", "return {'n': duckdb.sql('select 7').fetchall()[0][0]}", {"n": 7}, (("allowRead", "/proc,/sys/fs/cgroup"),)),
     Package("psutil", "import psutil", "return {'ok': psutil.virtual_memory().total > 0}", {"ok": True}, (("allowRead", "/proc"),)),
     Package("tqdm", "import tqdm", "return {'n': sum(tqdm.tqdm(range(4), disable=True))}", {"n": 6}),
     Package("click", "import click", "return {'text': click.unstyle(click.style('hi', fg='red'))}", {"text": "hi"}),

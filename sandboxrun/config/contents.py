@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sandboxrun.config.script import Block
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256 = r"[0-9a-f]{64}"
 
 
 @record
@@ -113,7 +113,7 @@ def from_plain(value: Any) -> Contents:
         raise TypeError("not the files and packages of a script")
     packages = tuple(Package(*map(_text, _triple(each))) for each in value["packages"])
     for digest in (*files.values(), *(package.wheels for package in packages), *([] if lock is None else [lock])):
-        if not _SHA256.fullmatch(_text(digest)):
+        if not re.fullmatch(_SHA256, _text(digest)):
             raise ValueError("not a sha256")
     if not isinstance(value["dependencies"], list):
         raise TypeError("not a list")

@@ -15,7 +15,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 
-from sandboxrun.config.script import BLOCK_FORMAT, FILES_MAX_BYTES, OPENING, Block, plain_block, read_block
+from sandboxrun.config.script import BLOCK_FORMAT, FILES_MAX_BYTES, OPENING, Block, plain_block
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import FetchError, IntegrityError, ScriptError
 from sandboxrun.fetch.cache import Cache, locked
@@ -51,6 +51,8 @@ def block_of(script: bytes, sha256: str, origin: str, cache: Cache) -> Block | N
     sealed = cache.blocks.get(name, _RECORD_MAX_BYTES)
     if sealed is not None:
         return plain_block(json.loads(sealed))
+    from sandboxrun.config.block import read_block
+
     block = read_block(script, origin)
     cache.blocks.put(name, json.dumps(block and asdict(block)).encode())
     return block

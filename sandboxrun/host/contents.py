@@ -19,7 +19,6 @@ from sandboxrun.fetch import Artifact, bundle
 from sandboxrun.fetch.cache import Cache
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source
 from sandboxrun.files import read_at_most
-from sandboxrun.host import locks
 from sandboxrun.records import record
 
 TYPE_CHECKING = False
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from sandboxrun.packages.lock import Lock
     from sandboxrun.policy.ceiling import Ceiling
 
-_PLAIN_MINIMUM = re.compile(r">=\s*([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
+_PLAIN_MINIMUM = r">=\s*([0-9]+)\.([0-9]+)(?:\.([0-9]+))?"
 
 
 @record
@@ -86,6 +85,8 @@ def gather(artifact: Artifact, source: Source | LocalSource, means: Means) -> Ga
             )
     if not block.dependencies and block.lock is None:
         return Gathered(block, Contents.of(block), tree, name, warnings=tuple(warnings))
+    from sandboxrun.host import locks
+
     locked = locks.lock_of(block, artifact, source, means)
     if locked is None:
         return Gathered(block, Contents.of(block), tree, name, warnings=tuple(warnings))
@@ -120,7 +121,7 @@ def check_python(requires: str, origin: str) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
     if not requires:
         return
-    plain = _PLAIN_MINIMUM.fullmatch(requires)
+    plain = re.fullmatch(_PLAIN_MINIMUM, requires)
     if plain is not None:  # what most scripts say; the package takes longer to be imported than all else of a start
         fits = sys.version_info[:3] >= tuple(int(number or 0) for number in plain.groups())
     else:

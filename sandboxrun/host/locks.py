@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sandboxrun.host.contents import Means
 
 _KEPT_MAX_BYTES = 1 << 20
-_PYLOCK = re.compile(rb"(?m)^lock-version[ \t]*=")
+_PYLOCK = rb"(?m)^lock-version[ \t]*="
 _SHOWN_MAX = 12
 
 
@@ -73,7 +73,7 @@ def _found(shown: str, digest: str, get: Callable[[], bytes], means: Means) -> F
     from sandboxrun.packages.wheels import applicable
 
     data = get()
-    lock = read_lock(data, f"{shown}.toml" if _PYLOCK.search(data) and not shown.endswith(".toml") else shown)
+    lock = read_lock(data, f"{shown}.toml" if re.search(_PYLOCK, data) and not shown.endswith(".toml") else shown)
     packages = tuple(Package.of(each.name, each.version, each.digests) for each in applicable(lock))
     plain = [[package.name, package.version, package.wheels] for package in packages]
     means.cache.blocks.put(name, json.dumps(plain).encode())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from sandboxrun.config.script import read_block, unclosed_line
+from sandboxrun.config.block import read_block, unclosed_line
 from sandboxrun.errors import ScriptError
 from sandboxrun.records import record
 

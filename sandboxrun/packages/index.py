@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from sandboxrun.errors import FetchError, IntegrityError, SandboxrunError, UsageError
+from sandboxrun.installation import install_hint
 from sandboxrun.log import escape
 from sandboxrun.packages.lock import Lock, Locked
 from sandboxrun.packages.options import Options
@@ -44,9 +45,7 @@ def fetch_wheels(
 ) -> list[str]:
     """Paths of files in `folder`. Raises FetchError, IntegrityError, UsageError, OSError."""
     if not _has_pip():
-        raise UsageError(
-            "pip downloads the packages, and this Python has no pip", hint="pip install 'sandboxrun[packages]'"
-        )
+        raise UsageError("pip downloads the packages, and this Python has no pip", hint=install_hint(["pip"]))
     downloads, temporary, errors = (os.path.join(folder, name) for name in ("downloads", "temporary", "errors"))
     os.mkdir(downloads)
     os.mkdir(temporary)

@@ -12,7 +12,8 @@ import shutil
 import stat
 import subprocess
 
-from sandboxrun.config.script import FILE_MAX_BYTES, FILES_MAX, FILES_MAX_BYTES, path_fault
+from sandboxrun.config.block import path_fault
+from sandboxrun.config.script import FILE_MAX_BYTES, FILES_MAX, FILES_MAX_BYTES
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import ScriptError
 from sandboxrun.log import escape

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 
 from sandboxrun.config.contents import canonical
-from sandboxrun.config.toml import line_fault
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import ScriptError
 from sandboxrun.records import record
@@ -27,10 +26,10 @@ _LINE_MAX_CHARS = 4096
 _MARKER_MAX_CHARS = 1000
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"
 _VERSION = r"[0-9](?:[A-Za-z0-9.!+_-]{0,98}[A-Za-z0-9])?"
-_REQUIREMENT = re.compile(rf"({_NAME})\s*(?:\[[A-Za-z0-9._, -]{{0,200}}\])?\s*==\s*({_VERSION})\s*(?:;(.*))?")
-_HASH = re.compile(r"sha256:([0-9a-f]{64})")
-_COMMENT = re.compile(r"(?:^|\s)#.*")
-_URL = re.compile(r"https://([^/?#@\s]+)/[^?#\s]*/([^/?#\s]+\.whl)", re.ASCII)
+_REQUIREMENT = rf"({_NAME})\s*(?:\[[A-Za-z0-9._, -]{{0,200}}\])?\s*==\s*({_VERSION})\s*(?:;(.*))?"
+_HASH = r"sha256:([0-9a-f]{64})"
+_COMMENT = r"(?:^|\s)#.*"
+_URL = r"https://([^/?#@\s]+)/[^?#\s]*/([^/?#\s]+\.whl)"
 
 
 @record
@@ -95,7 +94,7 @@ def _logical_lines(text: str, name: str) -> Iterator[tuple[int, str]]:
         parts.append(line.removesuffix("\\") if not is_comment else "")
         if line.endswith("\\") and not is_comment:
             continue
-        logical = _COMMENT.sub("", " ".join(parts)).strip()
+        logical = re.sub(_COMMENT, "", " ".join(parts)).strip()
         parts = []
         if logical:
             yield first, logical
@@ -104,7 +103,7 @@ def _logical_lines(text: str, name: str) -> Iterator[tuple[int, str]]:
 def _requirement(text: str, at: str) -> Locked:
     requirement, *hashes = re.split(r"\s+--hash(?:=|\s+)", text)
     requirement = requirement.strip()
-    match = _REQUIREMENT.fullmatch(requirement)
+    match = re.fullmatch(_REQUIREMENT, requirement)
     if match is None:
         _refuse(requirement, at)
     package, version, marker = match[1], match[2], (match[3] or "").strip()
@@ -112,7 +111,7 @@ def _requirement(text: str, at: str) -> Locked:
         raise ScriptError(f"{at} has {package} without a hash: expected --hash=sha256:…")
     digests = []
     for word in hashes:
-        digest = _HASH.fullmatch(word.strip())
+        digest = re.fullmatch(_HASH, word.strip())
         if digest is None:
             raise ScriptError(
                 f"{at} has the hash {word.strip()[:80]!r} for {package}: expected sha256: and 64 lower-case hexadecimal digits"
@@ -148,6 +147,8 @@ def _check_marker(marker: str, at: str) -> None:
 
 def _pylock(text: str, name: str) -> Iterator[tuple[int, Locked]]:
     import tomllib  # late, because most locks are of the other form
+
+    from sandboxrun.config.toml import line_fault
 
     lines = text.split("\n")
     for number, text_line in enumerate(lines, 1):
@@ -207,13 +208,13 @@ def _wheel(wheel: Any, at: str) -> tuple[str, str]:
     url, hashes = wheel.get("url"), wheel.get("hashes")
     if not isinstance(url, str):
         raise ScriptError(f"{at} with a wheel without a URL: expected url, and no path")
-    match = _URL.fullmatch(url)
+    match = re.fullmatch(_URL, url, re.ASCII)
     if match is None:
         raise ScriptError(f"{at} with the URL {url[:80]!r}: expected https://HOST/PATH/NAME.whl")
     named = wheel.get("name", match[2])
     if named != match[2]:
         raise ScriptError(f"{at} with a wheel named {str(named)[:80]!r} whose URL ends in {match[2][:80]!r}")
     digest = hashes.get("sha256") if isinstance(hashes, dict) else None
-    if not isinstance(digest, str) or not _HASH.fullmatch(f"sha256:{digest}"):
+    if not isinstance(digest, str) or not re.fullmatch(_HASH, f"sha256:{digest}"):
         raise ScriptError(f"{at} with the wheel {match[2][:80]} without hashes.sha256: expected 64 hexadecimal digits")
     return url, digest

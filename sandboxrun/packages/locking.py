@@ -7,8 +7,9 @@ import os
 import shlex
 import stat
 
+from sandboxrun.config.block import read_block
 from sandboxrun.config.contents import canonical
-from sandboxrun.config.script import Block, lock_names, read_block
+from sandboxrun.config.script import Block, lock_names
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import FetchError, ScriptError
 from sandboxrun.files import write_whole

@@ -12,6 +12,7 @@ import tempfile
 
 from sandboxrun.config.contents import canonical
 from sandboxrun.errors import ConfigError, FetchError, ScriptError
+from sandboxrun.installation import install_hint
 from sandboxrun.log import escape
 from sandboxrun.packages.lock import LOCK_MAX_BYTES
 from sandboxrun.records import record
@@ -112,7 +113,7 @@ def uv(environ: Mapping[str, str]) -> str:
         pass
     path = shutil.which("uv", path=environ.get("PATH"))
     if path is None or not os.path.isabs(path):
-        raise ConfigError("uv is not installed, which resolves dependencies", hint="pip install 'sandboxrun[lock]'")
+        raise ConfigError("uv is not installed, which resolves dependencies", hint=install_hint(["uv"]))
     return path
 
 

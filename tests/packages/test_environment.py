@@ -14,6 +14,7 @@ from installer import Machine, lock_of, published
 from wheels import lock_text, wheel
 
 from sandboxrun.errors import FetchError, IntegrityError, ScriptError, UsageError
+from sandboxrun.installation import install_hint
 from sandboxrun.packages import verify
 from sandboxrun.packages.verify import fault
 
@@ -321,7 +322,7 @@ def test_without_pip_the_error_says_what_to_install(
     monkeypatch.setattr(sys, "meta_path", [NoPip(), *sys.meta_path])
     with pytest.raises(UsageError, match="this Python has no pip") as error:
         machine.install(published(index, *TWO))
-    assert error.value.hint == ("pip install 'sandboxrun[packages]'",)
+    assert error.value.hint == (install_hint(["pip"]),)
 
 
 def test_another_users_cache_is_not_written(machine: Machine, index: Index) -> None:

@@ -197,6 +197,16 @@ def test_an_uncaught_error_shows_the_lines_of_all_files(run: Runner, serve: Serv
     assert "helpers.fail()" in done.err
 
 
+def test_a_refusal_in_a_file_beside_the_script_names_its_grant(run: Runner, serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    serve(
+        {"helpers.py": f"def read():\n    return open({str(tmp_path / 'secret')!r}).read()\n"},
+        "import helpers\nhelpers.read()\n",
+    )
+    done = run("t", "1")
+    assert f"grant it with: --allow-read={tmp_path / 'secret'}" in done.err
+
+
 def test_a_file_with_a_syntax_error_is_told_by_the_import(run: Runner, serve: Serve) -> None:
     serve({"helpers.py": "def (:\n"}, "import helpers\n")
     done = run("t", "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import dap
 import pytest
 import redis
+from raw_host import RawHost
 from runner import Runner
 
 from sandboxrun import client
@@ -82,6 +84,34 @@ def test_an_editor_attaches_stops_a_request_reads_a_variable_and_goes_on(
         assert client.call("t", {"name": "free"}, timeout=dap.SECONDS, url=redis_url)["text"] == "hello free"
         process.terminate()
         assert process.wait(dap.SECONDS) == 0
+
+
+HELPER = "def hello(name):\n    text = f'hello {name}'\n    return text\n"
+
+
+@pytest.mark.parametrize("is_fetched", [False, True])
+def test_a_breakpoint_in_a_file_beside_the_script_stops_too(
+    r: redis.Redis, redis_url: str, run: Runner, local: Local, host: RawHost, is_fetched: bool
+) -> None:
+    digest = hashlib.sha256(HELPER.encode()).hexdigest()
+    block = f'# /// script\n# [tool.sandboxrun]\n# files = {{ "parts.py" = "sha256:{digest}" }}\n# ///\n'
+    source = block + HELLO.replace('f"hello {name}"', "parts.hello(name)").replace("import sys", "import sys, parts")
+    folder = local(source)
+    (folder / "parts.py").write_text(HELPER)
+    if is_fetched:
+        host.files |= {"/v1.0.0/worker.py": source, "/v1.0.0/parts.py": HELPER}
+        r.hset("t:1:h", mapping={"url": host.url + "/{version}/worker.py", "version": "v1.0.0"})
+    run.set_policy(None)
+    with run.start("t", "1", "--inspect=0") as process:
+        port = listening(process)
+        line(process, "begun (.*)")
+        parts = folder / "parts.py"
+        if is_fetched:
+            [parts] = (run.home / ".cache/sandboxrun/trees").glob("*/parts.py")
+        with dap.session("127.0.0.1", port) as session:
+            session.attach(parts, 3)
+            at, found, text = debugged_call(redis_url, session, "you")
+            assert (at, found["text"], text) == (3, "'hello you'", "hello you")
 
 
 def test_what_runs_in_the_debugger_is_in_the_sandbox(

@@ -106,6 +106,16 @@ def test_a_script_with_a_block_imports_what_it_names_alone(r: redis.Redis, run: 
     ]
 
 
+def test_a_file_beside_a_script_that_the_hash_names_alone(r: redis.Redis, run: Runner, local: Local) -> None:
+    folder = local(BLOCK + "import helper")
+    (folder / "helper.py").write_text("")
+    r.hset("t:1:h", "url", str(folder / "worker.py"))
+    done = run("t", "1")
+    assert done.err.endswith(
+        "helper.py lies beside the script, but url names the script alone: name its folder instead\n"
+    ), done.err
+
+
 def test_a_block_without_an_end_counts_for_nothing_and_that_is_said(r: redis.Redis, run: Runner, local: Local) -> None:
     local("# /// script\n# dependencies = ['absent-by-design']\nimport absent_by_design")
     assert (

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import machine
 import pytest
+import redis
 from hints import paste
 from raw_host import body, raw_host
 from runner import Runner
@@ -204,9 +205,31 @@ def test_what_is_installed_checks_the_sandbox_and_runs_its_plugins(
     _no_plugin_is_a_module(venv)
     shown = run("plugins", "http-get").out
     _http_get_answers(run, [line.strip() for line in shown.splitlines() if line.startswith("  sandboxrun ")])
+    if way == "uv tool":
+        _a_package_is_installed_once_pip_is_there(built, run, tmp_path)
     if way == "pip":
         _another_worker_in_its_place_is_refused(run, folder / "worker.py")
     shutil.rmtree(venv)
+
+
+def _a_package_is_installed_once_pip_is_there(built: Built, run: Installed, folder: Path) -> None:
+    """An environment of `uv tool` has no pip; uv is found on PATH."""
+    run.env |= built.env | {"HOME": str(run.home), "PATH": f"{built.tools}:{run.env['PATH']}"}
+    assert run("init", "--package", "sizes").code == 0
+    with redis.Redis.from_url(run.env["REDIS_URL"]) as r:
+        r.hset("sizes:1:h", mapping={"url": str(run.home / "sizes"), "version": "local", "requestLimit": "1"})
+        done = run("sizes", "1")
+        assert done.code == 64
+        assert done.err.endswith("hint: uv tool install sandboxrun --with pip\n"), done.err
+        where = {"UV_TOOL_DIR": str(folder / "tools"), "UV_TOOL_BIN_DIR": str(folder / "bin")}
+        command = ["tool", "install", "--force", "--python", sys.executable, str(built.wheel), "--with", "pip"]
+        _run([str(built.tools / "uv"), *command], built.env | where)
+        ref = client.send(r, "sizes", {"bytes": 2048}, now="x")
+        done = run("sizes", "1")
+        assert done.code == 0, done.err
+        reply = client.wait(r, ref, timeout_seconds=1)
+        assert reply is not None
+        assert reply["text"] == "2.0 KiB"
 
 
 def _no_plugin_is_a_module(venv: Path) -> None:

@@ -43,7 +43,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "sandbox/supervisor": _CONFIG | {"sandbox", "sandbox/compile"},
     "sandbox/selftest": _CONFIG | {"sandbox", "sandbox/compile", "sandbox/supervisor"},
     # What a lock asks for; its unpack.py runs inside the sandbox and imports nothing of ours.
-    "packages": _CONFIG | _SANDBOX | {"fetch"},
+    "packages": _CONFIG | _SANDBOX | {"fetch", "installation"},
     # Code that runs inside a worker, or in another program: it uses nothing that belongs to the operator.
     "worker": _WIRE,
     "client": _WIRE,

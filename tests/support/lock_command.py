@@ -9,7 +9,8 @@ from pathlib import Path
 from runner import Done, Runner
 from small_index import Index
 
-from sandboxrun.config.script import Block, read_block
+from sandboxrun.config.block import read_block
+from sandboxrun.config.script import Block
 
 NO_REDIS = "redis://127.0.0.1:1"
 

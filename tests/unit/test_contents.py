@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from sandboxrun.config.block import read_block
 from sandboxrun.config.contents import Contents, Package, changed_file, from_plain, grown, to_plain
-from sandboxrun.config.script import read_block
 from sandboxrun.config.worker import Asked
 from sandboxrun.errors import ConfigError, PolicyError
 from sandboxrun.policy import approval

@@ -12,7 +12,7 @@ from machine import installing
 from runner import Runner
 from small_index import Index, serving
 
-from sandboxrun.config.script import read_block
+from sandboxrun.config.block import read_block
 
 
 @pytest.fixture

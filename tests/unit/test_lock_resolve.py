@@ -16,6 +16,7 @@ from machine import installing
 from small_index import Index, serving
 
 from sandboxrun.errors import ConfigError, FetchError, ScriptError
+from sandboxrun.installation import install_hint
 from sandboxrun.packages import resolve as module
 from sandboxrun.packages.resolve import Pin, Wanted, pins, resolve
 from sandboxrun.packages.uv_settings import pip_settings, uv_settings
@@ -200,7 +201,7 @@ def test_without_uv_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "uv", None)
     with pytest.raises(ConfigError, match="uv is not installed") as caught:
         resolve(wanted("alpha"), {"PATH": str(tmp_path)})
-    assert caught.value.hint == ("pip install 'sandboxrun[lock]'",)
+    assert caught.value.hint == (install_hint(["uv"]),)
 
 
 # --- the operator's index

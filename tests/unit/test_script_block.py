@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from sandboxrun.config.script import Block, read_block, unclosed_line
+from sandboxrun.config.block import read_block, unclosed_line
+from sandboxrun.config.script import Block
 from sandboxrun.errors import ScriptError
 
 HEX = "ab" * 32

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxrun.config.script import read_block
+from sandboxrun.config.block import read_block
 from sandboxrun.errors import ScriptError
 from sandboxrun.packages.edit import with_digests
 

@@ -6,6 +6,7 @@ own folder; one with a block: packages.py.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -74,6 +75,9 @@ def _undeclared(name: str, distribution: str, plan: Mapping[str, Any]) -> list[s
         return [
             f"{distribution} is among the dependencies of the script, but it has no module {name}, or is not in the lock"
         ]
+    alone = not plan["show_source"] and not plan["script_path"]
+    if alone and os.path.exists(os.path.join(os.path.dirname(plan["name"]), f"{name}.py")):
+        return [f"{name}.py lies beside the script, but url names the script alone: name its folder instead"]
     return [
         f"{name} is neither a file of the script nor among its dependencies, and a script with a block imports nothing else: add "
         f'"{distribution}" to dependencies, or {name}.py to its files, in the block "# /// script"',

@@ -8,6 +8,7 @@ there, and by the script too if its lock has no other version.
 from __future__ import annotations
 
 import _frozen_importlib_external as _external
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -34,30 +35,30 @@ class _Needed:
         return _external.PathFinder.find_spec(name, self._sites) if path is None and name in self._names else None
 
 
-def isolate(folders: Iterable[str], sites: Sequence[str], *, debug: bool) -> None:
-    """Take `sites` from the import path and put `folders` at its end. `debug`: debugpy is needed too."""
+def isolate(script_path: Sequence[str], folders: Sequence[str], sites: Sequence[str], *, debug: bool) -> None:
+    """Take `sites` from the import path and put `folders` at its end. `script_path` stands at its beginning. `debug`: debugpy
+    is needed too."""
     installed = frozenset(sites)
     sys.path[:] = [*(entry for entry in sys.path if entry not in installed), *folders]
-    _forget_replaced(installed)
+    _forget_replaced(installed, (*script_path, *folders))
     sys.meta_path.append(_Needed(_NEEDED | {"debugpy"} if debug else _NEEDED, sites))
 
 
-def _forget_replaced(sites: Iterable[str]) -> None:
-    """Of what was imported from `sites` while this process waited, forget what the script finds in a version of its own.
+def _forget_replaced(sites: Iterable[str], folders: Sequence[str]) -> None:
+    """Of what was imported from `sites` while this process waited, forget what the script finds in `folders`, its own.
 
     The modules of sandboxrun keep theirs: two versions beside each other are no trouble, because neither looks for itself.
     """
     prefixes = tuple(f"{site}/" for site in sites)
     replaced = set()
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.items():
         origin = getattr(module.__spec__, "origin", None) if "." not in name else None
-        if (
-            isinstance(origin, str)
-            and origin.startswith(prefixes)
-            and name != "sandboxrun"
-            and _external.PathFinder.find_spec(name) is not None
-        ):
+        if isinstance(origin, str) and origin.startswith(prefixes) and name != "sandboxrun" and _is_in(name, folders):
             replaced.add(name)
-    for name in list(sys.modules):
-        if name.partition(".")[0] in replaced:
-            del sys.modules[name]
+    for name in [name for name in sys.modules if name.partition(".")[0] in replaced]:
+        del sys.modules[name]
+
+
+def _is_in(name: str, folders: Sequence[str]) -> bool:
+    """Whether one has a package or module of this name; no search by Python's finders, which read whole folders."""
+    return any(os.path.exists(f"{folder}/{name}{suffix}") for folder in folders for suffix in ("", ".py"))

@@ -74,7 +74,7 @@ def prepare(plan: dict[str, Any]) -> None:
     if plan["packages"] is not None:
         from sandboxrun.sandbox.child import packages
 
-        packages.isolate(plan["packages"], plan["sites"], debug=plan["inspect"] is not None)
+        packages.isolate(plan["script_path"], plan["packages"], plan["sites"], debug=plan["inspect"] is not None)
     import _sitebuiltins
     import builtins
 

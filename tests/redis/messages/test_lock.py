@@ -11,7 +11,6 @@ from runner import Runner
 
 ELSEWHERE = {
     "sandboxrun lock {} --pylock": "tests/unit/test_lock_packages.py, with an index",
-    "pip install 'sandboxrun[lock]'": "installs a package, so it needs an index, and an environment without uv",
 }
 PACKAGES = (
     "cli/lock.py",
