@@ -128,16 +128,16 @@ def remove(folders: Folders, entries: Iterable[Holding], *, everything: bool = F
             cache = _opened(stack, folders.cache)
         except FileNotFoundError:
             return removal.result
-        for place in (*Kind, *_BESIDE):
+        for section in (*Kind, *_BESIDE):
             try:
-                folder = _opened(stack, place, cache)
+                folder = _opened(stack, section, cache)
             except FileNotFoundError:
                 continue
             except OSError:
-                removal.keep(place, "it is no folder of ours")
+                removal.keep(section, "it is not a folder of this user")
                 continue
-            with _unless_busy(folder, place) as is_free:
-                removal.clear(place, folder, is_free)
+            with _unless_busy(folder, section) as is_free:
+                removal.clear(section, folder, is_free)
     return removal.result
 
 
@@ -157,23 +157,23 @@ class _Removal:
     def keep(self, part: str, reason: str) -> None:
         self._kept.append((os.path.join(self._cache, part), reason))
 
-    def clear(self, place: str, folder: int, is_free: bool) -> None:
+    def clear(self, section: str, folder: int, is_free: bool) -> None:
         """One folder of the cache. The seals go first, because without one nothing is used."""
         for name in sorted(os.listdir(folder), key=lambda name: (not name.endswith(".seal"), name)):
-            part = f"{place}/{name}"
+            part = f"{section}/{name}"
             entry = self._parts.get(part)
             if name.endswith(".lock") or (entry is not None and entry.running) or not (entry or self._everything):
                 continue
             if not is_free:
                 self.keep(part, "something is being made there")
-            elif entry is None and not re.fullmatch(_OURS.get(place, ".*"), name, re.DOTALL):
-                self.keep(part, "it is none of ours")
+            elif entry is None and not re.fullmatch(_OURS.get(section, ".*"), name, re.DOTALL):
+                self.keep(part, "sandboxrun did not make it")
             else:
                 reason, freed = _remove(folder, name)
                 self._size += freed
                 if reason:
                     self.keep(part, reason)
-                elif entry is not None and name == os.path.basename(entry.path) and place == entry.kind:
+                elif entry is not None and name == os.path.basename(entry.path) and section == entry.kind:
                     self._counts[entry.kind] += 1
 
 
@@ -234,8 +234,8 @@ def _measured(path: str) -> tuple[int, int]:
 def _check_apart(folders: Folders) -> None:
     """Raise ConfigError if the cache is also where workers keep their data: a worker of the type env would have its own there."""
     cache, data = os.path.realpath(folders.cache), os.path.realpath(folders.data)
-    for place in (*Kind, *_BESIDE):
-        path = os.path.join(cache, place)  # which is not followed if it is a symlink
+    for section in (*Kind, *_BESIDE):
+        path = os.path.join(cache, section)  # which is not followed if it is a symlink
         if is_below(path, data) or is_below(data, path):
             raise ConfigError(
                 f"the cache {folders.cache} and the workers' data in {folders.data} are not apart, so nothing is removed"
@@ -243,7 +243,7 @@ def _check_apart(folders: Folders) -> None:
 
 
 def _opened(stack: contextlib.ExitStack, name: str, parent: int | None = None) -> int:
-    """A folder of ours, by descriptor. Below the cache no symlink is followed. Raises OSError."""
+    """A folder of this user, by descriptor. Below the cache no symlink is followed. Raises OSError."""
     follow = 0 if parent is None else os.O_NOFOLLOW
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | follow, dir_fd=parent)
     stack.callback(os.close, fd)
@@ -253,11 +253,11 @@ def _opened(stack: contextlib.ExitStack, name: str, parent: int | None = None) -
 
 
 @contextlib.contextmanager
-def _unless_busy(folder: int, place: str) -> Iterator[bool]:
+def _unless_busy(folder: int, section: str) -> Iterator[bool]:
     """Whether nobody makes an entry in a folder just now; nobody does until the end of the block."""
     with contextlib.ExitStack() as stack:
         is_free = True
-        for name in os.listdir(folder) if place in (Kind.FILES, Kind.ENVIRONMENT) else ():
+        for name in os.listdir(folder) if section in (Kind.FILES, Kind.ENVIRONMENT) else ():
             if name.endswith(".lock"):
                 flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 try:

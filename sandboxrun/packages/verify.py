@@ -1,11 +1,10 @@
-"""Every file of an environment, read and compared with the digests from when it was made.
+"""Reads every file of an environment, and compares its digest with that in the record.
 
 Used when an environment is made, at its first start in a boot of the machine, and by `sandboxrun cache --verify`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -16,7 +15,6 @@ from sandboxrun.files import write_whole
 from sandboxrun.packages import seal
 from sandboxrun.packages.seal import FILE_MODE, FOLDER_MODE, Seal
 from sandboxrun.records import record, replace
-from sandboxrun.sandbox.supervisor import scratch
 
 _LISTING_MAX_BYTES = 64 << 20
 _DEPTH_MAX = 64
@@ -64,7 +62,7 @@ class Tree:
 
 @record
 class Environment:
-    """An environment in the cache, as `sandboxrun cache` shows it. `seal` is None for a folder that is none of ours."""
+    """An environment in the cache, as `sandboxrun cache` shows it. `seal` is None for a folder without a valid record."""
 
     path: str
     seal: Seal | None
@@ -80,7 +78,7 @@ def environments(cache: str, key: str) -> list[Environment]:
 def fault(environment: Environment) -> str:
     """What is wrong with an environment, to complete "PATH …"; empty if every file is what it was."""
     if environment.seal is None:
-        return "has no record: it was not finished, or is none of ours"
+        return "has no valid record: sandboxrun did not finish it, or did not make it"
     try:
         tree = scan(environment.path)
     except IntegrityError as error:
@@ -100,14 +98,6 @@ def damaged_wheels(cache: str) -> list[str]:
     return [os.path.join(folder, name) for name in wheels if digest_of_file(os.path.join(folder, name)) != name[:64]]
 
 
-def remove(environment: Environment) -> None:
-    """Remove an environment, the record first: half a removed one is none. What cannot be removed stays."""
-    for suffix in (".seal", ".files"):
-        with contextlib.suppress(OSError):
-            os.unlink(environment.path + suffix)
-    scratch.remove(environment.path)
-
-
 def find(cache: str, key: str, name: str) -> Environment:
     """One environment by its name."""
     return Environment(os.path.join(seal.folder_of(cache), name), seal.read(cache, key, name))
@@ -122,12 +112,12 @@ def seal_again(cache: str, key: str, environment: Environment) -> None:
 
 
 def keep_listing(path: str, tree: Tree) -> None:
-    """So that a file that has changed can be named."""
+    """Write the digest of each file beside the environment, so that `fault` can name a file that has changed."""
     write_whole(f"{path}.files", tree.listing, mode=0o400, sync=False)
 
 
 def scan(path: str, *, finish: bool = False) -> Tree:
-    """Read everything below a folder, without following a symlink. `finish`: take away the right to write, but the root's.
+    """Read everything below a folder, without following a symlink. `finish`: make all but the root read-only.
 
     Raises OSError, and IntegrityError for what an environment must not have.
     """

@@ -198,7 +198,7 @@ def test_symlinks_in_the_cache_are_removed_and_never_followed(run: Runner, cache
     (cache / "code").symlink_to(data)
     assert [sorted(entry["files"] for entry in listed(run)[key]) for key in ("trees", "environments")] == [[1], [1, 2]]
     done = run("cache", "--clean")
-    assert (done.code, done.err) == (0, f"warning: {cache}/code was kept: it is no folder of ours\n")
+    assert (done.code, done.err) == (0, f"warning: {cache}/code was kept: it is not a folder of this user\n")
     assert [(path / "precious").read_text() for path in (data, outside / "pkg")] == ["kept", "kept"]
     assert outside.stat().st_mode & 0o777 == 0o555
     assert list((cache / "env").glob("[ae]" * 64)) == list((cache / "trees").glob("*")) == []
@@ -219,7 +219,7 @@ def test_a_folder_of_the_cache_that_is_a_symlink_is_left_alone(
     (cache / place).symlink_to(outside)
     for args in (["--clean"], ["--remove", ENV]):
         done = run("cache", *args)
-        assert f"warning: {cache}/{place} was kept: it is no folder of ours\n" in done.err
+        assert f"warning: {cache}/{place} was kept: it is not a folder of this user\n" in done.err
     assert (outside / ENV / "precious").read_text() == (outside / f"{ENV}.whl").read_text() == "kept"
 
 
@@ -261,7 +261,7 @@ def test_what_is_none_of_ours_is_kept(run: Runner, cache: Path) -> None:
     (cache / "trees/notes.txt").write_text("mine")
     done = run("cache", "--clean")
     assert done.err == "".join(
-        f"warning: {cache}/{name} was kept: it is none of ours\n" for name in ("trees/notes.txt", "env/notes")
+        f"warning: {cache}/{name} was kept: sandboxrun did not make it\n" for name in ("trees/notes.txt", "env/notes")
     )
     assert (cache / "trees/notes.txt").read_text() == "mine"
 
