@@ -97,7 +97,7 @@ def make_tree(
 ) -> str:
     """The folder of a bundle, of which the missing files are fetched. Raises FetchError or IntegrityError; then nothing changes."""
     os.makedirs(cache.trees, mode=0o700, exist_ok=True)
-    with locked(os.path.join(cache.trees, ".lock"), f"{bundle.source.url} is being fetched"):
+    with locked(os.path.join(cache.trees, ".lock"), f"fetching {bundle.source.url}"):
         tree = existing_tree(bundle, cache)
         if tree is not None:
             return tree

@@ -120,7 +120,7 @@ class Cache:
     @contextlib.contextmanager
     def locked(self, source: Source) -> Iterator[None]:
         """Let one process at a time decide on a source: two that fetch a moving tag at once must not both pin it."""
-        with locked(self.pin_path(source) + ".lock", f"{source.url} is being fetched"):
+        with locked(self.pin_path(source) + ".lock", f"fetching {source.url}"):
             yield
 
     def entries(self) -> list[Entry]:
@@ -142,9 +142,9 @@ class Cache:
 
 @contextlib.contextmanager
 def locked(
-    path: str, busy: str, *, seconds: int = LOCK_SECONDS, on_wait: Callable[[], None] = lambda: None
+    path: str, doing: str, *, seconds: int = LOCK_SECONDS, on_wait: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Let one process at a time into the block, by a lock file. `busy`: what the other one does, as in "URL is being fetched".
+    """Let one process at a time into the block, by a lock file. `doing`: what the other one does, as in "fetching URL".
     `on_wait` is called before the first wait. Raises FetchError after `seconds`.
     """
     deadline = time.monotonic() + seconds
@@ -156,7 +156,7 @@ def locked(
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise FetchError(f"{busy} by another process for more than {seconds} s") from None
+                    raise FetchError(f"another process has been {doing} for more than {seconds} s") from None
                 if is_first:
                     on_wait()
                     is_first = False

@@ -1,9 +1,9 @@
 """The environment of a lock: a verified, read-only folder with its packages, made once for each lock, Python and platform.
 
-`installed` is for every start and looks only at owner, mode and times of the folders, and at the sealed record. So it sees what
-was added, removed or renamed, and who did not have the key, but no write into an existing file: for that the mode has to be
-changed first, which only this user and root can do. All files are read at the first start in a boot of the machine, and by
-`sandboxrun cache --verify`.
+`installed` is for every start. It compares owner, mode and times of the folders with the sealed record, so it detects an entry
+that was added, removed or renamed, and a record that was sealed with another key. It does not detect a write into an existing
+file, which requires a change of its mode first, by this user or root. The first start of a boot and `sandboxrun cache --verify`
+read all files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOCK_SECONDS = 1500  # longer than a download and an installation
 
 
 def installed(lock: Lock, *, cache: str, key: str) -> str | None:
-    """The path of the environment, if it is there and was verified since the machine has booted. Opens no connection.
+    """The path of the environment, if it exists and was verified in this boot. Opens no connection.
 
     `cache`, `key`: as in Folders. Of the lock only its digest is used.
     """
@@ -54,7 +54,7 @@ def environment(lock: Lock, *, cache: str, key: str, options: Options, say: Call
     make_private(folder)
     with locked(
         os.path.join(folder, f"{name}.lock"),
-        f"the packages of {lock.name} are being installed",
+        f"installing the packages of {lock.name}",
         seconds=LOCK_SECONDS,
         on_wait=lambda: say(f"waiting for another start, which installs the packages of {lock.name}"),
     ):
@@ -79,12 +79,12 @@ def _install(lock: Lock, cache: str, key: str, name: str, options: Options, say:
     from sandboxrun.sandbox.supervisor.scratch import scratch_folder
 
     try:
-        # Those of installations that were killed are removed first.
+        # This removes the staging folders of killed installations first.
         with scratch_folder(os.path.join(seal.folder_of(cache), "staging")) as staging:
             downloads = os.path.join(staging, "wheels")
             os.mkdir(downloads, 0o700)
             found = wheels.obtain(lock, cache=cache, key=key, folder=downloads, options=options, say=say)
             say(f"installing {len(found)} package{'' if len(found) == 1 else 's'} of {lock.name}")
-            install.install(lock, found, install.Place(cache, key, name, staging), options)
+            install.install(lock, found, install.Destination(cache, key, name, staging), options)
     except OSError as error:
         raise FetchError(f"the packages of {lock.name} cannot be installed: {error.strerror}") from error

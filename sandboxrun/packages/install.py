@@ -41,8 +41,8 @@ _BLOCK_BYTES = 4096  # that a file takes at least
 
 
 @record
-class Place:
-    """Where an environment is made. `staging`: a private folder of this install, on the file system of `final`."""
+class Destination:
+    """The folders of one installation. `staging`: a private folder of this install, on the file system of `final`."""
 
     cache: str
     key: str
@@ -54,26 +54,26 @@ class Place:
         return os.path.join(seal.folder_of(self.cache), self.name)
 
 
-def install(lock: Lock, wheels: Sequence[Wheel], place: Place, options: Options) -> None:
+def install(lock: Lock, wheels: Sequence[Wheel], destination: Destination, options: Options) -> None:
     """Make the environment. Raises ScriptError, IntegrityError, SandboxError, OSError; then there is none."""
-    tree = os.path.join(place.staging, "tree")
+    tree = os.path.join(destination.staging, "tree")
     os.mkdir(tree, 0o700)
-    _unpack(lock, wheels, tree, place, options)
+    _unpack(lock, wheels, tree, destination, options)
     try:
         found = verify.scan(tree, finish=True)
         _check(found, options)
     except IntegrityError as error:
         raise IntegrityError(f"the packages of {lock.name} are not installed: {error}") from error
     with contextlib.suppress(FileNotFoundError):  # a folder without a seal, or damaged
-        os.chmod(place.final, 0o700)  # which moving it to another folder takes
-        os.rename(place.final, os.path.join(place.staging, "old"))
-    os.rename(tree, place.final)
-    os.chmod(place.final, FOLDER_MODE)
-    verify.keep_listing(place.final, found)
-    seal.write(place.cache, place.key, place.name, _seal(lock, wheels, place, found))
+        os.chmod(destination.final, 0o700)  # which moving it to another folder takes
+        os.rename(destination.final, os.path.join(destination.staging, "old"))
+    os.rename(tree, destination.final)
+    os.chmod(destination.final, FOLDER_MODE)
+    verify.keep_listing(destination.final, found)
+    seal.write(destination.cache, destination.key, destination.name, _seal(lock, wheels, destination, found))
 
 
-def _seal(lock: Lock, wheels: Sequence[Wheel], place: Place, found: Tree) -> Seal:
+def _seal(lock: Lock, wheels: Sequence[Wheel], destination: Destination, found: Tree) -> Seal:
     return Seal(
         lock=lock.name,
         lock_sha256=lock.sha256,
@@ -84,7 +84,7 @@ def _seal(lock: Lock, wheels: Sequence[Wheel], place: Place, found: Tree) -> Sea
         content=found.content,
         boot=seal.boot_id(),
         folders=found.folders,
-        stamp=seal.stamp_of(place.final, found.folders),
+        stamp=seal.stamp_of(destination.final, found.folders),
     )
 
 
@@ -107,11 +107,11 @@ def _check(found: Tree, options: Options) -> None:
             raise IntegrityError(f"{top[:80]!r} is no name for a package")
 
 
-def _unpack(lock: Lock, wheels: Sequence[Wheel], tree: str, place: Place, options: Options) -> None:
+def _unpack(lock: Lock, wheels: Sequence[Wheel], tree: str, destination: Destination, options: Options) -> None:
     """Run the child. Raises SandboxrunError."""
     kernel = features.probe()
     kernel.require(options.degraded)
-    confinement = _confinement(wheels, tree, place, options)
+    confinement = _confinement(wheels, tree, destination, options)
     child = Child(_KEY, kernel)
     try:
         child.stdin.close()
@@ -135,11 +135,11 @@ def _ending(code: int) -> str:
     return f"was ended by signal {code - 128}" if code > 128 else f"failed with exit code {code}"
 
 
-def _confinement(wheels: Sequence[Wheel], tree: str, place: Place, options: Options) -> Confinement:
+def _confinement(wheels: Sequence[Wheel], tree: str, destination: Destination, options: Options) -> Confinement:
     paths = [os.path.realpath(wheel.path) for wheel in wheels]  # ~/.cache may be a symlink
     order = {
         "wheels": [(path, wheel.sha256, wheel.package.name) for path, wheel in zip(paths, wheels, strict=True)],
-        "final": place.final,
+        "final": destination.final,
         "files_max": options.files_max,
         "unpacked_max": options.unpacked_max,
     }
@@ -165,7 +165,7 @@ def _confinement(wheels: Sequence[Wheel], tree: str, place: Place, options: Opti
         interpreter=interpreter,
         scratch=tree,
         env={"LANG": "C.UTF-8", "HOME": tree, "UNPACK": json.dumps(order)},
-        kept=Kept(os.path.join(place.cache, "filters"), place.key),
+        kept=Kept(os.path.join(destination.cache, "filters"), destination.key),
     )
 
 
