@@ -1,4 +1,4 @@
-"""What a script brings along: its files and its packages, as they are approved, recorded and shown. Pure."""
+"""The contents of a script: its files and packages, as they are approved, recorded and shown. Pure."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@
     # ///
 
 `files` are the script's other files, relative to it; `lock` is the file of hashed packages beside it. The digest of the
-script therefore covers all that runs. `[tool.uv]` and other tables are ignored: a script does not choose where its packages
-come from.
+script therefore covers all that runs. `[tool.uv]` and other tables are ignored: a script chooses no package index.
 """
 
 from __future__ import annotations

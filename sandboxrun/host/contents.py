@@ -32,7 +32,7 @@ _PLAIN_MINIMUM = r">=\s*([0-9]+)\.([0-9]+)(?:\.([0-9]+))?"
 
 @record
 class Gathered:
-    """What a script names, as far as it is here."""
+    """The files and packages that a script's block names, as far as the cache has them."""
 
     block: Block
     contents: Contents  # for the approval, and to be shown
@@ -46,7 +46,7 @@ class Gathered:
 
     @property
     def lacks(self) -> str:
-        """What was not fetched yet, to complete "… of KEY"; empty if nothing."""
+        """The missing part, to complete "… of KEY"; empty if nothing is missing."""
         if self.block.files and self.script and self.tree is None:
             return "the files"
         return "the packages" if self.block.dependencies and self.environment is None else ""
@@ -54,7 +54,7 @@ class Gathered:
 
 @record
 class Means:
-    """What `gather` takes along. `fetch`: what is not here is fetched or resolved; `say` is told what takes time."""
+    """The context of a `gather`. `fetch`: fetch or resolve what the cache lacks. `say` is told what takes time."""
 
     cache: Cache
     folders: Folders
@@ -140,7 +140,7 @@ def check_python(requires: str, origin: str) -> None:
 
 
 def _stale(block: Block, source: LocalSource) -> Iterator[str]:
-    """Which listed files of a local folder are others by now: it runs as it is, and somebody else would not get them."""
+    """Warn of listed files that have other contents now: the local folder runs as it is, but a fetched one would be refused."""
     folder = source.folder or os.path.dirname(source.script)
     stale = [path for path, digest in block.files if not _has_digest(os.path.join(folder, path), digest)]
     if stale:

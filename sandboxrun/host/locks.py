@@ -1,7 +1,7 @@
-"""The lock of a script's packages: where it lies, what it says for this host, and how one is made if there is none.
+"""The lock of a script's packages: finds it, reads it for this host, and resolves one if there is none.
 
-What a lock says for this host is kept, sealed, and used once its environment is installed: to read a lock takes longer than
-all else of a start.
+The packages of a lock on this host are kept, sealed, and used once the environment is installed: reading a lock takes longer
+than the rest of a start.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SHOWN_MAX = 12
 
 
 @record
-class Found:
+class HostLock:
     """A lock, and the packages of it that this host installs."""
 
     lock: Lock  # without its packages, if they are installed
@@ -42,34 +42,35 @@ class Found:
     warnings: tuple[str, ...] = ()
 
 
-def lock_of(block: Block, artifact: Artifact, source: Source | LocalSource, means: Means) -> Found | None:
-    """None if it is not here and must not be fetched. Raises ScriptError, FetchError, IntegrityError, PolicyError."""
+def lock_of(block: Block, artifact: Artifact, source: Source | LocalSource, means: Means) -> HostLock | None:
+    """The lock of a script; None if it is not here and must not be fetched.
+
+    Raises ScriptError, FetchError, IntegrityError, PolicyError.
+    """
     if isinstance(source, LocalSource):
         beside = _beside(source, block)
         if beside is None:
             return _resolved(block, artifact, means, None)
         path, data = beside
-        found = _found(path, hex_digest(data), lambda: data, means)
-        return Found(found.lock, found.packages, found.environment, tuple(_stale(block, source, path, found)))
+        found = _host_lock(path, hex_digest(data), lambda: data, means)
+        return HostLock(found.lock, found.packages, found.environment, tuple(_stale(block, source, path, found)))
     if block.lock is None:
         means.ceiling.check_unlocked(artifact.origin)
         return _resolved(block, artifact, means, source)
     digest = block.lock
     if not means.fetch and means.cache.read(digest) is None:
         return None
-    return _found(f"the lock of {artifact.origin}", digest, lambda: _fetched(digest, source, means), means)
+    return _host_lock(f"the lock of {artifact.origin}", digest, lambda: _fetched(digest, source, means), means)
 
 
-def _found(shown: str, digest: str, get: Callable[[], bytes], means: Means) -> Found:
-    """`get` gets its bytes, which are verified."""
+def _host_lock(shown: str, digest: str, get: Callable[[], bytes], means: Means) -> HostLock:
+    """Read a lock, or take its packages from the cache. `get` returns its bytes, already verified."""
     bare = Lock(shown, digest, ())
-    name = (
-        f"packages-{seal.name_of(bare)}"  # of this lock on this host: markers may ask for its whole version of Python
-    )
+    name = f"packages-{seal.name_of(bare)}"
     path = installed(bare, cache=means.folders.cache, key=means.folders.key)
     sealed = means.cache.blocks.get(name, _KEPT_MAX_BYTES) if path is not None else None
     if sealed is not None:
-        return Found(bare, tuple(Package(*values) for values in json.loads(sealed)), path)
+        return HostLock(bare, tuple(Package(*values) for values in json.loads(sealed)), path)
     from sandboxrun.packages.wheels import applicable
 
     data = get()
@@ -77,7 +78,7 @@ def _found(shown: str, digest: str, get: Callable[[], bytes], means: Means) -> F
     packages = tuple(Package.of(each.name, each.version, each.digests) for each in applicable(lock))
     plain = [[package.name, package.version, package.wheels] for package in packages]
     means.cache.blocks.put(name, json.dumps(plain).encode())
-    return Found(lock, packages, path)
+    return HostLock(lock, packages, path)
 
 
 def _fetched(digest: str, source: Source, means: Means) -> bytes:
@@ -112,8 +113,8 @@ def _beside(source: LocalSource, block: Block) -> tuple[str, bytes] | None:
     return first
 
 
-def _stale(block: Block, source: LocalSource, path: str, found: Found) -> Iterator[str]:
-    """What is to be locked anew. It runs as it is."""
+def _stale(block: Block, source: LocalSource, path: str, found: HostLock) -> Iterator[str]:
+    """Warn of a lock that does not match the block. The script runs with it as it is."""
     here = {package.name for package in found.packages}
     wanted = [canonical(re.split(r"[^A-Za-z0-9._-]", text)[0]) for text in block.dependencies if ";" not in text]
     absent = [name for name in wanted if name not in here]
@@ -123,8 +124,8 @@ def _stale(block: Block, source: LocalSource, path: str, found: Found) -> Iterat
         yield f"{source.script}:{block.first_line} does not pin {path} as it is, so it would be refused where it is fetched"
 
 
-def _resolved(block: Block, artifact: Artifact, means: Means, source: Source | None) -> Found | None:
-    """The lock that was made when it was needed first. That of a fetched `source` is kept beside its pin, so it stays."""
+def _resolved(block: Block, artifact: Artifact, means: Means, source: Source | None) -> HostLock | None:
+    """The lock that was resolved at the first start. For a fetched `source` it is kept beside the pin, so it stays."""
     index = means.ceiling.index
     wanted = repr((block.dependencies, block.requires_python, block.exclude_newer, index))
     name = f"resolved-{hex_digest(wanted.encode())}"
@@ -134,7 +135,7 @@ def _resolved(block: Block, artifact: Artifact, means: Means, source: Source | N
     shown = f"the lock of {artifact.origin}"
     if kept is not None:
         data = kept
-        return _found(shown, hex_digest(data), lambda: data, means)
+        return _host_lock(shown, hex_digest(data), lambda: data, means)
     if not means.fetch:
         return None
     if means.cached_only:
@@ -153,11 +154,11 @@ def _resolved(block: Block, artifact: Artifact, means: Means, source: Source | N
         write_whole(f"{means.cache.pin_path(source)}.{name}", fresh, mode=0o400)
     else:
         means.cache.blocks.put(name, fresh)
-    found = _found(shown, hex_digest(fresh), lambda: fresh, means)
-    return Found(found.lock, found.packages, found.environment, (_told(artifact, found),))
+    found = _host_lock(shown, hex_digest(fresh), lambda: fresh, means)
+    return HostLock(found.lock, found.packages, found.environment, (_resolved_now(artifact, found),))
 
 
-def _told(artifact: Artifact, found: Found) -> str:
+def _resolved_now(artifact: Artifact, found: HostLock) -> str:
     more = len(found.packages) - _SHOWN_MAX
     packages = ", ".join(map(str, found.packages[:_SHOWN_MAX])) + (f" and {more} more" if more > 0 else "")
     return f"{artifact.origin} has dependencies and no lock, so they were resolved now: {packages}"

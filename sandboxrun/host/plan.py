@@ -127,7 +127,7 @@ class Preparation:
     def gather(
         self, cache: Cache, *, fetch: bool, say: Say = lambda message: None, progress: Say = lambda message: None
     ) -> None:
-        """The files and packages that the script's block names. `fetch`: what is not here is fetched, but no package yet."""
+        """Find the files and packages that the script's block names. `fetch`: fetch the missing files and the lock, no package."""
         config, source, artifact = _needed(self.config), self.source, self.artifact
         if source is None or artifact is None or not artifact.may_have_block:
             return
@@ -147,7 +147,7 @@ class Preparation:
             self.gathered = contents.gather(artifact, source, self.means)
 
     def install(self) -> None:
-        """The packages, which have been approved."""
+        """Install the packages, which have been approved."""
         if self.gathered is None:
             return
         from sandboxrun.host import contents
@@ -159,9 +159,9 @@ class Preparation:
         """What the hash and the script ask beyond what was approved. `ask`: ask the operator, and record what is approved now."""
         before = None if ask else approval.load(self.approved)
         config = _needed(self.config)
-        brought = self._brought(before.contents if before is not None else None)
-        if brought is not None:
-            self.config = config = replace(config, asked=replace(config.asked, contents=brought))
+        found = self._contents(before.contents if before is not None else None)
+        if found is not None:
+            self.config = config = replace(config, asked=replace(config.asked, contents=found))
         if ask:
             how, grown = approval.approve(
                 self.approved, config.asked, type_=config.type, id_=config.id, yes=self.options.yes
@@ -171,8 +171,8 @@ class Preparation:
             how = "first" if before is None else "" if grown else "same"
         self.agreement = Agreement(how, grown, before)
 
-    def _brought(self, before: Contents | None) -> Contents | None:
-        """What the script brings along; of what cannot be read here, what it had `before`."""
+    def _contents(self, before: Contents | None) -> Contents | None:
+        """The script's files and packages; if its lock is not here, with the packages that it had `before`."""
         if self.gathered is None:
             return before if self.artifact is None else None
         found = self.gathered.contents
@@ -203,7 +203,7 @@ class Preparation:
             certificates=address.ca_file,
             check_path=ceiling.check_path,
             asked=config.asked,
-            brought=self._folders(),
+            own_folders=self._folders(),
         )
 
     def plan(self, degraded: tuple[str, ...] = ()) -> RunPlan:
@@ -228,7 +228,7 @@ class Preparation:
         )
 
     def _folders(self) -> list[str]:
-        """Folders that the worker reads, with what came with its script."""
+        """The folders of the script's files and packages, which the worker reads without a grant."""
         gathered = self.gathered
         return [] if gathered is None else [*filter(None, (gathered.tree, gathered.environment))]
 

@@ -1,4 +1,4 @@
-"""The files beside a script that it comes with: what git tracks, or what is named, and their digests.
+"""The files that belong to a script, by git or by name, and their digests.
 
 The folder may be a stranger's. git is asked for names alone, in a way that starts no program and no connection, whatever the
 configuration of that repository says; symbolic links are not followed.
@@ -37,7 +37,7 @@ _GIT_ENV = {
     "GIT_NO_LAZY_FETCH": "1",
     "GIT_ALLOW_PROTOCOL": "none",  # outweighs protocol.*.allow
 }
-# A worker reads none of these, and each edit of one would be another worker.
+# A worker reads none of these, and each edit of one would make it another worker.
 _NO_PART = re.compile(
     r"(?:.*/)?(?:tests?|__pycache__)/.*|(?:.*/)?(?:test_[^/]*|[^/]*_test|conftest)\.py"
     r"|(?:README|LICEN[CS]E|CHANGELOG|CONTRIBUTING|SECURITY)[^/]*"
@@ -75,7 +75,7 @@ def tracked(folder: str, environ: Mapping[str, str]) -> list[str] | None:
 
 
 def worth_listing(paths: Iterable[str], script: str) -> list[str]:
-    """Without the script itself, tests, locks, names that begin with a dot, and what is about the project alone."""
+    """The paths without the script itself, tests, locks, names that begin with a dot, and what is about the project alone."""
     return [
         path
         for path in paths

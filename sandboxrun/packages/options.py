@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @record
 class Options:
-    """Sizes are in bytes, and hold for all packages of a lock together."""
+    """Sizes are in bytes, and apply to all packages of a lock together."""
 
     index: str | None = None  # instead of those of pip's own configuration
     hosts: ImportList | None = None  # of the URLs in a PEP 751 lock; None: every public one

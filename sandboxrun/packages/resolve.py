@@ -1,5 +1,8 @@
-"""Resolves the dependencies of a script to a lock, by uv. uv sees neither the script nor its folder nor its `[tool.uv]`: it is
-given a file of requirements in an empty folder, builds nothing, and takes wheels alone, so no code of a stranger runs."""
+"""Resolves the dependencies of a script to a lock, with uv.
+
+uv sees neither the script nor its folder nor its `[tool.uv]`: it gets a file of requirements in an empty folder. It takes only
+wheels and builds nothing, so it runs no code of a package.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class Pin:
 
 @record
 class Wanted:
-    """What is resolved. `script` is the name of its file; `pins` are kept where they still fit."""
+    """The dependencies to resolve. `script` is the name of its file; a pin is kept if it still fits."""
 
     script: str
     dependencies: tuple[str, ...]

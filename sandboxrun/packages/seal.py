@@ -41,7 +41,7 @@ class Seal:
 
 
 def platform_tag() -> str:
-    """What decides which wheel fits, beside the version of the package: Python, machine and C library."""
+    """Python, machine and C library, which decide which wheel of a version fits."""
     try:
         libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (ValueError, OSError):  # musl has no such name
@@ -60,7 +60,7 @@ def folder_of(cache: str) -> str:
 
 
 def read(cache: str, key: str, name: str) -> Seal | None:
-    """The record of an environment; None if there is none of ours."""
+    """The record of an environment; None if there is none that this key has sealed."""
     data = Kept(folder_of(cache), key).get(f"{name}.seal", SEAL_MAX_BYTES)
     if data is None:
         return None
@@ -74,7 +74,7 @@ def read(cache: str, key: str, name: str) -> Seal | None:
 
 
 def write(cache: str, key: str, name: str, seal: Seal) -> None:
-    """Without it the environment is not used: a full disk is noticed by whoever reads it again."""
+    """Write the record, without which the environment is not used. A full disk raises nothing: the caller reads it again."""
     Kept(folder_of(cache), key).put(f"{name}.seal", json.dumps(asdict(seal)).encode())
 
 
@@ -97,6 +97,6 @@ def stamp_of(path: str, folders: tuple[str, ...]) -> str:
 
 
 def boot_id() -> str:
-    """Of this boot of the machine; random(4)."""
+    """The kernel's ID of the current boot (random(4))."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read(64).strip()

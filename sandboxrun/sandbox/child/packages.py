@@ -1,4 +1,4 @@
-"""Runs in the worker's process: what a script with a block imports.
+"""Runs in the worker's process: limits what a script with a block can import.
 
 Python's own modules, the script's files, the packages of its lock, and sandboxrun. What is installed beside sandboxrun is not
 for the script, so that it runs on every machine as on its author's; only what sandboxrun itself needs in a worker is found
@@ -23,7 +23,7 @@ _NEEDED = frozenset(
 )
 
 
-class _Needed:
+class _SdkFinder:
     """The last entry of sys.meta_path: finds what sandboxrun needs in the folders that packages are installed in."""
 
     def __init__(self, names: frozenset[str], sites: Sequence[str]) -> None:
@@ -41,13 +41,13 @@ def isolate(script_path: Sequence[str], folders: Sequence[str], sites: Sequence[
     installed = frozenset(sites)
     sys.path[:] = [*(entry for entry in sys.path if entry not in installed), *folders]
     _forget_replaced(installed, (*script_path, *folders))
-    sys.meta_path.append(_Needed(_NEEDED | {"debugpy"} if debug else _NEEDED, sites))
+    sys.meta_path.append(_SdkFinder(_NEEDED | {"debugpy"} if debug else _NEEDED, sites))
 
 
 def _forget_replaced(sites: Iterable[str], folders: Sequence[str]) -> None:
     """Of what was imported from `sites` while this process waited, forget what the script finds in `folders`, its own.
 
-    The modules of sandboxrun keep theirs: two versions beside each other are no trouble, because neither looks for itself.
+    The modules of sandboxrun keep their version: two can coexist, because neither looks itself up in sys.modules.
     """
     prefixes = tuple(f"{site}/" for site in sites)
     replaced = set()

@@ -134,7 +134,7 @@ def build(
     hidden: Iterable[str] = (),
     check_path: Callable[[str, str, str], None] = lambda kind, path, real: None,
     asked: Asked | None = None,
-    brought: Iterable[str] = (),
+    own_folders: Iterable[str] = (),
 ) -> SandboxPolicy:
     """The policy of one run. Raises ConfigError naming the field.
 
@@ -143,7 +143,7 @@ def build(
     `protected`: paths that no grant may make writable, because code is taken from there, now or at the next run.
     `hidden`: folders that no grant makes readable; a folder that contains them is granted without them, as by denyRead.
     `check_path` is called with each path and the real path that is granted for it, and may refuse.
-    `asked`: what the hash itself asks for, for the hints of errors. `brought`: folders with code that came with the script.
+    `asked`: what the hash itself asks for, for the hints of errors. `own_folders`: the script's files and packages.
     """
     libraries = (*interpreter.library, *interpreter.site_packages, interpreter.package)
     code = [interpreter.prefix, *interpreter.programs, *libraries, *_SYSTEM_CODE, *protected]
@@ -153,13 +153,8 @@ def build(
     write = _granted(permissions, Kind.WRITE, real, check_path, asked)
     execute = list(_programs(permissions, real, asked))
     # Without a grant. Python reads pyvenv.cfg if it is run once more.
-    own = [
-        *brought,
-        *_SYSTEM_READ,
-        *libraries,
-        os.path.join(interpreter.prefix, "pyvenv.cfg"),
-        *filter(None, (certificates,)),
-    ]
+    own = [*own_folders, *_SYSTEM_READ, *libraries, os.path.join(interpreter.prefix, "pyvenv.cfg")]
+    own += filter(None, (certificates,))
     code += [*interpreter.searched, *execute]
     if local_source is not None:
         local_source = real(local_source, f"field url of {key}")
