@@ -89,7 +89,7 @@ def _obtain(
         return Artifact(data, integrity.check_digest(data, expected, source.url), source.url, Obtained.CACHED)
     if cached_only:
         raise FetchError(
-            f"{source.url} is not in the cache, and --cached-only forbids to fetch it", hint="sandboxrun TYPE ID"
+            f"{source.url} is not in the cache, and --cached-only forbids fetching it", hint="sandboxrun TYPE ID"
         )
 
     from sandboxrun.fetch.download import Unreachable, download

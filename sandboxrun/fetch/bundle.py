@@ -118,7 +118,7 @@ def file_from_cache_or_origin(
     if data is not None:
         return data
     if cached_only:
-        raise FetchError(f"{url} is not in the cache, and --cached-only forbids to fetch it", hint="sandboxrun TYPE ID")
+        raise FetchError(f"{url} is not in the cache, and --cached-only forbids fetching it", hint="sandboxrun TYPE ID")
     from sandboxrun.fetch.download import download_beside
 
     data = download_beside(url, allowed=allowed, progress=progress)

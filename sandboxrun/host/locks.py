@@ -140,7 +140,7 @@ def _resolved(block: Block, artifact: Artifact, means: Means, source: Source | N
         return None
     if means.cached_only:
         raise FetchError(
-            f"the packages of {artifact.origin} were not resolved yet, and --cached-only forbids to ask an index",
+            f"the packages of {artifact.origin} were not resolved yet, and --cached-only forbids asking an index",
             hint="sandboxrun TYPE ID",
         )
     from sandboxrun.packages.resolve import Wanted, resolve

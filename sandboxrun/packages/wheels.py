@@ -97,7 +97,7 @@ def obtain(
     if missing:
         names = ", ".join(package.shown for package in missing[:10]) + (" …" if len(missing) > 10 else "")
         if options.cached_only:
-            raise FetchError(f"{lock.name}: not in the cache, and --cached-only forbids to fetch: {names}")
+            raise FetchError(f"{lock.name}: not in the cache, and --cached-only forbids fetching: {names}")
         say(f"fetching {names}")
         for wheel in _fetch(lock, missing, store, folder, options, say):
             found[wheel.package.name] = wheel

@@ -90,7 +90,7 @@ print(environment(lock, cache={str(machine.cache)!r}, key={machine.key!r}, optio
 
 def test_what_is_not_cached_is_not_fetched_with_cached_only(machine: Machine, index: Index) -> None:
     text = machine.refused(published(index, *TWO), FetchError, cached_only=True)
-    assert text == "requirements.lock: not in the cache, and --cached-only forbids to fetch: first 1.0, second 1.0"
+    assert text == "requirements.lock: not in the cache, and --cached-only forbids fetching: first 1.0, second 1.0"
     assert index.requests == []
 
 

@@ -112,7 +112,7 @@ def not_resolved(new: Newcomer) -> None:
     new.run.env |= {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": "http://127.0.0.1:9/simple"}
     done = new.run("t", "1", "--cached-only")
     assert done.code == 69
-    hint = new.hint(done.err, "were not resolved yet, and --cached-only forbids to ask an index")
+    hint = new.hint(done.err, "were not resolved yet, and --cached-only forbids asking an index")
     assert new.works_after(hint, "sandboxrun t 1 --cached-only") == "ran\nran\n"
 
 
