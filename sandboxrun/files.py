@@ -60,18 +60,18 @@ def read_or_make_key(path: str) -> bytes:
 
 @record
 class Kept:
-    """What can be made again, in a `folder` of the cache, sealed with the `key` (a file): what somebody put there without the
-    key is not taken, nor what was kept under another name."""
+    """Data in a `folder` of the cache that can be made again, sealed with the `key` (a file). Data that was sealed with another
+    key, or under another name, is not returned."""
 
     folder: str
     key: str
 
-    def get(self, name: str, most: int) -> bytes | None:
-        """At most so many bytes; None where there are none, or none of ours."""
+    def get(self, name: str, max_bytes: int) -> bytes | None:
+        """At most `max_bytes`; None if there is no such data, or its seal is wrong."""
         try:
             key = read_or_make_key(self.key)
             with open(os.path.join(self.folder, name), "rb") as file:
-                return unsealed(file.read(most + _SEAL_MAX_BYTES), key, name)
+                return unsealed(file.read(max_bytes + _SEAL_MAX_BYTES), key, name)
         except (OSError, ValueError):
             return None
 

@@ -1,5 +1,5 @@
-"""The packages of the script that is developed: locked anew when its dependencies change, and installed before it starts, so
-that the worker that runs is kept if that fails."""
+"""Locks the packages of the developed script when its dependencies change, and installs them before it starts: if that fails,
+the running worker is kept."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from sandboxrun.redis.connection import Connection
 
 
-class Packages:
-    """`say` is given (kind, text), as of a Setting."""
+class PackageUpdater:
+    """Locks and installs the packages of one target. `say` is given (kind, text), as of a Setting."""
 
     def __init__(self, target: Target, options: Sequence[str], say: Callable[[str, str], None]) -> None:
         given = {word.partition("=")[0]: word.partition("=")[2] for word in options}
@@ -44,7 +44,7 @@ class Packages:
                 source = file.read()
         except OSError:
             return  # the start says so
-        if OPENING not in source:  # as most scripts, which wait for no import
+        if OPENING not in source:  # most scripts, which must not wait for an import
             return
         from sandboxrun.packages import locking
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from sandboxrun.config import keys
 from sandboxrun.dev import source
-from sandboxrun.dev.packages import Packages
+from sandboxrun.dev.packages import PackageUpdater
 from sandboxrun.dev.process import Process
 from sandboxrun.dev.target import Target, read
 from sandboxrun.dev.watch import changes
@@ -61,12 +61,12 @@ class Session:
     _standby: Process | None = None
     _leaving: list[Process] = field(default_factory=list)
     _broken: dict[str, str] = field(default_factory=dict)
-    _packages: Packages = field(init=False)
+    _packages: PackageUpdater = field(init=False)
     _warned: set[str] = field(default_factory=set)
     _changing: bool = False  # one worker ends and the next begins
 
     def __post_init__(self) -> None:
-        self._packages = Packages(self.setting.target, self.setting.options, self.setting.say)
+        self._packages = PackageUpdater(self.setting.target, self.setting.options, self.setting.say)
 
     @property
     def runs(self) -> bool:

@@ -10,7 +10,7 @@ from sandboxrun.config.limits import LIMITS, Limits
 from sandboxrun.config.permissions import KINDS, VERDICTS, Permissions
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError
-from sandboxrun.host.runplan import Bundle, Packages, RunPlan
+from sandboxrun.host.runplan import Packages, RunPlan, VerifiedScript
 from sandboxrun.records import asdict
 from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy
 
@@ -82,7 +82,7 @@ def _from_plain(value: Json) -> RunPlan:
             loop=Loop(**worker["loop"]),
             inspect=_read_inspect(value["inspect"]),
         ),
-        script=Bundle(
+        script=VerifiedScript(
             **{
                 **value["script"],
                 "source": value["script"]["source"].encode("utf-8"),

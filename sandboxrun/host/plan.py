@@ -16,7 +16,7 @@ from sandboxrun.fetch.cache import Cache, Pin
 from sandboxrun.fetch.resolve import ImportList, LocalSource, Source, origin_of, resolve
 from sandboxrun.host import configuration
 from sandboxrun.host.folders import Folders
-from sandboxrun.host.runplan import Agreement, Bundle, Packages, RunOptions, RunPlan
+from sandboxrun.host.runplan import Agreement, Packages, RunOptions, RunPlan, VerifiedScript
 from sandboxrun.log import Log
 from sandboxrun.policy import approval
 from sandboxrun.policy.audit import JOURNAL, Audit
@@ -218,7 +218,7 @@ class Preparation:
         denied = config.permissions.deny.get("env", ())
         return RunPlan(
             worker=replace(config, asked=Asked(), warnings=()),
-            script=self._bundle(artifact, source),
+            script=self._script(artifact, source),
             environment=_needed(self.interpreter),
             policy=_needed(self.policy),
             env=tuple(name for name in config.permissions.allow.get("env", ()) if name not in denied),
@@ -232,7 +232,7 @@ class Preparation:
         gathered = self.gathered
         return [] if gathered is None else [*filter(None, (gathered.tree, gathered.environment))]
 
-    def _bundle(self, artifact: Artifact, source: Source | LocalSource) -> Bundle:
+    def _script(self, artifact: Artifact, source: Source | LocalSource) -> VerifiedScript:
         gathered = self.gathered
         folder, path = source.folder if isinstance(source, LocalSource) else None, ""
         files: tuple[tuple[str, str], ...] = ()
@@ -240,7 +240,7 @@ class Preparation:
             folder, path = gathered.tree, os.path.join(gathered.tree, gathered.script)
             files = gathered.block.files
         is_file = isinstance(source, LocalSource)
-        return Bundle(
+        return VerifiedScript(
             artifact.source, artifact.sha256, artifact.origin, folder, is_file=is_file, path=path, files=files
         )
 

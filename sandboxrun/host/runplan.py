@@ -1,4 +1,4 @@
-"""What is decided of a run, as values: the command line, the plan, and the agreement of the operator."""
+"""The values that describe a run: the command line, the plan, and the agreement of the operator."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ class RunOptions:
 
 
 @record
-class Bundle:
+class VerifiedScript:
     """The script, verified."""
 
     source: bytes = field(repr=False)
     sha256: str
     origin: str  # URL or path; shown in tracebacks
-    folder: str | None  # first on its sys.path: of a local worker, or of the files that came with it
+    folder: str | None  # first on its sys.path: a local worker's, or that of a fetched script's files
     is_file: bool  # whether `origin` is a path
     path: str  # __file__; empty: the origin
-    files: tuple[tuple[str, str], ...] = ()  # path and sha256 of what came with it
+    files: tuple[tuple[str, str], ...] = ()  # the other files: path and sha256
 
 
 @record
 class Packages:
-    """What a script with a block imports beside Python's own modules, its files and the SDK."""
+    """The packages that a script with a block imports, beside its files and the SDK."""
 
     declared: tuple[str, ...]  # its dependencies
     lock: str | None  # sha256; None without dependencies
@@ -67,7 +67,7 @@ class RunPlan:
     """All that is decided of a run before its child is confined; no secret, and nothing that differs from run to run."""
 
     worker: WorkerConfig  # with what the command line adds, and within the ceiling
-    script: Bundle
+    script: VerifiedScript
     environment: Interpreter
     policy: SandboxPolicy  # but for the run's own scratch folder
     env: tuple[str, ...]  # the operator's variables that the worker sees, by name
