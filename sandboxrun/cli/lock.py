@@ -21,12 +21,12 @@ examples:
   sandboxrun lock worker.py                  the files that it lists already, with the digests that they have now
   sandboxrun lock greeter --check            in CI, before the commit that is published
 
-FOLDER lists what git tracks below it, and keeps what is listed. Without tests, locks, names that begin with a dot, README,
-LICENSE and what is about the project alone, as pyproject.toml: the worker reads none of these, and each edit of one would make
-it another worker.
+FOLDER lists the files that git tracks below it, and keeps those that the script lists already. It leaves out tests, locks,
+names that begin with a dot, README, LICENSE and project files such as pyproject.toml: the worker reads none of them, and each
+edit of one would change the worker's digest.
 
-dependencies are resolved by uv with the package index that pip (or uv, by its variables) is configured with. Versions in the
-lock stay while they fit. Nothing of the script or its folder is run or built, and its [tool.uv] is ignored.
+uv resolves the dependencies, with the package index of pip's configuration or of uv's variables. Versions in the lock stay
+while they fit. Nothing of the script or its folder is run or built, and its [tool.uv] is ignored.
 
 exit codes: 65 if --check finds something, or there is no solution; 69 if the index does not answer; 78 without uv"""
 

@@ -1,7 +1,7 @@
-"""Writes the list of files and what is known of the lock into a script's block (PEP 723). Pure.
+"""Writes the digests of the files and of the lock into a script's block (PEP 723). Pure.
 
 Only those lines change: comments, order, line endings and the rest of the script keep their bytes. A result that does not
-read as intended is refused instead, as if the block has `tool = { … }` in one line.
+read as intended is refused, for example if the block has `tool = { … }` in one line.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TOKEN = re.compile(
 
 @record
 class _Statement:
-    """A header or `key = value` of TOML; `first` and `last` are its lines, from 0. `value`: where it lies in `text`."""
+    """A header or `key = value` of TOML. `first` and `last` are its lines, from 0; `value` is the span of the value in `text`."""
 
     path: tuple[str, ...]  # with the header's
     first: int
@@ -37,9 +37,9 @@ class _Statement:
     text: str
     value: tuple[int, int] | None  # None: a header
 
-    def means(self) -> Any:
+    def parsed(self) -> Any:
         assert self.value is not None
-        return _means(self.text[slice(*self.value)])
+        return _parsed(self.text[slice(*self.value)])
 
 
 def with_digests(
@@ -78,9 +78,9 @@ def with_digests(
             "write it with this header and one line for each key"
         )
     new = [inside[line] if isinstance(line, int) else b"# " + line.encode() + ending for line in edited]
-    made = b"\n".join([*lines[: block.first_line], *new, *lines[block.last_line - 1 :]])
-    read_block(made, origin)  # too many files, names that differ in case alone
-    return made
+    result = b"\n".join([*lines[: block.first_line], *new, *lines[block.last_line - 1 :]])
+    read_block(result, origin)  # refuses too many files, and names that differ in case alone
+    return result
 
 
 def _with_block(source: bytes) -> bytes:
@@ -92,8 +92,8 @@ def _with_block(source: bytes) -> bytes:
     count = next((at for at, line in enumerate(lines[:2], 1) if _CODING.match(line)), count)
     head, rest = lines[:count], lines[count:] or [b""]
     separate = b"" if rest[0].strip() == b"" else ending  # a comment that follows is no part of the block
-    made = b"# /// script" + ending + b"# [tool.sandboxrun]" + ending + b"# ///" + ending + separate
-    return bom + b"".join(line + b"\n" for line in head) + made + b"\n".join(rest)
+    block = b"# /// script" + ending + b"# [tool.sandboxrun]" + ending + b"# ///" + ending + separate
+    return bom + b"".join(line + b"\n" for line in head) + block + b"\n".join(rest)
 
 
 def _as_intended(before: str, after: str, wanted: Mapping[str, Any]) -> bool:
@@ -128,9 +128,9 @@ class _Editor:
         return [line for lines in self._new for line in lines]
 
     def _set_value(self, key: str, value: str | None) -> None:
-        found = next((each for each in self._statements if each.path == (*_OWN, key)), None)
-        if found is not None:
-            self._replace(found, value)
+        statement = next((each for each in self._statements if each.path == (*_OWN, key)), None)
+        if statement is not None:
+            self._replace(statement, value)
         elif value is not None:
             self._make_header()
             header = self._header(_OWN)
@@ -142,7 +142,7 @@ class _Editor:
         header = self._header(path)
         if inline is not None:
             pairs = ", ".join(f'"{name}" = {value}' for name, value in wanted.items())
-            if wanted or inline.means():
+            if wanted or inline.parsed():
                 self._replace(inline, f"{{ {pairs} }}" if wanted else None)
         elif header is None and wanted:
             self._make_header()
@@ -181,7 +181,7 @@ class _Editor:
         """Write another value into the same line, or remove the line."""
         assert statement.value is not None
         start, end = statement.value
-        if value is not None and statement.means() == _means(value):
+        if value is not None and statement.parsed() == _parsed(value):
             return
         for number in range(statement.first, statement.last + 1):
             self._new[number] = []
@@ -189,7 +189,7 @@ class _Editor:
             self._new[statement.first] += (statement.text[:start] + value + statement.text[end:]).split("\n")
 
 
-def _means(value: str) -> Any:
+def _parsed(value: str) -> Any:
     import tomllib
 
     return tomllib.loads(f"x = {value}")["x"]

@@ -37,7 +37,7 @@ _GIT_ENV = {
     "GIT_NO_LAZY_FETCH": "1",
     "GIT_ALLOW_PROTOCOL": "none",  # outweighs protocol.*.allow
 }
-# A worker reads none of these, and each edit of one would make it another worker.
+# A worker reads none of these, and each edit of one would change the worker's digest.
 _NO_PART = re.compile(
     r"(?:.*/)?(?:tests?|__pycache__)/.*|(?:.*/)?(?:test_[^/]*|[^/]*_test|conftest)\.py"
     r"|(?:README|LICEN[CS]E|CHANGELOG|CONTRIBUTING|SECURITY)[^/]*"

@@ -1,4 +1,4 @@
-"""A local script, the lock beside it, and whether both say the same: what `sandboxrun lock` writes and `--check` compares."""
+"""A local script and the lock beside it, which `sandboxrun lock` writes and `--check` compares."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def script_of(folder: str, name: str, source: bytes) -> Script:
 
 
 def lock_beside(script: Script) -> LockFile:
-    """The lock with the digest that the block has, else the one that is there. Raises ScriptError."""
+    """The lock with the digest in the block, else the first lock in the folder. Raises ScriptError."""
     names = lock_names(script.name)
     texts = {name: text for name in names if (text := listing.read_beside(script.folder, name)) is not None}
     for name, text in texts.items():
@@ -87,7 +87,7 @@ def made_for(block: Block) -> bytes:
 
 
 def is_current(script: Script, lock: LockFile) -> bool:
-    """Whether the lock is of the block's digest and for its dependencies, so that there is nothing to resolve."""
+    """Whether the lock has the digest in the block and was made for its dependencies, so nothing has to be resolved."""
     if not script.block.dependencies:
         return script.block.lock is None
     if lock.text is None or hex_digest(lock.text) != script.block.lock:
