@@ -23,22 +23,21 @@ _OPENING = re.compile(r"# /// ([A-Za-z0-9-]+)")
 _CLOSING = "# ///"
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_REQUIREMENT = re.compile(  # PEP 508, without a URL
+_REQUIREMENT = re.compile(  # PEP 508, without a URL; possessive, because a row of spaces could be split in many ways
     r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-    r"\s*(?:\[[A-Za-z0-9._, -]*\])?"
-    r"\s*(?:\(?[<>=!~][^;@/()]*\)?)?"
-    r"\s*(?:;[^@/]*)?"
+    r"\s*+(?:\[[A-Za-z0-9._, -]*\])?+"
+    r"\s*+(?:\(?[<>=!~][^;@/()]*+\)?)?+"
+    r"\s*+(?:;[^@/]*+)?+"
 )
-_WHOLE = re.compile(  # code that ends outside of a string literal, in one pass
-    r"""(?:[^'"#]++|\#[^\n]*+
-    |'''(?:[^'\\]|\\.|'(?!''))*+'''|\"\"\"(?:[^"\\]|\\.|"(?!""))*+\"\"\"
-    |'(?!'')(?:[^'\\\n]|\\.)*+['\n]|"(?!"")(?:[^"\\\n]|\\.)*+["\n])*+""",
-    re.DOTALL | re.VERBOSE,
-)
+_LITERAL = r"""'''(?:[^'\\]|\\.|'(?!''))*+'''|\"\"\"(?:[^"\\]|\\.|"(?!""))*+\"\"\"
+    |'(?!'')(?:[^'\\\n]|\\.)*+['\n]|"(?!"")(?:[^"\\\n]|\\.)*+["\n]"""
+_LITERAL_HERE = re.compile(_LITERAL, re.DOTALL | re.VERBOSE)
+_WHOLE = re.compile(rf"(?:[^'\"\#]++|\#[^\n]*+|{_LITERAL})*+", re.DOTALL | re.VERBOSE)  # code that ends outside of one
 _LONG_KEY = re.compile(  # of 17 parts or more: tomllib takes quadratic time for it
     r"""(?:(?<![\w-])[\w-]++|"[^"\n]*"|'[^'\n]*')(?:[ \t]*+\.[ \t]*+(?:[\w-]++|"[^"\n]*"|'[^'\n]*')){16}"""
 )
 _KEYS = ("files", "lock", "exclude-newer")
+_TOP_KEYS = ("dependencies", "requires-python", "tool")  # PEP 723
 
 
 def read_block(source: bytes, origin: str) -> Block | None:
@@ -49,8 +48,9 @@ def read_block(source: bytes, origin: str) -> Block | None:
     if OPENING not in source:
         return None
     text = source.decode("utf-8-sig").replace("\r\n", "\n")
-    found = _spans(text.split("\n"))
-    spans = [span for span in found if span[2] == "script" and not _in_string(text, span[0])]
+    spans = [span for span in _spans(text.split("\n")) if span[2] == "script"]
+    in_code = _in_code(text, [first for first, _, _ in spans])
+    spans = [span for span in spans if span[0] in in_code]
     if not spans:
         return None
     first, last, _ = spans[0]
@@ -70,10 +70,8 @@ def unclosed_line(source: bytes) -> int | None:
     text = source.decode("utf-8-sig").replace("\r\n", "\n")
     lines = text.split("\n")
     closed = {number for first, last, _ in _spans(lines) for number in range(first, last + 1)}
-    for number, line in enumerate(lines, 1):
-        if line == "# /// script" and number not in closed and not _in_string(text, number):
-            return number
-    return None
+    openings = [number for number, line in enumerate(lines, 1) if line == "# /// script" and number not in closed]
+    return min(_in_code(text, openings), default=None)
 
 
 def path_fault(path: str) -> str:
@@ -87,6 +85,8 @@ def path_fault(path: str) -> str:
         return f"lies deeper than {_DEPTH_MAX} folders"
     if segments[0].partition(".")[0].lower() == "sandboxrun":
         return "would hide the package sandboxrun"
+    if "__pycache__" in map(str.lower, segments):
+        return "lies where Python keeps compiled code"
     return ""
 
 
@@ -112,13 +112,29 @@ def _spans(lines: list[str]) -> list[tuple[int, int, str]]:
     return spans
 
 
-def _in_string(text: str, line: int) -> bool:
-    """Whether a line of a program begins in a string literal."""
-    start = 0
-    for _ in range(line - 1):
-        start = text.index("\n", start) + 1
-    match = _WHOLE.match(text, 0, start)
-    return match is None or match.end() < start
+def _in_code(text: str, lines: list[int]) -> set[int]:
+    """Those of the `lines` of a program, in ascending order, that do not begin in a string literal. One pass."""
+    found: set[int] = set()
+    known = start = 0  # all before `known` is code that ends outside of a literal; `start` is of the line `number`
+    number = 1
+    for line in lines:
+        for _ in range(line - number):
+            start = text.index("\n", start) + 1
+        number = line
+        if start < known:
+            continue  # in a literal that ends further on
+        match = _WHOLE.match(text, known, start)
+        known = match.end() if match is not None else known
+        if known == start:
+            found.add(line)
+            continue
+        literal = _LITERAL_HERE.match(text, known)
+        if literal is None:
+            break  # it has no end
+        known = literal.end()
+        if known == start:  # a quote that the end of its line ends
+            found.add(line)
+    return found
 
 
 class _Reader:
@@ -143,8 +159,13 @@ class _Reader:
                 re.sub(r" \(at .*\)$", "", str(error))[:200] if isinstance(error, ValueError) else "nested too deep"
             )
             raise ScriptError(f"{self._origin}:{self._first + line} is not TOML: {reason}") from error
+        for key in document:
+            if key not in _TOP_KEYS:
+                self._wrong(key, document[key], f"one of the keys {', '.join(_TOP_KEYS)}")
         tool = document.get("tool", {})
         own = tool.get("sandboxrun", {}) if isinstance(tool, dict) else self._wrong("tool", tool, "a table")
+        if "sandboxrun" not in tool:
+            self._check_names(tool)
         if not isinstance(own, dict):
             self._wrong("sandboxrun", own, "a table [tool.sandboxrun]")
         for key in own:
@@ -166,6 +187,13 @@ class _Reader:
             lock=None if lock is None else self._digest("lock", lock),
             exclude_newer=newer,
         )
+
+    def _check_names(self, tool: dict[str, Any]) -> None:
+        """Raise ScriptError for a table that is most likely meant to be ours."""
+        import difflib
+
+        for name in difflib.get_close_matches("sandboxrun", [*tool], 1, 0.8):
+            raise ScriptError(f"{self._line(name)} has [tool.{name[:80]}]: expected [tool.sandboxrun]")
 
     def _dependencies(self, value: Any) -> tuple[str, ...]:
         if not isinstance(value, list) or len(value) > DEPENDENCIES_MAX:

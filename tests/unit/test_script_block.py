@@ -77,6 +77,8 @@ WRONG = {
     "long": (block(*["# " + "x" * 100] * 700), "w.py:1 has a block of more than 64 KiB"),
     "key": (block("[tool.sandboxrun]", "file = 1"), "w.py:3 has file = '1': expected one of the keys files, lock"),
     "python": (block('requires-python = "; import os"'), "w.py:2 has requires-python"),
+    "top": (block('dependancies = ["a"]'), "w.py:2 has dependancies = \"['a']\": expected one of the keys dependencies"),
+    "table": (block("[tool.sandboxrunn]"), "w.py:2 has [tool.sandboxrunn]: expected [tool.sandboxrun]"),
     "tool": (block("tool = 1"), "w.py:2 has tool"),
     "digest": (block("[tool.sandboxrun]", 'lock = "md5:1"'), "w.py:3 has lock = 'md5:1': expected \"sha256:\""),
     **{
@@ -99,7 +101,7 @@ def test_a_wrong_block_is_refused_with_its_line(name: str) -> None:
 @pytest.mark.parametrize(
     "path",
     ["../x", "/x", "a\\\\b", "a//b", "a/", "", ".x", "a/.b/c", "x" * 300, "a\\u0000", "ü.py", "sandboxrun/x.py",
-     "sandboxrun.py", "Sandboxrun/a.py", "/".join("abcdefghi"), "a b", "..", "."],
+     "sandboxrun.py", "Sandboxrun/a.py", "/".join("abcdefghi"), "a b", "..", ".", "__pycache__/a.pyc", "a/__PYCACHE__/b"],
 )  # fmt: skip
 def test_the_name_of_a_file_is_refused(path: str) -> None:
     with pytest.raises(ScriptError, match=r"w\.py:[0-9]+ has the file"):
@@ -124,6 +126,9 @@ HOSTILE = {
     "quotes": lambda size: b'"""' * (size // 6 * 2) + b"\n" + block("dependencies = []"),
     "words": lambda size: b"'a'\n" * (size // 4) + block("dependencies = []"),
     "backslashes": lambda size: b"'" + b"\\" * size + b"\n" + block("dependencies = []"),
+    "blocks in a literal": lambda size: b"'''\n" + b"# /// script\n# x\n# ///\n\n" * (size // 24) + b"'''\n",
+    "blocks after literals": lambda size: b"'''\n# /// script\n# x\n# ///\n'''\n" * (size // 31),
+    "spaces": lambda size: block(f'dependencies = ["a{" " * (size // 64)}@"]'),
     "comments": lambda size: b"#\n" * (size // 2) + block("dependencies = []"),
 }
 
@@ -164,6 +169,6 @@ def test_no_content_of_a_block_takes_long(name: str) -> None:
 
 def test_a_key_of_many_parts_is_refused_with_its_line() -> None:
     with pytest.raises(ScriptError, match=r"w\.py:3 has 'a\.a\.a.*', a name of more than 16 parts"):
-        read_block(block("x = 1", ".".join("a" * 17) + " = 1"), "w.py")
-    found = read_block(block(f'dependencies = ["a>={".".join("1" * 15)}"]', ".".join("b" * 16) + " = 1"), "w.py")
+        read_block(block("[tool.x]", ".".join("a" * 17) + " = 1"), "w.py")
+    found = read_block(block(f'dependencies = ["a>={".".join("1" * 15)}"]', "tool." + ".".join("b" * 15) + " = 1"), "w.py")
     assert found is not None
