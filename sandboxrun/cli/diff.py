@@ -74,7 +74,7 @@ def _read_script(found: Preparation) -> None:
         Log().warning(
             "script", f"the script of {found.config.key} was not fetched here yet, so its packages are not known"
         )
-    elif found.gathered is not None and found.gathered.block.dependencies and found.gathered.lock is None:
+    elif found.gathered is not None and found.gathered.lacks_lock:
         Log().warning("script", f"the lock of {found.config.key} is not here yet, so its packages are not known")
 
 

@@ -22,6 +22,7 @@ from sandboxrun.fetch.cache import Cache, locked
 from sandboxrun.fetch.resolve import ImportList, Source
 from sandboxrun.records import asdict, record
 
+FILES_SECONDS = 300.0  # for all files of a script together
 _RECORD_MAX_BYTES = 1 << 20
 _CODE_MAX_BYTES = 16 << 20
 
@@ -64,8 +65,10 @@ def bundled(source: Source, script: bytes, sha256: str, block: Block) -> Bundled
     if not name.isascii() or not name.replace(".", "").replace("-", "").replace("_", "").isalnum() or name[0] == ".":
         name = "worker.py"
     for path, _ in block.files:
-        if path.lower() == name.lower():
-            raise ScriptError(f"{source.url}:{block.first_line} has the file {path!r}, which is the script itself")
+        if path.lower() == name.lower() or path.lower().startswith(f"{name.lower()}/"):
+            raise ScriptError(
+                f"{source.url}:{block.first_line} has the file {path!r}, which is the script itself, or below it"
+            )
     return Bundled(source, name, script, sha256, block)
 
 
@@ -96,12 +99,12 @@ def make_tree(
     progress: Callable[[str], None],
 ) -> str:
     """The folder of a bundle, of which the missing files are fetched. Raises FetchError or IntegrityError; then nothing changes."""
+    contents = _contents(
+        bundle, cache, allowed, cached_only, progress
+    )  # before the lock: a slow server keeps nobody else
     os.makedirs(cache.trees, mode=0o700, exist_ok=True)
-    with locked(os.path.join(cache.trees, ".lock"), f"fetching {bundle.source.url}"):
-        tree = existing_tree(bundle, cache)
-        if tree is not None:
-            return tree
-        return _lay_out(bundle, cache, _contents(bundle, cache, allowed, cached_only, progress))
+    with locked(os.path.join(cache.trees, f"{bundle.tree}.lock"), f"laying out the files of {bundle.source.url}"):
+        return existing_tree(bundle, cache) or _lay_out(bundle, cache, contents)
 
 
 def file_from_cache_or_origin(
@@ -133,30 +136,35 @@ def _contents(
     bundle: Bundled, cache: Cache, allowed: ImportList, cached_only: bool, progress: Callable[[str], None]
 ) -> dict[str, bytes]:
     """All files by path; from the cache, or several at a time from the origin."""
+    import time
     from concurrent.futures import ThreadPoolExecutor
+
+    sizes: list[int] = []  # of what has come, in any order; appending is atomic
 
     def get(path: str, digest: str) -> bytes:
         url = beside(bundle.source.url, path)
         allowed.check(url)
-        return file_from_cache_or_origin(
-            url, digest, cache, allowed=allowed, cached_only=cached_only, progress=progress
-        )
+        if sum(sizes) <= FILES_MAX_BYTES:
+            data = file_from_cache_or_origin(
+                url, digest, cache, allowed=allowed, cached_only=cached_only, progress=progress
+            )
+            sizes.append(len(data))
+        if sum(sizes) > FILES_MAX_BYTES:
+            raise ScriptError(f"{bundle.source.url} has files of more than {FILES_MAX_BYTES >> 20} MiB together")
+        return data
 
-    contents = {bundle.name: bundle.script}
-    total = 0
-    with ThreadPoolExecutor(6, "files") as executor:
+    deadline = time.monotonic() + FILES_SECONDS
+    executor = ThreadPoolExecutor(6, "files")  # no context manager, which would wait for the others after a failure
+    try:
         futures = {path: executor.submit(get, path, digest) for path, digest in bundle.block.files}
-        try:
-            for path, future in futures.items():
-                contents[path] = future.result()
-                total += len(contents[path])
-                if total > FILES_MAX_BYTES:
-                    raise ScriptError(
-                        f"{bundle.source.url} has files of more than {FILES_MAX_BYTES >> 20} MiB together"
-                    )
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
-    return contents
+        contents = {bundle.name: bundle.script}
+        for path, future in futures.items():
+            contents[path] = future.result(max(0.0, deadline - time.monotonic()))
+        return contents
+    except TimeoutError as error:
+        raise FetchError(f"the files of {bundle.source.url} did not arrive within {FILES_SECONDS:.0f} s") from error
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _lay_out(bundle: Bundled, cache: Cache, contents: dict[str, bytes]) -> str:

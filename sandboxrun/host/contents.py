@@ -45,11 +45,20 @@ class Gathered:
     warnings: tuple[str, ...] = ()
 
     @property
+    def has_packages(self) -> bool:
+        return bool(self.block.dependencies or self.block.lock)
+
+    @property
+    def lacks_lock(self) -> bool:
+        """Whether it is not known here which packages it has."""
+        return self.has_packages and self.lock is None
+
+    @property
     def lacks(self) -> str:
         """The missing part, to complete "… of KEY"; empty if nothing is missing."""
         if self.block.files and self.script and self.tree is None:
             return "the files"
-        return "the packages" if self.block.dependencies and self.environment is None else ""
+        return "the packages" if self.has_packages and self.environment is None else ""
 
 
 @record

@@ -176,8 +176,7 @@ class Preparation:
         if self.gathered is None:
             return before if self.artifact is None else None
         found = self.gathered.contents
-        unread = self.gathered.lock is None and found.dependencies
-        return found if before is None or not unread else replace(found, packages=before.packages)
+        return found if before is None or not self.gathered.lacks_lock else replace(found, packages=before.packages)
 
     def compile(self, *, made: bool = True) -> None:
         """What the kernel will be told. `made`: the worker's data folder is there, where one is granted; else it is left out."""

@@ -258,6 +258,27 @@ def test_packages_that_the_policy_does_not_list_are_refused_before_they_are_fetc
     assert index.requests == []
 
 
+def test_a_lock_without_dependencies_is_not_taken_for_nothing(
+    r: redis.Redis, run: Runner, index: Index, host: RawHost, tmp_path: Path
+) -> None:
+    """The block may name a lock and no dependency; where the lock is not here yet, nobody says that it asks for nothing."""
+    index.publish(wheel("alpha", "1.0"))
+    folder = local(r, tmp_path / "author", script("import alpha\n", "alpha"))
+    assert run("lock", str(folder)).code == 0
+    source = (folder / "worker.py").read_text().replace('["alpha"]', "[]")
+    (folder / "worker.py").write_text(source)
+    lock = (folder / "requirements.lock").read_bytes()
+    publish(r, host, folder)
+    del host.files["/v1.0.0/requirements.lock"]
+    assert run("t", "1").code == 69
+    done = run("show", "t", "1", "--plan")
+    assert (done.code, "the packages of t:1:h were not fetched here yet" in done.err) == (69, True)
+    host.files["/v1.0.0/requirements.lock"] = body(lock)
+    assert "the lock of t:1:h is not here yet, so its packages are not known" in run("diff", "t", "1").err
+    assert run("t", "1").code == 0
+    assert "alpha 1.0" in run("show", "t", "1").out
+
+
 def test_the_plan_names_what_is_installed(r: redis.Redis, run: Runner, index: Index, tmp_path: Path) -> None:
     index.publish(wheel("alpha", "1.0"))
     folder = local(r, tmp_path / "author", script("import alpha\n", "alpha"))

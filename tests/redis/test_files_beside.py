@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import redis
+from arena import wait_for
 from raw_host import RawHost, body, redirect
 from runner import Runner
 
@@ -168,6 +171,8 @@ def test_a_file_that_cannot_be_had_is_named(run: Runner, serve: Serve, host: Raw
         ("/etc/passwd", "is no relative path"),
         ("w.py", "which is the script itself"),
         ("W.py", "which is the script itself"),
+        ("w.py/x.py", "or below it"),
+        ("__pycache__/x.pyc", "where Python keeps compiled code"),
         ("sandboxrun/x.py", "would hide the package sandboxrun"),
         ("x" * 300, "is longer than 200"),
     ],
@@ -187,6 +192,33 @@ def test_files_of_more_than_8_mib_together_are_refused(run: Runner, serve: Serve
     done = run("t", "1")
     assert (done.code, done.out) == (65, "")
     assert "more than 8 MiB together" in done.err
+
+
+def test_too_much_is_noticed_while_it_comes(run: Runner, serve: Serve, host: RawHost) -> None:
+    """Not only once the first file is there, which is the last to come."""
+    files = {f"f{number:03}.bin": f"{number:03}".ljust(1 << 20, "x") for number in range(40)}
+    serve(files, "print(1)")
+    path = "/refs/tags/v1/f000.bin?token=1"
+    first = host.files[path]
+
+    def late(handler: http.server.BaseHTTPRequestHandler) -> None:
+        time.sleep(3)
+        first(handler)
+
+    host.files[path] = late
+    assert run("t", "1").code == 65
+    assert len(host.requests) < 25
+
+
+def test_a_slow_server_keeps_no_other_worker_waiting(r: redis.Redis, run: Runner, serve: Serve, host: RawHost) -> None:
+    serve(code="import helpers\nprint(helpers.NAME)\n")
+    host.files |= {"/slow/w.py": script({"a.py": "A = 1\n"}), "/slow/a.py": lambda handler: time.sleep(20)}
+    r.hset("t:2:h", mapping={"url": host.url + "/{version}/w.py", "version": "slow"})
+    with run.start("t", "2"):
+        wait_for(lambda: any(path == "/slow/a.py" for path, _ in host.requests), 20)
+        start = time.monotonic()
+        assert run("t", "1").out == "helpers\n"
+        assert time.monotonic() - start < 15
 
 
 def test_an_uncaught_error_shows_the_lines_of_all_files(run: Runner, serve: Serve) -> None:

@@ -170,5 +170,7 @@ def test_no_content_of_a_block_takes_long(name: str) -> None:
 def test_a_key_of_many_parts_is_refused_with_its_line() -> None:
     with pytest.raises(ScriptError, match=r"w\.py:3 has 'a\.a\.a.*', a name of more than 16 parts"):
         read_block(block("[tool.x]", ".".join("a" * 17) + " = 1"), "w.py")
-    found = read_block(block(f'dependencies = ["a>={".".join("1" * 15)}"]', "tool." + ".".join("b" * 15) + " = 1"), "w.py")
+    found = read_block(
+        block(f'dependencies = ["a>={".".join("1" * 15)}"]', "tool." + ".".join("b" * 15) + " = 1"), "w.py"
+    )
     assert found is not None
