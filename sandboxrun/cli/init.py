@@ -33,5 +33,5 @@ def main(args: list[str]) -> int:
         for line in fault.hint:
             print(escape(f"first: {line}"))
         print(escape(f"later: sandboxrun lock {shlex.quote(options.name)}"))
-    print(escape(f"next: sandboxrun dev {options.name}"))
+    print(escape(f"next: sandboxrun dev {shlex.quote(options.name)}"))
     return 0

@@ -59,12 +59,16 @@ def main(args: list[str]) -> int:
 
     script = locking.open_script(_script(options.target))
     lock = locking.lock_beside(script)
-    files = _files(script, options)
+    files, left_out = _files(script, options)
     if options.check:
-        return _check(script, lock, files, options)
-    if options.exclude_newer is not None:
-        script = _dated(script, options)
-    return _write(script, lock, files, options)
+        code = _check(script, lock, files, options)
+    else:
+        if options.exclude_newer is not None:
+            script = _dated(script, options)
+        code = _write(script, lock, files, options)
+    if left_out:
+        _warn_left_out(options.target, [*files], left_out)
+    return code
 
 
 def _again_hint(options: argparse.Namespace, *more: str) -> str:
@@ -101,19 +105,31 @@ def _script_hint(target: str) -> str:
     return ""
 
 
-def _files(script: Script, options: argparse.Namespace) -> dict[str, str]:
-    """The digests of the files that the script is to list. Raises ScriptError."""
+def _files(script: Script, options: argparse.Namespace) -> tuple[dict[str, str], list[str]]:
+    """The digests of the files that the script is to list, and the Python files beside it that it does not. Raises ScriptError."""
     from sandboxrun.packages import listing
 
+    left_out: list[str] = []
     if options.names:
         paths = listing.named(script.folder, options.names, script.name)
     else:
-        of_git = (listing.tracked(script.folder, os.environ) if os.path.isdir(options.target) else None) or []
+        is_folder = os.path.isdir(options.target)
+        of_git = (listing.tracked(script.folder, os.environ) if is_folder else None) or []
         paths = sorted({*listing.worth_listing(of_git, script.name), *(path for path, _ in script.block.files)})
         paths = [path for path in paths if os.path.lexists(os.path.join(script.folder, path))]
-        for name in listing.left_out(script.folder, of_git, {*paths, script.name}):
-            print(escape(f"{name} is not tracked by git, so it is not listed"))
-    return listing.digests(script.folder, paths)
+        left_out = listing.left_out(script.folder, {*of_git, *paths, script.name}) if is_folder else []
+    return listing.digests(script.folder, paths), left_out
+
+
+def _warn_left_out(target: str, listed: list[str], left_out: list[str]) -> None:
+    """A module that is not listed works here, and is missing where the script is fetched."""
+    import shlex
+
+    from sandboxrun.log import Log
+
+    names = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
+    hint = shlex.join(["sandboxrun", "lock", target, *sorted((*listed, *left_out))])
+    Log().warning("lock", f"not listed, because git does not track it: {names}", hint=(hint,))
 
 
 def _check(script: Script, lock: LockFile, files: dict[str, str], options: argparse.Namespace) -> int:
@@ -159,6 +175,8 @@ def _write(script: Script, old: LockFile, files: dict[str, str], options: argpar
         new = old if script.block.dependencies else locking.LockFile(old.name, None)
     else:
         new = locking.new_lock(script, old, os.environ, pylock=pylock, upgrade=options.upgrade)
+    if not script.block.dependencies and script.block.lock is None:
+        old = new  # the lock beside it, if there is one, is that of another script
     changed = locking.write(script, new, files)
     lines = [*locking.changed_files(dict(script.block.files), files), *locking.changed_packages(old, new)]
     for line in lines:

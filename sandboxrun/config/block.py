@@ -74,6 +74,17 @@ def unclosed_line(source: bytes) -> int | None:
     return min(_in_code(text, openings), default=None)
 
 
+def ignored_line(source: bytes) -> tuple[int, str] | None:
+    """The line of what is meant to open a block and does not, and why; None if a script has a block, or nothing like one."""
+    line = unclosed_line(source)
+    if line is not None:
+        return line, "has a block `# /// script` that no line `# ///` closes"
+    for number, text in enumerate(source.decode("utf-8-sig", "replace").splitlines(), 1):
+        if text != "# /// script" and re.fullmatch(r"#\s*///\s*script\s*", text):
+            return number, f"has {text[:40]!r}, which opens no block: expected '# /// script'"
+    return None
+
+
 def path_fault(path: str) -> str:
     """What is wrong with the name of one of a script's files; empty if nothing is."""
     segments = path.split("/")

@@ -86,8 +86,16 @@ def existing_tree(bundle: Bundled, cache: Cache) -> str | None:
     sealed = cache.tree_records.get(bundle.tree, _RECORD_MAX_BYTES)
     if sealed is None:
         return None
-    expected = {bundle.name: bundle.sha256, **dict(bundle.block.files), **json.loads(sealed)}
+    expected = json.loads(sealed)
+    if any(expected.get(path) != digest for path, digest in ((bundle.name, bundle.sha256), *bundle.block.files)):
+        return None
     return folder if _is_as_made(folder, expected) else None
+
+
+def is_intact(name: str, cache: Cache) -> bool:
+    """Whether a folder of trees/ is as it was made, whatever script it belongs to."""
+    sealed = cache.tree_records.get(name, _RECORD_MAX_BYTES)
+    return sealed is not None and _is_as_made(os.path.join(cache.trees, name), json.loads(sealed))
 
 
 def make_tree(
@@ -182,7 +190,7 @@ def _lay_out(bundle: Bundled, cache: Cache, contents: dict[str, bytes]) -> str:
                 os.chmod(os.path.join(parent, name), 0o500)
         os.chmod(staging, 0o500)
         remove_tree(folder)
-        record = {path: hex_digest(data) for path, data in compiled.items()}
+        record = {path: hex_digest(data) for path, data in (*contents.items(), *compiled.items())}
         cache.tree_records.put(bundle.tree, json.dumps(record).encode())
         os.rename(staging, folder)
     except OSError as error:

@@ -99,7 +99,6 @@ def gather(artifact: Artifact, source: Source | LocalSource, means: Means) -> Ga
     locked = locks.lock_of(block, artifact, source, means)
     if locked is None:
         return Gathered(block, Contents.of(block), tree, name, warnings=tuple(warnings))
-    means.ceiling.check_packages(package.name for package in locked.packages)
     contents = Contents.of(block, locked.packages)
     return Gathered(
         block, contents, tree, name, locked.lock, locked.environment, warnings=(*warnings, *locked.warnings)

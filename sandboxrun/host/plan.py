@@ -145,6 +145,8 @@ class Preparation:
         )
         with _of_worker(f"{config.type} {config.id}"):
             self.gathered = contents.gather(artifact, source, self.means)
+        if self.gathered is not None:
+            _needed(self.ceiling).check_packages(package.name for package in self.gathered.contents.packages)
 
     def install(self) -> None:
         """Install the packages, which have been approved."""

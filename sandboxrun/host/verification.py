@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 
 from sandboxrun.digests import hex_digest
-from sandboxrun.errors import SandboxrunError
 from sandboxrun.fetch import bundle
-from sandboxrun.fetch.cache import Cache, Entry
-from sandboxrun.fetch.resolve import Source, is_mutable
+from sandboxrun.fetch.cache import Cache
 from sandboxrun.host.folders import Folders
 from sandboxrun.host.inventory import Holding, Kind, holdings
 
@@ -21,8 +18,9 @@ def faults(folders: Folders) -> list[tuple[Holding, str]]:
     """Each damaged entry, and what is wrong with it."""
     entries = holdings(folders)
     found = [(entry, _blob_fault(entry.path)) for entry in entries if entry.kind is Kind.SCRIPT]
-    trees = {entry.name: entry for entry in entries if entry.kind is Kind.FILES}
-    found += [(trees[name], fault) for name, fault in _tree_faults(folders) if name in trees]
+    cache = Cache(folders.cache, folders.state)
+    trees = [entry for entry in entries if entry.kind is Kind.FILES]
+    found += [(entry, "is not as it was made") for entry in trees if not bundle.is_intact(entry.name, cache)]
     packaged = [entry for entry in entries if entry.kind in (Kind.ENVIRONMENT, Kind.WHEEL)]
     found += _package_faults(folders, packaged) if packaged else ()
     return [(entry, fault) for entry, fault in found if fault]
@@ -37,28 +35,6 @@ def _blob_fault(path: str) -> str:
         return f"cannot be read: {error.strerror}"
     digest = hex_digest(data)
     return "" if digest == os.path.basename(path) else f"has sha256 {digest}"
-
-
-def _tree_faults(folders: Folders) -> list[tuple[str, str]]:
-    """By the pins, because a script says which files belong to it."""
-    cache = Cache(folders.cache, folders.state)
-    found = []
-    for entry in cache.entries():
-        with contextlib.suppress(SandboxrunError):  # a script whose block is wrong has no files
-            bundled = _bundled(entry, cache)
-            if bundled is not None:
-                intact = bundle.existing_tree(bundled, cache) is not None
-                found.append((bundled.tree, "" if intact else "does not have the files that its script names"))
-    return found
-
-
-def _bundled(entry: Entry, cache: Cache) -> bundle.Bundled | None:
-    script = cache.read(entry.pin.sha256)
-    block = bundle.block_of(script, entry.pin.sha256, entry.url, cache) if script is not None else None
-    if script is None or block is None:
-        return None
-    source = Source(entry.url, entry.version, is_mutable(entry.version))
-    return bundle.bundled(source, script, entry.pin.sha256, block)
 
 
 def _package_faults(folders: Folders, entries: list[Holding]) -> Iterator[tuple[Holding, str]]:

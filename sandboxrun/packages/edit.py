@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from sandboxrun.config.block import read_block, unclosed_line
+from sandboxrun.config.block import ignored_line, read_block
 from sandboxrun.errors import ScriptError
 from sandboxrun.records import record
 
@@ -55,9 +55,9 @@ def with_digests(
         raise ScriptError(f"{origin} is not UTF-8") from None
     block = read_block(source, origin)
     if block is None:
-        line = unclosed_line(source)
-        if line is not None:
-            raise ScriptError(f"{origin}:{line} has a block `# /// script` that no line `# ///` closes")
+        ignored = ignored_line(source)
+        if ignored is not None:
+            raise ScriptError(f"{origin}:{ignored[0]} {ignored[1]}")
         if not files and lock is None and not exclude_newer:
             return source
         source = _with_block(source)

@@ -20,7 +20,7 @@ from sandboxrun.log import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
 GIT_SECONDS = 30.0
 WALKED_MAX = 10_000  # entries of a named folder
@@ -86,11 +86,8 @@ def worth_listing(paths: Iterable[str], script: str) -> list[str]:
     ]
 
 
-def left_out(folder: str, of_git: Sequence[str], listed: Iterable[str]) -> list[str]:
-    """The Python files beside the script that git does not track, in a folder of which it tracks others."""
-    if not of_git:
-        return []
-    known = {*of_git, *listed}
+def left_out(folder: str, known: set[str]) -> list[str]:
+    """The Python files beside the script that are not among those `known`."""
     names = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".py") and entry.is_file()]
     return [name for name in worth_listing(sorted(names), "") if name not in known]
 

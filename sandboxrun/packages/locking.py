@@ -7,7 +7,7 @@ import os
 import shlex
 import stat
 
-from sandboxrun.config.block import read_block
+from sandboxrun.config.block import ignored_line, read_block
 from sandboxrun.config.contents import canonical
 from sandboxrun.config.script import Block, lock_names
 from sandboxrun.digests import hex_digest
@@ -65,6 +65,9 @@ def script_of(folder: str, name: str, source: bytes) -> Script:
         block = read_block(source, name)
     except UnicodeDecodeError:
         raise ScriptError(f"{escape(name)[:200]} is not UTF-8") from None
+    ignored = ignored_line(source) if block is None else None
+    if ignored is not None:
+        raise ScriptError(f"{escape(name)[:200]}:{ignored[0]} {ignored[1]}")
     return Script(folder, name, source, block or Block(0, 0))
 
 

@@ -32,7 +32,7 @@ def test_the_folder_is_made_with_its_lock(run: Runner, index: Index) -> None:
     index.add("humanize", "4.9.0")
     done = run("init", "--package", "my sizes")
     names = ("worker.py", "test_worker.py", "README.md", ".vscode/launch.json", "words.py", "requirements.lock")
-    assert done.out == "".join(f"my sizes/{name}\n" for name in names) + "next: sandboxrun dev my sizes\n"
+    assert done.out == "".join(f"my sizes/{name}\n" for name in names) + "next: sandboxrun dev 'my sizes'\n"
     assert "humanize==4.9.0 " in (run.home / "my sizes/requirements.lock").read_text()
     assert run("lock", "my sizes", "--check").out == "worker.py is current\n"
 
@@ -41,7 +41,7 @@ def test_without_an_answer_of_the_index_it_says_what_to_do_later(run: Runner, in
     done = run("init", "--package", "my sizes")
     assert done.code == 0
     assert "its package is not locked, because the dependencies have no solution: " in done.out
-    assert done.out.endswith("later: sandboxrun lock 'my sizes'\nnext: sandboxrun dev my sizes\n")
+    assert done.out.endswith("later: sandboxrun lock 'my sizes'\nnext: sandboxrun dev 'my sizes'\n")
     block = read_block((run.home / "my sizes/worker.py").read_bytes(), "")
     assert block is not None
     assert ([path for path, _ in block.files], block.lock) == (["words.py"], None)

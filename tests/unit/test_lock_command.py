@@ -19,13 +19,17 @@ from sandboxrun.packages import listing
 
 def test_a_folder_lists_what_git_tracks_and_a_worker_reads(repository: Path, lock: Lock) -> None:
     done = lock("greeter")
-    left_out = "untracked.py is not tracked by git, so it is not listed\n"
-    assert done.out == f"{left_out}+ helpers.py\n+ pkg/__init__.py\n+ pkg/page.html\nwrote worker.py\n"
+    warning = "warning: not listed, because git does not track it: untracked.py\n"
+    hint = "hint: sandboxrun lock greeter helpers.py pkg/__init__.py pkg/page.html untracked.py\n"
+    assert done.err == warning + hint
+    assert done.out == "+ helpers.py\n+ pkg/__init__.py\n+ pkg/page.html\nwrote worker.py\n"
     assert block_of(repository).files == (
         ("helpers.py", digest("x = 1\n")), ("pkg/__init__.py", digest("")), ("pkg/page.html", digest("<p>\n")),
     )  # fmt: skip
     assert (repository / "worker.py").read_text().endswith('# ///\n\n"""Doc."""\nimport helpers\n')
-    assert lock("greeter").out == f"{left_out}worker.py is current\n"
+    assert lock("greeter").out == "worker.py is current\n"
+    assert lock(*hint.split()[3:]).out == "+ untracked.py\nwrote worker.py\n"
+    assert lock("greeter").err == ""
 
 
 def test_a_folder_keeps_what_was_named(repository: Path, lock: Lock) -> None:
@@ -71,6 +75,21 @@ def test_check_has_a_line_for_each_stale_file_and_changes_nothing(repository: Pa
     )
     assert (repository / "worker.py").read_bytes() == before
     assert hint_of(done.err) == "sandboxrun lock greeter"
+
+
+@pytest.mark.parametrize("broken", ["# //", "#///", "# /// "])
+@pytest.mark.parametrize("flags", [(), ("--check",)])
+def test_a_block_that_counts_for_nothing_is_an_error(
+    folder: Path, lock: Lock, flags: tuple[str, ...], broken: str
+) -> None:
+    assert lock("greeter", "helpers.py").code == 0
+    source = (folder / "worker.py").read_text()
+    (folder / "worker.py").write_text(source.replace("# ///\n", f"{broken}\n", 1))
+    done = lock("greeter", *flags)
+    assert (done.code, done.out) == (65, "")
+    assert "has a block `# /// script` that no line `# ///` closes" in done.err
+    (folder / "worker.py").write_text(source.replace("# /// script", "#/// script", 1))
+    assert "has '#/// script', which opens no block" in lock("greeter", *flags).err
 
 
 @pytest.mark.parametrize(

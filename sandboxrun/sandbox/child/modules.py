@@ -57,6 +57,12 @@ def lines(error: ImportError, plan: Mapping[str, Any]) -> list[str]:
     found = [f"{name} is {places}: a worker finds the packages that are installed beside sandboxrun, {_TRUST}"]
     if by_url:
         found.append(f"if {name} is a file beside the script: {_ONE_FILE}")
+    if b"/// script" in plan["source"]:  # whose author means other packages than those of this environment
+        return [
+            *found,
+            'the block "# /// script" counts for nothing: it lacks its end, a line "# ///", or lies in a string, or its first line '
+            "is not exactly this",
+        ]
     if b"\n# /// script" in b"\n" + plan["source"]:
         found.append(
             'the block "# /// script" has no end, a line "# ///", or lies in a string, so it counts for nothing'

@@ -10,6 +10,7 @@ from hints import hint_of, is_of, paste, templates
 from runner import Runner
 
 ELSEWHERE = {
+    "{}": "of a warning: tests/unit/test_lock_command.py pastes what it says",
     "sandboxrun lock {} --pylock": "tests/unit/test_lock_packages.py, with an index",
 }
 PACKAGES = (
