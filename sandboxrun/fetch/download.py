@@ -222,7 +222,7 @@ def _read(url: str, response: httpx.Response, wish: _Wish, received: _Received) 
         error = Unreachable if response.status_code >= 500 or response.status_code == 429 else FetchError
         raise error(
             f"{url} answers {response.status_code} {response.reason_phrase}",
-            hint="sandboxrun set TYPE ID version=VERSION" if response.status_code == 404 and wish.file is None else "",
+            hint="sandboxrun set TYPE ID version=VERSION" if response.status_code == 404 and wish.refused else "",
         )
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in wish.refused:

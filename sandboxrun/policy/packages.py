@@ -112,7 +112,8 @@ def check_unlocked(ceiling: Ceiling, origin: str) -> None:
     section = next((section for section in ceiling.sections if section.unlocked is False), None)
     source = section.places["unlocked"] if section is not None else "the default policy"
     raise PolicyError(
-        f"{origin} has dependencies and no lock, so their code could change from day to day, which {source} does not allow",
+        f"{origin} has dependencies and no lock, so their code could change from day to day, which {source} does not allow; "
+        "its author can pin them with sandboxrun lock",
         hint=ceiling.value_hint(section, "unlocked", "true"),
     )
 

@@ -105,7 +105,7 @@ def test_dependencies_without_a_lock_are_refused_unless_the_policy_says_so(run: 
     done = run("t", "1")
     assert (done.code, done.out) == (77, "")
     assert "/v1.0.0/w.py has dependencies and no lock, so their code could change from day to day" in done.err
-    assert "which the default policy does not allow\nhint: " in done.err
+    assert "its author can pin them with sandboxrun lock\nhint: " in done.err
     assert "unlocked = true" in done.err
     assert shown(run)["policy"]["within"] is False
     assert [fault["exit_code"] for fault in shown(run)["faults"]][:1] == [77]
