@@ -23,10 +23,13 @@ LOCK_MAX_BYTES = 1 << 20
 PACKAGES_MAX = 500
 
 _LINE_MAX_CHARS = 4096
+_LOGICAL_LINE_MAX_CHARS = 64 << 10  # with its continuation lines; a hash has 80, and pydantic-core some 120 of them
 _MARKER_MAX_CHARS = 1000
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"
 _VERSION = r"[0-9](?:[A-Za-z0-9.!+_-]{0,98}[A-Za-z0-9])?"
-_REQUIREMENT = rf"({_NAME})\s*(?:\[[A-Za-z0-9._, -]{{0,200}}\])?\s*==\s*({_VERSION})\s*(?:;(.*))?"
+# Possessive quantifiers: without them, a long run of spaces takes quadratic time.
+_REQUIREMENT = rf"({_NAME})\s*+(?:\[[A-Za-z0-9._, -]{{0,200}}\])?+\s*+==\s*+({_VERSION})\s*+(?:;(.*))?"
+_HASH_OPTION = r"(?<!\s)\s++--hash(?:=|\s++)"
 _HASH = r"sha256:([0-9a-f]{64})"
 _COMMENT = r"(?:^|\s)#.*"
 _URL = r"https://([^/?#@\s]+)/[^?#\s]*/([^/?#\s]+\.whl)"
@@ -84,12 +87,17 @@ def _requirements(text: str, name: str) -> Iterator[tuple[int, Locked]]:
 def _logical_lines(text: str, name: str) -> Iterator[tuple[int, str]]:
     """(number, text) of each line, joined with those that it continues in, without comments and empty lines."""
     parts: list[str] = []
-    first = 0
+    first = size = 0
     for number, line in enumerate((*text.split("\n"), ""), 1):
         if len(line) > _LINE_MAX_CHARS:
             raise ScriptError(f"{name}:{number} has more than {_LINE_MAX_CHARS} characters")
         if not parts:
-            first = number
+            first, size = number, 0
+        size += len(line) + 1
+        if size > _LOGICAL_LINE_MAX_CHARS:
+            raise ScriptError(
+                f"{name}:{first} has more than {_LOGICAL_LINE_MAX_CHARS} characters with its continuation lines"
+            )
         is_comment = line.lstrip().startswith("#")  # which ends a continued line, as pip has it
         parts.append(line.removesuffix("\\") if not is_comment else "")
         if line.endswith("\\") and not is_comment:
@@ -101,7 +109,7 @@ def _logical_lines(text: str, name: str) -> Iterator[tuple[int, str]]:
 
 
 def _requirement(text: str, at: str) -> Locked:
-    requirement, *hashes = re.split(r"\s+--hash(?:=|\s+)", text)
+    requirement, *hashes = re.split(_HASH_OPTION, text)
     requirement = requirement.strip()
     match = re.fullmatch(_REQUIREMENT, requirement)
     if match is None:

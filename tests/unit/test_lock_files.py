@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -146,6 +147,35 @@ def test_a_lock_is_bounded() -> None:
     many = "".join(f"p{number}==1 --hash=sha256:{A}\n" for number in range(501))
     assert refusal(many) == "requirements.lock:501 has more than 500 packages"
     assert refusal(b"\n\n\xff\n") == "requirements.lock:3 is not UTF-8"
+
+
+def test_a_requirement_with_its_continuation_lines_is_bounded() -> None:
+    hashes = [f"    --hash=sha256:{number:064x}" for number in range(800)]
+    assert (
+        len(read_lock(" \\\n".join(["a==1", *hashes[:700]]).encode(), "requirements.lock").packages[0].digests) == 700
+    )
+    text = " \\\n".join([f"b==1 --hash=sha256:{A}\n\na==1", *hashes])
+    assert refusal(text) == "requirements.lock:3 has more than 65536 characters with its continuation lines"
+    assert refusal("\\\n" * 100_000).startswith("requirements.lock:1 has more than 65536 characters")
+
+
+def seconds(text: str, name: str) -> float:
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        with contextlib.suppress(ScriptError):
+            read_lock(text.encode(), name)
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+@pytest.mark.parametrize("text", ["a{}x", "a=={}x", "a==1{}x", "a[b]{}x"])
+def test_spaces_take_time_in_proportion_to_their_number(text: str) -> None:
+    def spaced(lines: int) -> str:
+        """The text with so many lines of spaces, each within the limit of a line."""
+        return text.format((" " * 4000 + "\\\n") * lines) + f" --hash=sha256:{A}\n"
+
+    assert seconds(spaced(16), "requirements.lock") < 12 * max(seconds(spaced(4), "requirements.lock"), 0.002)
 
 
 @pytest.mark.parametrize("part", ["x", " ", "\\\n", "-", "x==1 ", "[", "#\n", "--hash=", ";(", "x.", "é"])
