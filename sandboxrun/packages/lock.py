@@ -176,8 +176,9 @@ def _pylock(text: str, name: str) -> Iterator[tuple[int, Locked]]:
     if not isinstance(packages, list):
         raise ScriptError(f"{name}:{_line_of(lines, 'packages')} has packages that are no list of tables")
     starts = [number for number, each in enumerate(lines, 1) if each.strip() == "[[packages]]"]
+    first = _line_of(lines, "packages")  # of those that are written inline
     for index, package in enumerate(packages[: PACKAGES_MAX + 1]):
-        line = starts[index] if index < len(starts) else _line_of(lines, "packages")
+        line = starts[index] if index < len(starts) else first
         yield line, _package(package, f"{name}:{line}")
 
 

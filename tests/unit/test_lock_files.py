@@ -178,6 +178,18 @@ def test_spaces_take_time_in_proportion_to_their_number(text: str) -> None:
     assert seconds(spaced(16), "requirements.lock") < 12 * max(seconds(spaced(4), "requirements.lock"), 0.002)
 
 
+def test_inline_packages_behind_many_lines_take_time_in_proportion() -> None:
+    def inline(number: int) -> str:
+        packages = (
+            f'{{name="a{n}",version="1",wheels=[{{url="https://h.example/x/a{n}.whl",hashes={{sha256="{A}"}}}}]}},\n'
+            for n in range(number)
+        )
+        return "\n" * (number * 1000) + f'lock-version = "1.0"\npackages = [\n{"".join(packages)}]\n'
+
+    assert len(read_lock(inline(2).encode(), "pylock.toml").packages) == 2
+    assert seconds(inline(400), "pylock.toml") < 10 * seconds(inline(100), "pylock.toml")
+
+
 @pytest.mark.parametrize("part", ["x", " ", "\\\n", "-", "x==1 ", "[", "#\n", "--hash=", ";(", "x.", "é"])
 def test_hostile_text_of_a_megabyte_takes_no_time(part: str) -> None:
     text = part * (LOCK_MAX_BYTES // len(part.encode()))
