@@ -63,6 +63,17 @@ def test_wheels_of_pep_751_are_read() -> None:
     assert lock.packages == (Locked("jinja2", "3.1.6", (A,), ((url, A),), "python_version >= '3'"),)
 
 
+@pytest.mark.parametrize("variable", ["platform_release", "platform_version", "platform.version"])
+def test_a_marker_that_asks_for_the_kernel_is_refused(variable: str) -> None:
+    marker = f"sys_platform == 'darwin' and {variable} == '6.1'"
+    cause = f"has a with the marker {marker!r}: {variable} changes with each kernel"
+    assert refusal(f"a==1 ; {marker} --hash=sha256:{A}") == f"requirements.lock:1 {cause}"
+    text = PYLOCK.replace("python_version >= '3'", marker)
+    assert refusal(text, "pylock.toml") == f"pylock.toml:4 {cause.replace('a with', 'Jinja2 with')}"
+    quoted = f"a==1 ; os_name == '{variable}' --hash=sha256:{A}"
+    assert len(read_lock(quoted.encode(), "requirements.lock").packages) == 1
+
+
 def test_one_package_may_have_two_versions_with_markers() -> None:
     text = f"a==1 ; python_version < '3' --hash=sha256:{A}\na==2 ; python_version >= '3' --hash=sha256:{B}\n"
     assert [package.version for package in read_lock(text.encode(), "requirements.lock").packages] == ["1", "2"]
