@@ -150,10 +150,17 @@ class _Connections:
         self._sockets: list[socket.socket] = []
         self._streams: list[Any] = []  # of httpcore, which leaves them open if `trace` raises
         self._aborted = False
+        self._origin_host = self._connecting_to = ""
+
+    def expect(self, url: str) -> None:
+        """The URL that is fetched next. A connection to another host leads to a proxy."""
+        self._origin_host = httpx.URL(url).raw_host.decode("ascii")
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
         """The extension `trace` of httpcore, which calls it at each step of a request. Raises _Aborted."""
         with self._lock:
+            if event.endswith("connect_tcp.started"):
+                self._connecting_to = info["host"]
             if event.endswith(("connect_tcp.complete", "start_tls.complete")):
                 self._streams.append(info["return_value"])
             if self._aborted:
@@ -161,7 +168,8 @@ class _Connections:
             if event.endswith("connect_tcp.complete"):
                 # A duplicate: TLS takes the first one's descriptor away from it.
                 self._sockets.append(info["return_value"].get_extra_info("socket").dup())
-                self._allowed.check_peer(info["return_value"].get_extra_info("server_addr")[0])
+                if self._connecting_to == self._origin_host:  # a proxy looks the name up itself
+                    self._allowed.check_peer(info["return_value"].get_extra_info("server_addr")[0])
 
     def abort(self) -> None:
         """Close the sockets, and let no further step begin. A look-up or a connect under way ends by its own time-out."""
@@ -193,6 +201,7 @@ def _get(url: str, allowed: ImportList, wish: _Wish, received: _Received, connec
     with httpx.Client(timeout=SILENCE_SECONDS, trust_env=not is_loopback(url), follow_redirects=False) as client:
         for _ in range(REDIRECTS_MAX + 1):
             try:
+                connections.expect(url)
                 # Redirects are followed here, because each hop is checked, and credentials go to the first origin alone.
                 with client.stream(
                     "GET",

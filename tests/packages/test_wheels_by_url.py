@@ -15,6 +15,7 @@ from packaging.tags import sys_tags
 from wheels import Wheel, pylock_text, wheel
 
 from sandboxrun.errors import FetchError, IntegrityError, ScriptError
+from sandboxrun.fetch.download import Unreachable
 from sandboxrun.fetch.resolve import ImportList
 from sandboxrun.packages import verify
 from sandboxrun.packages.lock import Lock, read_lock
@@ -121,6 +122,9 @@ def test_a_redirect_to_a_listed_host_is_followed(machine: Machine, host: Index) 
         ("https://[::ffff:10.0.0.1]/x/", "::ffff:10.0.0.1 is not a public host"),
         ("https://[fd00::1]/x/", "fd00::1 is not a public host"),
         ("https://h.example:99999/x/", "is not a URL"),
+        ("https://127.1/x/", "127.1 is not a public host"),
+        ("https://0x7f.1/x/", "0x7f.1 is not a public host"),
+        ("https://0177.0.0.1./x/", "0177.0.0.1 is not a public host"),
     ],
 )
 def test_a_lock_cannot_make_this_machine_ask_its_own_network(machine: Machine, url: str, cause: str) -> None:
@@ -130,23 +134,49 @@ def test_a_lock_cannot_make_this_machine_ask_its_own_network(machine: Machine, u
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "fe80::1%eth0", "100.64.0.1"])
-def test_a_public_name_with_an_address_inside_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_public_name_with_an_address_inside_is_refused(address: str) -> None:
     with pytest.raises(FetchError, match="which is not public"):
         PublicHosts().check_peer(address)
     PublicHosts().check_peer("9.9.9.9")
-    monkeypatch.setenv("https_proxy", "http://10.0.0.1:3128")
-    PublicHosts().check_peer(address)  # of the operator's proxy
 
 
-def test_a_peer_is_checked_before_anything_is_asked(machine: Machine, host: Index) -> None:
-    class Inside(ImportList):
-        def check_peer(self, address: str) -> None:
-            PublicHosts().check_peer(address)
+class Inside(ImportList):
+    """Hosts that are listed, whose addresses must be public nonetheless."""
 
+    def check_peer(self, address: str) -> None:
+        PublicHosts().check_peer(address)
+
+
+@pytest.mark.parametrize(
+    "proxies",
+    [
+        {},
+        {"no_proxy": "localhost"},
+        {"http_proxy": "http://127.0.0.1:1"},
+        {"ftp_proxy": "http://127.0.0.1:1"},
+        {"https_proxy": "http://127.0.0.1:1", "no_proxy": f"x.example,{ADDRESS}"},
+        {"all_proxy": "http://127.0.0.1:1", "no_proxy": "x.example,*"},
+    ],
+)
+def test_a_peer_is_checked_before_anything_is_asked(
+    machine: Machine, host: Index, proxies: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
     lock = locked(host, wheel("evil"))
     text = machine.refused(lock, FetchError, hosts=Inside([(ADDRESS, host.port)]))
     assert text == f"the host has the address {ADDRESS}, which is not public"
     assert host.requests == []
+
+
+@pytest.mark.parametrize("variable", ["https_proxy", "all_proxy"])
+def test_a_proxy_may_have_an_address_inside(
+    machine: Machine, index: Index, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, index.origin)  # which answers CONNECT with 501
+    lock = read_lock(pylock_text((wheel("evil"), URL + wheel("evil").filename)), "pylock.toml")
+    text = machine.refused(lock, Unreachable)
+    assert "501" in text and "not public" not in text
 
 
 def names(*filenames: str, version: str = "1.0") -> Lock:
