@@ -198,6 +198,9 @@ def test_the_wheel_that_fits_best_is_chosen_whatever_its_place() -> None:
     assert choose(lock.packages[0], lock)[0] == f"{URL}a-1.0-12-{worst}.whl"
 
 
+COMPRESSED = "py3.none.any.py2.py4.py5.py6.py7.py8"  # nine parts, and 729 combinations of three
+
+
 @pytest.mark.parametrize(
     ("filename", "cause"),
     [
@@ -206,6 +209,8 @@ def test_the_wheel_that_fits_best_is_chosen_whatever_its_place() -> None:
         ("a-1.1-py3-none-any.whl", "the name of another one's wheel"),
         ("a.whl", "no wheel's name"),
         ("a-x-py3-none-any.whl", "no wheel's name"),
+        (f"a-1.0-py3-none-any{'.any' * 60}.whl", "has a with 'a-1.0-py3-none-any.any"),
+        (f"a-1.0-{COMPRESSED}-{COMPRESSED}-{COMPRESSED}.whl", f"has a with 'a-1.0-{COMPRESSED}"),
     ],
 )
 def test_a_lock_without_a_wheel_for_this_machine_names_the_package(machine: Machine, filename: str, cause: str) -> None:
