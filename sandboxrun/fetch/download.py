@@ -49,6 +49,7 @@ class _Wish:
     max_bytes: int
     etag: str | None = None
     file: BinaryIO | None = None
+    login: Callable[[str], httpx.Auth | None] = lambda url: _netrc_auth(url)  # for the first origin
 
     @property
     def limit(self) -> str:
@@ -69,13 +70,15 @@ def download_beside(url: str, *, allowed: ImportList, progress: Callable[[str], 
     return fetched.body
 
 
-def download_file(url: str, path: str, *, allowed: ImportList, max_bytes: int, progress: Callable[[str], None]) -> None:
+def download_file(
+    url: str, path: str, *, allowed: ImportList, max_bytes: int, login: bool, progress: Callable[[str], None]
+) -> None:
     """GET a file of at most `max_bytes` and write it to the new file `path`. Raises FetchError, OSError.
 
-    Its content is not looked at: the caller knows its digest.
+    `login`: send the netrc file's entry for the host, if there is one. The entry `default` is never sent. Its content is not looked at: the caller knows its digest.
     """
     with open(path, "xb") as file:
-        wish = _Wish("the file", "*/*", (), max_bytes, None, file)
+        wish = _Wish("the file", "*/*", (), max_bytes, None, file, _named_auth if login else _no_auth)
         _download(url, wish, allowed, FILE_SECONDS, progress)
 
 
@@ -195,7 +198,7 @@ def _get(url: str, allowed: ImportList, wish: _Wish, received: _Received, connec
     }
     if wish.etag:
         headers["If-None-Match"] = wish.etag
-    auth = _netrc_auth(url)
+    auth = wish.login(url)
     origin = _origin(url)
     # The operator's environment may name a proxy; it is never used for loopback.
     with httpx.Client(timeout=SILENCE_SECONDS, trust_env=not is_loopback(url), follow_redirects=False) as client:
@@ -266,7 +269,16 @@ def _write(file: BinaryIO, chunk: bytes, url: str) -> None:
         raise FetchError(f"{url} cannot be written to {str(file.name)[:200]}: {error.strerror}") from error
 
 
-def _netrc_auth(url: str) -> httpx.Auth | None:
+def _no_auth(url: str) -> None:
+    """No credentials."""
+
+
+def _named_auth(url: str) -> httpx.Auth | None:
+    """As _netrc_auth, without the entry `default`."""
+    return _netrc_auth(url, default=False)
+
+
+def _netrc_auth(url: str, *, default: bool = True) -> httpx.Auth | None:
     """Credentials for the first origin, from NETRC or ~/.netrc; None for plain http to another machine."""
     if not (url.startswith("https://") or is_loopback(url)):
         return None
@@ -276,9 +288,12 @@ def _netrc_auth(url: str) -> httpx.Auth | None:
     import netrc
 
     try:
-        return httpx.NetRCAuth(path)
+        logins = netrc.netrc(path)
     except (OSError, netrc.NetrcParseError) as error:
         raise FetchError(f"the netrc file {path} cannot be read: {error}") from error
+    host = httpx.URL(url).host
+    entry = logins.authenticators(host) if default else logins.hosts.get(host)
+    return httpx.BasicAuth(entry[0], entry[2]) if entry is not None and entry[2] else None
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

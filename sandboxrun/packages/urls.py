@@ -57,6 +57,8 @@ def _is_short_address(host: str) -> bool:
 
 def fetch_wheel(url: str, path: str, *, max_bytes: int, options: Options, say: Callable[[str], None]) -> None:
     """Download to a new file. Raises FetchError."""
-    allowed = options.hosts or PublicHosts()
+    allowed = PublicHosts() if options.hosts is None else options.hosts
     allowed.check(url)
-    download_file(url, path, allowed=allowed, max_bytes=max_bytes, progress=say)
+    # A lock names any public host, so a login is for hosts that the operator has listed.
+    login = options.hosts is not None
+    download_file(url, path, allowed=allowed, max_bytes=max_bytes, login=login, progress=say)

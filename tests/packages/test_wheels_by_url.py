@@ -198,6 +198,33 @@ def test_the_wheel_that_fits_best_is_chosen_whatever_its_place() -> None:
     assert choose(lock.packages[0], lock)[0] == f"{URL}a-1.0-12-{worst}.whl"
 
 
+@pytest.mark.parametrize(
+    ("entry", "is_listed", "login"),
+    [
+        (f"machine {ADDRESS}", True, "Basic bWU6c2VjcmV0"),
+        (f"machine {ADDRESS}", False, None),
+        ("default", True, None),
+        ("default", False, None),
+    ],
+)
+def test_a_login_is_for_a_listed_host_alone(
+    machine: Machine,
+    host: Index,
+    entry: str,
+    is_listed: bool,
+    login: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / ".netrc").write_text(f"{entry} login me password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    if not is_listed:  # the host counts as public
+        monkeypatch.setattr(PublicHosts, "check", lambda self, url, came_from=None: None)
+        monkeypatch.setattr(PublicHosts, "check_peer", lambda self, address: None)
+    machine.install(locked(host, wheel("first")), hosts=listed(host) if is_listed else None)
+    assert host.logins == [login]
+
+
 COMPRESSED = "py3.none.any.py2.py4.py5.py6.py7.py8"  # nine parts, and 729 combinations of three
 
 
