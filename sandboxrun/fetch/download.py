@@ -71,15 +71,23 @@ def download_beside(url: str, *, allowed: ImportList, progress: Callable[[str], 
 
 
 def download_file(
-    url: str, path: str, *, allowed: ImportList, max_bytes: int, login: bool, progress: Callable[[str], None]
+    url: str,
+    path: str,
+    *,
+    allowed: ImportList,
+    max_bytes: int,
+    seconds: float,
+    login: bool,
+    progress: Callable[[str], None],
 ) -> None:
     """GET a file of at most `max_bytes` and write it to the new file `path`. Raises FetchError, OSError.
 
+    `seconds`: at most FILE_SECONDS are taken.
     `login`: send the netrc file's entry for the host, if there is one. The entry `default` is never sent. Its content is not looked at: the caller knows its digest.
     """
     with open(path, "xb") as file:
         wish = _Wish("the file", "*/*", (), max_bytes, None, file, _named_auth if login else _no_auth)
-        _download(url, wish, allowed, FILE_SECONDS, progress)
+        _download(url, wish, allowed, min(seconds, FILE_SECONDS), progress)
 
 
 def _download(
@@ -128,7 +136,9 @@ def _wait(
             return outcome.get(timeout=min(wait, max(0.0, deadline - time.monotonic())))
         except queue.Empty:
             if time.monotonic() >= deadline:
-                raise Unreachable(f"{url} did not arrive within {seconds} s ({received.count} bytes came)") from None
+                raise Unreachable(
+                    f"{url} did not arrive within {round(seconds, 1):g} s ({received.count} bytes came)"
+                ) from None
             progress(f"fetching {url} … {received.count / 1024:.0f} KiB")
 
 

@@ -55,10 +55,12 @@ def _is_short_address(host: str) -> bool:
         return False
 
 
-def fetch_wheel(url: str, path: str, *, max_bytes: int, options: Options, say: Callable[[str], None]) -> None:
+def fetch_wheel(
+    url: str, path: str, *, max_bytes: int, seconds: float, options: Options, say: Callable[[str], None]
+) -> None:
     """Download to a new file. Raises FetchError."""
     allowed = PublicHosts() if options.hosts is None else options.hosts
     allowed.check(url)
     # A lock names any public host, so a login is for hosts that the operator has listed.
     login = options.hosts is not None
-    download_file(url, path, allowed=allowed, max_bytes=max_bytes, login=login, progress=say)
+    download_file(url, path, allowed=allowed, max_bytes=max_bytes, seconds=seconds, login=login, progress=say)

@@ -11,6 +11,7 @@ import math
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterable
 from urllib.parse import unquote, urlsplit
 
@@ -140,13 +141,17 @@ def _fetch(
     lock: Lock, missing: list[Locked], store: Store, folder: str, options: Options, say: Callable[[str], None]
 ) -> Iterable[Wheel]:
     if lock.name.endswith(".toml"):
+        from sandboxrun.packages import index
         from sandboxrun.packages.urls import fetch_wheel
 
-        left = options.packed_max
+        left, deadline = options.packed_max, time.monotonic() + index.SECONDS
         for package in missing:
             url, sha256 = choose(package, lock)
             path = os.path.join(folder, sha256)
-            fetch_wheel(url, path, max_bytes=left, options=options, say=say)
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                raise FetchError(f"the wheels of {lock.name} did not arrive within {index.SECONDS} s")
+            fetch_wheel(url, path, max_bytes=left, seconds=seconds, options=options, say=say)
             left -= os.stat(path).st_size
             yield store.put(path, filename_of(url), package)
         return

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from index import Index, serving
@@ -19,7 +20,8 @@ from sandboxrun.fetch.download import Unreachable
 from sandboxrun.fetch.resolve import ImportList
 from sandboxrun.packages import verify
 from sandboxrun.packages.lock import Lock, read_lock
-from sandboxrun.packages.urls import PublicHosts
+from sandboxrun.packages.options import Options
+from sandboxrun.packages.urls import PublicHosts, fetch_wheel
 from sandboxrun.packages.wheels import choose
 from tests.support import certificates
 
@@ -75,6 +77,21 @@ def test_an_endless_wheel_is_cut_off(machine: Machine, host: Index) -> None:
     text = machine.refused(lock, FetchError, hosts=listed(host), packed_max=1 << 20)
     assert text == f"{host.url_of(good)} has more than 1 MiB: the file may not have more"
     assert time.monotonic() - start < 20
+
+
+def test_a_wheel_has_the_time_that_is_left(host: Index, tmp_path: Path) -> None:
+    good = wheel("evil")
+    host.publish(good)
+    host.serve_instead(good, b"x", endless=True)
+    with pytest.raises(FetchError, match=r"did not arrive within 0\.3 s"):
+        fetch_wheel(
+            host.url_of(good),
+            str(tmp_path / "wheel"),
+            max_bytes=1 << 40,
+            seconds=0.3,
+            options=Options(hosts=listed(host)),
+            say=lambda text: None,
+        )
 
 
 def test_a_wheel_that_says_that_it_is_too_long_is_not_fetched(machine: Machine, host: Index) -> None:
@@ -196,6 +213,31 @@ def test_the_wheel_that_fits_best_is_chosen_whatever_its_place() -> None:
         assert choose(lock.packages[0], lock)[0] == f"{URL}a-1.0-{best}.whl"
     lock = names(f"a-1.0-{worst}.whl", f"a-1.0-1-{worst}.whl", f"a-1.0-12-{worst}.whl", f"a-1.0-2-{worst}.whl")
     assert choose(lock.packages[0], lock)[0] == f"{URL}a-1.0-12-{worst}.whl"
+
+
+def test_all_wheels_of_a_lock_have_one_deadline(machine: Machine, host: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = locked(host, wheel("first"), wheel("second"), wheel("third"))
+    clock = Clock()
+    monkeypatch.setattr("sandboxrun.packages.wheels.time", clock)
+
+    def delayed(url: str, path: str, *, seconds: float, **options: Any) -> None:
+        assert seconds == 600 - clock.now
+        fetch_wheel(url, path, seconds=seconds, **options)
+        clock.now += 300
+
+    monkeypatch.setattr("sandboxrun.packages.urls.fetch_wheel", delayed)
+    text = machine.refused(lock, FetchError, hosts=listed(host))
+    assert text == "the wheels of pylock.toml did not arrive within 600 s"
+    assert len(host.requests) == 2
+
+
+class Clock:
+    """Stands in for the module time."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 @pytest.mark.parametrize(
