@@ -49,6 +49,7 @@ class _Wish:
     max_bytes: int
     etag: str | None = None
     file: BinaryIO | None = None
+    login: Callable[[str], httpx.Auth | None] = lambda url: _netrc_auth(url)  # for the first origin
 
     @property
     def limit(self) -> str:
@@ -69,14 +70,24 @@ def download_beside(url: str, *, allowed: ImportList, progress: Callable[[str], 
     return fetched.body
 
 
-def download_file(url: str, path: str, *, allowed: ImportList, max_bytes: int, progress: Callable[[str], None]) -> None:
+def download_file(
+    url: str,
+    path: str,
+    *,
+    allowed: ImportList,
+    max_bytes: int,
+    seconds: float,
+    login: bool,
+    progress: Callable[[str], None],
+) -> None:
     """GET a file of at most `max_bytes` and write it to the new file `path`. Raises FetchError, OSError.
 
-    Its content is not looked at: the caller knows its digest.
+    `seconds`: at most FILE_SECONDS are taken.
+    `login`: send the netrc file's entry for the host, if there is one. The entry `default` is never sent. Its content is not looked at: the caller knows its digest.
     """
     with open(path, "xb") as file:
-        wish = _Wish("the file", "*/*", (), max_bytes, None, file)
-        _download(url, wish, allowed, FILE_SECONDS, progress)
+        wish = _Wish("the file", "*/*", (), max_bytes, None, file, _named_auth if login else _no_auth)
+        _download(url, wish, allowed, min(seconds, FILE_SECONDS), progress)
 
 
 def _download(
@@ -125,7 +136,9 @@ def _wait(
             return outcome.get(timeout=min(wait, max(0.0, deadline - time.monotonic())))
         except queue.Empty:
             if time.monotonic() >= deadline:
-                raise Unreachable(f"{url} did not arrive within {seconds} s ({received.count} bytes came)") from None
+                raise Unreachable(
+                    f"{url} did not arrive within {round(seconds, 1):g} s ({received.count} bytes came)"
+                ) from None
             progress(f"fetching {url} … {received.count / 1024:.0f} KiB")
 
 
@@ -150,10 +163,17 @@ class _Connections:
         self._sockets: list[socket.socket] = []
         self._streams: list[Any] = []  # of httpcore, which leaves them open if `trace` raises
         self._aborted = False
+        self._origin_host = self._connecting_to = ""
+
+    def expect(self, url: str) -> None:
+        """The URL that is fetched next. A connection to another host leads to a proxy."""
+        self._origin_host = httpx.URL(url).raw_host.decode("ascii")
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
         """The extension `trace` of httpcore, which calls it at each step of a request. Raises _Aborted."""
         with self._lock:
+            if event.endswith("connect_tcp.started"):
+                self._connecting_to = info["host"]
             if event.endswith(("connect_tcp.complete", "start_tls.complete")):
                 self._streams.append(info["return_value"])
             if self._aborted:
@@ -161,7 +181,8 @@ class _Connections:
             if event.endswith("connect_tcp.complete"):
                 # A duplicate: TLS takes the first one's descriptor away from it.
                 self._sockets.append(info["return_value"].get_extra_info("socket").dup())
-                self._allowed.check_peer(info["return_value"].get_extra_info("server_addr")[0])
+                if self._connecting_to == self._origin_host:  # a proxy looks the name up itself
+                    self._allowed.check_peer(info["return_value"].get_extra_info("server_addr")[0])
 
     def abort(self) -> None:
         """Close the sockets, and let no further step begin. A look-up or a connect under way ends by its own time-out."""
@@ -187,12 +208,13 @@ def _get(url: str, allowed: ImportList, wish: _Wish, received: _Received, connec
     }
     if wish.etag:
         headers["If-None-Match"] = wish.etag
-    auth = _netrc_auth(url)
+    auth = wish.login(url)
     origin = _origin(url)
     # The operator's environment may name a proxy; it is never used for loopback.
     with httpx.Client(timeout=SILENCE_SECONDS, trust_env=not is_loopback(url), follow_redirects=False) as client:
         for _ in range(REDIRECTS_MAX + 1):
             try:
+                connections.expect(url)
                 # Redirects are followed here, because each hop is checked, and credentials go to the first origin alone.
                 with client.stream(
                     "GET",
@@ -257,7 +279,16 @@ def _write(file: BinaryIO, chunk: bytes, url: str) -> None:
         raise FetchError(f"{url} cannot be written to {str(file.name)[:200]}: {error.strerror}") from error
 
 
-def _netrc_auth(url: str) -> httpx.Auth | None:
+def _no_auth(url: str) -> None:
+    """No credentials."""
+
+
+def _named_auth(url: str) -> httpx.Auth | None:
+    """As _netrc_auth, without the entry `default`."""
+    return _netrc_auth(url, default=False)
+
+
+def _netrc_auth(url: str, *, default: bool = True) -> httpx.Auth | None:
     """Credentials for the first origin, from NETRC or ~/.netrc; None for plain http to another machine."""
     if not (url.startswith("https://") or is_loopback(url)):
         return None
@@ -267,9 +298,12 @@ def _netrc_auth(url: str) -> httpx.Auth | None:
     import netrc
 
     try:
-        return httpx.NetRCAuth(path)
+        logins = netrc.netrc(path)
     except (OSError, netrc.NetrcParseError) as error:
         raise FetchError(f"the netrc file {path} cannot be read: {error}") from error
+    host = httpx.URL(url).host
+    entry = logins.authenticators(host) if default else logins.hosts.get(host)
+    return httpx.BasicAuth(entry[0], entry[2]) if entry is not None and entry[2] else None
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

@@ -23,11 +23,15 @@ LOCK_MAX_BYTES = 1 << 20
 PACKAGES_MAX = 500
 
 _LINE_MAX_CHARS = 4096
+_LOGICAL_LINE_MAX_CHARS = 64 << 10  # with its continuation lines; a hash has 80, and pydantic-core some 120 of them
 _MARKER_MAX_CHARS = 1000
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"
 _VERSION = r"[0-9](?:[A-Za-z0-9.!+_-]{0,98}[A-Za-z0-9])?"
-_REQUIREMENT = rf"({_NAME})\s*(?:\[[A-Za-z0-9._, -]{{0,200}}\])?\s*==\s*({_VERSION})\s*(?:;(.*))?"
+# Possessive quantifiers: without them, a long run of spaces takes quadratic time.
+_REQUIREMENT = rf"({_NAME})\s*+(?:\[[A-Za-z0-9._, -]{{0,200}}\])?+\s*+==\s*+({_VERSION})\s*+(?:;(.*))?"
+_HASH_OPTION = r"(?<!\s)\s++--hash(?:=|\s++)"
 _HASH = r"sha256:([0-9a-f]{64})"
+_QUOTED = r"'[^']*+'|\"[^\"]*+\""  # in a marker, where nothing is escaped
 _COMMENT = r"(?:^|\s)#.*"
 _URL = r"https://([^/?#@\s]+)/[^?#\s]*/([^/?#\s]+\.whl)"
 
@@ -84,12 +88,17 @@ def _requirements(text: str, name: str) -> Iterator[tuple[int, Locked]]:
 def _logical_lines(text: str, name: str) -> Iterator[tuple[int, str]]:
     """(number, text) of each line, joined with those that it continues in, without comments and empty lines."""
     parts: list[str] = []
-    first = 0
+    first = size = 0
     for number, line in enumerate((*text.split("\n"), ""), 1):
         if len(line) > _LINE_MAX_CHARS:
             raise ScriptError(f"{name}:{number} has more than {_LINE_MAX_CHARS} characters")
         if not parts:
-            first = number
+            first, size = number, 0
+        size += len(line) + 1
+        if size > _LOGICAL_LINE_MAX_CHARS:
+            raise ScriptError(
+                f"{name}:{first} has more than {_LOGICAL_LINE_MAX_CHARS} characters with its continuation lines"
+            )
         is_comment = line.lstrip().startswith("#")  # which ends a continued line, as pip has it
         parts.append(line.removesuffix("\\") if not is_comment else "")
         if line.endswith("\\") and not is_comment:
@@ -101,7 +110,7 @@ def _logical_lines(text: str, name: str) -> Iterator[tuple[int, str]]:
 
 
 def _requirement(text: str, at: str) -> Locked:
-    requirement, *hashes = re.split(r"\s+--hash(?:=|\s+)", text)
+    requirement, *hashes = re.split(_HASH_OPTION, text)
     requirement = requirement.strip()
     match = re.fullmatch(_REQUIREMENT, requirement)
     if match is None:
@@ -143,6 +152,10 @@ def _check_marker(marker: str, at: str) -> None:
         Marker(marker)
     except (InvalidMarker, RecursionError) as error:
         raise ScriptError(f"{at} with the marker {marker[:80]!r}, which is none of PEP 508") from error
+    # An environment lasts longer than a kernel, so what is shown and approved could differ from what was installed.
+    variable = re.search(r"platform[._](?:release|version)", re.sub(_QUOTED, "", marker))
+    if variable is not None:
+        raise ScriptError(f"{at} with the marker {marker[:80]!r}: {variable[0]} changes with each kernel")
 
 
 def _pylock(text: str, name: str) -> Iterator[tuple[int, Locked]]:
@@ -168,8 +181,9 @@ def _pylock(text: str, name: str) -> Iterator[tuple[int, Locked]]:
     if not isinstance(packages, list):
         raise ScriptError(f"{name}:{_line_of(lines, 'packages')} has packages that are no list of tables")
     starts = [number for number, each in enumerate(lines, 1) if each.strip() == "[[packages]]"]
+    first = _line_of(lines, "packages")  # of those that are written inline
     for index, package in enumerate(packages[: PACKAGES_MAX + 1]):
-        line = starts[index] if index < len(starts) else _line_of(lines, "packages")
+        line = starts[index] if index < len(starts) else first
         yield line, _package(package, f"{name}:{line}")
 
 

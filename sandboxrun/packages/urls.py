@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from sandboxrun.errors import FetchError
 from sandboxrun.fetch.download import download_file
@@ -36,8 +36,6 @@ class PublicHosts(ImportList):
 
     def check_peer(self, address: str) -> None:
         """Raise FetchError if a public name leads to an address that is not public."""
-        if getproxies():
-            return  # it is the proxy's address, and the proxy looks names up
         if not ipaddress.ip_address(address.partition("%")[0]).is_global:
             raise FetchError(f"the host has the address {address}, which is not public")
 
@@ -46,11 +44,23 @@ def _is_public(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_global
     except ValueError:
-        return "." in host and not f".{host}".endswith(_NOT_PUBLIC)
+        return "." in host and not _is_short_address(host) and not f".{host}".endswith(_NOT_PUBLIC)
 
 
-def fetch_wheel(url: str, path: str, *, max_bytes: int, options: Options, say: Callable[[str], None]) -> None:
+def _is_short_address(host: str) -> bool:
+    """Whether the C library reads an IPv4 address in another form, such as 127.1 or 0x7f.1."""
+    try:
+        return bool(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return False
+
+
+def fetch_wheel(
+    url: str, path: str, *, max_bytes: int, seconds: float, options: Options, say: Callable[[str], None]
+) -> None:
     """Download to a new file. Raises FetchError."""
-    allowed = options.hosts or PublicHosts()
+    allowed = PublicHosts() if options.hosts is None else options.hosts
     allowed.check(url)
-    download_file(url, path, allowed=allowed, max_bytes=max_bytes, progress=say)
+    # A lock names any public host, so a login is for hosts that the operator has listed.
+    login = options.hosts is not None
+    download_file(url, path, allowed=allowed, max_bytes=max_bytes, seconds=seconds, login=login, progress=say)

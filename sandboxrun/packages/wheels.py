@@ -7,9 +7,11 @@ this platform, so that with everything in the cache nobody is asked.
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterable
 from urllib.parse import unquote, urlsplit
 
@@ -28,7 +30,14 @@ from sandboxrun.packages.options import Options
 from sandboxrun.packages.verify import digest_of_file
 from sandboxrun.records import record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from packaging.tags import Tag
+    from packaging.utils import BuildTag, NormalizedName
+
 _CHOICE_MAX_BYTES = 4096
+_FILENAME_MAX_BYTES = 255
+_TAGS_MAX = 512
 
 
 @record
@@ -132,13 +141,17 @@ def _fetch(
     lock: Lock, missing: list[Locked], store: Store, folder: str, options: Options, say: Callable[[str], None]
 ) -> Iterable[Wheel]:
     if lock.name.endswith(".toml"):
+        from sandboxrun.packages import index
         from sandboxrun.packages.urls import fetch_wheel
 
-        left = options.packed_max
+        left, deadline = options.packed_max, time.monotonic() + index.SECONDS
         for package in missing:
             url, sha256 = choose(package, lock)
             path = os.path.join(folder, sha256)
-            fetch_wheel(url, path, max_bytes=left, options=options, say=say)
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                raise FetchError(f"the wheels of {lock.name} did not arrive within {index.SECONDS} s")
+            fetch_wheel(url, path, max_bytes=left, seconds=seconds, options=options, say=say)
             left -= os.stat(path).st_size
             yield store.put(path, filename_of(url), package)
         return
@@ -157,7 +170,7 @@ def _fetch(
 def _package_of(filename: str, packages: dict[str, Locked]) -> str | None:
     """The package whose wheel a file is, by its name; None if it is none. Whether it fits this machine was pip's choice."""
     try:
-        name, version, _, _ = parse_wheel_filename(filename)
+        name, version, _, _ = _parse(filename)
     except (InvalidWheelFilename, InvalidVersion):
         return None
     package = packages.get(name)
@@ -172,7 +185,7 @@ def choose(package: Locked, lock: Lock) -> tuple[str, str]:
     ranked = []
     for url, sha256 in package.wheels:
         try:
-            name, version, build, tags = parse_wheel_filename(filename_of(url))
+            name, version, build, tags = _parse(filename_of(url))
         except (InvalidWheelFilename, InvalidVersion) as error:
             raise ScriptError(
                 f"{lock.name} has {package.name} with {filename_of(url)[:80]!r}, no wheel's name"
@@ -188,6 +201,14 @@ def choose(package: Locked, lock: Lock) -> tuple[str, str]:
     if not ranked:
         raise ScriptError(f"{lock.name} has no wheel of {package.shown}{_here()}")
     return max(ranked)[2:]
+
+
+def _parse(filename: str) -> tuple[NormalizedName, Version, BuildTag, frozenset[Tag]]:
+    """As parse_wheel_filename, which makes all combinations of the tags: a short name may stand for millions."""
+    tags = filename.removesuffix(".whl").split("-")[-3:]
+    if len(filename.encode()) > _FILENAME_MAX_BYTES or math.prod(part.count(".") + 1 for part in tags) > _TAGS_MAX:
+        raise InvalidWheelFilename(f"more than {_FILENAME_MAX_BYTES} bytes, or {_TAGS_MAX} tags")
+    return parse_wheel_filename(filename)
 
 
 def filename_of(url: str) -> str:

@@ -12,7 +12,7 @@ from installer import Machine
 @pytest.fixture(autouse=True)
 def _pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What the operator has configured: nothing, but two tries for each request."""
-    for name in ("http_proxy", "https_proxy", "PIP_INDEX_URL"):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "PIP_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_RETRIES", "1")

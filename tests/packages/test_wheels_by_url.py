@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from index import Index, serving
@@ -15,10 +16,12 @@ from packaging.tags import sys_tags
 from wheels import Wheel, pylock_text, wheel
 
 from sandboxrun.errors import FetchError, IntegrityError, ScriptError
+from sandboxrun.fetch.download import Unreachable
 from sandboxrun.fetch.resolve import ImportList
 from sandboxrun.packages import verify
 from sandboxrun.packages.lock import Lock, read_lock
-from sandboxrun.packages.urls import PublicHosts
+from sandboxrun.packages.options import Options
+from sandboxrun.packages.urls import PublicHosts, fetch_wheel
 from sandboxrun.packages.wheels import choose
 from tests.support import certificates
 
@@ -76,6 +79,21 @@ def test_an_endless_wheel_is_cut_off(machine: Machine, host: Index) -> None:
     assert time.monotonic() - start < 20
 
 
+def test_a_wheel_has_the_time_that_is_left(host: Index, tmp_path: Path) -> None:
+    good = wheel("evil")
+    host.publish(good)
+    host.serve_instead(good, b"x", endless=True)
+    with pytest.raises(FetchError, match=r"did not arrive within 0\.3 s"):
+        fetch_wheel(
+            host.url_of(good),
+            str(tmp_path / "wheel"),
+            max_bytes=1 << 40,
+            seconds=0.3,
+            options=Options(hosts=listed(host)),
+            say=lambda text: None,
+        )
+
+
 def test_a_wheel_that_says_that_it_is_too_long_is_not_fetched(machine: Machine, host: Index) -> None:
     lock = locked(host, wheel("evil", files={"data": b"x" * 5000}, compressed=False))
     assert "the file may have 4096 bytes" in machine.refused(lock, FetchError, hosts=listed(host), packed_max=4096)
@@ -121,6 +139,9 @@ def test_a_redirect_to_a_listed_host_is_followed(machine: Machine, host: Index) 
         ("https://[::ffff:10.0.0.1]/x/", "::ffff:10.0.0.1 is not a public host"),
         ("https://[fd00::1]/x/", "fd00::1 is not a public host"),
         ("https://h.example:99999/x/", "is not a URL"),
+        ("https://127.1/x/", "127.1 is not a public host"),
+        ("https://0x7f.1/x/", "0x7f.1 is not a public host"),
+        ("https://0177.0.0.1./x/", "0177.0.0.1 is not a public host"),
     ],
 )
 def test_a_lock_cannot_make_this_machine_ask_its_own_network(machine: Machine, url: str, cause: str) -> None:
@@ -130,23 +151,49 @@ def test_a_lock_cannot_make_this_machine_ask_its_own_network(machine: Machine, u
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "fe80::1%eth0", "100.64.0.1"])
-def test_a_public_name_with_an_address_inside_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_public_name_with_an_address_inside_is_refused(address: str) -> None:
     with pytest.raises(FetchError, match="which is not public"):
         PublicHosts().check_peer(address)
     PublicHosts().check_peer("9.9.9.9")
-    monkeypatch.setenv("https_proxy", "http://10.0.0.1:3128")
-    PublicHosts().check_peer(address)  # of the operator's proxy
 
 
-def test_a_peer_is_checked_before_anything_is_asked(machine: Machine, host: Index) -> None:
-    class Inside(ImportList):
-        def check_peer(self, address: str) -> None:
-            PublicHosts().check_peer(address)
+class Inside(ImportList):
+    """Hosts that are listed, whose addresses must be public nonetheless."""
 
+    def check_peer(self, address: str) -> None:
+        PublicHosts().check_peer(address)
+
+
+@pytest.mark.parametrize(
+    "proxies",
+    [
+        {},
+        {"no_proxy": "localhost"},
+        {"http_proxy": "http://127.0.0.1:1"},
+        {"ftp_proxy": "http://127.0.0.1:1"},
+        {"https_proxy": "http://127.0.0.1:1", "no_proxy": f"x.example,{ADDRESS}"},
+        {"all_proxy": "http://127.0.0.1:1", "no_proxy": "x.example,*"},
+    ],
+)
+def test_a_peer_is_checked_before_anything_is_asked(
+    machine: Machine, host: Index, proxies: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
     lock = locked(host, wheel("evil"))
     text = machine.refused(lock, FetchError, hosts=Inside([(ADDRESS, host.port)]))
     assert text == f"the host has the address {ADDRESS}, which is not public"
     assert host.requests == []
+
+
+@pytest.mark.parametrize("variable", ["https_proxy", "all_proxy"])
+def test_a_proxy_may_have_an_address_inside(
+    machine: Machine, index: Index, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, index.origin)  # which answers CONNECT with 501
+    lock = read_lock(pylock_text((wheel("evil"), URL + wheel("evil").filename)), "pylock.toml")
+    text = machine.refused(lock, Unreachable)
+    assert "501" in text and "not public" not in text
 
 
 def names(*filenames: str, version: str = "1.0") -> Lock:
@@ -168,6 +215,61 @@ def test_the_wheel_that_fits_best_is_chosen_whatever_its_place() -> None:
     assert choose(lock.packages[0], lock)[0] == f"{URL}a-1.0-12-{worst}.whl"
 
 
+def test_all_wheels_of_a_lock_have_one_deadline(machine: Machine, host: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = locked(host, wheel("first"), wheel("second"), wheel("third"))
+    clock = Clock()
+    monkeypatch.setattr("sandboxrun.packages.wheels.time", clock)
+
+    def delayed(url: str, path: str, *, seconds: float, **options: Any) -> None:
+        assert seconds == 600 - clock.now
+        fetch_wheel(url, path, seconds=seconds, **options)
+        clock.now += 300
+
+    monkeypatch.setattr("sandboxrun.packages.urls.fetch_wheel", delayed)
+    text = machine.refused(lock, FetchError, hosts=listed(host))
+    assert text == "the wheels of pylock.toml did not arrive within 600 s"
+    assert len(host.requests) == 2
+
+
+class Clock:
+    """Stands in for the module time."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("entry", "is_listed", "login"),
+    [
+        (f"machine {ADDRESS}", True, "Basic bWU6c2VjcmV0"),
+        (f"machine {ADDRESS}", False, None),
+        ("default", True, None),
+        ("default", False, None),
+    ],
+)
+def test_a_login_is_for_a_listed_host_alone(
+    machine: Machine,
+    host: Index,
+    entry: str,
+    is_listed: bool,
+    login: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / ".netrc").write_text(f"{entry} login me password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    if not is_listed:  # the host counts as public
+        monkeypatch.setattr(PublicHosts, "check", lambda self, url, came_from=None: None)
+        monkeypatch.setattr(PublicHosts, "check_peer", lambda self, address: None)
+    machine.install(locked(host, wheel("first")), hosts=listed(host) if is_listed else None)
+    assert host.logins == [login]
+
+
+COMPRESSED = "py3.none.any.py2.py4.py5.py6.py7.py8"  # nine parts, and 729 combinations of three
+
+
 @pytest.mark.parametrize(
     ("filename", "cause"),
     [
@@ -176,6 +278,8 @@ def test_the_wheel_that_fits_best_is_chosen_whatever_its_place() -> None:
         ("a-1.1-py3-none-any.whl", "the name of another one's wheel"),
         ("a.whl", "no wheel's name"),
         ("a-x-py3-none-any.whl", "no wheel's name"),
+        (f"a-1.0-py3-none-any{'.any' * 60}.whl", "has a with 'a-1.0-py3-none-any.any"),
+        (f"a-1.0-{COMPRESSED}-{COMPRESSED}-{COMPRESSED}.whl", f"has a with 'a-1.0-{COMPRESSED}"),
     ],
 )
 def test_a_lock_without_a_wheel_for_this_machine_names_the_package(machine: Machine, filename: str, cause: str) -> None:

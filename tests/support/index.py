@@ -14,10 +14,11 @@ from wheels import Wheel
 
 
 class Index:
-    """`url` is for pip's --index-url. `requests` are the paths that were asked for."""
+    """`url` is for pip's --index-url. `requests` are the paths that were asked for, `logins` their headers Authorization."""
 
     def __init__(self, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[str] = []
+        self.logins: list[str | None] = []
         self._files: dict[str, Wheel] = {}
         self._bodies: dict[str, bytes] = {}
         self._yanked: set[str] = set()
@@ -29,6 +30,7 @@ class Index:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 index.requests.append(self.path)
+                index.logins.append(self.headers["Authorization"])
                 index._answer(self)
 
             do_HEAD = do_GET  # the name is the library's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -60,6 +61,17 @@ def test_wheels_of_pep_751_are_read() -> None:
     lock = read_lock(PYLOCK.encode(), "pylock.worker.toml")
     url = "https://files.example/j/jinja2-3.1.6-py3-none-any.whl"
     assert lock.packages == (Locked("jinja2", "3.1.6", (A,), ((url, A),), "python_version >= '3'"),)
+
+
+@pytest.mark.parametrize("variable", ["platform_release", "platform_version", "platform.version"])
+def test_a_marker_that_asks_for_the_kernel_is_refused(variable: str) -> None:
+    marker = f"sys_platform == 'darwin' and {variable} == '6.1'"
+    cause = f"has a with the marker {marker!r}: {variable} changes with each kernel"
+    assert refusal(f"a==1 ; {marker} --hash=sha256:{A}") == f"requirements.lock:1 {cause}"
+    text = PYLOCK.replace("python_version >= '3'", marker)
+    assert refusal(text, "pylock.toml") == f"pylock.toml:4 {cause.replace('a with', 'Jinja2 with')}"
+    quoted = f"a==1 ; os_name == '{variable}' --hash=sha256:{A}"
+    assert len(read_lock(quoted.encode(), "requirements.lock").packages) == 1
 
 
 def test_one_package_may_have_two_versions_with_markers() -> None:
@@ -146,6 +158,47 @@ def test_a_lock_is_bounded() -> None:
     many = "".join(f"p{number}==1 --hash=sha256:{A}\n" for number in range(501))
     assert refusal(many) == "requirements.lock:501 has more than 500 packages"
     assert refusal(b"\n\n\xff\n") == "requirements.lock:3 is not UTF-8"
+
+
+def test_a_requirement_with_its_continuation_lines_is_bounded() -> None:
+    hashes = [f"    --hash=sha256:{number:064x}" for number in range(800)]
+    assert (
+        len(read_lock(" \\\n".join(["a==1", *hashes[:700]]).encode(), "requirements.lock").packages[0].digests) == 700
+    )
+    text = " \\\n".join([f"b==1 --hash=sha256:{A}\n\na==1", *hashes])
+    assert refusal(text) == "requirements.lock:3 has more than 65536 characters with its continuation lines"
+    assert refusal("\\\n" * 100_000).startswith("requirements.lock:1 has more than 65536 characters")
+
+
+def seconds(text: str, name: str) -> float:
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        with contextlib.suppress(ScriptError):
+            read_lock(text.encode(), name)
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+@pytest.mark.parametrize("text", ["a{}x", "a=={}x", "a==1{}x", "a[b]{}x"])
+def test_spaces_take_time_in_proportion_to_their_number(text: str) -> None:
+    def spaced(lines: int) -> str:
+        """The text with so many lines of spaces, each within the limit of a line."""
+        return text.format((" " * 4000 + "\\\n") * lines) + f" --hash=sha256:{A}\n"
+
+    assert seconds(spaced(16), "requirements.lock") < 12 * max(seconds(spaced(4), "requirements.lock"), 0.002)
+
+
+def test_inline_packages_behind_many_lines_take_time_in_proportion() -> None:
+    def inline(number: int) -> str:
+        packages = (
+            f'{{name="a{n}",version="1",wheels=[{{url="https://h.example/x/a{n}.whl",hashes={{sha256="{A}"}}}}]}},\n'
+            for n in range(number)
+        )
+        return "\n" * (number * 1000) + f'lock-version = "1.0"\npackages = [\n{"".join(packages)}]\n'
+
+    assert len(read_lock(inline(2).encode(), "pylock.toml").packages) == 2
+    assert seconds(inline(400), "pylock.toml") < 10 * seconds(inline(100), "pylock.toml")
 
 
 @pytest.mark.parametrize("part", ["x", " ", "\\\n", "-", "x==1 ", "[", "#\n", "--hash=", ";(", "x.", "é"])
