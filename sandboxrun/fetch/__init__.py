@@ -31,7 +31,7 @@ class Artifact:
     origin: str  # URL or path
     how: Obtained
     instead_of: str | None = None  # the digest that the version had before, if it has changed
-    code: bytes | None = None  # marshalled, of a cached script; if None, the child compiles
+    code: bytes | None = None  # marshalled, of a cached script; if None or empty, the child compiles
 
     @property
     def may_have_block(self) -> bool:

@@ -24,7 +24,7 @@ from sandboxrun.records import asdict, record
 
 FILES_SECONDS = 300.0  # for all files of a script together
 _RECORD_MAX_BYTES = 1 << 20
-_CODE_MAX_BYTES = 16 << 20
+_FILE_MAX_BYTES = 33 << 20  # any in a tree: more than all compiled code together
 
 
 @record
@@ -181,7 +181,7 @@ def _lay_out(bundle: Bundled, cache: Cache, contents: dict[str, bytes]) -> str:
     folder = os.path.join(cache.trees, bundle.tree)
     staging = os.path.join(cache.trees, f".staging-{os.urandom(8).hex()}")
     codes = compile_tree.compile_all({path: contents[path] for path in contents if path != bundle.name})
-    compiled = {_external.cache_from_source(path): code for path, code in codes.items() if len(code) <= _CODE_MAX_BYTES}
+    compiled = {_external.cache_from_source(path): code for path, code in codes.items()}
     try:
         for path, data in (*contents.items(), *compiled.items()):
             _write(os.path.join(staging, path), data)
@@ -248,4 +248,4 @@ def _digests(folder: str) -> Iterator[tuple[str, str]]:
                     continue
                 fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
                 with open(fd, "rb", buffering=0) as file:
-                    yield path, hex_digest(file.read(_CODE_MAX_BYTES + 1) or b"")
+                    yield path, hex_digest(file.read(_FILE_MAX_BYTES + 1) or b"")

@@ -106,7 +106,7 @@ class Cache:
             write_whole(os.path.join(self.blobs, sha256), data, mode=0o400, sync=False)
 
     def code(self, sha256: str, url: str) -> bytes | None:
-        """The marshalled code of a blob; see compiled.py."""
+        """The marshalled code of a blob; empty if it is too long to be kept; see compiled.py."""
         from sandboxrun.fetch import compiled  # late, because a local worker has none
 
         return self._codes.get(compiled.name_of(sha256, url), compiled.CODE_MAX_BYTES)

@@ -12,7 +12,7 @@ import sys
 
 from sandboxrun.digests import hex_digest
 
-CODE_MAX_BYTES = 16 << 20  # a megabyte of source makes less
+CODE_MAX_BYTES = 16 << 20  # constant folding can make more of a script; such a code is not kept
 
 
 def name_of(sha256: str, url: str) -> str:

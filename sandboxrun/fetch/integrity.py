@@ -8,6 +8,8 @@ import sys
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import FetchError, IntegrityError
 
+_PARSE_SECONDS = 30  # wall-clock time: a busy machine may take longer than parse.CPU_SECONDS
+
 
 def check_digest(data: bytes, expected: str | None, origin: str) -> str:
     """The digest of `data`. Raises IntegrityError, which names both, if the hash pins another one."""
@@ -31,16 +33,20 @@ def check_python(data: bytes, origin: str) -> None:
 
 
 def compile_python(data: bytes, url: str) -> bytes:
-    """The marshalled code of a downloaded script. Raises FetchError unless it is UTF-8 Python that does something."""
+    """The marshalled code of a downloaded script; empty if it is longer than CODE_MAX_BYTES, so that the child compiles.
+
+    Raises FetchError unless `data` is UTF-8 Python that does something.
+    """
     text = _text(data, url)
-    import subprocess
-
     from sandboxrun.fetch import parse
+    from sandboxrun.fetch.bounded import output_of
+    from sandboxrun.fetch.compiled import CODE_MAX_BYTES
 
-    command = [sys.executable, "-I", "-S", "-X", "utf8", parse.__file__, url]
-    done = subprocess.run(command, input=text.encode(), capture_output=True, env={}, check=False)
-    complaint, _, code = done.stdout.partition(b"\0")
-    if done.returncode != 0:
+    command = [sys.executable, "-I", "-S", "-X", "utf8", parse.__file__, url, str(CODE_MAX_BYTES)]
+    max_bytes = CODE_MAX_BYTES + parse.COMPLAINT_MAX_BYTES + 1
+    output, status = output_of(command, text.encode(), max_bytes=max_bytes, seconds=_PARSE_SECONDS)
+    complaint, _, code = output.partition(b"\0")
+    if status != 0:
         complaint = b"takes more than %d s or %d MiB to be parsed: not a script to be run" % (
             parse.CPU_SECONDS,
             parse.MEMORY_BYTES >> 20,

@@ -1,8 +1,9 @@
 """Whether a text is a script.
 
 A downloaded text is parsed by this file as a program, within limits of its own, because a megabyte of hostile text can cost
-Python's parser seconds and a gigabyte. Standard input has the text, and the only argument is the file name for its code.
-Standard output gets the complaint, a NUL, and the marshalled code; one of the two is empty. Imports nothing of the project.
+Python's parser seconds and a gigabyte. Standard input has the text, and the arguments are the file name for its code, and how long
+the code may be. Standard output gets the complaint, a NUL, and the marshalled code; one of the two is empty, or both if the code is
+longer. Imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 MEMORY_BYTES = 512 << 20  # a megabyte of the standard library's source takes 90 MB
 CPU_SECONDS = 10  # and 0.3 s
+COMPLAINT_MAX_BYTES = 1024
 _ONLY_AST = 0x400  # ast.PyCF_ONLY_AST: ast itself takes longer to be imported than a script to be parsed
 
 
@@ -59,11 +61,20 @@ def _does_nothing(node: ast.stmt) -> bool:
     return not any(isinstance(part, ast.Call | ast.Await) for part in ast.walk(node))
 
 
+def _marshalled(code: CodeType | None, max_bytes: int) -> bytes:
+    """Empty if it is longer, or cannot be marshalled: the child compiles the script."""
+    try:
+        data = marshal.dumps(code) if code is not None else b""
+    except (ValueError, MemoryError):
+        return b""
+    return data if len(data) <= max_bytes else b""
+
+
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     complaint_, code = examined(sys.stdin.buffer.read().decode(), must_act=True, name=sys.argv[1])
-    sys.stdout.buffer.write(complaint_.encode(errors="backslashreplace") + b"\0")
-    if code is not None:
-        sys.stdout.buffer.write(marshal.dumps(code))
+    # A message of the parser has names from the text, and a name may be as long as the text.
+    shortened = complaint_[: COMPLAINT_MAX_BYTES // 10]
+    sys.stdout.buffer.write(shortened.encode(errors="backslashreplace") + b"\0" + _marshalled(code, int(sys.argv[2])))

@@ -222,8 +222,8 @@ def _trusted(address: Address) -> tuple[str, int] | None:
 
 
 def _script(preparation: Preparation, plan: RunPlan) -> Script:
-    """With what the cache has compiled of it."""
-    code = preparation.artifact.code if preparation.artifact is not None else None
+    """With the compiled code from the cache."""
+    code = (preparation.artifact.code or None) if preparation.artifact is not None else None
     script = plan.script
     return Script(
         script.source, script.origin, script.folder, code, is_file=script.is_file, path=script.path,
