@@ -24,7 +24,8 @@ together=""
 [ $# -gt 0 ] || together="-m not(alone)"
 if [ "$(id -u)" = 0 ] && [ $# = 0 ]; then
     # What root pastes, installs or reads in a specification is no other than what the ordinary user does below.
-    once="--ignore=tests/redis/messages --ignore=tests/specs --ignore=tests/suite/test_distributions.py"
+    once="--ignore=tests/redis/messages --ignore=tests/specs --ignore=tests/suite/test_distributions.py \
+        --ignore=tests/packages/test_popular.py"
 fi
 # shellcheck disable=SC2086 # several words
 TMPDIR="$home/tmp" "$bin/python" -m pytest -q -n 4 --dist worksteal $together $once "$@"
