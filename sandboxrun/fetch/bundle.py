@@ -179,7 +179,8 @@ def _lay_out(bundle: Bundled, cache: Cache, contents: dict[str, bytes]) -> str:
     from sandboxrun.fetch import compile_tree
 
     folder = os.path.join(cache.trees, bundle.tree)
-    staging = os.path.join(cache.trees, f".staging-{os.urandom(8).hex()}")
+    staging = os.path.join(cache.trees, f".staging-{bundle.tree}")  # the lock is of this tree
+    remove_tree(staging)  # of a process that was killed
     codes = compile_tree.compile_all({path: contents[path] for path in contents if path != bundle.name})
     compiled = {_external.cache_from_source(path): code for path, code in codes.items()}
     try:

@@ -109,6 +109,17 @@ def test_what_was_changed_on_disk_is_laid_out_anew_and_never_run(
     assert (next(tree.glob("__pycache__/helpers*.pyc")) if path == "pyc" else tree / path).read_bytes() == data
 
 
+def test_script_and_files_of_more_code_than_is_kept_are_compiled_by_the_worker(run: Runner, serve: Serve) -> None:
+    folding = "".join(f'x = "{line:08}" * 512\n' for line in range(256 * 20))  # 20 MiB of code
+    code = folding + "import one, two\nprint(len(one.x), len(two.x))\n"
+    serve({"one.py": folding, "two.py": folding}, code)
+    for _ in range(2):
+        done = run("t", "1")
+        assert (done.code, done.out.split()[0], done.out.split()[-1]) == (0, "4096", "4096"), done.err
+    [tree] = trees(run)
+    assert [path.name.partition(".")[0] for path in tree.rglob("*.pyc")] == ["one"]
+
+
 @pytest.mark.parametrize("name", ["redis.py", "json.py", "pkg/more.py", "x/y.py"])
 def test_what_was_put_beside_them_is_never_imported(run: Runner, serve: Serve, name: str) -> None:
     serve()

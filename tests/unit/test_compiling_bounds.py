@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -56,23 +57,46 @@ def test_the_supervisor_takes_bounded_memory_to_compile_files() -> None:
     assert int(done.stdout) << 10 < 200 * MIB  # 120 MiB of code would be there three times
 
 
-def test_a_tree_keeps_bounded_code_on_disk(tmp_path: Path) -> None:
-    cache = Cache(str(tmp_path / "cache"), str(tmp_path / "state"))
-    files = []
-    for number in range(4):
-        source = folding(12, number)
-        digest = hashlib.sha256(source).hexdigest()
-        cache.keep(source, digest)
-        files.append((f"f{number}.py", digest))
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(str(tmp_path / "cache"), str(tmp_path / "state"))
+
+
+def lay_out(cache: Cache, sources: dict[str, bytes]) -> Path:
+    """The tree of a script with these files, which come from the cache."""
+    digests = {path: hashlib.sha256(source).hexdigest() for path, source in sources.items()}
+    for path, digest in digests.items():
+        cache.keep(sources[path], digest)
     script = b"print(1)\n"
     origin = resolve(URL, "v1", key="t:1:h")
     assert isinstance(origin, Source)
-    bundle = bundled(origin, script, hashlib.sha256(script).hexdigest(), Block(1, 2, files=tuple(files)))
+    bundle = bundled(origin, script, hashlib.sha256(script).hexdigest(), Block(1, 2, files=tuple(digests.items())))
     allowed = ImportList((("example.com", 443),), loopback=False)
-    folder = make_tree(bundle, cache, allowed=allowed, cached_only=True, progress=print)
-    kept = {path.name: path.stat().st_size for path in Path(folder).rglob("*.pyc")}
+    return Path(make_tree(bundle, cache, allowed=allowed, cached_only=True, progress=print))
+
+
+def test_a_tree_keeps_bounded_code_on_disk(cache: Cache) -> None:
+    folder = lay_out(cache, {f"f{number}.py": folding(12, number) for number in range(4)})
+    kept = {path.name: path.stat().st_size for path in folder.rglob("*.pyc")}
     assert len(kept) == 2
     assert sum(kept.values()) <= compile_tree.CODES_MAX_BYTES + MIB
+
+
+def test_processes_killed_while_they_lay_out_a_tree_leave_one_copy(cache: Cache) -> None:
+    for _ in range(3):
+        process = multiprocessing.get_context("fork").Process(target=die_in_the_middle, args=(cache,))
+        process.start()
+        process.join()
+        assert process.exitcode == 9
+    [left] = Path(cache.trees).glob(".staging-*")
+    assert (left / "helpers.py").exists()
+    folder = lay_out(cache, {"helpers.py": b"x = 1\n"})
+    assert [path for path in Path(cache.trees).iterdir() if path.is_dir()] == [folder]
+
+
+def die_in_the_middle(cache: Cache) -> None:
+    os.rename = lambda *_: os._exit(9)  # type: ignore[assignment]
+    lay_out(cache, {"helpers.py": b"x = 1\n"})
 
 
 def test_code_of_a_script_beyond_the_bound_is_left_to_the_child() -> None:
@@ -81,9 +105,8 @@ def test_code_of_a_script_beyond_the_bound_is_left_to_the_child() -> None:
 
 
 def test_a_script_without_code_is_compiled_by_the_supervisor_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = Cache(str(tmp_path / "cache"), str(tmp_path / "state"))
     source = folding(CODE_MAX_BYTES // MIB + 4)
     artifact = Artifact(source, hashlib.sha256(source).hexdigest(), URL, Obtained.CACHED)
     assert _code(artifact, URL, cache) == b""
