@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandboxrun.packages.lock import Lock
+    from sandboxrun.packages.seal import Seal
 
-__all__ = ["Options", "environment", "installed"]
+__all__ = ["Options", "environment", "installed", "sealed"]
 
 LOCK_SECONDS = 1500  # longer than a download and an installation
 
@@ -30,12 +31,18 @@ def installed(lock: Lock, *, cache: str, key: str) -> str | None:
 
     `cache`, `key`: as in Folders. Of the lock only its digest is used.
     """
+    found = sealed(lock, cache=cache, key=key)
+    return None if found is None else found[0]
+
+
+def sealed(lock: Lock, *, cache: str, key: str) -> tuple[str, Seal] | None:
+    """As `installed`, with its record."""
     name = seal.name_of(lock)
     record = seal.read(cache, key, name)
     path = os.path.join(seal.folder_of(cache), name)
     if record is None or record.lock_sha256 != lock.sha256 or record.boot != seal.boot_id():
         return None
-    return path if record.stamp and record.stamp == seal.stamp_of(path, record.folders) else None
+    return (path, record) if record.stamp and record.stamp == seal.stamp_of(path, record.folders) else None
 
 
 def environment(lock: Lock, *, cache: str, key: str, options: Options, say: Callable[[str], None]) -> str:
