@@ -19,7 +19,7 @@ from sandboxrun.fetch import Artifact, bundle
 from sandboxrun.fetch.resolve import LocalSource, Source, origin_of
 from sandboxrun.files import read_at_most, write_whole
 from sandboxrun.packages import seal
-from sandboxrun.packages.environment import sealed
+from sandboxrun.packages.environment import check_sizes, sealed
 from sandboxrun.packages.lock import LOCK_MAX_BYTES, Lock, read_lock
 from sandboxrun.records import record
 
@@ -69,6 +69,15 @@ def _host_lock(shown: str, digest: str, get: Callable[[], bytes], means: Means) 
     name = f"packages-{seal.name_of(bare)}"
     found = sealed(bare, cache=means.folders.cache, key=means.folders.key)
     path = None if found is None else found[0]
+    if found is not None:
+        limits = means.ceiling.packages_limits
+        check_sizes(
+            found[1],
+            shown,
+            packed_max=limits.packed_max,
+            unpacked_max=limits.unpacked_max,
+            files_max=limits.files_max,
+        )
     # If its URLs may be refused, they are read.
     is_refused = found is not None and found[1].lock.endswith(".toml") and means.ceiling.package_hosts == ()
     kept = means.cache.blocks.get(name, _KEPT_MAX_BYTES) if path is not None and not is_refused else None

@@ -270,6 +270,21 @@ def test_the_plan_names_what_is_installed(r: redis.Redis, run: Runner, index: In
     assert plan["packages"]["folder"] in plan["policy"]["read"]
 
 
+def test_a_smaller_packages_size_holds_at_the_next_start(
+    r: redis.Redis, run: Runner, index: Index, tmp_path: Path
+) -> None:
+    index.publish(wheel("alpha", "1.0", {"alpha.py": "", "data.txt": "x" * (2 << 20)}))
+    folder = local(r, tmp_path / "author", script("import alpha\nanswer = lambda: 'ran'\n" + HANDLER, "alpha"))
+    assert run("lock", str(folder)).code == 0
+    text = run.policy.read_text()
+    assert ask(r, run)[1] == "ran"
+    run.set_policy(text + 'packages-size = "1M"\n')
+    done, _ = ask(r, run)
+    assert (done.code, "unpacked they have more than 1048576 bytes" in done.err) == (65, True), done
+    run.set_policy(text + 'packages-size = "3M"\n')
+    assert ask(r, run)[1] == "ran"
+
+
 def test_a_policy_with_an_index_takes_no_wheel_by_url(
     r: redis.Redis, run: Runner, index: Index, tmp_path: Path
 ) -> None:
