@@ -16,10 +16,10 @@ from sandboxrun.config.script import Block, lock_names
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import FetchError
 from sandboxrun.fetch import Artifact, bundle
-from sandboxrun.fetch.resolve import LocalSource, Source
+from sandboxrun.fetch.resolve import LocalSource, Source, origin_of
 from sandboxrun.files import read_at_most, write_whole
 from sandboxrun.packages import seal
-from sandboxrun.packages.environment import installed
+from sandboxrun.packages.environment import check_sizes, sealed
 from sandboxrun.packages.lock import LOCK_MAX_BYTES, Lock, read_lock
 from sandboxrun.records import record
 
@@ -67,14 +67,28 @@ def _host_lock(shown: str, digest: str, get: Callable[[], bytes], means: Means) 
     """Read a lock, or take its packages from the cache. `get` returns its bytes, already verified."""
     bare = Lock(shown, digest, ())
     name = f"packages-{seal.name_of(bare)}"
-    path = installed(bare, cache=means.folders.cache, key=means.folders.key)
-    sealed = means.cache.blocks.get(name, _KEPT_MAX_BYTES) if path is not None else None
-    if sealed is not None:
-        return HostLock(bare, tuple(Package(*values) for values in json.loads(sealed)), path)
+    found = sealed(bare, cache=means.folders.cache, key=means.folders.key)
+    path = None if found is None else found[0]
+    if found is not None:
+        limits = means.ceiling.packages_limits
+        check_sizes(
+            found[1],
+            shown,
+            packed_max=limits.packed_max,
+            unpacked_max=limits.unpacked_max,
+            files_max=limits.files_max,
+        )
+    # If its URLs may be refused, they are read.
+    is_refused = found is not None and found[1].lock.endswith(".toml") and means.ceiling.package_hosts == ()
+    kept = means.cache.blocks.get(name, _KEPT_MAX_BYTES) if path is not None and not is_refused else None
+    if kept is not None:
+        return HostLock(bare, tuple(Package(*values) for values in json.loads(kept)), path)
     from sandboxrun.packages.wheels import applicable
 
     data = get()
     lock = read_lock(data, f"{shown}.toml" if re.search(_PYLOCK, data) and not shown.endswith(".toml") else shown)
+    if lock.name.endswith(".toml"):
+        means.ceiling.check_urls(shown, (origin_of(url) for each in lock.packages for url, _ in each.wheels))
     packages = tuple(Package.of(each.name, each.version, each.digests) for each in applicable(lock))
     plain = [[package.name, package.version, package.wheels] for package in packages]
     means.cache.blocks.put(name, json.dumps(plain).encode())

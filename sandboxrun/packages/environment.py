@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from sandboxrun.errors import FetchError
+from sandboxrun.errors import FetchError, ScriptError
 from sandboxrun.packages import seal
 from sandboxrun.packages.options import Options
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandboxrun.packages.lock import Lock
+    from sandboxrun.packages.seal import Seal
 
-__all__ = ["Options", "environment", "installed"]
+__all__ = ["Options", "check_sizes", "environment", "installed", "sealed"]
 
 LOCK_SECONDS = 1500  # longer than a download and an installation
 
@@ -30,12 +31,18 @@ def installed(lock: Lock, *, cache: str, key: str) -> str | None:
 
     `cache`, `key`: as in Folders. Of the lock only its digest is used.
     """
+    found = sealed(lock, cache=cache, key=key)
+    return None if found is None else found[0]
+
+
+def sealed(lock: Lock, *, cache: str, key: str) -> tuple[str, Seal] | None:
+    """As `installed`, with its record."""
     name = seal.name_of(lock)
     record = seal.read(cache, key, name)
     path = os.path.join(seal.folder_of(cache), name)
     if record is None or record.lock_sha256 != lock.sha256 or record.boot != seal.boot_id():
         return None
-    return path if record.stamp and record.stamp == seal.stamp_of(path, record.folders) else None
+    return (path, record) if record.stamp and record.stamp == seal.stamp_of(path, record.folders) else None
 
 
 def environment(lock: Lock, *, cache: str, key: str, options: Options, say: Callable[[str], None]) -> str:
@@ -43,7 +50,7 @@ def environment(lock: Lock, *, cache: str, key: str, options: Options, say: Call
 
     Raises ScriptError, IntegrityError, FetchError, UsageError, SandboxError, ConfigError; then nothing is installed.
     """
-    path = installed(lock, cache=cache, key=key)
+    path = _allowed(lock, cache, key, options)
     if path is not None:
         return path
     from sandboxrun.fetch.cache import locked, make_private
@@ -68,9 +75,35 @@ def environment(lock: Lock, *, cache: str, key: str, options: Options, say: Call
                 if found.seal is not None:
                     say(f"{found.path} {fault}; it is installed again")
                 _install(lock, cache, key, name, options, say)
-    path = installed(lock, cache=cache, key=key)
+    path = _allowed(lock, cache, key, options)
     if path is None:
         raise FetchError(f"the packages of {lock.name} cannot be kept in {folder}: is the disk full?")
+    return path
+
+
+def check_sizes(record: Seal, name: str, *, packed_max: int, unpacked_max: int, files_max: int) -> None:
+    """Raise what an installation would raise, if an environment has more than these limits. `name`: of its lock."""
+    if record.packed_bytes > packed_max:
+        raise FetchError(f"the wheels of {name} have {record.packed_bytes} bytes: the limit is {packed_max}")
+    if record.source_bytes > unpacked_max or record.source_files > files_max:
+        raise ScriptError(
+            f"the wheels of {name} are not installed: unpacked they have more than {unpacked_max} bytes or {files_max} files"
+        )
+
+
+def _allowed(lock: Lock, cache: str, key: str, options: Options) -> str | None:
+    """As `installed`. Raises if it has more than the limits."""
+    found = sealed(lock, cache=cache, key=key)
+    if found is None:
+        return None
+    path, record = found
+    check_sizes(
+        record,
+        lock.name,
+        packed_max=options.packed_max,
+        unpacked_max=options.unpacked_max,
+        files_max=options.files_max,
+    )
     return path
 
 

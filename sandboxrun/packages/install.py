@@ -80,6 +80,9 @@ def _seal(lock: Lock, wheels: Sequence[Wheel], destination: Destination, found: 
         packages=tuple((wheel.package.name, wheel.package.version) for wheel in wheels),
         files=len(found.files),
         bytes=found.bytes,
+        source_files=len(found.sources),
+        source_bytes=sum(file.size for file in found.sources),
+        packed_bytes=sum(os.stat(wheel.path).st_size for wheel in wheels),
         listing=hashlib.sha256(found.listing).hexdigest(),
         content=found.content,
         boot=seal.boot_id(),
@@ -90,7 +93,7 @@ def _seal(lock: Lock, wheels: Sequence[Wheel], destination: Destination, found: 
 
 def _check(found: Tree, options: Options) -> None:
     """Raise IntegrityError for what unpack.py lets nobody install: a wheel may have taken the child over."""
-    sources = [file for file in found.files if not file.is_compiled]
+    sources = found.sources
     compiled = len(found.files) - len(sources)
     size = sum(file.size for file in sources)
     if len(sources) > options.files_max or compiled > len(sources) or size > options.unpacked_max:

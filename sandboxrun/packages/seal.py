@@ -33,6 +33,9 @@ class Seal:
     packages: tuple[tuple[str, str], ...]  # (name, version)
     files: int
     bytes: int
+    source_files: int  # without compiled modules, which is what the policy bounds
+    source_bytes: int
+    packed_bytes: int  # of the wheels
     listing: str  # digest of HEX.files
     content: str  # the same without compiled modules: equal on every machine
     boot: str  # in which all files were verified last

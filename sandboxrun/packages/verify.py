@@ -56,6 +56,11 @@ class Tree:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
+    def sources(self) -> list[File]:
+        """All files but compiled modules."""
+        return [file for file in self.files if not file.is_compiled]
+
+    @property
     def bytes(self) -> int:
         return sum(file.size for file in self.files)
 

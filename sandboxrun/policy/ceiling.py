@@ -176,6 +176,12 @@ class Ceiling:
 
         return packages.hosts(self)
 
+    def check_urls(self, lock: str, urls: Iterable[tuple[str, int]]) -> None:
+        """Raise PolicyError unless a lock may name wheels by URL. `urls`: their hosts and ports."""
+        from sandboxrun.policy import packages
+
+        packages.check_urls(self, lock, urls)
+
     @property
     def packages_limits(self) -> PackagesLimits:
         from sandboxrun.policy import packages

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from sandboxrun.config.contents import canonical
 from sandboxrun.config.covers import glob_covers
 from sandboxrun.config.limits import LIMITS, show_size
+from sandboxrun.config.permissions import endpoint
 from sandboxrun.errors import PolicyError
 from sandboxrun.records import record
 
@@ -21,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from sandboxrun.policy.ceiling import Ceiling  # which imports this file where it needs it
+    from sandboxrun.policy.ceiling import Ceiling, Section  # which imports this file where it needs it
 
 URL_MAX_CHARS = 2048
 SIZE_LEAST, SIZE_DEFAULT, SIZE_MOST = 1 << 20, 512 << 20, 1 << 40
@@ -142,9 +143,37 @@ def index(ceiling: Ceiling) -> str | None:
 
 
 def hosts(ceiling: Ceiling) -> tuple[tuple[str, int], ...] | None:
-    """The hosts and ports from which every file lets wheels come that a lock names by URL; None for public https hosts."""
+    """The hosts and ports from which every file lets wheels come that a lock names by URL; None for public https hosts.
+
+    A file that sets the index or names packages bounds where they come from: the name in a lock is its author's word. So there
+    are no hosts then, unless a file lists them.
+    """
     lists = [section.package_hosts for section in ceiling.sections if section.package_hosts is not None]
-    return tuple(host for host in lists[0] if all(host in other for other in lists)) if lists else None
+    if lists:
+        return tuple(host for host in lists[0] if all(host in other for other in lists))
+    return None if _bounding(ceiling) is None else ()
+
+
+def check_urls(ceiling: Ceiling, lock: str, urls: Iterable[tuple[str, int]]) -> None:
+    """Raise PolicyError if a file bounds where packages come from, and none lists hosts. `urls`: hosts and ports in the lock."""
+    bounding = _bounding(ceiling)
+    if bounding is None or any(section.package_hosts is not None for section in ceiling.sections):
+        return
+    section, key = bounding
+    raise PolicyError(
+        f"{lock} names wheels by URL, and {section.places[key]} has {key} without package-hosts",
+        hint=ceiling.list_hint(section, "package-hosts", [endpoint(*host) for host in sorted(set(urls))]),
+    )
+
+
+def _bounding(ceiling: Ceiling) -> tuple[Section, str] | None:
+    """The first section that sets the index or names packages, and the key."""
+    for section in ceiling.sections:
+        if section.index is not None:
+            return section, "index"
+        if section.packages is not None and "*" not in section.packages:
+            return section, "packages"
+    return None
 
 
 def limits(ceiling: Ceiling) -> PackagesLimits:

@@ -13,7 +13,7 @@ from index import Index, serving
 from installer import Machine, lock_of, published
 from wheels import lock_text, wheel
 
-from sandboxrun.errors import FetchError, IntegrityError, ScriptError, UsageError
+from sandboxrun.errors import FetchError, IntegrityError, SandboxrunError, ScriptError, UsageError
 from sandboxrun.installation import install_hint
 from sandboxrun.packages import verify
 from sandboxrun.packages.verify import fault
@@ -65,6 +65,40 @@ def test_the_second_start_asks_nobody(machine: Machine, index: Index) -> None:
     assert machine.install(lock) == path
     assert machine.install(lock, cached_only=True) == path
     assert len(index.requests) == asked
+
+
+@pytest.mark.parametrize("boot", ["", "another"])
+@pytest.mark.parametrize(
+    ("limits", "kind", "cause"),
+    [
+        ({"packed_max": 100}, FetchError, "bytes: the limit is 100"),
+        ({"unpacked_max": 50}, ScriptError, "are not installed: unpacked they have more than 50 bytes or 20000 files"),
+        ({"files_max": 3}, ScriptError, "are not installed: unpacked they have more than 536870912 bytes or 3 files"),
+    ],
+)
+def test_limits_hold_for_what_is_installed_already(
+    machine: Machine,
+    index: Index,
+    limits: dict[str, int],
+    kind: type[SandboxrunError],
+    cause: str,
+    boot: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lock = published(index, *TWO)
+    path = machine.install(lock)
+    (found,) = verify.environments(str(machine.cache), machine.key)
+    assert found.seal is not None
+    exact = {
+        "packed_max": found.seal.packed_bytes,
+        "unpacked_max": found.seal.source_bytes,
+        "files_max": found.seal.source_files,
+    }
+    assert machine.install(lock, **exact) == path
+    if boot:
+        monkeypatch.setattr("sandboxrun.packages.seal.boot_id", lambda: boot)
+    with pytest.raises(kind, match=cause):
+        machine.install(lock, **limits)
 
 
 def test_offline_the_cached_wheels_are_enough_and_no_socket_is_opened(machine: Machine, index: Index) -> None:

@@ -12,7 +12,7 @@ import redis
 from index import Index, serving
 from raw_host import RawHost, body, raw_host
 from runner import Done, Runner
-from wheels import wheel
+from wheels import pylock_text, wheel
 
 from sandboxrun import client
 from sandboxrun.redis import embedded
@@ -289,3 +289,36 @@ def test_the_plan_names_what_is_installed(r: redis.Redis, run: Runner, index: In
     plan = json.loads(run("show", "t", "1", "--plan", "--json").out)
     assert plan["packages"]["installed"] == {"alpha": "1.0"}
     assert plan["packages"]["folder"] in plan["policy"]["read"]
+
+
+def test_a_smaller_packages_size_holds_at_the_next_start(
+    r: redis.Redis, run: Runner, index: Index, tmp_path: Path
+) -> None:
+    index.publish(wheel("alpha", "1.0", {"alpha.py": "", "data.txt": "x" * (2 << 20)}))
+    folder = local(r, tmp_path / "author", script("import alpha\nanswer = lambda: 'ran'\n" + HANDLER, "alpha"))
+    assert run("lock", str(folder)).code == 0
+    text = run.policy.read_text()
+    assert ask(r, run)[1] == "ran"
+    run.set_policy(text + 'packages-size = "1M"\n')
+    done, _ = ask(r, run)
+    assert (done.code, "unpacked they have more than 1048576 bytes" in done.err) == (65, True), done
+    run.set_policy(text + 'packages-size = "3M"\n')
+    assert ask(r, run)[1] == "ran"
+
+
+def test_a_policy_with_an_index_takes_no_wheel_by_url(
+    r: redis.Redis, run: Runner, index: Index, tmp_path: Path
+) -> None:
+    alpha = wheel("alpha", "1.0")
+    folder = local(r, tmp_path / "author", script("import alpha\nanswer = str\n" + HANDLER, "alpha"))
+    (folder / "pylock.toml").write_bytes(pylock_text((alpha, f"https://127.0.0.2:1/x/{alpha.filename}")))
+    text = run.policy.read_text()
+    run.set_policy(f'{text}index = "{index.url}"\n')
+    done, _ = ask(r, run)
+    assert done.code == 77
+    assert f"{folder}/pylock.toml names wheels by URL, and {run.policy}:" in done.err
+    assert " has index without package-hosts\n" in done.err
+    assert 'package-hosts = ["127.0.0.2:1"]' in done.err
+    run.set_policy(f'{text}index = "{index.url}"\npackage-hosts = ["127.0.0.2:1"]\n')
+    done, _ = ask(r, run)
+    assert (done.code, "cannot be reached" in done.err) == (69, True)

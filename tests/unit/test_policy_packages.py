@@ -184,6 +184,35 @@ def test_hosts_lie_in_every_file_and_of_two_sizes_the_smaller_holds() -> None:
     assert ceiling("", 'packages-size = "2G"').packages_limits == PackagesLimits(256 << 20, 2 << 30, 80_000)
 
 
+@pytest.mark.parametrize(
+    ("texts", "refused"),
+    [
+        (("",), ""),
+        (('packages = ["*"]',), ""),
+        ((f'index = "{INDEX}"\npackage-hosts = ["files.example"]',), ""),
+        ((f'index = "{INDEX}"', 'package-hosts = ["files.example"]'), ""),
+        ((f'index = "{INDEX}"',), "/p0.toml:2 has index"),
+        (('packages = ["*"]', 'packages = ["a", "b-*"]'), "/p1.toml:2 has packages"),
+        (("packages = []",), "/p0.toml:2 has packages"),
+    ],
+)
+def test_a_bounded_origin_takes_no_wheel_by_url_from_a_host_that_is_not_listed(
+    texts: tuple[str, ...], refused: str
+) -> None:
+    bound = ceiling(*texts)
+    urls = [("h.example", 8443), ("files.example", 443), ("files.example", 443)]
+    if not refused:
+        bound.check_urls("pylock.toml", urls)
+        assert bound.package_hosts != ()
+        return
+    assert bound.package_hosts == ()
+    with pytest.raises(PolicyError) as error:
+        bound.check_urls("pylock.toml", urls)
+    assert str(error.value) == f"pylock.toml names wheels by URL, and {refused} without package-hosts"
+    hint = "\n".join(error.value.hint)
+    assert "package-hosts = [" in hint and "files.example" in hint and "h.example:8443" in hint
+
+
 def test_scripts_without_a_lock_need_a_yes_and_no_no() -> None:
     for texts, allowed in [
         (("unlocked = true",), True),
@@ -242,7 +271,7 @@ def test_a_hash_chooses_neither_index_nor_packages(fields: dict[str, str]) -> No
     config = worker(**fields)
     assert config == worker()
     bound = ceiling("packages = []", config=config)
-    assert (bound.index, bound.package_hosts, bound.allows_unlocked) == (None, None, False)
+    assert (bound.index, bound.package_hosts, bound.allows_unlocked) == (None, (), False)
     assert bound.packages_limits == ceiling().packages_limits
     with pytest.raises(PolicyError):
         bound.check_packages(["a"])
