@@ -186,6 +186,8 @@ def choose(package: Locked, lock: Lock) -> tuple[str, str]:
     for url, sha256 in package.wheels:
         try:
             name, version, build, tags = _parse(filename_of(url))
+        except _TooManyTags as error:
+            raise ScriptError(f"{lock.name} has {package.name} with {filename_of(url)[:80]!r}, {error}") from error
         except (InvalidWheelFilename, InvalidVersion) as error:
             raise ScriptError(
                 f"{lock.name} has {package.name} with {filename_of(url)[:80]!r}, no wheel's name"
@@ -203,11 +205,15 @@ def choose(package: Locked, lock: Lock) -> tuple[str, str]:
     return max(ranked)[2:]
 
 
+class _TooManyTags(InvalidWheelFilename):
+    """A name that takes too long to be read."""
+
+
 def _parse(filename: str) -> tuple[NormalizedName, Version, BuildTag, frozenset[Tag]]:
     """As parse_wheel_filename, which makes all combinations of the tags: a short name may stand for millions."""
     tags = filename.removesuffix(".whl").split("-")[-3:]
     if len(filename.encode()) > _FILENAME_MAX_BYTES or math.prod(part.count(".") + 1 for part in tags) > _TAGS_MAX:
-        raise InvalidWheelFilename(f"more than {_FILENAME_MAX_BYTES} bytes, or {_TAGS_MAX} tags")
+        raise _TooManyTags(f"a name of more than {_FILENAME_MAX_BYTES} bytes or {_TAGS_MAX} tags")
     return parse_wheel_filename(filename)
 
 

@@ -278,8 +278,8 @@ COMPRESSED = "py3.none.any.py2.py4.py5.py6.py7.py8"  # nine parts, and 729 combi
         ("a-1.1-py3-none-any.whl", "the name of another one's wheel"),
         ("a.whl", "no wheel's name"),
         ("a-x-py3-none-any.whl", "no wheel's name"),
-        (f"a-1.0-py3-none-any{'.any' * 60}.whl", "has a with 'a-1.0-py3-none-any.any"),
-        (f"a-1.0-{COMPRESSED}-{COMPRESSED}-{COMPRESSED}.whl", f"has a with 'a-1.0-{COMPRESSED}"),
+        (f"a-1.0-py3-none-any{'.any' * 60}.whl", "a name of more than 255 bytes or 512 tags"),
+        (f"a-1.0-{COMPRESSED}-{COMPRESSED}-{COMPRESSED}.whl", "a name of more than 255 bytes or 512 tags"),
     ],
 )
 def test_a_lock_without_a_wheel_for_this_machine_names_the_package(machine: Machine, filename: str, cause: str) -> None:
