@@ -31,7 +31,6 @@ _VERSION = r"[0-9](?:[A-Za-z0-9.!+_-]{0,98}[A-Za-z0-9])?"
 _REQUIREMENT = rf"({_NAME})\s*+(?:\[[A-Za-z0-9._, -]{{0,200}}\])?+\s*+==\s*+({_VERSION})\s*+(?:;(.*))?"
 _HASH_OPTION = r"(?<!\s)\s++--hash(?:=|\s++)"
 _HASH = r"sha256:([0-9a-f]{64})"
-_QUOTED = r"'[^']*+'|\"[^\"]*+\""  # in a marker, where nothing is escaped
 _COMMENT = r"(?:^|\s)#.*"
 _URL = r"https://([^/?#@\s]+)/[^?#\s]*/([^/?#\s]+\.whl)"
 
@@ -152,10 +151,6 @@ def _check_marker(marker: str, at: str) -> None:
         Marker(marker)
     except (InvalidMarker, RecursionError) as error:
         raise ScriptError(f"{at} with the marker {marker[:80]!r}, which is none of PEP 508") from error
-    # An environment lasts longer than a kernel, so what is shown and approved could differ from what was installed.
-    variable = re.search(r"platform[._](?:release|version)", re.sub(_QUOTED, "", marker))
-    if variable is not None:
-        raise ScriptError(f"{at} with the marker {marker[:80]!r}: {variable[0]} changes with each kernel")
 
 
 def _pylock(text: str, name: str) -> Iterator[tuple[int, Locked]]:

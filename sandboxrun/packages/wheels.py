@@ -39,6 +39,9 @@ _CHOICE_MAX_BYTES = 4096
 _FILENAME_MAX_BYTES = 255
 _TAGS_MAX = 512
 
+# For markers: an environment outlasts a kernel, so what is approved under a new one must not differ from what was installed.
+_KERNEL = {"platform_release": "0", "platform_version": "0"}
+
 
 @record
 class Wheel:
@@ -130,7 +133,7 @@ def applicable(lock: Lock) -> list[Locked]:
 
 def _holds(package: Locked, lock: Lock) -> bool:
     try:
-        return Marker(package.marker).evaluate()
+        return Marker(package.marker).evaluate(_KERNEL)
     except (UndefinedComparison, UndefinedEnvironmentName, InvalidVersion, KeyError, RecursionError) as error:
         raise ScriptError(
             f"{lock.name} has {package.name} with the marker {package.marker[:80]!r}, which says nothing here"

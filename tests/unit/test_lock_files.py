@@ -9,6 +9,7 @@ import pytest
 
 from sandboxrun.errors import ScriptError
 from sandboxrun.packages.lock import LOCK_MAX_BYTES, Locked, read_lock
+from sandboxrun.packages.wheels import applicable
 
 A, B = "a" * 64, "b" * 64
 UV = f"""\
@@ -64,14 +65,16 @@ def test_wheels_of_pep_751_are_read() -> None:
 
 
 @pytest.mark.parametrize("variable", ["platform_release", "platform_version", "platform.version"])
-def test_a_marker_that_asks_for_the_kernel_is_refused(variable: str) -> None:
-    marker = f"sys_platform == 'darwin' and {variable} == '6.1'"
-    cause = f"has a with the marker {marker!r}: {variable} changes with each kernel"
-    assert refusal(f"a==1 ; {marker} --hash=sha256:{A}") == f"requirements.lock:1 {cause}"
-    text = PYLOCK.replace("python_version >= '3'", marker)
-    assert refusal(text, "pylock.toml") == f"pylock.toml:4 {cause.replace('a with', 'Jinja2 with')}"
-    quoted = f"a==1 ; os_name == '{variable}' --hash=sha256:{A}"
-    assert len(read_lock(quoted.encode(), "requirements.lock").packages) == 1
+def test_a_marker_that_asks_for_the_kernel_says_the_same_under_each(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or another package would be approved under a new kernel than was installed under the old one."""
+    text = f"a==1 ; {variable} == '6.1' --hash=sha256:{A}\nb==1 ; {variable} >= '20.0' --hash=sha256:{B}\nc==1 --hash=sha256:{A}\n"
+    lock = read_lock(text.encode(), "requirements.lock")
+    for release in ("6.1", "20.0", "6.8.0-45-generic"):
+        monkeypatch.setattr("platform.release", lambda release=release: release)
+        monkeypatch.setattr("platform.version", lambda release=release: release)
+        assert [package.name for package in applicable(lock)] == ["c"]
 
 
 def test_one_package_may_have_two_versions_with_markers() -> None:
