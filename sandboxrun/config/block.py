@@ -29,10 +29,11 @@ _REQUIREMENT = re.compile(  # PEP 508, without a URL; possessive, because a row 
     r"\s*+(?:\(?[<>=!~][^;@/()]*+\)?)?+"
     r"\s*+(?:;[^@/]*+)?+"
 )
-_LITERAL = r"""'''(?:[^'\\]|\\.|'(?!''))*+'''|\"\"\"(?:[^"\\]|\\.|"(?!""))*+\"\"\"
-    |'(?!'')(?:[^'\\\n]|\\.)*+['\n]|"(?!"")(?:[^"\\\n]|\\.)*+["\n]"""
+# Unrolled, so that only one way leads through each text: possessive groups with a look-ahead fail in Python 3.11.2.
+_LITERAL = r"""'''[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*'''|\"\"\"[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*\"\"\"
+    |'(?!'')[^'\\\n]*(?:\\.[^'\\\n]*)*['\n]|"(?!"")[^"\\\n]*(?:\\.[^"\\\n]*)*["\n]"""
 _LITERAL_HERE = re.compile(_LITERAL, re.DOTALL | re.VERBOSE)
-_WHOLE = re.compile(rf"(?:[^'\"\#]++|\#[^\n]*+|{_LITERAL})*+", re.DOTALL | re.VERBOSE)  # code that ends outside of one
+_WHOLE = re.compile(rf"(?:[^'\"\#]+|\#[^\n]*|{_LITERAL})*", re.DOTALL | re.VERBOSE)  # code that ends outside of one
 _LONG_KEY = re.compile(  # of 17 parts or more: tomllib takes quadratic time for it
     r"""(?:(?<![\w-])[\w-]++|"[^"\n]*"|'[^'\n]*')(?:[ \t]*+\.[ \t]*+(?:[\w-]++|"[^"\n]*"|'[^'\n]*')){16}"""
 )
