@@ -27,7 +27,7 @@ FILE_MAX_BYTES = 1 << 20
 FILES_MAX_BYTES = 8 << 20
 LOCK_NAME = "requirements.lock"
 OPENING = b"# /// script"  # without it, a script has no block
-BLOCK_FORMAT = 2  # of a Block that is kept: another number where the fields or their rules have changed
+BLOCK_FORMAT = 3  # of a Block that is kept: another number where the fields or their rules have changed
 
 
 @record
