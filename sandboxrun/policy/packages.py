@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 URL_MAX_CHARS = 2048
 SIZE_LEAST, SIZE_DEFAULT, SIZE_MOST = 1 << 20, 512 << 20, 1 << 40
 PACKED_DEFAULT, FILES_DEFAULT = 64 << 20, 20_000  # of SIZE_DEFAULT; in proportion to another size
-_URL = re.compile(r"[a-z]+://[A-Za-z0-9._:\[\]-]+(/[A-Za-z0-9._~%+:/-]*)?")
-_NAME = re.compile(r"[a-z0-9*](?:[a-z0-9*-]{0,126}[a-z0-9*])?")
+_URL = r"[a-z]+://[A-Za-z0-9._:\[\]-]+(/[A-Za-z0-9._~%+:/-]*)?"
+_NAME = r"[a-z0-9*](?:[a-z0-9*-]{0,126}[a-z0-9*])?"
 _SIZE_EXPECTED = f"a size from {show_size(SIZE_LEAST)} to {show_size(SIZE_MOST)}, as in 512M or 2G"
 
 
@@ -59,7 +59,7 @@ def read_index(value: Any, wrong: Callable[[str], NoReturn]) -> str:
         wrong("a URL without ? and #; a token belongs in ~/.netrc")
     if (
         not host
-        or not _URL.fullmatch(value)
+        or not re.fullmatch(_URL, value)
         or not (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host)))
     ):
         wrong(expected)
@@ -74,9 +74,9 @@ def shown_index(value: Any) -> str:
 def read_name(text: str) -> str:
     """An entry of the key `packages`. Raises ValueError."""
     name = canonical(text)
-    if text != name and _NAME.fullmatch(name):
+    if text != name and re.fullmatch(_NAME, name):
         raise ValueError(f"its canonical name is {name!r}")
-    if not _NAME.fullmatch(text):
+    if not re.fullmatch(_NAME, text):
         raise ValueError("not a name of letters, digits, - and *")
     return text
 
