@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import redis
+from arena import wait_for
 from hints import hint_of, is_of, paste, templates
 from leases import lease
 from runner import Runner
@@ -251,7 +252,8 @@ def a_slow_command(desk: Desk) -> None:
             r.client_kill_filter(_type="normal", skipme=True)
             for thread in threads:
                 thread.join()
-        assert not [each for each in desk.doctor() if "it is slow or far away" in each["text"]]
+        # On a busy machine, the first answers of a fast server may be slow as well.
+        wait_for(lambda: not [each for each in desk.doctor() if "it is slow or far away" in each["text"]], 60)
 
 
 def no_log_of_writes(desk: Desk) -> None:
