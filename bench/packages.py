@@ -1,16 +1,16 @@
-"""The cost of files and packages: a start with them beside one without, and a cold install beside pip and uv, in turn, by rounds.
+"""The cost of files and packages: starts with and without them, and a cold install beside pip and uv, in paired rounds.
 
     pip install -e '.[bench-startup]'
     python bench/packages.py [--rounds N] [--installs N]
 
-Start: from the launch of `sandboxrun TYPE 1` until a BRPOP of the bench has the reply. `environment` imports four packages from
-the environment of its lock, `site-packages` imports the same ones from those that sandboxrun is installed with; `ten files`
-imports nine modules beside it, `one file` none. A figure is the median, followed by the median difference and ratio to its
-partner in the same round.
+Start: from the launch of `sandboxrun TYPE 1` until a BRPOP of the bench has the reply. `environment` imports four
+packages from the environment of its lock; `site-packages` imports the same packages from those installed beside
+sandboxrun. `ten files` imports nine modules beside the script, `one file` none. A figure is the median, followed by the
+median difference and ratio to its partner in the same round.
 
-Install: ten wheels from one folder on this disk, into nothing, with empty caches: `sandboxrun` from `sandboxrun TYPE 1` to the
-reply, of which a start without packages is taken off; `pip install` and `uv pip install` into a new environment that is there
-already. Only ratios are comparable between machines. Everything but the download of the wheels stays on loopback.
+Install: ten wheels from one folder on this disk, with empty caches. `sandboxrun`: from `sandboxrun TYPE 1` to the reply,
+minus a start without packages. `pip install` and `uv pip install`: into a new, existing environment. Only ratios are
+comparable between machines. Everything but the download of the wheels stays on loopback.
 """
 
 from __future__ import annotations

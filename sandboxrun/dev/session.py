@@ -182,7 +182,7 @@ class Session:
 
     def _keep(self, *faults: str) -> None:
         """Start nothing, and say why."""
-        kept = "the worker that runs is kept" if self._current is not None else "it is started when that is mended"
+        kept = "the worker that runs is kept" if self._current is not None else "the worker starts once that is fixed"
         for text in (*faults, kept):
             self.setting.say("bad", text)
 

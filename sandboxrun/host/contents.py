@@ -125,7 +125,7 @@ def install(gathered: Gathered, means: Means, degraded: tuple[str, ...]) -> str 
 
 
 def check_python(requires: str, origin: str) -> None:
-    """Raise ConfigError if this interpreter is none that the script takes (PEP 440)."""
+    """Raise ConfigError if the script does not support this interpreter (PEP 440)."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
     if not requires:
         return

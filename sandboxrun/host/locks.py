@@ -1,4 +1,4 @@
-"""The lock of a script's packages: finds it, reads it for this host, and resolves one if there is none.
+"""The lock of a script's packages: finds it, reads it for this host, and resolves the dependencies if no lock exists.
 
 The packages of a lock on this host are kept, sealed, and used once the environment is installed: reading a lock takes longer
 than the rest of a start.

@@ -55,7 +55,7 @@ class Destination:
 
 
 def install(lock: Lock, wheels: Sequence[Wheel], destination: Destination, options: Options) -> None:
-    """Make the environment. Raises ScriptError, IntegrityError, SandboxError, OSError; then there is none."""
+    """Make the environment. If it raises, nothing is installed: ScriptError, IntegrityError, SandboxError, OSError."""
     tree = os.path.join(destination.staging, "tree")
     os.mkdir(tree, 0o700)
     _unpack(lock, wheels, tree, destination, options)
@@ -153,7 +153,7 @@ def _confinement(wheels: Sequence[Wheel], tree: str, destination: Destination, o
         interpreter=interpreter,
         scratch=tree,
         local_source=None,
-        redis=NetTarget.parse("127.0.0.1:1"),  # there is none, nor anybody who would connect it
+        redis=NetTarget.parse("127.0.0.1:1"),  # required by the policy; nothing connects to it
         protected=(),
         limits=Limits(
             memory=MEMORY_BYTES, threads=1, files=64, scratch=options.unpacked_max, cpu=SECONDS, time=SECONDS

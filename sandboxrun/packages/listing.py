@@ -154,7 +154,7 @@ def digests(folder: str, paths: Iterable[str]) -> dict[str, str]:
 
 
 def read_beside(folder: str, path: str) -> bytes | None:
-    """The bytes of a regular file; None if there is none. Raises ScriptError for anything else, as a symbolic link on the way."""
+    """The bytes of a regular file; None if it does not exist. Raises ScriptError for other kinds, and for symbolic links."""
     whole = os.path.join(folder, path)
     if os.path.realpath(whole) != os.path.join(os.path.realpath(folder), path):
         raise ScriptError(f"{escape(path)[:200]} is a symbolic link, or in one: only files are listed")

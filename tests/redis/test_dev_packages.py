@@ -127,7 +127,7 @@ def test_a_first_start_whose_packages_are_not_to_be_had_waits_for_a_save(
     write(folder, "alpha", "alpha")
     terminal = dev()
     terminal.until("the dependencies have no solution: ")
-    terminal.until("it is started when that is mended")
+    terminal.until("the worker starts once that is fixed")
     index.add("alpha", "1.0")
     write(folder, "alpha", "alpha")
     terminal.until("installed alpha 1.0\r\n")

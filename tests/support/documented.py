@@ -9,7 +9,7 @@ _DOCUMENTED = "tests/redis/test_documented.py::"
 _URL = f"{_DOCUMENTED}test_a_worker_from_a_url_is_upgraded_rolled_back_and_stopped"
 _CALL = f"{_DOCUMENTED}test_a_worker_is_called_from_a_shell_and_with_any_client"
 _SECRET = f"{_DOCUMENTED}test_a_secret_is_encrypted_into_the_hash_and_read_with_its_key"
-_PACKAGES = "tests/packages/test_worker_with_packages.py"
+_PACKAGES = "tests/redis/test_worker_with_packages.py"
 _WALK = "tests/redis/test_walk.py"
 
 COMMANDS = {

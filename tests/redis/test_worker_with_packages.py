@@ -10,38 +10,18 @@ from pathlib import Path
 import pytest
 import redis
 from index import Index, serving
-from raw_host import RawHost, body, raw_host
+from raw_host import RawHost, body
 from runner import Done, Runner
 from wheels import pylock_text, wheel
 
 from sandboxrun import client
-from sandboxrun.redis import embedded
 
 HANDLER = "from sandboxrun import worker\nworker.handler(lambda request: {'text': answer()})\nworker.run()\n"
-
-
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    with embedded.server() as url:
-        yield url
-
-
-@pytest.fixture
-def r(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=30) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture
 def index() -> Iterator[Index]:
     with serving() as found:
-        yield found
-
-
-@pytest.fixture
-def host() -> Iterator[RawHost]:
-    with raw_host() as found:
         yield found
 
 
