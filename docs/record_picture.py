@@ -69,11 +69,16 @@ def recorded(home: Path) -> str:
 
 def shortened(text: str) -> list[str]:
     """The lines of `text` without the session's password, without what a reply says of an error, and of a traceback without
-    Python's own frames and marks, which differ between versions."""
+    Python's own frames and marks, which differ between versions. A reply may come amid the lines of a traceback: it stands
+    below them."""
+    reply = re.search(r"^(500 in [^\n]*\n)\{.*?\n\}\n", text, re.MULTILINE | re.DOTALL)
+    if reply is not None:
+        text = text[: reply.start()] + text[reply.end() :]
     text = re.sub(r'^  File "[^"]*/python3[^"]*".*\n(?:    .*\n)*', "", text, flags=re.MULTILINE)
     text = re.sub(r"^ +[~^]+\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"(export REDIS_URL=)\S+", r"\1…", text)
-    text = re.sub(r"(500 in [^\n]*\n)\{.*?\n\}", r"\1{ … }", text, flags=re.DOTALL)
+    if reply is not None:
+        text = re.sub(r"^(?=\w+> exit$)", f"{reply[1]}{{ … }}\n", text, count=1, flags=re.MULTILINE)
     return text.splitlines()
 
 

@@ -80,7 +80,8 @@ class Walk:
         self._parts.append(f"```{language}\n{self.plain(text).strip(chr(10))}\n```\n")
 
     def plain(self, text: str) -> str:
-        text = text.replace("\r\n", "\n").replace("\r", "")
+        # A prompt that a line of the worker's was written over is not seen.
+        text = text.replace("\r\n", "\n").replace(f"{PROMPT}\r", "").replace("\r", "")
         return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace(str(self.home), "/home/me")
 
     def run(self, *commands: str, code: int = 0) -> str:

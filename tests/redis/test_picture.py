@@ -61,3 +61,25 @@ def test_what_is_left_out_is_the_password_and_what_a_reply_says_of_an_error(reco
         '…: export REDIS_URL=redis://:secret@127.0.0.1:1\n500 in 2 ms\n{\n  "err": {\n    "a": 1\n  }\n}\ngreeter> exit'
     )
     assert recorder.shortened(text) == ["…: export REDIS_URL=…", "500 in 2 ms", "{ … }", "greeter> exit"]
+
+
+def test_a_reply_amid_a_traceback_is_shown_below_it(recorder: Any) -> None:
+    traceback = [
+        "Traceback:",
+        '  File "/usr/lib/python3.11/pathlib.py", line 1',
+        "    return io.open(self)",
+        "PermissionError: 13",
+    ]
+    reply = ["500 in 2 ms", "{", '  "err": 1', "}"]
+    wanted = ["Traceback:", "PermissionError: 13", "500 in 2 ms", "{ … }", "greeter> exit"]
+    for at in range(len(traceback) + 1):
+        lines = [*traceback[:at], *reply, *traceback[at:], "greeter> exit"]
+        assert recorder.shortened("\n".join(lines) + "\n") == wanted
+
+
+def test_a_prompt_that_was_written_over_is_not_shown(recorder: Any, tmp_path: Path) -> None:
+    walk = recorder.Walk(tmp_path, "")
+    assert (
+        walk.plain("greeter> name=1\r\ngreeter> \r  File x\r\ngreeter> \r\n")
+        == "greeter> name=1\n  File x\ngreeter> \n"
+    )
