@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 from sandboxrun.fleet.status import AgentStatus, TypeStatus, WorkerStatus
 from sandboxrun.fleet.units import age
 from sandboxrun.log import LINE_MAX_CHARS
@@ -127,6 +125,8 @@ def grant_command(worker: WorkerStatus, kind: str, grant: str) -> str:
 
 def _line(*words: str) -> str:
     """A command of sandboxrun, or "" if it cannot be shown as it is: escaped it would be another one."""
+    import shlex
+
     line = shlex.join(("sandboxrun", *words))
     return line if line.isprintable() and len(line) <= LINE_MAX_CHARS else ""
 

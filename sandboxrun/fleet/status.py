@@ -6,7 +6,7 @@ share. Names, reasons and targets come from Redis and from workers: whoever show
 
 from __future__ import annotations
 
-import json
+from _json import make_scanner
 
 from sandboxrun.records import record
 
@@ -130,6 +130,8 @@ class AgentStatus:
 
 def as_json(status: AgentStatus) -> bytes:
     """One line of ASCII that `parse` reads. Long text and long lists are cut."""
+    import json
+
     return json.dumps(_plain(status), separators=(",", ":")).encode()
 
 
@@ -155,12 +157,37 @@ def parse(data: bytes) -> AgentStatus:
     """
     if len(data) > STATUS_MAX_BYTES:
         raise ValueError(f"the status has more than {STATUS_MAX_BYTES >> 20} MiB")
-    try:
-        value = json.loads(data)
-    except RecursionError:
-        raise ValueError("the status is nested too deeply") from None
-    status: AgentStatus = _agent(value, "status")
+    status: AgentStatus = _agent(read_json(data), "status")
     return status
+
+
+def read_json(data: bytes) -> Any:
+    """One value of JSON in ASCII. As json.loads, whose module imports re, which takes a third of `sandboxrun health`.
+
+    Raises ValueError.
+    """
+    text = data.decode("ascii").strip()
+    try:
+        value, end = make_scanner(_Decoding)(text, 0)  # type: ignore[arg-type]  # what json.decoder gives it
+    except StopIteration:
+        raise ValueError("there is no JSON") from None
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    if end != len(text):
+        raise ValueError("there is more than one value of JSON")
+    return value
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+class _Decoding:
+    """The attributes of json.JSONDecoder that its scanner reads."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float, parse_int, parse_constant = float, int, _no_number
 
 
 if TYPE_CHECKING:

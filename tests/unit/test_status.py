@@ -66,7 +66,7 @@ def changed(path: str, value: Any) -> bytes:
         ("types.0.workers.0.state", "happy", r"workers\[0\].state: expected one of"),
         ("types.0.workers.0.restarts_by", [["a"]], r"restarts_by\[0\]: expected two values"),
         ("types.0.workers.0.health.codes", [["a", 1]], r"codes\[0\]: expected a whole number"),
-        ("types.0.workers.0.health.handler.sum", math.inf, "sum: expected a number"),
+        ("types.0.workers.0.health.handler.sum", math.inf, "Infinity is no number of JSON"),
     ],
 )
 def test_what_is_no_status_is_named(path, value, message):
