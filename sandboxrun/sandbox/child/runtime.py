@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from sandboxrun.sandbox.child import hooks, names, patches
+from sandboxrun.sandbox.child import health, hooks, names, patches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,6 +63,11 @@ def warm_up() -> None:
             __import__(name)
     except Exception:
         return  # the script that needs it will say so
+
+
+def share_health(fd: int) -> None:
+    """Before the confinement: what sandboxrun.worker says of itself goes to the page that is open as `fd`."""
+    health.share(fd)
 
 
 def prepare(plan: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandboxrun.files import Kept
     from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy
+    from sandboxrun.sandbox.supervisor.health import Health
 
 READY_SECONDS = 20  # a child that has not confined itself by then never will
 
@@ -138,10 +139,11 @@ class Child:
             spawned = spawned or Spawned(key, warm=warm)
         except OSError as error:
             raise SandboxError(f"cannot start {sys.executable}: {error.strerror}") from error
-        self.pid, self.pidfd = spawned.pid, spawned.pidfd
+        self.pid, self.pidfd, self._health = spawned.pid, spawned.pidfd, spawned.health
         self._code: int | None = None  # its exit code, once it has been waited for
         with contextlib.ExitStack() as ours:
-            ours.callback(os.close, spawned.pidfd)
+            for fd in (spawned.pidfd, spawned.health):
+                ours.callback(os.close, fd)
             self.stdin = ours.enter_context(os.fdopen(spawned.stdin, "wb", buffering=0))
             self.output = tuple(
                 ours.enter_context(os.fdopen(fd, "rb", buffering=0)) for fd in (spawned.stdout, spawned.stderr)
@@ -208,6 +210,12 @@ class Child:
         timing.mark("go")
         with contextlib.suppress(OSError):  # killed meanwhile: its pidfd tells
             self.answers.write(b"go")
+
+    def health(self) -> Health:
+        """What the worker says of itself now."""
+        from sandboxrun.sandbox.supervisor.health import Page
+
+        return Page(self._health).read()
 
     def hang_up(self) -> None:
         """Take no more questions: who asks still gets an error, not silence."""
