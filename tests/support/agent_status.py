@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sandboxrun.fleet.status import BOUNDS, AgentStatus, Denied, Health, Histogram, TypeStatus, WorkerStatus
+from sandboxrun.fleet.status import AgentStatus, Denied, TypeStatus, WorkerStatus
+from sandboxrun.health import Health, Histogram
+from sandboxrun.healthpage import BOUNDS
 from sandboxrun.records import replace
 
 
