@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from sandboxrun.fleet.problems import Problem, healthy, last_end, problems
@@ -35,7 +36,7 @@ exit codes:
 
 
 def main(args: list[str]) -> int:
-    if not args or (len(args) == 2 and not any(arg.startswith("-") for arg in args)):  # what a probe says
+    if _is_plain(args):
         type_, id_ = args or (None, None)
         as_json = False
     else:
@@ -45,6 +46,12 @@ def main(args: list[str]) -> int:
     if type_ is not None and id_ is not None:
         return _worker(folders, agents, type_, id_, as_json=as_json)
     return _agents(agents, as_json=as_json)
+
+
+def _is_plain(args: list[str]) -> bool:
+    """What a probe says, which needs no parser. If there is one, somebody else asks for it (cli.parser.captured)."""
+    plain = not args or (len(args) == 2 and not any(arg.startswith("-") for arg in args))
+    return plain and "sandboxrun.cli.parser" not in sys.modules
 
 
 def _parsed(args: list[str]) -> tuple[str | None, str | None, bool]:
