@@ -127,6 +127,8 @@ SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
 }
 ELSEWHERE = {
     "python3 -m pip install 'sandboxrun[debug]'": "an environment without debugpy, and a package index",
+    "sandboxrun agent {} 127.0.0.1:9300": "tests/unit/test_page_server.py: an agent runs until it is ended",
+    "sandboxrun agent {} 127.0.0.1:{}": "tests/unit/test_page_server.py: an agent runs until it is ended",
 }
 
 
