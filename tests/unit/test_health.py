@@ -168,7 +168,9 @@ def test_nobody_can_change_the_size_of_a_page(page: Page, size: int) -> None:
 
 def test_nobody_can_seal_a_page_against_writing(page: Page) -> None:
     with pytest.raises(OSError) as caught:
-        fcntl.fcntl(page.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_FUTURE_WRITE if hasattr(fcntl, "F_SEAL_FUTURE_WRITE") else 0x10)
+        fcntl.fcntl(
+            page.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_FUTURE_WRITE if hasattr(fcntl, "F_SEAL_FUTURE_WRITE") else 0x10
+        )
     assert caught.value.errno == errno.EPERM
 
 
