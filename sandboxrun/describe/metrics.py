@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from sandboxrun.config.permissions import Kind
 from sandboxrun.files import write_whole
-from sandboxrun.fleet.status import BOUNDS, NUMBER_MAX, AgentStatus, Histogram, WorkerStatus
+from sandboxrun.fleet.status import NUMBER_MAX, AgentStatus, WorkerStatus
+from sandboxrun.health import Histogram
+from sandboxrun.healthpage import BOUNDS
 from sandboxrun.log import escape
 from sandboxrun.records import record
 

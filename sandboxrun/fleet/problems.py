@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-
 from sandboxrun.fleet.status import AgentStatus, TypeStatus, WorkerStatus
+from sandboxrun.fleet.units import age
+from sandboxrun.log import LINE_MAX_CHARS
 from sandboxrun.records import record
 
 TYPE_CHECKING = False
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WAITING_SECONDS = 30.0  # a request that waits for so long is a problem
+_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/@")  # for a shell
 NAMES_MAX = 3  # workers that one line names
 
 
@@ -34,13 +35,22 @@ def problems(status: AgentStatus, *, clock: float, now: float) -> list[Problem]:
     return [*sorted(found, key=lambda problem: not problem.fails), *_denials(workers)]
 
 
+def healthy(status: AgentStatus) -> bool:
+    """Whether a probe should leave the agent alone: some worker works, or none has to.
+
+    One worker that fails is no reason to restart the others, and an outage of Redis none to restart any.
+    """
+    states = {worker.state for worker in status.workers}
+    return not states & {"stuck", "failing"} or bool(states & {"running", "starting", "ending"})
+
+
 def _away(status: AgentStatus) -> Iterator[Problem]:
     if not status.redis_up:
         yield Problem(
             "redis",
             True,
             f"Redis at {status.redis} cannot be reached",
-            f"sandboxrun doctor --redis {shlex.quote(status.redis)}",
+            _line("doctor", "--redis", status.redis),
         )
     if status.draining:
         yield Problem("draining", False, f"agent {status.name} is draining: it takes no new worker")
@@ -50,9 +60,9 @@ def _stuck(workers: tuple[WorkerStatus, ...], clock: float) -> Iterator[Problem]
     stuck = [worker for worker in workers if worker.state == "stuck"]
     if stuck:
         first = stuck[0]
-        yield Problem(
-            "stuck", True, f"{_are(stuck, 'stuck')}: {_named(stuck)}{_handling(first, clock)}", _restart(first)
-        )
+        names = f"{first.name} " if len(stuck) == 1 else f"{_named(stuck)}; {first.name} "
+        text = f"{_are(stuck, 'stuck')}: {names}{_handling(first, clock)}"
+        yield Problem("stuck", True, text, _restart(first))
 
 
 def _failing(workers: tuple[WorkerStatus, ...], now: float) -> Iterator[Problem]:
@@ -71,12 +81,11 @@ def _failing(workers: tuple[WorkerStatus, ...], now: float) -> Iterator[Problem]
             "waiting",
             True,
             f"{_count(waiting)} {verb} for a change of hash or policy: {_named(waiting)}: {last_end(first)}",
-            f"sandboxrun show {_words(first)}",
+            _line("show", first.type, first.id),
         )
 
 
 def _of_type(each: TypeStatus, status: AgentStatus) -> Iterator[Problem]:
-    type_ = shlex.quote(each.type)
     if each.waiting_ids and not status.draining:
         ids = "1 worker waits" if each.waiting_ids == 1 else f"{each.waiting_ids} workers wait"
         yield Problem("unplaced", True, f"{ids} for an agent with room: {each.type}", "sandboxrun doctor")
@@ -85,11 +94,11 @@ def _of_type(each: TypeStatus, status: AgentStatus) -> Iterator[Problem]:
             "backlog",
             True,
             f"a request to {each.type} has waited for {age(each.oldest_waiting)}",
-            f"sandboxrun info {type_}",
+            _line("info", each.type),
         )
     if each.dead:
         letters = "1 dead letter" if each.dead == 1 else f"{each.dead} dead letters"
-        yield Problem("dead", False, f"{each.type} has {letters}", f"sandboxrun dead {type_}")
+        yield Problem("dead", False, f"{each.type} has {letters}", _line("dead", each.type))
 
 
 def _denials(workers: tuple[WorkerStatus, ...]) -> Iterator[Problem]:
@@ -108,12 +117,22 @@ def _denials(workers: tuple[WorkerStatus, ...]) -> Iterator[Problem]:
 def grant_command(worker: WorkerStatus, kind: str, grant: str) -> str:
     """The command that says whether this may be granted, and prints the one that grants it; "" if it cannot be pasted."""
     flag = "--redis-keys" if kind == "redis" else f"--{kind}"
-    return pastable(shlex.join(["sandboxrun", "perms", worker.type, worker.id, flag, grant])) if grant else ""
+    return (
+        _line("perms", worker.type, worker.id, *((f"{flag}={grant}",) if grant.startswith("-") else (flag, grant)))
+        if grant
+        else ""
+    )
 
 
-def pastable(command: str) -> str:
-    """The command, or "" if it cannot be shown as it is: escaped it would be another one."""
-    return command if command.isprintable() else ""
+def _line(*words: str) -> str:
+    """A command of sandboxrun, or "" if it cannot be shown as it is: escaped it would be another one."""
+    if all(word and _SAFE.issuperset(word) for word in words):  # as types and ids are; shlex imports re
+        line = " ".join(("sandboxrun", *words))
+    else:
+        import shlex
+
+        line = shlex.join(("sandboxrun", *words))
+    return line if line.isprintable() and len(line) <= LINE_MAX_CHARS else ""
 
 
 def last_end(worker: WorkerStatus) -> str:
@@ -122,17 +141,9 @@ def last_end(worker: WorkerStatus) -> str:
     return ", ".join(filter(None, (code, worker.last_reason))) or "it ended"
 
 
-def age(seconds: float) -> str:
-    """In the largest unit of which there are at least two."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
-
-
 def _handling(worker: WorkerStatus, clock: float) -> str:
     since = worker.health.handling_since if worker.health is not None else 0.0
-    return f" has handled one request for {age(clock - since)}" if since else " does not answer"
+    return f"has handled one request for {age(clock - since)}" if since else "does not answer"
 
 
 def _again(worker: WorkerStatus, now: float) -> str:
@@ -152,14 +163,11 @@ def _named(workers: list[WorkerStatus]) -> str:
     return names + (f" and {len(workers) - NAMES_MAX} more" if len(workers) > NAMES_MAX else "")
 
 
-def _words(worker: WorkerStatus) -> str:
-    return f"{shlex.quote(worker.type)} {shlex.quote(worker.id)}"
-
-
 def _logs(worker: WorkerStatus) -> str:
-    return pastable(f"sandboxrun logs {_words(worker)} -n 50")
+    return _line("logs", worker.type, worker.id, "-n", "50")
 
 
 def _restart(worker: WorkerStatus) -> str:
     """`stop` keeps a worker of an agent stopped, until `start`."""
-    return pastable(f"sandboxrun stop {_words(worker)} && sandboxrun start {_words(worker)}")
+    stop, start = (_line(command, worker.type, worker.id) for command in ("stop", "start"))
+    return f"{stop} && {start}" if stop and start else ""

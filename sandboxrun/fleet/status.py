@@ -6,8 +6,10 @@ share. Names, reasons and targets come from Redis and from workers: whoever show
 
 from __future__ import annotations
 
-import json
+from _json import make_scanner
 
+from sandboxrun.health import Health, Histogram
+from sandboxrun.healthpage import BUCKETS
 from sandboxrun.records import record
 
 TYPE_CHECKING = False
@@ -19,42 +21,7 @@ STATES = ("starting", "running", "stuck", "waiting", "failing", "stopped", "endi
 STATUS_MAX_BYTES = 8 * 1024 * 1024  # of one status as JSON
 TEXT_MAX_CHARS = 1000
 TYPES_MAX, WORKERS_MAX, DENIALS_MAX, PAIRS_MAX = 1000, 1000, 50, 100  # of one agent, type, worker, list of counts
-NUMBER_MAX = 1 << 62
-
-# The upper limits of a histogram's buckets, in seconds; its last count is of those above.
-BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-
-
-@record
-class Histogram:
-    """How many values lay in each bucket: one count for each of BOUNDS, and one for those above; and the sum of all values."""
-
-    counts: tuple[int, ...]
-    sum: float
-
-    def quantile(self, q: float) -> float | None:
-        """The limit of the bucket that has this share of the values below it; None without values."""
-        wanted, seen = q * sum(self.counts), 0
-        for count, bound in zip(self.counts, (*BOUNDS, BOUNDS[-1]), strict=False):
-            seen += count
-            if count and seen >= wanted:
-                return bound
-        return None
-
-
-@record
-class Health:
-    """What a worker's loop says of itself. `tick`: its last turn, `handling_since`: of the request in hand; both
-    monotonic, 0 for none. `codes`: replies by code."""
-
-    ready: bool
-    tick: float
-    handling_since: float
-    handled: int
-    codes: tuple[tuple[int, int], ...]
-    handler: Histogram
-    wait: Histogram
-    client_id: int
+NUMBER_MAX = 1 << 63
 
 
 @record
@@ -130,6 +97,8 @@ class AgentStatus:
 
 def as_json(status: AgentStatus) -> bytes:
     """One line of ASCII that `parse` reads. Long text and long lists are cut."""
+    import json
+
     return json.dumps(_plain(status), separators=(",", ":")).encode()
 
 
@@ -155,12 +124,37 @@ def parse(data: bytes) -> AgentStatus:
     """
     if len(data) > STATUS_MAX_BYTES:
         raise ValueError(f"the status has more than {STATUS_MAX_BYTES >> 20} MiB")
-    try:
-        value = json.loads(data)
-    except RecursionError:
-        raise ValueError("the status is nested too deeply") from None
-    status: AgentStatus = _agent(value, "status")
+    status: AgentStatus = _agent(read_json(data), "status")
     return status
+
+
+def read_json(data: bytes) -> Any:
+    """One value of JSON in ASCII. As json.loads, whose module imports re, which takes a third of `sandboxrun health`.
+
+    Raises ValueError.
+    """
+    text = data.decode("ascii").strip()
+    try:
+        value, end = make_scanner(_Decoding)(text, 0)  # type: ignore[arg-type]  # what json.decoder gives it
+    except StopIteration:
+        raise ValueError("there is no JSON") from None
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    if end != len(text):
+        raise ValueError("there is more than one value of JSON")
+    return value
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+class _Decoding:
+    """The attributes of json.JSONDecoder that its scanner reads."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float, parse_int, parse_constant = float, int, _no_number
 
 
 if TYPE_CHECKING:
@@ -231,7 +225,14 @@ def _object(cls: Callable[..., Any], readers: Mapping[str, Reader]) -> Reader:
     return read
 
 
-_histogram = _object(Histogram, {"counts": _tuple(_whole, PAIRS_MAX), "sum": _number})
+def _counts(value: Any, path: str) -> Any:
+    counts = _tuple(_whole, BUCKETS)(value, path)
+    if len(counts) != BUCKETS:
+        raise ValueError(f"{path}: expected {BUCKETS} counts")
+    return counts
+
+
+_histogram = _object(Histogram, {"counts": _counts, "sum": _number})
 _health = _object(
     Health,
     {
@@ -281,7 +282,7 @@ def rates(before: AgentStatus, now: AgentStatus, seconds: float) -> dict[tuple[s
 
 def merged(histograms: Iterable[Histogram]) -> Histogram:
     """All their values in one."""
-    counts, total = [0] * (len(BOUNDS) + 1), 0.0
+    counts, total = [0] * BUCKETS, 0.0
     for each in histograms:
         total += each.sum
         for number, count in enumerate(each.counts[: len(counts)]):
