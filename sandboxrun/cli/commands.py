@@ -22,6 +22,8 @@ COMMANDS = (
     "trace",
     "redish",
     "ps",
+    "start",
+    "scale",
     "stop",
     "logs",
     "doctor",
