@@ -96,3 +96,22 @@ def test_hostile_queues_fill_no_memory_and_no_terminal(r: redis.Redis, run: Runn
     done = run("ps")
     assert done.code == 0 and not set(done.out + done.err) & {"\x1b", "\u202e"}
     assert "bot 1" in done.out and "waiting" in done.out
+
+
+def test_doctor_says_what_agents_leave_undone(r: redis.Redis, run: Runner) -> None:
+    def said() -> dict[str, tuple[str, ...]]:
+        findings = json.loads(run("doctor", "--json").out)["findings"]
+        return {each["text"]: tuple(each["hint"]) for each in findings if each["area"] == "agents"}
+
+    assert said() == {}
+    agent(r)
+    assert said() == {"1 agent on 1 host, and no worker waits for one": ()}
+    agent(r, "a2", name="web-2", host="elsewhere/1", seen=int(r.time()[0]) - 120)
+    r.rpush("bot:start:q", "8", "9")
+    r.rpush("chat:start:q", "1")
+    r.hset("chat:1:h", "url", "/x")
+    found = said()
+    assert found.pop("1 worker of chat waits, and no agent runs workers of this type") == ("sandboxrun agent chat",)
+    assert sorted(text.partition(": ")[0] for text in found) == [
+        "2 workers of bot wait for an agent with room", f"the agent on web-2 (process {os.getpid()}) is gone",
+    ]  # fmt: skip
