@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 import redis
 from agent_status import STATUS
+from runner import Runner
 
 from sandboxrun.describe.showing import Showing
-from sandboxrun.fleet.status import AgentStatus
+from sandboxrun.fleet.status import AgentStatus, as_json
 from sandboxrun.fleet.streams import Figures, figures
 from sandboxrun.host.page import Server
-from sandboxrun.host.statuses import read_all
+from sandboxrun.host.statuses import StatusSocket, read_all
 from sandboxrun.redis.connection import Connection
 
 SECONDS = 60
@@ -118,3 +120,22 @@ def test_what_cannot_be_written_is_said_once_and_ends_nothing(tmp_path: Path) ->
         f"sandboxrun health cannot ask this agent: {tmp_path}/folder: File exists",
         f"the metrics cannot be written to {path}: No such file or directory",
     ]
+
+
+def test_info_says_how_old_a_request_in_hand_is_and_what_workers_here_answered(r: redis.Redis, run: Runner) -> None:
+    """An endless handler renews its claim, so that the idle time of its entry says nothing."""
+    now = r.time()[0] * 1000
+    r.xgroup_create("greeter:req:x", "worker", "0", mkstream=True)
+    r.xadd("greeter:req:x", {"ref": "r"}, id=f"{now - 90_000}-0")
+    r.xreadgroup("worker", "1", {"greeter:req:x": ">"})
+    socket_ = StatusSocket(str(run.home / ".local/state/sandboxrun/agent"), lambda: as_json(STATUS))
+    found = json.loads(run("info", "greeter", "--json").out)
+    assert found["pending"][0]["idle"] < 60_000 and 90_000 <= found["pending"][0]["age"] < 90_000 + SECONDS * 1000
+    (worker,) = found["workers"]
+    assert (worker["id"], worker["codes"]) == ("1", {"200": 10, "500": 2}) and worker["handling"] > 0
+    lines = run("info", "greeter").out.splitlines()
+    assert any(
+        line.startswith("  worker 1 is running, has handled 12 (10 with 200, 2 with 500), p50 ") for line in lines
+    )
+    assert any(" sent " in line and " ago, with 1 for " in line for line in lines)
+    socket_.close()
