@@ -1,13 +1,10 @@
-"""What an agent shows of its types: figures of real streams, by page, socket, file and sd_notify at once."""
+"""What an agent, and `sandboxrun info`, show of the streams of a type."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +12,11 @@ import redis
 from agent_status import STATUS
 from runner import Runner
 
-from sandboxrun.describe.showing import Showing
-from sandboxrun.fleet.status import AgentStatus, as_json
+from sandboxrun.fleet.status import as_json
 from sandboxrun.fleet.streams import Figures, figures
-from sandboxrun.host.page import Server
-from sandboxrun.host.statuses import StatusSocket, read_all
+from sandboxrun.host import streamfigures
+from sandboxrun.host.statuses import StatusSocket
+from sandboxrun.host.streamfigures import StreamFigures
 from sandboxrun.redis.connection import Connection
 
 SECONDS = 60
@@ -73,53 +70,41 @@ def test_hostile_streams_have_no_figures(r: redis.Redis, redis_url: str) -> None
     connection.close()
 
 
-def test_an_agent_is_seen_in_all_ways(
-    r: redis.Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_status_has_the_figures_of_its_streams_only_while_somebody_looks(
+    r: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(streamfigures, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(streamfigures, "LOOKED_SECONDS", 0.5)
     r.xgroup_create("greeter:req:x", "worker", "0", mkstream=True)
     r.xadd("greeter:req:x", {"ref": "r"})
     r.xadd("greeter:dead:x", {"ref": "r"})
-    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    name = f"showing-{os.urandom(6).hex()}"
-    manager.bind(f"\0{name}")
-    manager.settimeout(SECONDS)
-    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
-    folder, file, warned = str(tmp_path / "agent"), tmp_path / "x.prom", list[str]()
-    made = Showing(lambda: STATUS, folder, redis_url, warned.append, page="127.0.0.1:0", metrics_file=str(file))
-    with made:
-        assert manager.recv(4096).decode() == "READY=1\nSTATUS=2 of 2 workers run"
-        assert "NOTIFY_SOCKET" not in os.environ
-        until(
-            lambda: file.exists() and file.read_text(),
-            lambda text: 'sandboxrun_dead{type="greeter"} 1\n' in (text or ""),
-        )
 
-        def lag() -> int | None:
-            ((_, status),) = read_all(folder)
-            assert isinstance(status, AgentStatus)
-            return status.types[0].lag
+    def asked() -> bool:
+        return any(client["name"] == "sandboxrun-page" for client in r.client_list())
 
-        until(lag, lambda found: found == 1)
-        server = next(each for each in made._open if isinstance(each, Server))
-        with socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert client.recv(15) == b"HTTP/1.1 200 OK"
-    assert manager.recv(4096).decode() == "STOPPING=1"
-    manager.close()
-    assert os.listdir(folder) == [] and warned == []
+    seen = StreamFigures(lambda: STATUS, redis_url, print)
+    assert not asked()
+    until(lambda: seen().types[0], lambda found: (found.lag, found.dead) == (1, 1))
+    (each,) = seen().types
+    assert each.oldest_waiting is not None and each.oldest_handling is not None  # of WORKER, since long ago
+    assert asked()
+    until(asked, lambda found: not found)
+    until(lambda: seen().types[0].lag, lambda found: found == 1)
+    seen.close()
+    assert not asked()
 
 
-def test_what_cannot_be_written_is_said_once_and_ends_nothing(tmp_path: Path) -> None:
+def test_an_outage_and_a_refusal_leave_the_figures_unknown(r: redis.Redis, redis_url: str) -> None:
+    away = StreamFigures(lambda: STATUS, "redis://127.0.0.1:1", print)
+    assert away().types[0].lag is None
+    away.close()
     warned: list[str] = []
-    (tmp_path / "folder").touch()
-    path = str(tmp_path / "missing/x.prom")
-    with Showing(lambda: STATUS, str(tmp_path / "folder"), "redis://127.0.0.1:1", warned.append, metrics_file=path):
-        until(lambda: len(warned), lambda count: count >= 2)
-        time.sleep(1.2)  # two more beats
-    assert warned == [
-        f"sandboxrun health cannot ask this agent: {tmp_path}/folder: File exists",
-        f"the metrics cannot be written to {path}: No such file or directory",
-    ]
+    r.acl_setuser("little", enabled=True, passwords=["+x"], categories=["+@connection"])
+    refused = StreamFigures(lambda: STATUS, f"redis://little:x@{redis_url.rpartition('@')[2]}", warned.append)
+    assert refused().types[0].lag is None
+    until(lambda: warned, bool)
+    assert warned[0].startswith("Redis refuses what the page and the metrics ask: NOPERM")
+    refused.close()
 
 
 def test_info_says_how_old_a_request_in_hand_is_and_what_workers_here_answered(r: redis.Redis, run: Runner) -> None:
