@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import resource
 import select
@@ -21,6 +20,7 @@ from sandboxrun.host.folders import Folders
 from sandboxrun.host.plan import Preparation, prepare
 from sandboxrun.host.runplan import RunOptions, RunPlan
 from sandboxrun.log import Log, shown_hint
+from sandboxrun.plainjson import dumps
 from sandboxrun.policy.audit import Audit
 from sandboxrun.records import asdict, record, replace
 from sandboxrun.redis.address import Address, parse_url
@@ -294,7 +294,7 @@ def _record(folders: Folders, plan: RunPlan, brought: dict[str, object]) -> None
     path = os.path.join(folders.runs, f"{plan.worker.type}:{plan.worker.id}.json")
     try:
         os.makedirs(folders.runs, mode=0o700, exist_ok=True)
-        write_whole(path, json.dumps(record).encode(), sync=False)
+        write_whole(path, dumps(record).encode(), sync=False)
     except OSError as error:
         raise ConfigError(f"the run cannot be recorded in {folders.runs}: {error.strerror}") from error
 

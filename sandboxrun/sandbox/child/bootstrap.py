@@ -30,6 +30,7 @@ _NR_PRCTL, _NR_CAPSET, _NR_SECCOMP = {"x86_64": (157, 126, 317), "aarch64": (167
 _NR_OPENAT2, _NR_LANDLOCK_CREATE_RULESET, _NR_LANDLOCK_ADD_RULE, _NR_LANDLOCK_RESTRICT_SELF = 437, 444, 445, 446
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 1 << 3
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
+_BOM = b"\xef\xbb\xbf"  # of UTF-8; the codec utf-8-sig is a module of its own
 _AT_FDCWD, _RESOLVE_NO_SYMLINKS, _RULE_PATH_BENEATH = -100, 0x04, 1
 
 
@@ -150,7 +151,7 @@ def _import_runtime(warm, package, *site):
 
 def _load(plan, runtime):
     """The script as the module `__main__`, and its code; nothing of it has run yet."""
-    source = plan["source"].decode("utf-8-sig")
+    source = plan["source"].removeprefix(_BOM).decode()
     main = type(sys)("__main__")
     main.__file__, main.__builtins__ = plan["file"], __builtins__
     if plan["show_source"]:

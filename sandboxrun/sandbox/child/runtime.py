@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # What nearly every script imports, and what that imports later.
-_COMMON = ("sandboxrun.worker", "sandboxrun.worker.serial", "urllib.parse")
+_COMMON = ("sandboxrun.worker", "sandboxrun.worker.serial")
 
 
 class SourceLoader:
