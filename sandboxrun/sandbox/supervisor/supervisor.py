@@ -147,12 +147,14 @@ class Supervisor:
         for number in to_catch():
             signal.signal(number, received)
 
-    def serve(self) -> int:
-        """Until the child has ended; its exit code (128+n for signal n)."""
-        for relay in self._relays:
-            relay.start()
+    def serve(self, gone: Callable[[], None] = lambda: None) -> int:
+        """Until the child has ended; its exit code (128+n for signal n). `gone` is called once the child was told to go: for
+        what may begin a moment later than the worker."""
         self._calls.start(self._handlers(), many=bool(self._policy.execute), waiting=self._connector.expire)
         self._child.go()
+        gone()
+        for relay in self._relays:
+            relay.start()
         now = time.monotonic()
         housekeeping = now + HOUSEKEEPING_SECONDS
         end = now + self._policy.limits.time if self._policy.limits.time else None
