@@ -83,6 +83,6 @@ def _end(spawned: Spawned) -> None:
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(spawned.pidfd, signal.SIGKILL)
     os.waitpid(spawned.pid, 0)
-    ours = ("stdin", "stdout", "stderr", "questions", "answers", "plan", "pidfd")
+    ours = ("stdin", "stdout", "stderr", "questions", "answers", "plan", "health", "pidfd")
     for fd in (getattr(spawned, name) for name in ours):
         os.close(fd)
