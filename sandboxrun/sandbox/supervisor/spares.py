@@ -50,6 +50,11 @@ class Spares:
                 self._asking -= 1
                 self._changed.notify_all()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a plan."""
+        return len(self._ready)
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
