@@ -149,6 +149,7 @@ def test_a_quantile_lies_in_its_bucket() -> None:
         (90.0, 89.0, 5, True),
         (90.0, 89.0, 0, False),  # no limit
         (90.0, 89.0, 15, False),  # not yet
+        (90.0, 98.5, 1, False),  # a loop that says each second that it turns
         (10.0, 99.0, 5, False),  # a long handler, and a loop that turns
         (10.0, 90.0, 5, True),  # a long handler, and the loop has stopped since
     ],
