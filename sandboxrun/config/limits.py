@@ -103,6 +103,7 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
             Limit("output", 1 << 20, 1 << 10, 1 << 40, *_SIZES, "output a second"),
             Limit("cpu", 0, 1, 10**9, *_TIMES, "the CPU time of a process"),
             Limit("time", 0, 1, 10**9, *_TIMES, "the run"),
+            Limit("handler", 0, 1, 10**9, *_TIMES, "a handler that stops the loop"),
         )
     }
 )
@@ -119,6 +120,7 @@ class Limits:
     output: int | None = None  # bytes a second
     cpu: int = LIMITS["cpu"].default  # seconds, each process
     time: int = LIMITS["time"].default  # seconds
+    handler: int = LIMITS["handler"].default  # seconds without a turn of the worker's loop
 
     def reached(self, name: str, key: str) -> str:
         limit = LIMITS[name]

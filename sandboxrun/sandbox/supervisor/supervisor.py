@@ -183,6 +183,7 @@ class Supervisor:
                 if self._guard is not None:
                     self._guard.reap_orphans()
                 self._check_scratch()
+                self._check_handler()
                 housekeeping = now + HOUSEKEEPING_SECONDS
 
     def close(self) -> None:
@@ -360,6 +361,15 @@ class Supervisor:
         pids = self._guard.living() if self._guard is not None else [self._child.pid]
         if folder_size(self._scratch, most) + deleted_size(pids) > most:
             self.stop(self._policy.limits.reached("scratch", self._key) + ": ending the worker")
+
+    def _check_handler(self) -> None:
+        limit = self._policy.limits.handler
+        if not limit or self._stops:
+            return
+        from sandboxrun.sandbox.supervisor.health import stuck
+
+        if stuck(self._child.health(), limit, time.monotonic()):
+            self.stop(self._policy.limits.reached("handler", self._key) + ": ending the worker")
 
 
 def _name(number: int) -> str:
