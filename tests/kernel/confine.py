@@ -5,15 +5,19 @@
                        "filters": FOLDER}'
 
 `files` is of the supervisor itself; `missing` makes the probe find features missing; `filters` keeps compiled filters.
+SANDBOXRUN_TEST_CHILD says how the child is made: `spawned`, the default; `spare`, before its key is known and with another
+start in between; `forked`, from a zygote.
 SANDBOXRUN_TESTS_MUTATE=ROW or ROW:CONDITION takes that out of the filter's table (mutate.py).
 
 Exits with the script's own code. What is confined is what `sandboxrun` confines: same policy, child and supervisor.
 """
 
+import contextlib
 import json
 import os
 import resource
 import sys
+from collections.abc import Iterator
 
 from sandboxrun.config.limits import Limits
 from sandboxrun.config.permissions import NetTarget, Permissions
@@ -22,7 +26,9 @@ from sandboxrun.log import Log
 from sandboxrun.sandbox.compile import features, policy, seccomp
 from sandboxrun.sandbox.compile.features import Features
 from sandboxrun.sandbox.supervisor.child import Child, Confinement, Script, this_interpreter
+from sandboxrun.sandbox.supervisor.spawn import Spawned
 from sandboxrun.sandbox.supervisor.supervisor import Supervisor
+from sandboxrun.sandbox.supervisor.zygote import Zygote
 
 KEY = "test:1:h"
 
@@ -37,6 +43,29 @@ def mutate(what: str) -> None:
         args = row.args[: int(condition)] + row.args[int(condition) + 1 :]
         rows.insert(int(number), row._replace(args=args))
     seccomp.rules = lambda: iter(rows)
+
+
+@contextlib.contextmanager
+def new_child(kernel: Features) -> Iterator[Child]:
+    """A child of the kind that SANDBOXRUN_TEST_CHILD says; another one of its kind waits beside it."""
+    with contextlib.ExitStack() as stack:
+        match os.environ.get("SANDBOXRUN_TEST_CHILD", "spawned"):
+            case "spawned":
+                child = Child(KEY, kernel)
+            case "spare":
+                spare = Spawned("spare", warm=True)
+                stack.callback(Child("test:2:h", kernel).close)
+                child = Child(KEY, kernel, spare)
+            case "forked":
+                zygote = Zygote()
+                stack.callback(zygote.close)
+                forked = zygote.fork(KEY)
+                stack.callback(Child("test:2:h", kernel, zygote.fork("test:2:h")).close)
+                child = Child(KEY, kernel, forked)
+            case kind:
+                raise ValueError(f"SANDBOXRUN_TEST_CHILD is {kind!r}")
+        stack.callback(child.close)
+        yield child
 
 
 def kept_filters(spec: dict) -> Kept | None:
@@ -81,8 +110,7 @@ def main(spec: dict) -> int:
         env=env,
         kept=kept_filters(spec),
     )
-    child = Child(KEY, kernel)
-    try:
+    with new_child(kernel) as child:
         child.stdin.close()
         child.check_supervision()
         listener = child.confine(confinement)
@@ -93,8 +121,6 @@ def main(spec: dict) -> int:
             return supervisor.serve()
         finally:
             supervisor.close()
-    finally:
-        child.close()
 
 
 if __name__ == "__main__":
