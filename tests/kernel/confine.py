@@ -74,10 +74,7 @@ def kept_filters(spec: dict) -> Kept | None:
     return Kept(spec["filters"], os.path.join(spec["filters"], "key"))
 
 
-def main(spec: dict) -> int:
-    log = Log()
-    if "files" in spec:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (spec["files"], resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+def confinement(spec: dict, log: Log) -> tuple[Features, Confinement]:
     kernel = features.probe()
     kernel = Features(frozenset(f for f in kernel.available if f.label not in spec.get("missing", ())))
     for message in kernel.require(spec.get("degraded", ())):
@@ -101,7 +98,7 @@ def main(spec: dict) -> int:
     with open(spec["script"], "rb") as file:
         script = Script(file.read(), spec["script"], None, None, is_file=True)
     env = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": spec["scratch"], "TMPDIR": spec["scratch"]}
-    confinement = Confinement(
+    return kernel, Confinement(
         key=KEY,
         policy=built,
         script=script,
@@ -110,17 +107,29 @@ def main(spec: dict) -> int:
         env=env,
         kept=kept_filters(spec),
     )
-    with new_child(kernel) as child:
-        child.stdin.close()
-        child.check_supervision()
-        listener = child.confine(confinement)
-        supervisor = Supervisor(child, listener, confinement, trusted=None, log=log)
-        try:
-            supervisor.resolver.pin_denied()
+
+
+def serve(child: Child, confinement: Confinement, log: Log, *, signals: bool) -> int:
+    child.stdin.close()
+    child.check_supervision()
+    listener = child.confine(confinement)
+    supervisor = Supervisor(child, listener, confinement, trusted=None, log=log)
+    try:
+        supervisor.resolver.pin_denied()
+        if signals:
             supervisor.handle_signals()
-            return supervisor.serve()
-        finally:
-            supervisor.close()
+        return supervisor.serve()
+    finally:
+        supervisor.close()
+
+
+def main(spec: dict) -> int:
+    log = Log()
+    if "files" in spec:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spec["files"], resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    kernel, wanted = confinement(spec, log)
+    with new_child(kernel) as child:
+        return serve(child, wanted, log, signals=True)
 
 
 if __name__ == "__main__":
