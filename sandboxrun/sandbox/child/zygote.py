@@ -40,6 +40,10 @@ def _reply(text: bytes) -> None:
     os.write(1, text)
 
 
+def _fail(error: OSError) -> None:
+    _reply(b"fail " + str(error.strerror).encode())
+
+
 def _show(*words: str) -> None:
     """Have ps(1) show other arguments, as far as there is room. Without /proc, or where it is read-only, it shows the old ones."""
     sys.orig_argv[:] = words
@@ -93,11 +97,15 @@ def _fork_and_end() -> None:
 def _give_channels(pipes: "list[tuple[int, bool]]", memory: "list[str]") -> list[int]:
     """Make the child's descriptors, and wait until the agent has taken its ends; the child's, from the questions on."""
     ours, theirs = [], []
-    for flags, child_reads in pipes:
-        read, write = os.pipe2(os.O_CLOEXEC | flags)
-        ours.append(read if child_reads else write)
-        theirs.append(write if child_reads else read)
-    made = [os.memfd_create(name, os.MFD_CLOEXEC) for name in memory]
+    try:
+        for flags, child_reads in pipes:
+            read, write = os.pipe2(os.O_CLOEXEC | flags)
+            ours.append(read if child_reads else write)
+            theirs.append(write if child_reads else read)
+        made = [os.memfd_create(name, os.MFD_CLOEXEC) for name in memory]
+    except OSError as error:
+        _fail(error)
+        os._exit(1)
     _reply(b" ".join((b"ready", *(b"%d" % number for number in (os.getpid(), *theirs, *made)))))
     for number, fd in enumerate(ours[:3]):
         os.dup2(fd, number)  # the zygote's own are closed by this
@@ -113,7 +121,7 @@ def _serve(bootstrap: "Any", agent: int, program: list[str]) -> "tuple[list[int]
         try:
             is_child = _fork()
         except OSError as error:
-            _reply(b"fail " + str(error.strerror).encode())
+            _fail(error)
             continue
         if is_child:
             times = [time.monotonic_ns()]

@@ -102,8 +102,8 @@ class _Process:
             return rest
         if found == b"fail":
             raise OSError(0, rest.decode("utf-8", "replace"))
-        while reply and self._wait(self._replies, until=time.monotonic() + _LEFT_SECONDS):
-            more = os.read(self._replies, _REPLY_BYTES)
+        while self._wait(self._replies, sender, until=time.monotonic() + _LEFT_SECONDS):
+            more = os.read(self._replies, _REPLY_BYTES) if self._wait(self._replies, until=0.0) else b""
             if not more:
                 break
             reply += more
