@@ -55,4 +55,4 @@ def test_another_value_is_an_error_with_its_line(value: str) -> None:
 def test_a_near_name_gets_the_hint_to_write_it_right() -> None:
     with pytest.raises(ConfigError) as error:
         parse_policy(KEY.format("t", "true").replace("share-memory", "share-memry"), "p")
-    assert error.value.hint == "sed -i 2s/share-memry/share-memory/ p"
+    assert error.value.hint == ("sed -i 2s/share-memry/share-memory/ p",)

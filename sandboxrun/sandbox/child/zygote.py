@@ -44,21 +44,6 @@ def _fail(error: OSError) -> None:
     _reply(b"fail " + str(error.strerror).encode())
 
 
-def _show(*words: str) -> None:
-    """Have ps(1) show other arguments, as far as there is room. Without /proc, or where it is read-only, it shows the old ones."""
-    sys.orig_argv[:] = words
-    try:
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, proc(5)
-        data = b"\0".join(map(os.fsencode, words))[: end - start - 1]
-        with open("/proc/self/mem", "r+b", buffering=0) as memory:
-            memory.seek(start)
-            memory.write(data.ljust(end - start, b"\0"))
-    except OSError:
-        pass
-
-
 def _fork() -> bool:
     """Fork a child whose parent is the agent; True in the child. Raises OSError in the zygote.
 
@@ -94,15 +79,17 @@ def _fork_and_end() -> None:
             os._exit(0)
 
 
-def _give_channels(pipes: "list[tuple[int, bool]]", memory: "list[str]") -> list[int]:
+def _give_channels(pipes: "list[tuple[int, bool]]", memory: "list[tuple[str, int, int]]") -> list[int]:
     """Make the child's descriptors, and wait until the agent has taken its ends; the child's, from the questions on."""
-    ours, theirs = [], []
+    ours, theirs, made = [], [], []
     try:
         for flags, child_reads in pipes:
             read, write = os.pipe2(os.O_CLOEXEC | flags)
             ours.append(read if child_reads else write)
             theirs.append(write if child_reads else read)
-        made = [os.memfd_create(name, os.MFD_CLOEXEC) for name in memory]
+        for name, flags, size in memory:
+            made.append(os.memfd_create(name, os.MFD_CLOEXEC | flags))
+            os.ftruncate(made[-1], size)
     except OSError as error:
         _fail(error)
         os._exit(1)
@@ -114,8 +101,8 @@ def _give_channels(pipes: "list[tuple[int, bool]]", memory: "list[str]") -> list
     return [*ours[3:], *made]
 
 
-def _serve(bootstrap: "Any", agent: int, program: list[str]) -> "tuple[list[int], list[int]]":
-    """Fork a child for each command; returns in the children alone, with their descriptors and when they began."""
+def _serve(bootstrap: "Any", agent: int) -> "tuple[str, list[int], list[int]]":
+    """Fork a child for each command; returns in the children alone: key, descriptors, and when the child began."""
     while command := os.read(0, _COMMAND_BYTES):
         key, pipes, memory = marshal.loads(command)
         try:
@@ -130,8 +117,7 @@ def _serve(bootstrap: "Any", agent: int, program: list[str]) -> "tuple[list[int]
             _signal.alarm(_TAKEN_SECONDS)
             channels = _give_channels(pipes, memory)
             _signal.alarm(0)
-            _show(*program, key)
-            return channels, times
+            return key, channels, times
     os._exit(0)
 
 
@@ -143,9 +129,10 @@ def main() -> None:
     gc.disable()  # what is imported now stays
     bootstrap.close_others()
     runtime = bootstrap.import_runtime(1, *packages)
-    _show(*program, "zygote")
+    runtime.show_arguments([*program, "zygote"])
     gc.freeze()
-    channels, times = _serve(bootstrap, agent, program)
+    key, channels, times = _serve(bootstrap, agent)
+    runtime.show_arguments([*program, key])
     bootstrap.run(runtime, *channels, times)
 
 

@@ -13,12 +13,8 @@ import sys
 import sandboxrun
 from sandboxrun import timing
 
+HEALTH_BYTES = 4096  # as healthpage.py has it
 SITE_FOLDERS = ("site-packages", "dist-packages")  # Debian's are the second
-# Of each child: flags of pipe2(2), and whether the child reads. Standard input, output and error, questions and answers.
-# Questions are packets, so that what one thread or process writes is never mixed with another's; they take a page each, so
-# answers, which must never wait for their reader, are none.
-PIPES = ((0, True), (0, False), (0, False), (os.O_DIRECT, False), (0, True))
-MEMORY = ("plan",)  # a memfd each
 _CHILD = os.path.join(os.path.dirname(os.path.dirname(__file__)), "child")
 _SIGPIPE, _SIGXFSZ = 13, 25  # which Python ignores, and programs do not expect to be ignored
 
@@ -32,15 +28,16 @@ class Spawned:
         """
         ours, theirs = [], []
         try:
-            for flags, child_reads in PIPES:
+            for flags, child_reads in pipes():
                 read, write = os.pipe2(os.O_CLOEXEC | flags)
                 ours.append(write if child_reads else read)
                 theirs.append(read if child_reads else write)
-            for name in MEMORY:
-                ours.append(os.memfd_create(name, os.MFD_CLOEXEC))
+            for name, flags, size in memory():
+                ours.append(_memfd(name, flags, size))
                 theirs.append(os.dup(ours[-1]))
             words = [key, str(os.getpid()), *map(str, theirs[3:]), "1" if warm else "0", *importable()]
             pid = start_python("bootstrap", words, theirs)
+            seal(ours[-1])  # only now: the import of fcntl takes time, and nothing untrusted runs before `go`
         except BaseException:
             for fd in ours:
                 os.close(fd)
@@ -53,11 +50,11 @@ class Spawned:
 
     def _keep(self, pid: int, pidfd: int, ours: list[int]) -> None:
         self.pid, self.pidfd = pid, pidfd
-        self.stdin, self.stdout, self.stderr, self.questions, self.answers, self.plan = ours
+        self.stdin, self.stdout, self.stderr, self.questions, self.answers, self.plan, self.health = ours
 
     @classmethod
     def of(cls, pid: int, pidfd: int, ours: list[int]) -> Spawned:
-        """A child that was started in another way; `ours` are as PIPES and MEMORY have them."""
+        """A child that was started in another way; `ours` are as `pipes` and `memory` have them."""
         made = cls.__new__(cls)
         made._keep(pid, pidfd, ours)
         return made
@@ -78,6 +75,36 @@ def start_python(program: str, words: list[str], fds: list[int]) -> int:
         setsid=True,
         setsigdef=(_SIGPIPE, _SIGXFSZ),
     )
+
+
+def pipes() -> tuple[tuple[int, bool], ...]:
+    """Of each child: flags of pipe2(2), and whether the child reads. Standard input, output and error, questions, answers."""
+    # Questions are packets, so that what one thread or process writes is never mixed with another's; they take a page each,
+    # so answers, which must never wait for their reader, are none.
+    return (0, True), (0, False), (0, False), (os.O_DIRECT, False), (0, True)
+
+
+def memory() -> tuple[tuple[str, int, int], ...]:
+    """Of each child, its memfds: name, flags and size. The plan, and the page in which a worker says how it is (healthpage.py)."""
+    return ("plan", 0, 0), ("health", os.MFD_ALLOW_SEALING, HEALTH_BYTES)
+
+
+def health_page() -> int:
+    """A descriptor of a new page in which a worker says how it is. Raises OSError."""
+    return _memfd(*memory()[-1])
+
+
+def _memfd(name: str, flags: int, size: int) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | flags)
+    os.ftruncate(fd, size)
+    return fd
+
+
+def seal(health: int) -> None:
+    """The page keeps its size, and takes no further seal. Raises OSError."""
+    import fcntl
+
+    fcntl.fcntl(health, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
 
 
 def package() -> str:

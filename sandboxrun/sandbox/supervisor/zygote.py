@@ -27,7 +27,7 @@ _NR_PRCTL = {"x86_64": 157, "aarch64": 167}
 _REPLY_BYTES = 4096  # PIPE_BUF
 _REPLY_SECONDS = 20.0  # its imports come before the first one
 _LEFT_SECONDS = 2.0
-_ANSWERS = 4  # in spawn.PIPES
+_ANSWERS = 4  # in spawn.pipes()
 _ROOM = "-" * 256  # for the longest key of a worker
 
 
@@ -61,7 +61,7 @@ class _Process:
     def fork(self, key: str) -> Spawned:
         """Raises OSError, and then the process must be ended."""
         try:
-            os.write(self._commands, marshal.dumps((key, spawn.PIPES, spawn.MEMORY)))
+            os.write(self._commands, marshal.dumps((key, spawn.pipes(), spawn.memory())))
         except BrokenPipeError as error:
             raise _Ended(error.errno, error.strerror) from error
         pid = int(self._reply(b"forked", self.pidfd))
@@ -72,6 +72,7 @@ class _Process:
             if number != pid:
                 raise OSError(0, f"process {number} replied instead of {pid}")
             ours += (pidfd_getfd(pidfd, fd) for fd in fds)
+            spawn.seal(ours[-1])
             os.write(ours[_ANSWERS], b"taken")
         except BaseException:
             for fd in ours:
