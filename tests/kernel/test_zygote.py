@@ -22,7 +22,7 @@ def looks(pid):
     status = dict(line.split(":", 1) for line in open(f"/proc/{pid}/status"))
     stat = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
     names = "Umask Uid Gid Groups Threads SigQ SigPnd ShdPnd SigBlk SigIgn SigCgt CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp"
-    files = ("environ", "cgroup", "oom_score_adj", "limits", "mountinfo", "loginuid", "comm", "timerslack_ns", "coredump_filter")
+    files = ("environ", "cgroup", "oom_score_adj", "limits", "mountinfo", "loginuid", "comm", "coredump_filter")
     return {
         **{name: status.get(name, "").strip() for name in names.split() if name != "SigQ"},
         **{name: open(f"/proc/{pid}/{name}").read() for name in files if os.path.exists(f"/proc/{pid}/{name}")},

@@ -25,6 +25,8 @@ CONFINE = Path(__file__).parents[1] / "kernel" / "confine.py"
 FILTERS = tempfile.mkdtemp(prefix="sandboxrun-filters-")  # each test process compiles a filter once
 atexit.register(shutil.rmtree, FILTERS, ignore_errors=True)
 _PASSED = ("SANDBOXRUN_TESTS_MUTATE", "SANDBOXRUN_TEST_CHILD")  # to confine.py
+# For a test of the fixture `arena`: in each kind of child of confine.py.
+in_every_child = pytest.mark.parametrize("arena", ["spawned", "spare", "forked"], indirect=True)
 SECONDS = 60  # for one attempt, which takes far less
 
 _FRAME = """\
