@@ -27,7 +27,7 @@ _EXAMPLE = '[worker."demo-*"]'
 _KEYS = (
     *(kind.flag().removeprefix("--") for kind in Kind),
     *(f"limit-{limit}" for limit in LIMITS),
-    *("import", "pinned", "local", "inspect", "open-redis", "sha256"),
+    *("import", "pinned", "local", "inspect", "open-redis", "sha256", "share-memory"),
     *("index", "package-hosts", "packages", "packages-size", "unlocked"),
 )
 _URL = r"rediss?://[^/@?#\s]+:[0-9]{1,5}|unix:///[^?#]+"
@@ -223,7 +223,7 @@ def _read_key(key: str, value: Any, place: str, arguments: dict[str, Any]) -> No
         arguments["imports"] = _list(value, wrong, _host, "hosts, as in git.example.com or git.example.com:8443")
     elif key == "sha256":
         arguments["sha256"] = frozenset(_list(value, wrong, _digest, "digests of 64 hexadecimal digits"))
-    elif key in ("pinned", "local", "inspect", "open-redis", "unlocked"):
+    elif key in ("pinned", "local", "inspect", "open-redis", "share-memory", "unlocked"):
         arguments[key.replace("-", "_")] = value if isinstance(value, bool) else wrong("true or false")
     elif key in ("index", "package-hosts", "packages", "packages-size"):
         arguments[key.replace("-", "_")] = _package_key(key, value, wrong)

@@ -9,6 +9,8 @@ child "ready FD NS NS NS" with the seccomp listener, which the supervisor takes,
 on only names are asked (names.py): child "name NUMBER HOST", supervisor "NUMBER\nok\nADDRESS…", "NUMBER\ndenied\nMESSAGE"
 or "NUMBER\nEAI_CODE\nMESSAGE", and a NUL. A packet and an answer have at most PIPE_BUF bytes.
 
+A child that was forked instead (zygote.py) has all of this imported already, and begins with `run`.
+
 Only light modules are imported: `socket`, `signal` and `threading` take longer than Python's own start. runtime.py has
 what decides nothing; it is imported before the plan arrives, from folders that no worker can write. Nothing untrusted is
 in this process until `_load`.
@@ -123,7 +125,7 @@ def _confine(plan):
     return _syscall("seccomp", _NR_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, program)
 
 
-def _import_runtime(warm, package, *site):
+def import_runtime(warm, package, *site):
     """runtime.py of the running package, imported before anything untrusted is in this process.
 
     Python may compile and keep these modules, as an editable installation has not compiled them; it keeps none later."""
@@ -164,7 +166,7 @@ def _load(plan, runtime):
     return main, compile(source, plan["name"], "exec", dont_inherit=True)
 
 
-def _close_others(*kept):
+def close_others(*kept):
     """Close the descriptors that were open when the supervisor started; programs of the script do not inherit ours."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd in kept:
@@ -197,16 +199,16 @@ def _confine_or_exit(plan, questions):
         os._exit(1)
 
 
-def main():
-    (supervisor, questions, answers, plan_fd, health, warm), packages = map(int, sys.argv[2:8]), sys.argv[8:]
-    times = [time.monotonic_ns()]  # for timing.py
+def end_with(supervisor):
+    """Have the kernel kill this process when its parent ends, which must be the supervisor."""
     _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != supervisor:  # it died before PDEATHSIG was armed
         os._exit(0)
-    os.chdir("/")
-    gc.disable()  # the modules that are imported now stay
-    _close_others(questions, answers, plan_fd, health)
-    runtime = _import_runtime(warm, *packages)
+
+
+def run(runtime, questions, answers, plan_fd, health, times):
+    """Of every child, spawned or forked, from the wait for its plan on."""
+    close_others(questions, answers, plan_fd, health)
     runtime.share_health(health)
     _await(answers, b"plan")
     plan = _read_plan(plan_fd)
@@ -228,4 +230,15 @@ def main():
     exec(code, module.__dict__)  # from here on the process is the worker's
 
 
-main()
+def main():
+    (supervisor, questions, answers, plan_fd, health, warm), packages = map(int, sys.argv[2:8]), sys.argv[8:]
+    times = [time.monotonic_ns()]  # for timing.py
+    end_with(supervisor)
+    os.chdir("/")
+    gc.disable()  # the modules that are imported now stay
+    runtime = import_runtime(warm, *packages)
+    run(runtime, questions, answers, plan_fd, health, times)
+
+
+if __name__ == "__main__":
+    main()
