@@ -22,6 +22,7 @@ COMMANDS = (
     "trace",
     "redish",
     "ps",
+    "health",
     "stop",
     "logs",
     "doctor",

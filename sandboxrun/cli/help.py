@@ -30,6 +30,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "run": ("TYPE ID", "the same as sandboxrun TYPE ID, for a type named like a command"),
         "ps": ("[TYPE]", "list the workers that run, on all hosts"),
         "logs": ("TYPE ID [-f]", "show what a worker printed on this host"),
+        "health": ("[TYPE ID]", "say whether agents and workers of this host work, for probes"),
         "info": ("TYPE [--watch]", "show requests, consumers and rates of a type"),
         "stop": ("TYPE ID …", "end workers, on whatever host they run"),
     },

@@ -7,12 +7,13 @@ import sys
 import time
 from typing import Any
 
-from sandboxrun.cli.fleet import age, known_here, size
+from sandboxrun.cli.fleet import known_here
 from sandboxrun.cli.mistakes import with_redis
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import connected
 from sandboxrun.config import keys
 from sandboxrun.fleet import workers as fleet
+from sandboxrun.fleet.units import age, size
 from sandboxrun.fleet.workers import State, Worker
 from sandboxrun.host import usage
 from sandboxrun.log import escape, shown_hint

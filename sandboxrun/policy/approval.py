@@ -103,7 +103,9 @@ def save(path: str, asked: Asked) -> None:
         raise ConfigError(f"the approval cannot be recorded in {folder}: {error.strerror}") from error
 
 
-def approve(path: str, asked: Asked, *, type_: str, id_: str, yes: bool) -> tuple[str, tuple[str, ...]]:
+def approve(
+    path: str, asked: Asked, *, type_: str, id_: str, yes: bool, terminal: bool = True
+) -> tuple[str, tuple[str, ...]]:
     """Approve what the hash asks for, and record it. Returns how ("first", "same", "--yes", "terminal"), and what was added.
     Raises PolicyError."""
     before = load(path)
@@ -112,14 +114,14 @@ def approve(path: str, asked: Asked, *, type_: str, id_: str, yes: bool) -> tupl
     if grown:
         manner = "--yes" if yes else "terminal"
         if not yes:
-            _agree(grown, type_, id_)
+            _agree(grown, type_, id_, terminal)
     if before is None or _parts(before) != _parts(asked):
         save(path, asked)
     return manner, grown
 
 
-def _agree(grown: tuple[str, ...], type_: str, id_: str) -> None:
-    """Ask at the terminal. Raises PolicyError unless the answer is yes."""
+def _agree(grown: tuple[str, ...], type_: str, id_: str, terminal: bool) -> None:
+    """Ask at the `terminal`, if one may be used. Raises PolicyError unless the answer is yes."""
     key = keys.worker_key(type_, id_)
     shown = [escape(line) for line in grown]
     if len(shown) > QUESTION_MAX_LINES or sum(map(len, shown)) > QUESTION_MAX_CHARS:
@@ -127,7 +129,8 @@ def _agree(grown: tuple[str, ...], type_: str, id_: str) -> None:
             f"{key} asks for {len(shown)} things more than at its last run, too many to ask here", hint=_agree_hint(key)
         )
     question = "".join(f"  + {line}\n" for line in shown)
-    answer = ask(f"{key} asks for more than at its last run:\n{question}Allow this? [y/N] ")
+    question = f"{key} asks for more than at its last run:\n{question}Allow this? [y/N] "
+    answer = ask(question) if terminal else None
     if answer is None:
         first = grown[0][:200]
         raise PolicyError(

@@ -120,7 +120,8 @@ class _File:
             raise OSError("no room for a whole line")
 
     def close(self) -> None:
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1  # a late message must not be written into another file's number
+        os.close(fd)
 
 
 class _Journal:

@@ -60,7 +60,7 @@ class Owner:
 
     key: str  # the worker's
     host: str  # a digest of this boot of this host
-    pid: int  # the supervisor's
+    pid: int  # the worker's; until 0.2, its supervisor's
     started: int  # in clock ticks after boot
     made: int  # Unix time in seconds
 

@@ -39,6 +39,11 @@ class Users:
     def __bool__(self) -> bool:
         return bool(self._users)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the users that have to be there now."""
+        return () if self._ended else tuple(user.name for user in self._users)
+
     def admit(self, connection: Connection, identity: Identity, owner: Owner, *, selectors: bool) -> tuple[User, ...]:
         """Make them: one, or on a server without `selectors` two, of which the second reads the hashes.
 

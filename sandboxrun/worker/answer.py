@@ -56,6 +56,7 @@ class Answers:
         self.limited: Callable[[Handler, Request], Any] | None = (
             None  # calls a handler with a timeout; None: unsupported
         )
+        self.replied: Callable[[int], None] = lambda code: None  # called with the code of each reply that is not OK
         self.is_child = False  # a handler has forked this process, which answers nothing
         self._no_ref, self._no_ref_due = 0, 0.0
 
@@ -122,6 +123,7 @@ class Answers:
         try:
             self._fail(entry, received, request, error)
         except BaseException:
+            self.replied(FAILED)
             self._render.reply(entry, FAILED, last_resort(entry.ref, self._type, received), received, received)
 
     def _fail(self, entry: Entry, received: str, request: Request | None, error: BaseException) -> None:
@@ -141,6 +143,7 @@ class Answers:
             self._render.reply(entry, code, body, received, done, notes)
         except BaseException:  # a trace field that cannot be encoded
             self._render.reply(entry, code, body, received, done)
+        self.replied(code)
         if entry.ref is None and code == BAD_REQUEST:
             self._render.add_dead_letter(entry, NO_REF, self._consumer, done)
             self._no_ref += 1

@@ -17,6 +17,7 @@ from sandboxrun.worker import process
 from sandboxrun.worker.answer import Answers
 from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.claims import Claims
+from sandboxrun.worker.health import Health
 from sandboxrun.worker.outage import Backoff, Outages
 from sandboxrun.worker.output import say
 from sandboxrun.worker.request import noted
@@ -58,7 +59,9 @@ class Worker:
             token=context.token,
         )
         self._claims.warn = self._warn
+        self._health = Health()
         self._answers = Answers(handlers, context.type, loop.consumer_id, self._render, encoder, self._tell)
+        self._answers.replied = self._health.replied
         self._signals = process.Signals()
         self._signals.forked.append(self._forked)
         self._pid = os.getpid()

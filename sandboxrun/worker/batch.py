@@ -29,7 +29,20 @@ _REPLY_BYTES, _TRACE_BYTES = len(keys.reply_key("")), len(keys.trace_key(""))
 class Entry:
     """A request in hand: delivered to this consumer, and its reply not confirmed by Redis yet."""
 
-    __slots__ = ("answered", "begun", "commands", "count", "deliveries", "losses", "raw", "ref", "sent", "spent", "xid")
+    __slots__ = (
+        "answered",
+        "at",
+        "begun",
+        "commands",
+        "count",
+        "deliveries",
+        "losses",
+        "raw",
+        "ref",
+        "sent",
+        "spent",
+        "xid",
+    )
 
     def __init__(self, xid: bytes, raw: Mapping[bytes, bytes], deliveries: int = 1) -> None:
         self.xid, self.raw, self.deliveries = xid, raw, deliveries
@@ -38,6 +51,7 @@ class Entry:
         self.count = 0  # number of commands
         self.spent = False  # it was delivered `maxDeliveries` times
         self.begun = False  # the handler was called
+        self.at = 0.0  # when, in a concurrent worker
         self.answered = False  # `commands` has the reply
         self.losses = 0  # lost connections while the reply was on its way
         self.sent = False  # the reply was sent, and is not confirmed by Redis yet

@@ -95,6 +95,7 @@ class Claims(Session):
         self.generation = 0
         self.expire_nx = True
         self.warn: Callable[[str], None] = lambda message: None
+        self.identified: Callable[[object], None] | None = None  # called with the connection's number at Redis
         self.unsendable: Callable[[Entry], None] = lambda entry: None  # replaces the entry's reply by a small one
 
     # --- the connection
@@ -113,6 +114,8 @@ class Claims(Session):
             self.connection.set_wait(self.block_millis / 1000)
             self.opened += 1
             self._opened_at = time.monotonic()
+            if self.identified is not None:  # apart, because a login that may not ask is none that is refused
+                self.expect((pack("CLIENT", "ID"),), 1, lambda replies, told: told(replies[0]), self.identified)
             _, expire = self.exchange(
                 ("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"),
                 ("EXPIRE", keys.trace_key("-"), 1, "NX"),

@@ -57,7 +57,7 @@ class Kept(Worker):
     def _check_end(self) -> None:
         raise NotImplementedError
 
-    def _begin(self, entry: Entry) -> None:
+    def _begin_all(self, entries: list[Entry]) -> None:
         raise NotImplementedError
 
     def _done(self, entry: Entry) -> None:
@@ -178,7 +178,7 @@ class Kept(Worker):
             self._answers.give_up(entry)
             self._done(entry)
         else:
-            self._begin(entry)
+            self._begin_all([entry])
 
     def _wind_up(self) -> bool:
         """Send what is ready, and hand back what is not answered; whether everything is confirmed."""

@@ -13,6 +13,7 @@ from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker.base import BATCH_MOST, LOOK_SECONDS
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.claims import HANDED_BACK_MILLIS, Claims
+from sandboxrun.worker.health import Health
 from sandboxrun.worker.outage import Backoff
 from sandboxrun.worker.streams import read_command, read_entries
 
@@ -104,11 +105,12 @@ class Reader:
         turned: Callable[[], object],
         end: Callable[[], None],
         over: Callable[[Exception | None], object],
+        health: Health,
     ) -> None:
         self._connection, self._claims, self._room, self._backoff = connection, claims, room, backoff
         self.turns = 0
         self._ending, self._may_return = ending, may_return
-        self._turned = turned
+        self._turned, self._health = turned, health
         self._arrived, self._end, self._over = arrived, end, over
 
     def start(self) -> None:
@@ -135,12 +137,16 @@ class Reader:
                 if not connection.is_open:
                     connection.open()
                     connection.set_wait(self._claims.block_millis / 1000)
+                    if self._health.shared:
+                        self._health.reads_as(connection.pipeline([("CLIENT", "ID")])[0])
                 count = self._room.wait()
                 if count is None:
                     self._end()
                 elif count:
                     self._read(count)
                     self.turns += 1
+                    if self.turns == 1:
+                        self._health.ready()
                     if self._claims.suspects:
                         self._turned()
                     if backoff.since:
@@ -162,6 +168,8 @@ class Reader:
         connection, claims, stream = self._connection, self._claims, self._claims.loop.request_stream
         generation = claims.generation
         block = SHORT_BLOCK_MILLIS if claims.suspects else claims.block_millis  # short: old claims have their turn
+        if not self.turns:
+            block = 0  # the first read does not wait, so that the worker is known to be ready
         connection.send(read_command(claims.look_at_pid, claims.loop, count, block))
         pid, found = connection.read_many(2)
         for reply in (pid, found):

@@ -12,11 +12,13 @@ import time
 from collections import deque
 
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError, StoreError
+from sandboxrun.healthpage import HANDLING_SINCE, READY, TICK
 from sandboxrun.protocol import HandlerTimeout
 from sandboxrun.protocol.reply import message_of
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker.base import BATCH_MOST, CUT_SECONDS, GRACE_SECONDS, RENEW_PART, GaveUp, Worker
 from sandboxrun.worker.batch import Entry
+from sandboxrun.worker.health import QUICK_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +49,16 @@ class Serial(Worker):
         self._count = 1  # requests of the next read
         self._deep = False  # there is a backlog, so a second read is in flight while a batch is handled
         self._cost = 0.0  # average seconds of a request
-        self._busy = 0.0  # when the running handler began, or 0
+        self._times = self._health.times  # HANDLING_SINCE: when the running handler began, or 0
+        self._handled = self._quick = (
+            0  # requests since the last turn, and those of them that took less than QUICK_SECONDS
+        )
+        self._quick_seconds = 0.0  # of these together
+        self._batch: tuple[list[Entry], float, float] | None = (
+            None  # handled since the last turn, from when, and until when
+        )
+        if self._health.shared:
+            self._claims.identified = self._health.reads_as
         self._recoveries: deque[float] = deque(maxlen=RECOVERIES_MOST)
         self._left = False
         self._new_first = False  # an old claim was begun last, so new requests have their turn
@@ -114,6 +125,9 @@ class Serial(Worker):
 
     def _step(self) -> bool:
         claims = self._claims
+        self._times[TICK] = time.monotonic()
+        if self._handled:
+            self._note()
         if claims.arrived:
             entries, asked = claims.arrived.popleft()
             self._work(entries, asked)
@@ -139,9 +153,22 @@ class Serial(Worker):
             self._take_suspect()
         else:
             self._new_first = False
-            self._ask(block=not claims.suspects)
+            # The first read does not wait, so that the worker is known to be ready.
+            self._ask(block=not claims.suspects and bool(self._health.words[READY]))
             claims.flush()
         return False
+
+    def _note(self) -> None:
+        """Note what was handled. Here, because Redis is at work on the replies meanwhile."""
+        self._health.handled(self._handled, self._quick, self._quick_seconds)
+        self._handled = self._quick = 0
+        self._quick_seconds = 0.0
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            entries, began, ended = batch
+            offset = time.time() - time.monotonic()
+            last = ended - (ended - began) / len(entries)
+            self._health.waited(entries, began + offset, last + offset)
 
     def _wind_up(self) -> bool:
         """Hand back the requests that were not begun, once no reply is awaited. True when everything is confirmed."""
@@ -167,6 +194,7 @@ class Serial(Worker):
     def _work(self, entries: list[Entry], asked: int) -> None:
         """Handle the entries of one read, and send the replies together with the next read."""
         claims, began = self._claims, time.monotonic()
+        self._health.words[READY] = 1
         due = began >= self._look or bool(claims.suspects)
         full = len(entries) == asked
         self._deep = (
@@ -180,7 +208,9 @@ class Serial(Worker):
             self._begun += len(entries)
             self._todo.extend(entries)
             received = claims.connection.received
-            self._adapt(len(entries), self._handle_all(began) - began, received, full=full)
+            ended = self._handle_all(began)
+            self._adapt(len(entries), ended - began, received, full=full)
+            self._batch = entries, began, ended
         else:
             self._count = 1
         if self._ready:
@@ -211,6 +241,7 @@ class Serial(Worker):
         Meanwhile the keeper may send what is ready and hand back what waits.
         """
         todo, claims, started = self._todo, self._claims, at
+        quick, slow, seconds = 0, 0, 0.0
         while todo:
             if self._until is not None and at > self._until:
                 todo.clear()  # still in hand, so they are handed back at the end
@@ -220,23 +251,32 @@ class Serial(Worker):
                 continue  # it was lost with the connection
             self._answer(entry, at)
             self._ready.append(entry)
-            at = time.monotonic()
+            begun, at = at, time.monotonic()
+            if at - begun < QUICK_SECONDS:
+                quick += 1
+                seconds += at - begun
+            else:
+                slow += 1
+                self._health.took(at - begun)
             if at - started > FLUSH_SECONDS:
                 self._send(self._ready)
                 self._ready = []
                 self._claims.flush()
                 at = started = time.monotonic()
+        self._handled += quick + slow
+        self._quick += quick
+        self._quick_seconds += seconds
         return at
 
     def _answer(self, entry: Entry, at: float) -> None:
         """Handle one request without the lock, because `request.progress` takes it, also from a result's own code."""
-        self._busy = at
+        self._times[HANDLING_SINCE] = at
         self._lock.release()
         try:
             self._answers.serve(entry)
         finally:
             self._lock.acquire()
-            self._busy = 0.0
+            self._times[HANDLING_SINCE] = 0.0
 
     def _take_suspect(self) -> None:
         """Begin one request that may have been begun before. It is begun alone, because it may end the worker."""
@@ -244,10 +284,15 @@ class Serial(Worker):
         if entry is None:
             return
         self._begun += 1
+        self._handled += 1
+        began = time.monotonic()
         if entry.spent:
             self._answers.give_up(entry)
         else:
-            self._answer(entry, time.monotonic())
+            self._answer(entry, began)
+        ended = time.monotonic()
+        self._health.took(ended - began)
+        self._batch = [entry], began, ended
         self._ready.append(entry)
 
     # --- the keeper
@@ -259,11 +304,11 @@ class Serial(Worker):
         renewed = 0.0
         while True:
             time.sleep(pause)
-            since = self._busy
+            since = self._times[HANDLING_SINCE]
             if not since or time.monotonic() - since < pause:
                 continue
             with self._lock:
-                if self._busy != since:
+                if self._times[HANDLING_SINCE] != since:
                     continue
                 try:
                     if not self._claims.is_open and not self._try_to_connect():

@@ -21,6 +21,7 @@ from typing import Any
 
 from sandboxrun.config.fields import Loop
 from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError
+from sandboxrun.healthpage import HANDLED, HANDLING_SINCE
 from sandboxrun.protocol import HandlerTimeout
 from sandboxrun.protocol.request import now
 from sandboxrun.redis.connection import RETRY_MOST_SECONDS, Connection
@@ -65,6 +66,7 @@ class Tasks(Kept):
         self._reader = self._make_reader()
         self._lines: dict[Any, deque[Job]] = {}  # requests that wait behind one with an equal key
         self._flushing = False
+        self._uncounted = 0  # requests answered since the last turn
         self._watched = -1  # a duplicate of the connection's descriptor, watched by the event loop
         self._stopped = False  # the reader has stopped
         self._error: BaseException | None = None
@@ -126,6 +128,7 @@ class Tasks(Kept):
             turned=self._wake.set,
             end=self._end,
             over=lambda error: self._call(self._read_all, error),
+            health=self._health,
         )
 
     def _read_all(self, error: Exception | None) -> None:
@@ -154,9 +157,13 @@ class Tasks(Kept):
             self._call(self._begin_all, ours)
 
     def _begin_all(self, entries: list[Entry]) -> None:
+        if self._key is None:
+            at = time.time()
+            self._health.waited(entries, at, at)
         for entry in entries:
             if not self._winding:  # else it is handed back
                 self._begin(entry)
+        self._turned()
 
     # --- handling
 
@@ -180,6 +187,10 @@ class Tasks(Kept):
 
     def _start(self, job: Job) -> None:
         job.entry.begun = True
+        job.entry.at = time.monotonic()
+        if self._key is not None:  # others begin as they come
+            at = time.time()
+            self._health.waited([job.entry], at, at)
         if job.handler.is_async:
             self._running[job.entry] = self._asyncio.create_task(self._handle(job))
             return
@@ -221,6 +232,7 @@ class Tasks(Kept):
     def _answered(self, job: Job) -> None:
         """Free the place, and send the reply together with others."""
         self._running.pop(job.entry, None)
+        self._health.took(time.monotonic() - job.entry.at)
         self._done(job.entry)
         self._next(job)
 
@@ -256,9 +268,19 @@ class Tasks(Kept):
 
     def _done(self, entry: Entry) -> None:
         self._ready.append(entry)
+        self._uncounted += 1
         if not self._flushing:
             self._flushing = True
             self._asyncio.call_soon(self._flush)
+
+    def _turned(self) -> None:
+        """Say that the event loop turns, and what is in hand."""
+        oldest = next(iter(self._running), None)
+        self._health.times[HANDLING_SINCE] = oldest.at if oldest is not None else 0.0
+        self._health.tick()
+        if self._uncounted:
+            self._health.words[HANDLED] += self._uncounted
+            self._uncounted = 0
 
     # --- writing: in the event loop, which never waits
 
@@ -268,6 +290,7 @@ class Tasks(Kept):
     def _flush(self) -> None:
         """Send what is ready. The replies of Redis are read when they have come."""
         self._flushing = False
+        self._turned()
         claims = self._claims
         if not self._ready or self._winding or self._over.is_set():
             return
@@ -369,6 +392,9 @@ class Tasks(Kept):
     def _tick(self) -> None:
         if not self._over.is_set():
             self._asyncio.call_later(LOOK_SECONDS, self._tick)
+            # With every place taken by a thread nothing goes on until one of them ends, whatever the event loop does.
+            if len(self._running) < self._concurrency or any(task is not None for task in self._running.values()):
+                self._turned()
             self._check_end()
 
     def _check_end(self) -> None:

@@ -53,16 +53,17 @@ SUPERVISOR = frozenset(
 )
 WORKER = frozenset(
     """
-    sandboxrun.sandbox sandboxrun.sandbox.child sandboxrun.sandbox.child.hooks sandboxrun.sandbox.child.names
+    sandboxrun.sandbox sandboxrun.sandbox.child sandboxrun.sandbox.child.health sandboxrun.sandbox.child.hooks
+    sandboxrun.sandbox.child.names
     sandboxrun.sandbox.child.patches sandboxrun.sandbox.child.runtime
     atexit collections collections.abc copyreg encodings.idna encodings.utf_8_sig enum functools gc genericpath
     hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder json.scanner keyword
     operator os os.path posixpath re reprlib resource signal stat stringprep struct types unicodedata urllib
     urllib.parse warnings sandboxrun sandboxrun.config sandboxrun.config.fields sandboxrun.config.keys
-    sandboxrun.errors sandboxrun.modulecache sandboxrun.protocol sandboxrun.protocol.reply sandboxrun.protocol.request sandboxrun.redis
+    sandboxrun.errors sandboxrun.healthpage sandboxrun.modulecache sandboxrun.protocol sandboxrun.protocol.reply sandboxrun.protocol.request sandboxrun.redis
     sandboxrun.redis.address sandboxrun.redis.connection sandboxrun.redis.replies sandboxrun.worker
     sandboxrun.worker.answer sandboxrun.worker.app sandboxrun.worker.base sandboxrun.worker.batch
-    sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers
+    sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers sandboxrun.worker.health
     sandboxrun.worker.outage sandboxrun.worker.output sandboxrun.worker.process
     sandboxrun.worker.request sandboxrun.worker.responses sandboxrun.worker.serial sandboxrun.worker.session
     sandboxrun.worker.streams sandboxrun.worker.sweep

@@ -1,7 +1,7 @@
 """Runs in the worker's process: wait for the plan, give up every right that is not in it, run the script.
 
-Run as `python -I -S bootstrap.py KEY SUPERVISOR_PID QUESTIONS ANSWERS PLAN WARM PACKAGE SITE…`, once: the process never
-executes another program unless a grant says so. QUESTIONS to PLAN are descriptors. WARM is 1, or 0 if sandboxrun.worker
+Run as `python -I -S bootstrap.py KEY SUPERVISOR_PID QUESTIONS ANSWERS PLAN HEALTH WARM PACKAGE SITE…`, once: the process never
+executes another program unless a grant says so. QUESTIONS to HEALTH are descriptors. WARM is 1, or 0 if sandboxrun.worker
 is not to be imported while this waits. PACKAGE is the folder sandboxrun/, or empty if a SITE folder has it.
 
 QUESTIONS is a pipe of packets (pipe(2), O_DIRECT), ANSWERS a stream, PLAN a memfd. Supervisor "plan" once that is filled;
@@ -197,17 +197,20 @@ def _confine_or_exit(plan, questions):
 
 
 def main():
-    (supervisor, questions, answers, plan_fd, warm), packages = map(int, sys.argv[2:7]), sys.argv[7:]
+    (supervisor, questions, answers, plan_fd, health, warm), packages = map(int, sys.argv[2:8]), sys.argv[8:]
     times = [time.monotonic_ns()]  # for timing.py
     _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != supervisor:  # it died before PDEATHSIG was armed
         os._exit(0)
     os.chdir("/")
     gc.disable()  # the modules that are imported now stay
-    _close_others(questions, answers, plan_fd)
+    _close_others(questions, answers, plan_fd, health)
     runtime = _import_runtime(warm, *packages)
+    runtime.share_health(health)
     _await(answers, b"plan")
     plan = _read_plan(plan_fd)
+    if sys.argv[1].endswith(" "):  # a spare (spares.py), which is named now
+        runtime.show_key(plan["key"])
     times.append(time.monotonic_ns())
     listener = _confine_or_exit(plan, questions)
     times.append(time.monotonic_ns())

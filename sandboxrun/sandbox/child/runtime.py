@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from sandboxrun.sandbox.child import hooks, names, patches
+from sandboxrun.sandbox.child import health, hooks, names, patches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,6 +63,27 @@ def warm_up() -> None:
             __import__(name)
     except Exception:
         return  # the script that needs it will say so
+
+
+def share_health(fd: int) -> None:
+    """Before the confinement: what sandboxrun.worker says of itself goes to the page that is open as `fd`."""
+    health.share(fd)
+
+
+def show_key(key: str) -> None:
+    """Show the worker's key in place of the first argument, and the others behind it, to ps(1) and in sys.orig_argv."""
+    try:
+        with open("/proc/self/stat", "rb") as file:  # arg_start and arg_end, proc_pid_stat(5)
+            start, end = map(int, file.read().rpartition(b")")[2].split()[45:47])
+        with open("/proc/self/cmdline", "rb") as file:
+            words = file.read().split(b"\0")
+        place = words.index(sys.argv[1].encode())
+        words[place], sys.orig_argv[place] = key.encode(), key
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(start)
+            memory.write(b"\0".join(words).ljust(end - start, b"\0"))
+    except (OSError, ValueError):
+        return  # this host does not let a process write so to its memory: the name stays
 
 
 def prepare(plan: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from sandboxrun.config.limits import Limits
 _SUPERVISORS = "sandboxrun"
 _MOUNT = r"^\S+ \S+ \S+ (\S+) (\S+) .* - cgroup2 "  # proc(5), /proc/PID/mountinfo
 _REMOVE_SECONDS = 2.0  # for the last of its processes to be gone
+_living: set[str] = set()  # of the workers of this process: one that has just been reaped is still asked for its limits
 
 
 class Cgroup:
@@ -35,6 +36,7 @@ class Cgroup:
             return None
         path = f"{delegated}/{_SUPERVISORS}-{pid}"
         made = cls(path)
+        _living.add(path)
         try:
             _set_up(delegated, pid)
             os.mkdir(path, 0o700)
@@ -59,6 +61,7 @@ class Cgroup:
 
     def close(self) -> None:
         """Kill every process in it and remove it."""
+        _living.discard(self._path)
         with contextlib.suppress(OSError):  # cgroup.kill is of Linux 5.14
             _write(f"{self._path}/cgroup.kill", "1")
         deadline = time.monotonic() + _REMOVE_SECONDS
@@ -80,6 +83,14 @@ class Cgroup:
                 if name == event:
                     return int(count)
         return 0
+
+
+def set_up() -> None:
+    """Make room for workers, before this process has a child: of what it has in its cgroup later, not all can be told apart."""
+    delegated = _delegated({os.getpid()})
+    if delegated is not None:
+        with contextlib.suppress(OSError):  # as in Cgroup.make
+            _set_up(delegated, os.getpid())
 
 
 def oom_kills() -> int:
@@ -137,9 +148,11 @@ def _set_up(delegated: str, pid: int) -> None:
             _write(f"{delegated}/cgroup.subtree_control", f"+{controller}")
     for name in os.listdir(delegated):
         prefix, _, worker = name.partition("-")
-        if prefix == _SUPERVISORS and worker.isdigit() and not os.path.exists(f"/proc/{worker}"):
+        path = f"{delegated}/{name}"
+        is_worker = prefix == _SUPERVISORS and worker.isdigit() and path not in _living
+        if is_worker and not os.path.exists(f"/proc/{worker}"):
             with contextlib.suppress(OSError):  # its programs are still ending
-                os.rmdir(f"{delegated}/{name}")
+                os.rmdir(path)
 
 
 def _read(path: str) -> str:

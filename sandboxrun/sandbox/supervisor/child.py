@@ -15,7 +15,6 @@ import _signal as signal  # type: ignore[import-not-found]  # signal makes enums
 import contextlib
 import marshal
 import os
-import resource
 import select
 import site
 import sys
@@ -34,6 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandboxrun.files import Kept
     from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy
+    from sandboxrun.sandbox.supervisor.health import Health
 
 READY_SECONDS = 20  # a child that has not confined itself by then never will
 
@@ -128,6 +128,13 @@ def _no_supervision(error: OSError) -> SandboxError:
     )
 
 
+def readable(fd: int, seconds: float) -> bool:
+    """Whether there is something to read within so many seconds; select(2) would take no descriptor above 1023."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
 class Child:
     """The worker process, from spawn to reap. Always `close` it."""
 
@@ -138,10 +145,12 @@ class Child:
             spawned = spawned or Spawned(key, warm=warm)
         except OSError as error:
             raise SandboxError(f"cannot start {sys.executable}: {error.strerror}") from error
-        self.pid, self.pidfd = spawned.pid, spawned.pidfd
+        self.pid, self.pidfd, self._health = spawned.pid, spawned.pidfd, spawned.health
         self._code: int | None = None  # its exit code, once it has been waited for
+        self._cpu = 0.0  # seconds, then
         with contextlib.ExitStack() as ours:
-            ours.callback(os.close, spawned.pidfd)
+            for fd in (spawned.pidfd, spawned.health):
+                ours.callback(os.close, fd)
             self.stdin = ours.enter_context(os.fdopen(spawned.stdin, "wb", buffering=0))
             self.output = tuple(
                 ours.enter_context(os.fdopen(fd, "rb", buffering=0)) for fd in (spawned.stdout, spawned.stderr)
@@ -209,6 +218,12 @@ class Child:
         with contextlib.suppress(OSError):  # killed meanwhile: its pidfd tells
             self.answers.write(b"go")
 
+    def health(self) -> Health:
+        """What the worker says of itself now."""
+        from sandboxrun.sandbox.supervisor.health import Page
+
+        return Page(self._health).read()
+
     def hang_up(self) -> None:
         """Take no more questions: who asks still gets an error, not silence."""
         self.questions.close()
@@ -224,7 +239,8 @@ class Child:
     def wait(self) -> int:
         """Reap the child; its exit code, or 128+n if signal n ended it."""
         if self._code is None:
-            self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            _, status, used = os.wait4(self.pid, 0)  # its usage alone: this process may have other children
+            self._code, self._cpu = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
             timing.mark("worker reaped")
         return 128 - self._code if self._code < 0 else self._code
 
@@ -239,8 +255,7 @@ class Child:
 
     def cpu_seconds(self) -> float:
         """CPU time of the reaped child and of what it has reaped itself."""
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
+        return self._cpu
 
     def close(self) -> None:
         """Kill and reap whatever is left."""
@@ -251,7 +266,7 @@ class Child:
 
     def _take_listener(self) -> int:
         """The child keeps it open until it is told to go."""
-        if not select.select([self.questions], [], [], READY_SECONDS)[0]:
+        if not readable(self.questions.fileno(), READY_SECONDS):
             raise SandboxError(f"the child was not confined within {READY_SECONDS} s")
         message = self.questions.read(1024) or b""
         if message.startswith(b"ready "):
@@ -263,14 +278,14 @@ class Child:
                     timing.mark(name, at)
                 return pidfd_getfd(self.pidfd, fd)
             except OSError as error:
-                if not select.select([self.pidfd], [], [], 0)[0]:
+                if not readable(self.pidfd, 0):
                     raise SandboxError(f"the child's listener cannot be taken: {error.strerror}") from error
         if message.startswith(b"fail "):
             raise SandboxError(f"the kernel refused a part of the sandbox: {message[5:].decode('utf-8', 'replace')}")
         raise SandboxError(f"the child ended before it was confined ({self._last_words()})")
 
     def _last_words(self) -> str:
-        if not select.select([self.pidfd], [], [], 2)[0]:
+        if not readable(self.pidfd, 2):
             return "it still runs"
         code = self.wait()
         os.set_blocking(self.output[1].fileno(), False)

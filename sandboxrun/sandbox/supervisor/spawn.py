@@ -11,6 +11,7 @@ import sys
 import sandboxrun
 from sandboxrun import timing
 
+HEALTH_BYTES = 4096  # as healthpage.py has it
 SITE_FOLDERS = ("site-packages", "dist-packages")  # Debian's are the second
 _BOOTSTRAP = os.path.join(os.path.dirname(os.path.dirname(__file__)), "child", "bootstrap.py")
 _SIGPIPE, _SIGXFSZ = 13, 25  # which Python ignores, and programs do not expect to be ignored
@@ -32,7 +33,8 @@ class Spawned:
                 ours.append(write if child_reads else read)
                 theirs.append(read if child_reads else write)
             ours.append(os.memfd_create("plan", os.MFD_CLOEXEC))
-            theirs.append(os.dup(ours[-1]))
+            ours.append(health_page())
+            theirs += map(os.dup, ours[-2:])
             words = [key, str(os.getpid()), *map(str, theirs[3:]), "1" if warm else "0", *_importable()]
             self.pid = os.posix_spawn(
                 sys.executable,
@@ -44,6 +46,7 @@ class Spawned:
                 setsid=True,
                 setsigdef=(_SIGPIPE, _SIGXFSZ),
             )
+            seal(ours[-1])  # only now: the import of fcntl takes time, and nothing untrusted runs before `go`
         except BaseException:
             for fd in ours:
                 os.close(fd)
@@ -51,9 +54,23 @@ class Spawned:
         finally:
             for fd in theirs:
                 os.close(fd)
-        self.stdin, self.stdout, self.stderr, self.questions, self.answers, self.plan = ours
+        self.stdin, self.stdout, self.stderr, self.questions, self.answers, self.plan, self.health = ours
         self.pidfd = os.pidfd_open(self.pid)  # nobody has waited for it, so the number is its own
         timing.mark("child started")
+
+
+def health_page() -> int:
+    """A descriptor of a new page in which a worker says how it is: see healthpage.py. Raises OSError."""
+    fd = os.memfd_create("health", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, HEALTH_BYTES)
+    return fd
+
+
+def seal(health: int) -> None:
+    """The page keeps its size, and takes no further seal. Raises OSError."""
+    import fcntl
+
+    fcntl.fcntl(health, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
 
 
 def package() -> str:
