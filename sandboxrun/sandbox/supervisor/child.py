@@ -124,7 +124,7 @@ def _no_supervision(error: OSError) -> SandboxError:
             hint="sudo sysctl -w kernel.yama.ptrace_scope=1",
         )
     return SandboxError(
-        f"{forbidden}: the container around it has to allow the system call pidfd_getfd, as CAP_SYS_PTRACE does"
+        f"{forbidden}: a security module of the host, such as AppArmor or SELinux, denies ptrace(2) of one's own child"
     )
 
 
