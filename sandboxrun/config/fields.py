@@ -5,10 +5,12 @@ Pure. It imports little, because every worker imports it at its start. worker.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 VALUE_MAX_BYTES = 64 * 1024
 SECRET_MAX_BYTES = 1024 * 1024

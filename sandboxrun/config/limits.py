@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -14,6 +13,8 @@ _TIME = r"([0-9]{1,10})([smhd]?)"
 
 
 def _size(text: str) -> int:
+    import re
+
     match = re.fullmatch(_SIZE, text, re.IGNORECASE)
     if match is None:
         raise ValueError
@@ -21,6 +22,8 @@ def _size(text: str) -> int:
 
 
 def _seconds(text: str) -> int:
+    import re
+
     match = re.fullmatch(_TIME, text)
     if match is None:
         raise ValueError
@@ -28,6 +31,8 @@ def _seconds(text: str) -> int:
 
 
 def _count(text: str) -> int:
+    import re
+
     if not re.fullmatch(r"[0-9]{1,10}", text):
         raise ValueError
     return int(text)
@@ -98,6 +103,7 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
             Limit("output", 1 << 20, 1 << 10, 1 << 40, *_SIZES, "output a second"),
             Limit("cpu", 0, 1, 10**9, *_TIMES, "the CPU time of a process"),
             Limit("time", 0, 1, 10**9, *_TIMES, "the run"),
+            Limit("handler", 0, 1, 10**9, *_TIMES, "a handler that stops the loop"),
         )
     }
 )
@@ -114,6 +120,7 @@ class Limits:
     output: int | None = None  # bytes a second
     cpu: int = LIMITS["cpu"].default  # seconds, each process
     time: int = LIMITS["time"].default  # seconds
+    handler: int = LIMITS["handler"].default  # seconds without a turn of the worker's loop
 
     def reached(self, name: str, key: str) -> str:
         limit = LIMITS[name]

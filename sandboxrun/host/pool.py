@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from sandboxrun.config.worker import WorkerConfig
+    from sandboxrun.health import Health
     from sandboxrun.sandbox.supervisor.spawn import Spawned
 
     class Zygote(Protocol):
@@ -95,6 +96,7 @@ class Running:
         self.pid: int | None = None
         self.plan: RunPlan | None = None
         self.thread: threading.Thread | None = None
+        self._child: Child | None = None
         self._supervisor: Supervisor | None = None
         self._stopped, self._at_once, self._reason = False, False, ""
         self._lock = threading.Lock()
@@ -108,9 +110,10 @@ class Running:
             supervisor.signalled = True
             supervisor.stop(reason, at_once=kill)
 
-    def health(self) -> None:
-        """Of the worker's own loop."""
-        return
+    def health(self) -> Health | None:
+        """What the worker says of itself; None before it has begun, and after its end."""
+        with self._lock:
+            return self._child.health() if self._child is not None else None
 
     @property
     def denials(self) -> dict[tuple[str, str], int]:
@@ -129,10 +132,15 @@ class Running:
         if self._stopped:
             raise Signalled(_SIGTERM)
 
-    def supervised(self, supervisor: Supervisor) -> None:
+    def supervised(self, child: Child | None, supervisor: Supervisor) -> None:
         with self._lock:
-            self._supervisor = supervisor
+            self._child, self._supervisor = child, supervisor
         self.check()
+
+    def left(self) -> None:
+        """Before the child's descriptors are closed, whose numbers others may get."""
+        with self._lock:
+            self._child = None
 
 
 class Pool:
@@ -279,7 +287,7 @@ class _Worker:
         return Supervisor(child, listener, confinement, trusted=where, log=self.log, output_log=kept, shares=shares)
 
     def supervised(self, supervisor: Supervisor) -> None:
-        self.running.supervised(supervisor)
+        self.running.supervised(self._child, supervisor)
 
     def begun(self, child: Child, key_line: bytes | None) -> None:
         self._pool.slots.release()
@@ -295,6 +303,7 @@ class _Worker:
 
     def leave(self) -> None:
         self._pool.slots.release()
+        self.running.left()
         self.store.close()
         if self._child is not None:
             self._child.close()

@@ -231,19 +231,21 @@ def _live(
         losses.append(loss)
         supervisor.stop(loss.reason)
 
+    def begun() -> None:
+        store.watch(run_, lost=lost, warn=lambda message: supervisor.warn("redis", message))
+        around.begun(child, key_line)
+
     code = None
     try:
         store.claim(run_, version=plan.worker.version)
         timing.mark("pid claimed")
-        store.watch(run_, lost=lost, warn=lambda message: supervisor.warn("redis", message))
-        around.begun(child, key_line)
         log.info(
             "start",
             f"{run_.key} runs {plan.script.origin} as process {child.pid}",
             pid=child.pid,
             sha256=plan.script.sha256,
         )
-        code = supervisor.serve()
+        code = supervisor.serve(begun)
     finally:
         try:
             loss = store.release(run_)

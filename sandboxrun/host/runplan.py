@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from sandboxrun.errors import ConfigError
 from sandboxrun.fetch.resolve import ImportList
 from sandboxrun.files import write_whole
 from sandboxrun.host.folders import Folders
+from sandboxrun.plainjson import dumps
 from sandboxrun.records import asdict, field, record, replace
 from sandboxrun.redis.lease import start_time, this_host
 from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy
@@ -139,7 +139,7 @@ def write_record(folders: Folders, plan: RunPlan, brought: dict[str, object], pi
     path = os.path.join(folders.runs, f"{plan.worker.type}:{plan.worker.id}.json")
     try:
         os.makedirs(folders.runs, mode=0o700, exist_ok=True)
-        write_whole(path, json.dumps(record).encode(), sync=False)
+        write_whole(path, dumps(record).encode(), sync=False)
     except OSError as error:
         raise ConfigError(f"the run cannot be recorded in {folders.runs}: {error.strerror}") from error
 

@@ -9,7 +9,6 @@ own folder on every host, wherever that lies, so one approval means the same on 
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import time
@@ -32,6 +31,7 @@ from sandboxrun.config.worker import Asked
 from sandboxrun.errors import ConfigError, PolicyError
 from sandboxrun.files import write_whole
 from sandboxrun.log import PLAIN, escape
+from sandboxrun.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def save(path: str, asked: Asked) -> None:
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        write_whole(path, json.dumps(record).encode())
+        write_whole(path, dumps(record).encode())
     except OSError as error:
         raise ConfigError(f"the approval cannot be recorded in {folder}: {error.strerror}") from error
 
@@ -234,7 +234,7 @@ def _parts(asked: Asked) -> tuple[object, ...]:
 
 def _from_json(data: bytes) -> Asked:
     """Raises ValueError and its like for anything that `save` does not write, so that no record that was cut short counts."""
-    record = json.loads(data)
+    record = loads(data)
     allow, deny = (
         {kind: _targets(KINDS[kind], texts) for kind, texts in record[verdict].items()} for verdict in Verdict
     )

@@ -38,7 +38,7 @@ def holder(values: Sequence[bytes | None]) -> dict[str, str | None]:
 
 def this_host() -> str:
     """What makes a pid unique: this boot of this kernel, and the pid namespace we are in."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return f"{file.read().strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sandboxrun.worker.batch import Entry
 
-QUICK_SECONDS = at.BOUNDS[0]  # handlers that are quicker are counted together
+QUICK_SECONDS = at.BOUNDS[0]  # requests that take no longer are counted together
 
 
 class Health:
@@ -47,17 +47,15 @@ class Health:
             self.words[at.CLIENT_ID] = client
 
     def handled(self, count: int, quick: int, seconds: float) -> None:
-        """`count` more requests have been answered. Of them `quick` ones took less than QUICK_SECONDS, and those took `seconds`
-        together; `took` has counted the others."""
+        """`count` more requests have been answered, and took `seconds` together. Of them `quick` ones took up to QUICK_SECONDS;
+        `took` has counted the others."""
         self.words[at.HANDLED] += count
-        if quick:
-            self.words[at.HANDLER] += quick
-            self.times[at.HANDLER_SUM] += seconds
+        self.words[at.HANDLER] += quick
+        self.times[at.HANDLER_SUM] += seconds
 
     def took(self, seconds: float) -> None:
-        """A request took so long."""
+        """A request took so long. `handled` counts it and its time."""
         self.words[at.HANDLER + bisect_left(at.BOUNDS, seconds)] += 1
-        self.times[at.HANDLER_SUM] += seconds
 
     def waited(self, entries: Sequence[Entry], first: float, last: float) -> None:
         """These have begun, the first of them at the Unix time `first`, the last at `last`.

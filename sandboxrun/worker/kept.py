@@ -14,6 +14,7 @@ from typing import Any
 
 from sandboxrun.config.fields import Loop
 from sandboxrun.errors import ConnectionLost, LoginRefused
+from sandboxrun.healthpage import HANDLING_SINCE
 from sandboxrun.worker.base import LOOK_SECONDS, RENEW_PART, GaveUp, Worker
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
@@ -35,6 +36,8 @@ class Kept(Worker):
         super().__init__(context, loop, handlers, encoder)
         self._running: dict[Entry, asyncio.Task[None] | None] = {}  # None: in a thread
         self._ready: list[Entry] = []
+        # Requests answered since the last turn, how many of them took up to QUICK_SECONDS, and the time of all together.
+        self._uncounted, self._quick, self._seconds = 0, 0, 0.0
         self._winding = False  # nothing runs any more, or the time is over: the rest is handed back
         self._wake = threading.Event()
         self._turn = -1  # the reader's turn when an old claim was last begun alone
@@ -62,6 +65,15 @@ class Kept(Worker):
 
     def _done(self, entry: Entry) -> None:
         raise NotImplementedError
+
+    def _turned(self) -> None:
+        """Say that the event loop turns, and what is in hand."""
+        oldest = next(iter(self._running), None)
+        self._health.times[HANDLING_SINCE] = oldest.at if oldest is not None else 0.0
+        self._health.tick()
+        if self._uncounted:
+            self._health.handled(self._uncounted, self._quick, self._seconds)
+            self._uncounted, self._quick, self._seconds = 0, 0, 0.0
 
     # --- in the keeper's thread
 

@@ -7,9 +7,7 @@ batch grows with the backlog, as long as it takes no longer than BATCH_SECONDS, 
 from __future__ import annotations
 
 import _thread
-import signal
 import time
-from collections import deque
 
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError, StoreError
 from sandboxrun.healthpage import HANDLING_SINCE, READY, TICK
@@ -22,6 +20,8 @@ from sandboxrun.worker.health import QUICK_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
+    from collections import deque
     from collections.abc import Callable, Mapping
     from typing import Any
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from sandboxrun.worker.context import Context
     from sandboxrun.worker.handlers import Handler
     from sandboxrun.worker.request import Encoder, Request
+else:
+    import _signal as signal  # signal makes enums of its numbers, and importing enum takes a millisecond
+    from _collections import deque  # collections is Python, and imports more of it
 
 BATCH_SECONDS = 0.05  # requests in hand must not wait for long, nor be kept from other workers
 BATCH_BYTES = 8 * 1024 * 1024
@@ -49,14 +52,13 @@ class Serial(Worker):
         self._count = 1  # requests of the next read
         self._deep = False  # there is a backlog, so a second read is in flight while a batch is handled
         self._cost = 0.0  # average seconds of a request
-        self._times = self._health.times  # HANDLING_SINCE: when the running handler began, or 0
-        self._handled = self._quick = (
-            0  # requests since the last turn, and those of them that took less than QUICK_SECONDS
-        )
-        self._quick_seconds = 0.0  # of these together
-        self._batch: tuple[list[Entry], float, float] | None = (
-            None  # handled since the last turn, from when, and until when
-        )
+        self._busy = 0.0  # when the running handler began, or 0
+        # Of the requests since the last turn: their number, how many took up to QUICK_SECONDS, the time of all together,
+        # and the entries of a read with the time of their begin and end.
+        self._handled = self._quick = 0
+        self._seconds = 0.0
+        self._batch: tuple[list[Entry], float, float] | None = None
+        self._times = self._health.times
         if self._health.shared:
             self._claims.identified = self._health.reads_as
         self._recoveries: deque[float] = deque(maxlen=RECOVERIES_MOST)
@@ -160,9 +162,9 @@ class Serial(Worker):
 
     def _note(self) -> None:
         """Note what was handled. Here, because Redis is at work on the replies meanwhile."""
-        self._health.handled(self._handled, self._quick, self._quick_seconds)
+        self._health.handled(self._handled, self._quick, self._seconds)
         self._handled = self._quick = 0
-        self._quick_seconds = 0.0
+        self._seconds = 0.0
         batch, self._batch = self._batch, None
         if batch is not None:
             entries, began, ended = batch
@@ -240,43 +242,49 @@ class Serial(Worker):
 
         Meanwhile the keeper may send what is ready and hand back what waits.
         """
-        todo, claims, started = self._todo, self._claims, at
-        quick, slow, seconds = 0, 0, 0.0
-        while todo:
-            if self._until is not None and at > self._until:
-                todo.clear()  # still in hand, so they are handed back at the end
-                break
-            entry = todo.popleft()
-            if claims.hand.get(entry.xid) is not entry:
-                continue  # it was lost with the connection
-            self._answer(entry, at)
-            self._ready.append(entry)
-            begun, at = at, time.monotonic()
-            if at - begun < QUICK_SECONDS:
-                quick += 1
-                seconds += at - begun
-            else:
-                slow += 1
-                self._health.took(at - begun)
-            if at - started > FLUSH_SECONDS:
-                self._send(self._ready)
-                self._ready = []
-                self._claims.flush()
-                at = started = time.monotonic()
-        self._handled += quick + slow
-        self._quick += quick
-        self._quick_seconds += seconds
+        todo, claims, times, started = self._todo, self._claims, self._times, at
+        number = slow = 0
+        until = at + QUICK_SECONDS
+        times[HANDLING_SINCE] = at  # and not for each request: they take less than FLUSH_SECONDS together
+        try:
+            while todo:
+                if self._until is not None and at > self._until:
+                    todo.clear()  # still in hand, so they are handed back at the end
+                    break
+                entry = todo.popleft()
+                if claims.hand.get(entry.xid) is not entry:
+                    continue  # it was lost with the connection
+                self._answer(entry, at)
+                self._ready.append(entry)
+                number += 1
+                at = time.monotonic()
+                if at > until:
+                    slow += 1
+                    self._health.took(at - until + QUICK_SECONDS)
+                    if at - started > FLUSH_SECONDS:
+                        self._seconds += at - started
+                        times[HANDLING_SINCE] = 0.0  # Redis may let us wait
+                        self._send(self._ready)
+                        self._ready = []
+                        claims.flush()
+                        times[HANDLING_SINCE] = at = started = time.monotonic()
+                until = at + QUICK_SECONDS
+        finally:
+            times[HANDLING_SINCE] = 0.0
+            self._handled += number
+            self._quick += number - slow
+            self._seconds += at - started
         return at
 
     def _answer(self, entry: Entry, at: float) -> None:
         """Handle one request without the lock, because `request.progress` takes it, also from a result's own code."""
-        self._times[HANDLING_SINCE] = at
+        self._busy = at
         self._lock.release()
         try:
             self._answers.serve(entry)
         finally:
             self._lock.acquire()
-            self._times[HANDLING_SINCE] = 0.0
+            self._busy = 0.0
 
     def _take_suspect(self) -> None:
         """Begin one request that may have been begun before. It is begun alone, because it may end the worker."""
@@ -285,13 +293,17 @@ class Serial(Worker):
             return
         self._begun += 1
         self._handled += 1
-        began = time.monotonic()
-        if entry.spent:
-            self._answers.give_up(entry)
-        else:
-            self._answer(entry, began)
+        began = self._times[HANDLING_SINCE] = time.monotonic()
+        try:
+            if entry.spent:
+                self._answers.give_up(entry)
+            else:
+                self._answer(entry, began)
+        finally:
+            self._times[HANDLING_SINCE] = 0.0
         ended = time.monotonic()
         self._health.took(ended - began)
+        self._seconds += ended - began
         self._batch = [entry], began, ended
         self._ready.append(entry)
 
@@ -304,11 +316,11 @@ class Serial(Worker):
         renewed = 0.0
         while True:
             time.sleep(pause)
-            since = self._times[HANDLING_SINCE]
+            since = self._busy
             if not since or time.monotonic() - since < pause:
                 continue
             with self._lock:
-                if self._times[HANDLING_SINCE] != since:
+                if self._busy != since:
                     continue
                 try:
                     if not self._claims.is_open and not self._try_to_connect():

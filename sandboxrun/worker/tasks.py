@@ -21,7 +21,6 @@ from typing import Any
 
 from sandboxrun.config.fields import Loop
 from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError
-from sandboxrun.healthpage import HANDLED, HANDLING_SINCE
 from sandboxrun.protocol import HandlerTimeout
 from sandboxrun.protocol.request import now
 from sandboxrun.redis.connection import RETRY_MOST_SECONDS, Connection
@@ -32,6 +31,7 @@ from sandboxrun.worker.base import CUT_SECONDS, GRACE_SECONDS, LOOK_SECONDS
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler
+from sandboxrun.worker.health import QUICK_SECONDS
 from sandboxrun.worker.job import Job, Key
 from sandboxrun.worker.kept import Kept
 from sandboxrun.worker.outage import Backoff
@@ -66,7 +66,6 @@ class Tasks(Kept):
         self._reader = self._make_reader()
         self._lines: dict[Any, deque[Job]] = {}  # requests that wait behind one with an equal key
         self._flushing = False
-        self._uncounted = 0  # requests answered since the last turn
         self._watched = -1  # a duplicate of the connection's descriptor, watched by the event loop
         self._stopped = False  # the reader has stopped
         self._error: BaseException | None = None
@@ -232,7 +231,12 @@ class Tasks(Kept):
     def _answered(self, job: Job) -> None:
         """Free the place, and send the reply together with others."""
         self._running.pop(job.entry, None)
-        self._health.took(time.monotonic() - job.entry.at)
+        seconds = time.monotonic() - job.entry.at
+        self._seconds += seconds
+        if seconds <= QUICK_SECONDS:
+            self._quick += 1
+        else:
+            self._health.took(seconds)
         self._done(job.entry)
         self._next(job)
 
@@ -272,15 +276,6 @@ class Tasks(Kept):
         if not self._flushing:
             self._flushing = True
             self._asyncio.call_soon(self._flush)
-
-    def _turned(self) -> None:
-        """Say that the event loop turns, and what is in hand."""
-        oldest = next(iter(self._running), None)
-        self._health.times[HANDLING_SINCE] = oldest.at if oldest is not None else 0.0
-        self._health.tick()
-        if self._uncounted:
-            self._health.words[HANDLED] += self._uncounted
-            self._uncounted = 0
 
     # --- writing: in the event loop, which never waits
 

@@ -150,18 +150,18 @@ DEFECTS = {
     ),
     "a worker outlives its supervisor": (
         "from sandboxrun.sandbox.selftest import trial\ntrial._DEATH_SECONDS = 0.3\n"
-        "text = open(birth._BOOTSTRAP).read()\ncall = '_prctl(\"PR_SET_PDEATHSIG\"'\nassert text.count(call) == 1\n"
+        "text = open(birth._CHILD + '/bootstrap.py').read()\ncall = '_prctl(\"PR_SET_PDEATHSIG\"'\nassert text.count(call) == 1\n"
         "import os\npath = os.environ['TMPDIR'] + '/bootstrap.py'\n"
         "open(path, 'w').write(text.replace(call, '0 and ' + call))\n"
-        "birth._compiled = lambda: path\nrules = table",
+        "birth._compiled = lambda program: path\nrules = table",
         {"outlive"},
     ),
     "descriptors are inherited": (
         "import os\nspawn = os.posix_spawn\n"
-        "text = open(birth._BOOTSTRAP).read()\ncall = '_close_others(questions'\nassert text.count(call) == 1\n"
+        "text = open(birth._CHILD + '/bootstrap.py').read()\ncall = 'close_others(questions'\nassert text.count(call) == 1\n"
         "path = os.environ['TMPDIR'] + '/bootstrap.py'\n"
         "open(path, 'w').write(text.replace(call, 'lambda *_: (questions'))\n"
-        "birth._compiled = lambda: path\n"
+        "birth._compiled = lambda program: path\n"
         "def inherit(*args, **more):\n"
         "    [os.set_inheritable(int(fd), True) for fd in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + fd)]\n"
         "    return spawn(*args, **more)\n"

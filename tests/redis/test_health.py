@@ -86,3 +86,68 @@ def test_a_worker_says_what_it_does(r: redis.Redis, run: Runner, local: Local, k
         assert after.handler.sum >= 1.0
         assert after.tick >= at
         wait_for(lambda: health_of(process.pid).tick > after.tick, what="a turn of the idle loop")
+
+
+HOSTILE = """
+import os, sys, threading, time
+from sandboxrun import worker
+
+page = sys._sandboxrun_health
+
+def scribble():
+    while True:
+        page[:] = os.urandom(len(page))
+        page[:8] = b"\\1" + bytes(7)
+
+threading.Thread(target=scribble, daemon=True).start()
+
+@worker.handler
+def handle(request):
+    time.sleep(1.5)  # so that the supervisor looks meanwhile
+    return {}
+
+worker.run()
+"""
+
+
+def ended(run: Runner) -> tuple[int, str]:
+    done = run("t", "1", "--limit-handler=1")
+    return done.code, done.err
+
+
+def test_a_stuck_worker_is_ended_and_its_request_is_left_for_others(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(KINDS["plain"])
+    ref = send(r, n=1, sleep=3600)
+    code, said = ended(run)
+    assert code == 128 + 9
+    assert "a handler that stops the loop has reached its limit of 1s" in said
+    assert "--limit-handler=2s (field limitHandler of t:1:h): ending the worker" in said
+    assert r.xpending("t:req:x", "worker")["pending"] == 1
+    assert not r.exists(f"res:{ref}")
+
+
+@pytest.mark.parametrize("kind", ["async", "threads"])
+def test_a_long_handler_is_not_stuck_while_the_loop_turns(r: redis.Redis, run: Runner, local: Local, kind: str) -> None:
+    local(KINDS[kind], requestLimit="1")
+    ref = send(r, n=1, sleep=2)
+    code, said = ended(run)
+    assert code == 0, said
+    assert answer(r, ref)["code"] == 200
+
+
+def test_a_worker_with_threads_is_stuck_when_they_take_every_place(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(KINDS["threads"])
+    for n in range(2):
+        send(r, n=n, sleep=3600)
+    code, said = ended(run)
+    assert code == 128 + 9
+    assert "a handler that stops the loop has reached its limit of 1s" in said
+
+
+def test_a_page_full_of_nonsense_ends_nothing_but_the_worker(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(HOSTILE, requestLimit="1")
+    ref = send(r, n=1)
+    code, said = ended(run)
+    assert "Traceback" not in said
+    assert code in (0, 128 + 15), said  # it may say that it is stuck
+    assert answer(r, ref)["code"] == 200

@@ -79,7 +79,7 @@ def test_the_supervisor_reads_what_the_worker_writes(page: Page, writer: Writer)
     writer.tick()
     writer.reads_as(17)
     writer.took(0.3)
-    writer.handled(3, 2, 0.0001)
+    writer.handled(3, 2, 0.3001)
     for code in (200, 500, 400, 500):
         writer.replied(code)
     writer.times[healthpage.HANDLING_SINCE] = 12.5
@@ -149,6 +149,7 @@ def test_a_quantile_lies_in_its_bucket() -> None:
         (90.0, 89.0, 5, True),
         (90.0, 89.0, 0, False),  # no limit
         (90.0, 89.0, 15, False),  # not yet
+        (90.0, 98.5, 1, False),  # a loop that says each second that it turns
         (10.0, 99.0, 5, False),  # a long handler, and a loop that turns
         (10.0, 90.0, 5, True),  # a long handler, and the loop has stopped since
     ],

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 
 from sandboxrun.config.limits import Limits
 
 _SUPERVISORS = "sandboxrun"
-_MOUNT = r"^\S+ \S+ \S+ (\S+) (\S+) .* - cgroup2 "  # proc(5), /proc/PID/mountinfo
 _REMOVE_SECONDS = 2.0  # for the last of its processes to be gone
 _living: set[str] = set()  # of the workers of this process: one that has just been reaped is still asked for its limits
 
@@ -105,11 +103,11 @@ def oom_kills() -> int:
 def _delegated(ours: set[int]) -> str | None:
     """The folder of the cgroup that is delegated to us, if any; `ours` are the processes that may be in it."""
     try:
-        mount = re.search(_MOUNT, _read("/proc/self/mountinfo"), re.MULTILINE)
+        mount = _mount(_read("/proc/self/mountinfo"))
         path = next(line[3:] for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::"))
-        if mount is None or mount[1] != "/":
+        if mount is None or mount[0] != "/":
             return None
-        here = mount[2] + path
+        here = mount[1] + path
         is_set_up = os.path.basename(here) == _SUPERVISORS
         delegated = os.path.dirname(here) if is_set_up else here
         if path == "/" or not _is_delegated(delegated):
@@ -119,6 +117,16 @@ def _delegated(ours: set[int]) -> str | None:
         return delegated if set(map(int, _read(f"{here}/cgroup.procs").split())) <= ours else None
     except (OSError, StopIteration):
         return None
+
+
+def _mount(mounts: str) -> tuple[str, str] | None:
+    """Root and place of the first mount of cgroup2 in the text of /proc/PID/mountinfo (proc(5))."""
+    for line in mounts.split("\n"):
+        words, _, rest = line.partition(" - ")
+        if rest.startswith("cgroup2 "):
+            _, _, _, root, place, *_ = words.split(" ")
+            return root, place
+    return None
 
 
 def _is_delegated(folder: str) -> bool:

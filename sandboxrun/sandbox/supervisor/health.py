@@ -25,6 +25,7 @@ __all__ = ["BOUNDS", "Health", "Histogram", "Page", "stuck"]
 COUNT_MOST = 1 << 53  # exact in a double, as JSON and Prometheus have it
 SUM_MOST = 1e12
 ID_MOST = 1 << 63  # Redis's ids are below
+LATE_SECONDS = 3.0  # an event loop that turns says so once a second
 _WORDS = at.BYTES // 8
 
 
@@ -86,10 +87,11 @@ def _codes(words: Sequence[int], handled: int) -> tuple[tuple[int, int], ...]:
 
 
 def stuck(health: Health, limit: float, now: float) -> bool:
-    """Whether a request has been in hand for longer than `limit` seconds, and the loop has not turned for as long.
+    """Whether a request has been in hand for longer than `limit` seconds, and the loop has not turned since, or for as long.
 
     A limit of 0 is none. A loop that turns has not stopped, however long one of its handlers takes.
     """
-    if not limit or not health.handling_since:
+    since = health.handling_since
+    if not limit or not since or now - since <= limit:
         return False
-    return now - max(health.handling_since, health.tick) > limit
+    return health.tick <= since or now - health.tick > max(limit, LATE_SECONDS)

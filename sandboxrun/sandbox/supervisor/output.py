@@ -13,7 +13,6 @@ import codecs
 import contextlib
 import errno
 import os
-import re
 import select
 import stat
 import threading
@@ -264,6 +263,8 @@ class Cleaner:
 
     def __call__(self, data: bytes) -> bytes:
         """Of empty data, the end."""
+        import re
+
         text = self._rest + self._decode(data, not data)
         unfinished = re.search(_UNFINISHED, text) if data else None
         self._rest = text[unfinished.start() :] if unfinished else ""

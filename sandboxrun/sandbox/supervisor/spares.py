@@ -50,6 +50,11 @@ class Spares:
                 self._asking -= 1
                 self._changed.notify_all()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a plan."""
+        return len(self._ready)
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
@@ -83,6 +88,6 @@ def _end(spawned: Spawned) -> None:
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(spawned.pidfd, signal.SIGKILL)
     os.waitpid(spawned.pid, 0)
-    ours = ("stdin", "stdout", "stderr", "questions", "answers", "plan", "pidfd")
+    ours = ("stdin", "stdout", "stderr", "questions", "answers", "plan", "health", "pidfd")
     for fd in (getattr(spawned, name) for name in ours):
         os.close(fd)

@@ -147,12 +147,14 @@ class Supervisor:
         for number in to_catch():
             signal.signal(number, received)
 
-    def serve(self) -> int:
-        """Until the child has ended; its exit code (128+n for signal n)."""
-        for relay in self._relays:
-            relay.start()
+    def serve(self, gone: Callable[[], None] = lambda: None) -> int:
+        """Until the child has ended; its exit code (128+n for signal n). `gone` is called once the child was told to go: for
+        what may begin a moment later than the worker."""
         self._calls.start(self._handlers(), many=bool(self._policy.execute), waiting=self._connector.expire)
         self._child.go()
+        gone()
+        for relay in self._relays:
+            relay.start()
         now = time.monotonic()
         housekeeping = now + HOUSEKEEPING_SECONDS
         end = now + self._policy.limits.time if self._policy.limits.time else None
@@ -181,6 +183,7 @@ class Supervisor:
                 if self._guard is not None:
                     self._guard.reap_orphans()
                 self._check_scratch()
+                self._check_handler()
                 housekeeping = now + HOUSEKEEPING_SECONDS
 
     def close(self) -> None:
@@ -358,6 +361,15 @@ class Supervisor:
         pids = self._guard.living() if self._guard is not None else [self._child.pid]
         if folder_size(self._scratch, most) + deleted_size(pids) > most:
             self.stop(self._policy.limits.reached("scratch", self._key) + ": ending the worker")
+
+    def _check_handler(self) -> None:
+        limit = self._policy.limits.handler
+        if not limit or self._stops:
+            return
+        from sandboxrun.sandbox.supervisor.health import stuck
+
+        if stuck(self._child.health(), limit, time.monotonic()):
+            self.stop(self._policy.limits.reached("handler", self._key) + ": ending the worker")
 
 
 def _name(number: int) -> str:
