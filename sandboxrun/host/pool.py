@@ -140,7 +140,7 @@ class Pool:
         Call it early: the children that are spawned now inherit what this process has. Raises UsageError.
         """
         self.log, self.zygote = log, zygote
-        cgroup.set_up()
+        cgroup.set_up(*([zygote.pid] if zygote is not None and zygote.pid is not None else []))
         self.connects_max = _raise_descriptor_limit()
         self.kernel = features.probe()
         self.connections = Connections(redis_url)
