@@ -23,6 +23,8 @@ COMMANDS = (
     "redish",
     "ps",
     "health",
+    "start",
+    "scale",
     "stop",
     "logs",
     "doctor",

@@ -83,6 +83,21 @@ def dead_stream(type_: str) -> str:
     return f"{type_}:dead:x"
 
 
+def start_queue(type_: str) -> str:
+    """The list of ids that wait to be started. New ones come in at the left, and the next one is taken from the right."""
+    return f"{type_}:start:q"
+
+
+def started_queue(type_: str) -> str:
+    """The list of ids that somebody has taken from `start_queue`."""
+    return f"{type_}:started:q"
+
+
+def stopped_queue(type_: str) -> str:
+    """The list of ids that were stopped, and are started by order only."""
+    return f"{type_}:stopped:q"
+
+
 def fence_key(stream: str, consumer: str) -> str:
     """The hash that guards a consumer's replies (worker/claims.py). Whoever may use the stream may write it: fence_pattern.
 

@@ -95,6 +95,11 @@ def settable_after_all_have_stopped(desk: Desk) -> None:
     assert not any(desk.r.hexists(f"t:{id_}:h", "pid") for id_ in ("1", "2"))
 
 
+def a_count_by_scale(desk: Desk) -> None:
+    desk.paste(desk.refused("set", "t", "count=3"))
+    assert (desk.r.hget("t:h", "count"), desk.r.llen("t:start:q")) == ("3", 3)
+
+
 def secrets_of_a_worker(desk: Desk) -> None:
     desk.local("from sandboxrun import worker\nprint(worker.secrets()['token'])\n")
     for words, more in ((("t", "1"), {}), (("t",), {"ID": "1"})):
@@ -315,6 +320,7 @@ def long_names(desk: Desk) -> None:
 SITUATIONS: dict[str, Callable[[Desk], None]] = {
     "sandboxrun stop {}": settable_after_a_stop,
     "sandboxrun stop {} --all": settable_after_all_have_stopped,
+    "sandboxrun scale {} {}": a_count_by_scale,
     'echo \'{"NAME":"VALUE"}\' | sandboxrun encrypt {} --key-file FILE --write': secrets_of_a_worker,
     "mv -n {} {}": files_where_folders_belong,
     "chmod u+rwx {}": folders_that_are_closed,
