@@ -239,6 +239,12 @@ def keep_stopped(connection: Connection, type_: str, id_: str) -> bool:
     return known
 
 
+def ordered(connection: Connection, type_: str) -> tuple[str, ...]:
+    """The ids that run, or shall."""
+    queues = Queues(type_)
+    return (*read_queue(connection, queues.started).ids, *read_queue(connection, queues.start).ids)
+
+
 def stopped(connection: Connection, type_: str) -> tuple[str, ...]:
     """The ids that are kept stopped."""
     return read_queue(connection, keys.stopped_queue(type_)).ids
