@@ -7,7 +7,6 @@ An outage of Redis ends no worker: what has to be written is written once Redis 
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import time
 
@@ -17,6 +16,7 @@ from sandboxrun.fleet.handback import hand_back
 from sandboxrun.fleet.queues import read_fields
 from sandboxrun.fleet.status import AgentStatus, TypeStatus
 from sandboxrun.host import restarts
+from sandboxrun.host.changes import Changes
 from sandboxrun.host.footing import footing
 from sandboxrun.host.orders import Orders
 from sandboxrun.host.pool import Ended, Pool, PoolEvents, Running
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from sandboxrun.host.folders import Folders
     from sandboxrun.log import Log
 
-POLL_SECONDS = 0.05  # between two looks at the queues
+POLL_SECONDS = 0.05  # between two looks at the queues, if Redis does not say what changes
+TURN_SECONDS = 1.0  # the loop turns at least so often
+KNOWN_SECONDS = 2.0  # between two looks at the other agents
 BEAT_SECONDS = 5.0
 LOOK_SECONDS = 0.25  # at what a worker waits for: another run's lease
 CHANGE_SECONDS = 1.0  # or a change of its hash or the policy
@@ -57,11 +59,12 @@ class Agent(PoolEvents):
         self.token, self.name, self.since = new_token(), os.uname().nodename, time.time()
         self.pool = Pool(log, spares=options.spares, redis_url=options.redis_url)
         self._redis = Connection(options.redis_url, name="sandboxrun-agent", protocol=2)
-        self._events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._changes = Changes(options.redis_url)
+        self._look_at = 0.0  # time.monotonic: when the next look at Redis is due
         self._slots: dict[str, Slot] = {}
         self._orders = {type_: Orders(type_, self.token, self._warn_of_queue) for type_ in options.types}
         self._known: dict[str, agents.Agent] = {}
-        self._clock, self._beat_at, self._registered = 0, 0.0, 0
+        self._clock, self._beat_at, self._known_at, self._registered = 0, 0.0, 0.0, 0
         self._is_away, self._retry_at = False, 0.0
         self._delays = delays()
         self._signals, self._draining, self._end_at = 0, False, 0.0
@@ -71,7 +74,7 @@ class Agent(PoolEvents):
     def run(self) -> int:
         """Returns once a signal or an order to drain has come, and no worker is left."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda number, _: self._events.put(("signal", number)))
+            signal.signal(number, lambda number, _: self._changes.put(("signal", number)))
         try:
             while not (self._draining and not self._slots):
                 self._wait()
@@ -82,6 +85,7 @@ class Agent(PoolEvents):
         finally:
             self.pool.close(0.0 if self._draining else END_SECONDS)
             self._redis.close()
+            self._changes.close()
         return 0
 
     def drain(self, why: str) -> None:
@@ -111,25 +115,25 @@ class Agent(PoolEvents):
     # --- events
 
     def said(self, running: Running, level: str, event: str, message: str, fields: dict[str, object]) -> None:
-        self._events.put(("said", running, level, event, message, fields))
+        self._changes.put(("said", running, level, event, message, fields))
 
     def started(self, running: Running) -> None:
-        self._events.put(("started", running))
+        self._changes.put(("started", running))
 
     def ended(self, running: Running, ended: Ended) -> None:
-        self._events.put(("ended", running, ended))
+        self._changes.put(("ended", running, ended))
 
     def _wait(self) -> None:
         """Handle the events that there are, and wait for one if nothing else is due."""
         self.turned = time.monotonic()
         """When the loop turned last."""
-        seconds = POLL_SECONDS
-        for _ in range(EVENTS_AT_ONCE):
-            try:
-                event = self._events.get(timeout=seconds) if seconds else self._events.get_nowait()
-            except queue.Empty:
-                return
-            seconds = 0.0
+        seconds = self._look_at - self.turned if self._changes.are_told and not self._is_away else POLL_SECONDS
+        if self._changes.wait(min(max(0.0, seconds), TURN_SECONDS)):
+            self._look_at = 0.0
+            for orders in self._orders.values():
+                orders.look_again()
+        for event in self._changes.events(EVENTS_AT_ONCE):
+            self._look_at = 0.0
             self._handle(event)
 
     def _handle(self, event: tuple[Any, ...]) -> None:
@@ -272,12 +276,14 @@ class Agent(PoolEvents):
         self._retry_at = time.monotonic() + next(self._delays)
 
     def _with_redis(self) -> None:
-        if self._is_away and time.monotonic() < self._retry_at:
+        now = time.monotonic()
+        if now < self._look_at or (self._is_away and now < self._retry_at):
             return
         try:
             if not self._redis.is_open:
                 self._redis.open()
             self._work()
+            self._plan()
         except ReplyError as error:
             self._lose_redis(ConnectionLost(f"Redis at {self._redis.address.shown} refuses: {str(error)[:200]}"))
         except StoreError as error:
@@ -288,6 +294,8 @@ class Agent(PoolEvents):
         now = time.monotonic()
         if now >= self._beat_at:
             self._beat(now)
+        elif now >= self._known_at:
+            self._know(now)
         if self._is_away:
             self._log.info("redis", f"Redis at {self._redis.address.shown} is back")
             self._is_away = False
@@ -307,9 +315,18 @@ class Agent(PoolEvents):
             if slot.running is None:
                 self._attend(slot, now)
 
+    def _plan(self) -> None:
+        """When Redis is looked at next, and which keys it shall tell of."""
+        waiting = [slot for slot in self._slots.values() if slot.running is None]
+        self._changes.follow([agents.DRAIN, *(key for orders in self._orders.values() for key in orders.keys)])
+        for orders in self._orders.values():
+            orders.are_told = self._changes.are_told
+        dues = [orders.due for orders in self._orders.values()] if not self._draining else []
+        self._look_at = min(self._beat_at, self._known_at, *dues, *(slot.due for slot in waiting))
+
     def _beat(self, now: float) -> None:
         """Renew this agent's entry, and read the others'."""
-        self._known, self._clock = agents.read(self._redis)
+        self._know(now)
         agents.remove_dead(self._redis, self._known, self._clock)
         started = start_time(os.getpid()) or 0
         self._registered = self._registered or self._clock
@@ -322,6 +339,10 @@ class Agent(PoolEvents):
         self._beat_at = now + BEAT_SECONDS
         states = [slot.state for slot in self._slots.values()]
         self._tell(f"{states.count('running')} of {len(states)} workers run")
+
+    def _know(self, now: float) -> None:
+        self._known, self._clock = agents.read(self._redis)
+        self._known_at = now + KNOWN_SECONDS
 
     def _follow(self, orders: Orders) -> None:
         """What the queues of one type say."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
 LOST_SECONDS = 0.5  # how soon a removed id is noticed, if Redis does not say what changes
+TOLD_SECONDS = 5.0  # between two looks, if it does
 ORPHANS_SECONDS = 1.0
 COUNT_SECONDS = 2.0
 TOGETHER = 8  # ids that are taken at once, so that several agents share
@@ -33,7 +34,8 @@ class Orders:
         self._token, self._warn = token, warn
         self._orphans = Orphans(type_)
         self._said: set[str] = set()
-        self._lost_at = self._orphans_at = self._count_at = 0.0
+        self._take_at = self._lost_at = self._orphans_at = self._count_at = 0.0
+        self.are_told = False  # whether Redis says what changes
 
     @property
     def keys(self) -> list[str]:
@@ -42,10 +44,19 @@ class Orders:
 
     def look_again(self) -> None:
         """Something has changed: the next looks are due."""
-        self._lost_at = self._count_at = 0.0
+        self._take_at = self._lost_at = self._count_at = 0.0
+
+    @property
+    def due(self) -> float:
+        """When there is something to look at, by time.monotonic."""
+        return min(self._take_at, self._lost_at, self._orphans_at, self._count_at)
 
     def take(self, connection: Connection, room: int) -> Taken:
         """New ids, at most as many as there is room for."""
+        now = time.monotonic()
+        if now < self._take_at and not (self.waiting and room > 0):
+            return Taken(())
+        self._take_at = now + (TOLD_SECONDS if self.are_told else 0.0)
         with _Said(self):
             self.waiting = int(connection.call("LLEN", keys.start_queue(self.type)))
             if self.waiting and room > 0:
@@ -57,9 +68,11 @@ class Orders:
     def lost(self, connection: Connection, ids: Collection[str]) -> set[str]:
         """Those of the agent's ids that it has no more, if it is time to look."""
         now = time.monotonic()
-        if not ids or now < self._lost_at:
+        if now < self._lost_at:
             return set()
-        self._lost_at = now + LOST_SECONDS
+        self._lost_at = now + (TOLD_SECONDS if self.are_told else LOST_SECONDS)
+        if not ids:
+            return set()
         with _Said(self):
             return desired.lost(connection, self.type, list(ids), self._token)
         return set()
@@ -73,7 +86,7 @@ class Orders:
                 self._orphans.move(connection, mine=mine, known=known, clock=clock)
         with _Said(self):
             if now >= self._count_at:
-                self._count_at = now + COUNT_SECONDS
+                self._count_at = now + (TOLD_SECONDS if self.are_told else COUNT_SECONDS)
                 found = count.reconcile(connection, self.type)
                 self.count = found.count
                 if found.removed:
