@@ -22,6 +22,7 @@ from sandboxrun.host.orders import Orders
 from sandboxrun.host.pool import Ended, Pool, PoolEvents, Running
 from sandboxrun.host.restarts import Until
 from sandboxrun.host.runplan import RunOptions
+from sandboxrun.host.saying import said, say_end
 from sandboxrun.host.slot import Slot
 from sandboxrun.redis.connection import Connection, delays
 from sandboxrun.redis.lease import PID_FIELDS, holder, is_alive, new_token, start_time, this_host
@@ -146,7 +147,7 @@ class Agent(PoolEvents):
         running: Running = event[1]
         slot = self._slots.get(running.key)
         if event[0] == "said":
-            self._say(running, *event[2:])
+            said(self._log, running, *event[2:])
         elif slot is None or slot.running is not running:
             return
         elif event[0] == "started":
@@ -154,19 +155,6 @@ class Agent(PoolEvents):
             slot.version = running.plan.worker.version if running.plan is not None else ""
         else:
             self._ended(slot, event[2])
-
-    def _say(self, running: Running, level: str, event: str, message: str, fields: dict[str, object]) -> None:
-        hint = fields.pop("hint", ())
-        text = message if running.key in message else f"{running.type} {running.id}: {message}"
-        match level:
-            case "info":
-                self._log.info(event, text, **fields)
-            case "debug":
-                self._log.debug(event, text, **fields)
-            case "error":
-                self._log.error(event, text, hint=tuple(hint), **fields)  # type: ignore[arg-type]  # a field
-            case _:
-                self._log.warning(event, text, hint=tuple(hint), **fields)  # type: ignore[arg-type]
 
     # --- the end of a run
 
@@ -187,35 +175,8 @@ class Agent(PoolEvents):
             name = restarts.label(ended.code, asked=asked)
             slot.restarts += 1
             slot.restarts_by[name] = slot.restarts_by.get(name, 0) + 1
-        self._say_end(slot, ended, asked)
+        say_end(self._log, slot, ended, asked)
         self._ask_redis(lambda: self._note(slot, running))
-
-    def _say_end(self, slot: Slot, ended: Ended, asked: bool) -> None:
-        """One line, and none that says what the line before has said of this worker."""
-        assert slot.next is not None
-        what = f" has ended with {restarts.in_words(ended.code)}"  # why, the run has said
-        hint: tuple[str, ...] = ()
-        if ended.error is not None:
-            what, hint = f": {ended.error}", ended.error.hint
-        match slot.next.until:
-            case Until.TIME if asked:
-                then = "it is started again"
-            case Until.TIME if slot.history.is_failing:
-                then = f"it fails, and is tried every {restarts.MOST_SECONDS:g} s"
-            case Until.TIME | Until.OUTAGE:
-                then = "it is started again"
-            case Until.CHANGE:
-                then = "it waits for a change of its hash, its approval or the policy"
-            case Until.LEASE:
-                then = "it waits until that run is over"
-        text = f"{slot.name}{what}; {then}"
-        if slot.said == text:
-            return
-        slot.said = text
-        if asked:
-            self._log.info("restart", text, exit_code=ended.code)
-        else:
-            self._log.warning("restart", text, hint=hint, exit_code=ended.code)
 
     def _note(self, slot: Slot, running: Running | None) -> None:
         """In Redis: how the run ended, and that others may take its requests."""
@@ -347,7 +308,7 @@ class Agent(PoolEvents):
     def _follow(self, orders: Orders) -> None:
         """What the queues of one type say."""
         mine = {slot.id: slot for slot in self._slots.values() if slot.type == orders.type and slot.is_wanted}
-        for id_ in orders.lost(self._redis, mine):
+        for id_ in orders.lost(self._redis, mine, [id_ for id_, slot in mine.items() if slot.running is None]):
             slot = mine.pop(id_)
             self._let_go(slot, f"{slot.name} shall run no more")
         orders.keep(self._redis, mine, self._known, self._clock)

@@ -15,7 +15,7 @@ from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
 LOST_SECONDS = 0.5  # how soon a removed id is noticed, if Redis does not say what changes
 TOLD_SECONDS = 5.0  # between two looks, if it does
@@ -65,8 +65,8 @@ class Orders:
                 return taken
         return Taken(())
 
-    def lost(self, connection: Connection, ids: Collection[str]) -> set[str]:
-        """Those of the agent's ids that it has no more, if it is time to look."""
+    def lost(self, connection: Connection, ids: Collection[str], idle: Sequence[str]) -> set[str]:
+        """Those of the agent's ids that it has no more, if it is time to look. `idle`: those that do not run."""
         now = time.monotonic()
         if now < self._lost_at:
             return set()
@@ -74,7 +74,7 @@ class Orders:
         if not ids:
             return set()
         with _Said(self):
-            return desired.lost(connection, self.type, list(ids), self._token)
+            return desired.lost(connection, self.type, list(ids), self._token, idle=idle)
         return set()
 
     def keep(self, connection: Connection, mine: Collection[str], known: dict[str, Entry], clock: int) -> None:
