@@ -23,13 +23,13 @@ from agent_status import busy  # noqa: E402
 from sandboxrun.describe.page import Page  # noqa: E402
 from sandboxrun.host.page import Server, parse_address  # noqa: E402
 
-WIDTH, HEIGHT = 1180, 1000
+WIDTH, HEIGHT = 1180, 1160
 NOBODY = 65534
 CHROMIUM = shutil.which("chromium")
 
 
-def recorded(width: int = WIDTH, height: int = HEIGHT, *, dark: bool = False) -> bytes:
-    """The picture, as PNG."""
+def recorded(width: int = WIDTH, height: int = HEIGHT, *, dark: bool = False, seconds: float = 5) -> bytes:
+    """The picture, as PNG. `seconds`: between two statuses, which make a rate."""
     begun = time.monotonic()
 
     def status():
@@ -41,7 +41,7 @@ def recorded(width: int = WIDTH, height: int = HEIGHT, *, dark: bool = False) ->
     server.start()
     try:
         page.routes()["/"]("", {})
-        time.sleep(5)  # two statuses make a rate
+        time.sleep(seconds)
         return screenshot(f"http://127.0.0.1:{server.port}/?still", width, height, dark=dark)
     finally:
         server.close()

@@ -11,6 +11,9 @@ from sandboxrun.cli.parser import type_parser
 from sandboxrun.cli.redis import connected, record, text
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
+from sandboxrun.fleet.units import duration
+from sandboxrun.host import statuses
+from sandboxrun.host.folders import Folders
 from sandboxrun.log import escape
 from sandboxrun.protocol import GROUP
 from sandboxrun.redis.pages import ENTRY_MAX_BYTES, ask_all
@@ -18,7 +21,7 @@ from sandboxrun.redis.replies import ReplyError
 
 SAMPLE_SECONDS = 0.5
 PENDING_SHOWN = 10
-CONSUMERS_SHOWN = 100
+CONSUMERS_SHOWN = WORKERS_SHOWN = 100
 
 
 def main(args: list[str]) -> int:
@@ -60,6 +63,8 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
         ("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, GROUP),
         ("XPENDING", stream, GROUP, "-", "+", PENDING_SHOWN), ("XLEN", responses), ("XLEN", dead), ("XLEN", stream),
     ]  # fmt: skip
+    seconds, micros = map(int, connection.call("TIME"))
+    now = seconds * 1000 + micros // 1000
     replies = ask_all(connection, commands)
     whole, groups, consumers, oldest, length, letters, count = replies
     notes = [
@@ -81,10 +86,15 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
         if ours is not None:
             found["group"] = {name.replace("-", "_"): value for name, value in ours.items()}
     if isinstance(consumers, list):
-        found["consumers"] = [record(consumer) for consumer in consumers]
+        found["consumers"] = [record(consumer) for consumer in consumers[:CONSUMERS_SHOWN]]
+        if len(consumers) > CONSUMERS_SHOWN:
+            notes.append(f"and {len(consumers) - CONSUMERS_SHOWN} further consumers")
     if isinstance(oldest, list):
         names = ("id", "consumer", "idle", "deliveries")
         found["pending"] = [dict(zip(names, (text(x), text(c), idle, n), strict=True)) for x, c, idle, n in oldest]
+        for row in found["pending"]:
+            row["age"] = _since(row["id"], now)
+    found["workers"] = here(type_)
     return found
 
 
@@ -112,22 +122,56 @@ def show(found: dict[str, Any]) -> list[str]:
         f"group {GROUP}: {group.get('pending', 'none')} pending, {_or(group.get('lag'), 'unknown')} not delivered yet",
         f"a second: {_or(rate['came'], 'unknown')} came, {_or(rate['answered'], 'unknown')} were answered",
     ]
-    for consumer in found["consumers"][:CONSUMERS_SHOWN]:
+    for consumer in found["consumers"]:
         lines.append(
             f"  consumer {consumer['name']:<20} pending {consumer['pending']:<6} seen {_age(consumer['idle'])} ago"
         )
-    if len(found["consumers"]) > CONSUMERS_SHOWN:
-        lines.append(f"  and {len(found['consumers']) - CONSUMERS_SHOWN} further consumers: see --json")
     for row in found["pending"]:
         lines.append(
-            f"  pending {row['id']:<21} with {row['consumer']} for {_age(row['idle'])}, delivery {row['deliveries']}"
+            f"  pending {row['id']:<21} sent {_age(row['age'])} ago, with {row['consumer']} for {_age(row['idle'])}, "
+            f"delivery {row['deliveries']}"
         )
+    lines += [f"  worker {_worker(row)}" for row in found["workers"]]
     lines += [f"note: {note}" for note in found["notes"]]
     return lines
 
 
 def escape_lines(lines: list[str]) -> str:
     return "\n".join(map(escape, lines))
+
+
+def here(type_: str) -> list[dict[str, Any]]:
+    """What the workers of this host's agents say of themselves, without Redis."""
+    clock, found = time.monotonic(), list[dict[str, Any]]()
+    for _, status in statuses.read_all(Folders.of_user().agents):
+        workers = () if isinstance(status, str) else status.workers
+        for worker in workers:
+            health = worker.health
+            if worker.type != type_ or health is None or len(found) == WORKERS_SHOWN:
+                continue
+            busy = health.handling_since
+            found.append(
+                {
+                    "id": worker.id, "state": worker.state, "handled": health.handled,
+                    "codes": {str(code): count for code, count in health.codes},
+                    "handling": round(clock - busy, 1) if busy else None,
+                    "p50": health.handler.quantile(0.5), "p99": health.handler.quantile(0.99),
+                }
+            )  # fmt: skip
+    return found
+
+
+def _worker(row: dict[str, Any]) -> str:
+    codes = ", ".join(f"{count} with {code}" for code, count in row["codes"].items())
+    words = [f"{row['id']} is {row['state']}", f"has handled {row['handled']}{f' ({codes})' if codes else ''}"]
+    words += [f"p50 {duration(row['p50'])}", f"p99 {duration(row['p99'])}"] if row["p50"] is not None else []
+    return ", ".join([*words, *([f"and one for {row['handling']:.0f} s now"] if row["handling"] is not None else [])])
+
+
+def _since(xid: str, now: int) -> int:
+    """Milliseconds since an entry was added, by its id. `now`: Redis's clock."""
+    millis = xid.partition("-")[0]
+    return max(0, now - int(millis)) if millis.isascii() and millis.isdigit() and len(millis) < 16 else 0
 
 
 def _age(millis: int) -> str:

@@ -23,7 +23,7 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 OTHER = "other"
 CODES = frozenset((200, 201, 202, 204, 400, 401, 403, 404, 408, 409, 410, 413, 422, 429, 500, 501, 502, 503, 504))
-REASONS = frozenset("exit signal stuck memory time hash pid lost error outage policy update".split())
+REASONS = frozenset("asked change ended failed lease outage signal stuck".split())  # of host/restarts.py
 LABEL_MAX_CHARS = 128
 
 if TYPE_CHECKING:

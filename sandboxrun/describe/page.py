@@ -88,7 +88,7 @@ def render(status: AgentStatus, rates: Rates, *, clock: float, now: float, refre
     wrong = problems(status, clock=clock, now=now)
     view = _View(status, rates, clock, now)
     failing = sum(problem.fails for problem in wrong)
-    title = f"{f'({failing}) ' if failing else ''}sandboxrun on {_plain(status.host)}"
+    title = f"{f'({failing}) ' if failing else ''}sandboxrun on {_plain(status.name)}"
     parts = [
         "<!doctype html>", '<html lang="en">', '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -119,7 +119,7 @@ class _View:
         ]
         words += ["draining"] * status.draining
         about = " · ".join([*words, f"sandboxrun {_text(status.version)}"])
-        return [f"<header><h1>{_text(status.name)} on {_text(status.host)}</h1><p>{about}</p></header>"]
+        return [f"<header><h1>Agent on {_text(status.name)}</h1><p>{about}</p></header>"]
 
     def types(self) -> list[str]:
         heads = "Type|n Running|n Requests/s|n p50|n p99|n Errors|n Waiting|n For|n In hand|n For|n Dead letters"

@@ -117,6 +117,7 @@ def _denials(workers: tuple[WorkerStatus, ...]) -> Iterator[Problem]:
 def grant_command(worker: WorkerStatus, kind: str, grant: str) -> str:
     """The command that says whether this may be granted, and prints the one that grants it; "" if it cannot be pasted."""
     flag = "--redis-keys" if kind == "redis" else f"--{kind}"
+    grant = grant.removeprefix(f"allow{kind.title()}=")
     return (
         _line("perms", worker.type, worker.id, *((f"{flag}={grant}",) if grant.startswith("-") else (flag, grant)))
         if grant

@@ -15,7 +15,10 @@ def duration(seconds: float) -> str:
     """Of something short: milliseconds below a second."""
     if seconds >= 10:
         return age(seconds)
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    millis = seconds * 1000
+    return f"{millis:.0f} ms" if millis >= 10 else f"{millis:.1f} ms" if millis >= 1 else f"{millis:.2f} ms"
 
 
 def size(count: float) -> str:

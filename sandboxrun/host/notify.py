@@ -10,13 +10,19 @@ import os
 import socket
 import time
 
+from sandboxrun.sandbox.supervisor.health import stuck
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandboxrun.sandbox.supervisor.child import Child
+
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 STATUS_MAX_CHARS = 500
 PATH_MAX_BYTES = 107  # sockaddr_un(7)
+LOOK_SECONDS, STATUS_SECONDS = 0.05, 10.0
+SILENT_SECONDS = 5.0
 
 
 class Notifier:
@@ -79,6 +85,41 @@ class Notifier:
                 made.sendto("\n".join(lines).encode("utf-8", "backslashreplace"), self._address)
         except OSError:
             pass
+
+
+def follow(child: Child, type_: str, id_: str) -> Notifier:
+    """Tell what becomes of one worker, which was let go just now: in a thread, until it has ended.
+
+    READY once its loop has read; of a script without the loop of sandboxrun.worker, which says nothing, after SILENT_SECONDS.
+    The watchdog hears nothing while the loop has not turned for its time with a request in hand.
+    """
+    notifier = Notifier()
+    limit = notifier.watchdog_seconds
+
+    def is_well() -> bool:
+        try:
+            return not stuck(child.health(), limit, time.monotonic())
+        except OSError:  # it has ended
+            return False
+
+    def go_on() -> None:
+        begun = time.monotonic()
+        try:
+            while not (health := child.health()).ready:
+                if not health.tick and time.monotonic() - begun >= SILENT_SECONDS:
+                    break
+                time.sleep(LOOK_SECONDS)
+            notifier.ready(f"{type_} {id_} {'reads' if health.ready else 'runs'}")
+            while True:
+                time.sleep(STATUS_SECONDS)
+                notifier.status(f"{type_} {id_} runs, {child.health().handled} requests handled")
+        except OSError:  # it has ended
+            pass
+
+    if notifier.is_on:
+        notifier.start_watchdog(is_well)
+        _thread.start_new_thread(go_on, ())
+    return notifier
 
 
 def _address(path: str) -> bytes | None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from sandboxrun.config.worker import WorkerConfig
+    from sandboxrun.host.notify import Notifier
     from sandboxrun.sandbox.compile.features import Features
     from sandboxrun.sandbox.supervisor.spawn import Spawned
 
@@ -198,7 +199,7 @@ def _run(options: RunOptions, held: _Held) -> Outcome:
             script=_script(preparation, plan),
             interpreter=plan.environment,
             scratch=scratch,
-            env=_environment(plan, login, scratch) | _data(preparation),
+            env=runplan.environment(plan, login.env, scratch) | _data(preparation),
             kept=folders.filters,
             inspect=plan.inspect.plan if plan.inspect is not None else None,
             token=run_.token,
@@ -284,16 +285,6 @@ def _script(preparation: Preparation, plan: RunPlan) -> Script:
     )  # fmt: skip
 
 
-def _environment(plan: RunPlan, login: Login, scratch: str) -> dict[str, str]:
-    return {name: os.environ[name] for name in plan.env if name in os.environ} | {
-        **login.env,
-        "PATH": "/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "HOME": scratch,
-        "TMPDIR": scratch,
-    }
-
-
 def _data(preparation: Preparation) -> dict[str, str]:
     """Where the worker's own data folder is, if it is granted something there."""
     ceiling = preparation.ceiling
@@ -309,6 +300,7 @@ class _OwnProcess:
         self.log, self.kernel = log, features.probe()
         self._options, self._spawned = options, spawned
         self._child: Child | None = None
+        self._notifier: Notifier | None = None
 
     def enter(self, key: str) -> bool:
         self._child = Child(key, self.kernel, self._spawned, warm=True)
@@ -341,10 +333,16 @@ class _OwnProcess:
 
     def begun(self, child: Child, key_line: bytes | None) -> None:
         threading.Thread(target=_give_key, args=(child, key_line), daemon=True).start()
+        if "NOTIFY_SOCKET" in os.environ:
+            from sandboxrun.host import notify
+
+            self._notifier = notify.follow(child, self._options.type, self._options.id)
         gc.freeze()  # all that a run has made so far stays until its end
         gc.enable()
 
     def leave(self) -> None:
+        if self._notifier is not None:
+            self._notifier.stopping()
         if hasattr(self, "store"):
             self.store.close()
         if self._child is not None:

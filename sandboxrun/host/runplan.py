@@ -133,9 +133,11 @@ def write_record(folders: Folders, plan: RunPlan, brought: dict[str, object], pi
         **plan.given,
         "degraded": plan.degraded,
         **brought,
+        # The worker's process, which cannot outlive its supervisor: `sandboxrun health` looks whether it lives.
+        "supervisor": {"pid": pid, "started": start_time(pid), "host": this_host()},
     }
     if brought:
-        record |= _uses(folders, plan, pid)
+        record["uses"] = _uses(folders, plan)
     path = os.path.join(folders.runs, f"{plan.worker.type}:{plan.worker.id}.json")
     try:
         os.makedirs(folders.runs, mode=0o700, exist_ok=True)
@@ -144,10 +146,19 @@ def write_record(folders: Folders, plan: RunPlan, brought: dict[str, object], pi
         raise ConfigError(f"the run cannot be recorded in {folders.runs}: {error.strerror}") from error
 
 
-def _uses(folders: Folders, plan: RunPlan, pid: int) -> dict[str, object]:
-    """What of the cache the worker may read, and its process, which cannot outlive its supervisor: `sandboxrun cache` keeps
-    what a running worker uses."""
+def _uses(folders: Folders, plan: RunPlan) -> list[str]:
+    """What of the cache the worker may read: `sandboxrun cache` keeps what a running worker uses."""
     cache = os.path.realpath(folders.cache)
     places = (os.path.join(cache, "trees"), os.path.join(cache, "env"))
-    used = [os.path.relpath(path, cache) for path in plan.policy.read if os.path.dirname(path) in places]
-    return {"uses": used, "supervisor": {"pid": pid, "started": start_time(pid), "host": this_host()}}
+    return [os.path.relpath(path, cache) for path in plan.policy.read if os.path.dirname(path) in places]
+
+
+def environment(plan: RunPlan, login: Mapping[str, str], scratch: str) -> dict[str, str]:
+    """All variables that the worker has but those about its data. `login`: to Redis."""
+    return {name: os.environ[name] for name in plan.env if name in os.environ} | {
+        **login,
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": scratch,
+        "TMPDIR": scratch,
+    }

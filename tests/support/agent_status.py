@@ -17,7 +17,7 @@ def histogram(*values: float) -> Histogram:
 
 HEALTH = Health(True, 100.5, 99.0, 12, ((200, 10), (500, 2)), histogram(0.001, 0.2), histogram(0.01), 7)
 WORKER = WorkerStatus(
-    "greeter", "1", "running", 42, 1.5e9, "v1", 3, (("exit", 3),), 1, "exit code 1", None, HEALTH,
+    "greeter", "1", "running", 42, 1.5e9, "v1", 3, (("failed", 3),), 1, "exit code 1", None, HEALTH,
     (Denied("net", "evil.example:443", "evil.example:443", 2),), 1 << 20, 0.5, 2.0,
 )  # fmt: skip
 STATUS = AgentStatus(
@@ -69,7 +69,7 @@ def busy(handled: int = 0, *, clock: float, now: float) -> AgentStatus:
         last_reason="stuck for 60 s",
     )
     bots[2] = replace(
-        bots[2], state="failing", pid=None, since=None, health=None, memory=None, cpu=None, restarts=7, restarts_by=(("exit", 7),),
+        bots[2], state="failing", pid=None, since=None, health=None, memory=None, cpu=None, restarts=7, restarts_by=(("failed", 7),),
         last_exit=1, last_reason="KeyError: 'chat_id'", next_start=now + 21,
     )  # fmt: skip
     greeters[11] = replace(

@@ -46,7 +46,7 @@ def test_the_series_are_those_of_the_list(openmetrics):
     worker = (("id", "1"), ("type", "greeter"))
     assert found["sandboxrun_up", worker] == 1
     assert found["sandboxrun_requests_total", (("code", "500"), *worker)] == 2
-    assert found["sandboxrun_restarts_total", (*worker[:1], ("reason", "exit"), *worker[1:])] == 3
+    assert found["sandboxrun_restarts_total", (*worker[:1], ("reason", "failed"), *worker[1:])] == 3
     assert found["sandboxrun_lag", (("type", "greeter"),)] == 5
 
 
