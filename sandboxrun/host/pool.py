@@ -34,17 +34,9 @@ from sandboxrun.sandbox.supervisor.supervisor import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
-
     from sandboxrun.config.worker import WorkerConfig
     from sandboxrun.health import Health
-    from sandboxrun.sandbox.supervisor.spawn import Spawned
-
-    class Zygote(Protocol):
-        """Forks children that share its memory, for workers whose policy allows that."""
-
-        def fork(self, key: str) -> Spawned: ...
-
+    from sandboxrun.sandbox.supervisor.zygote import Zygote
 
 WORKERS_MAX = 400
 PREPARATIONS_MAX = 4  # at once
@@ -147,7 +139,8 @@ class Pool:
     """Starts workers, and ends all of them. Use one at a time in a process."""
 
     def __init__(self, log: Log, *, spares: int = 2, redis_url: str, zygote: Zygote | None = None) -> None:
-        """`log`: for what concerns no single worker. `redis_url`: of all workers. `zygote`: for those that may share memory.
+        """`log`: for what concerns no single worker. `redis_url`: of all workers. `zygote`: for those that may share memory;
+        whoever has made it closes it.
 
         Call it early: the children that are spawned now inherit what this process has. Raises UsageError.
         """
@@ -253,7 +246,7 @@ class _Worker:
         self.running.plan = plan
         zygote, spawned = self._pool.zygote, None
         try:
-            if zygote is not None and getattr(preparation.ceiling, "shares_memory", False):
+            if zygote is not None and preparation.ceiling is not None and preparation.ceiling.shares_memory:
                 spawned = zygote.fork(plan.worker.key)
             else:
                 spawned = self._pool.spares.take()

@@ -224,3 +224,10 @@ def test_nothing_is_left_behind(run: Any, tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
     left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
     assert left == ""
+
+
+def test_a_process_that_proc_hides_is_refused_and_a_missing_file_is_not() -> None:
+    """hidepid= of proc(5), and ProtectProc= of systemd."""
+    protections = {p.name: p for group in check.PROTECTIONS.values() for p in group}
+    for name, status in (("environment_of_another", check.Status.HOLDS), ("read", check.Status.FAILS)):
+        assert check._status(protections[name], "works", "ENOENT", True, False) == status

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -10,7 +12,10 @@ from pathlib import Path
 import pytest
 import redis
 from pooled import Fixture, pooled, wait_for
-from runner import Runner
+from runner import ALLOW_ALL, Runner
+
+from sandboxrun.sandbox.supervisor.spawn import Spawned
+from sandboxrun.sandbox.supervisor.zygote import Zygote
 
 Write = Callable[..., None]
 WAITS = "import signal\nprint('there', flush=True)\nwhile True: signal.pause()\n"
@@ -106,3 +111,49 @@ def test_its_denials_name_its_own_key(pool: Fixture, worker: Write) -> None:
         (said,) = pool.on.of(running, "denied")
         assert f"127.0.0.1:{port}" in said and running.key in said, said
         assert running.denials == {("net", f"127.0.0.1:{port}"): 1}
+
+
+def test_a_worker_is_forked_if_its_policy_lets_it_share_memory_and_no_other_is(
+    redis_url: str, run: Runner, worker: Write
+) -> None:
+    worker("shares", "import sys\nprint('there', flush=True)\nsys.exit(4)\n")
+    worker("other", WAITS)
+    run.set_policy(ALLOW_ALL + '\n[worker."shares"]\nopen-redis = true\nshare-memory = true\n')
+    forked: list[str] = []
+
+    class Kept(Zygote):
+        def fork(self, key: str) -> Spawned:
+            forked.append(key)
+            return super().fork(key)
+
+    with contextlib.closing(Kept()) as zygote, pooled(redis_url, str(run.home), zygote=zygote) as pool:
+        shares, other = pool.start("shares"), pool.runs("other")
+        assert pool.on.end(shares).code == 4 and pool.on.of(shares) == ["there"]
+        assert forked == ["shares:1:h"] and other.state == "running"
+
+
+def test_it_says_of_itself_how_it_is_until_it_has_ended(pool: Fixture, r: redis.Redis, worker: Write) -> None:
+    worker("serves", "from sandboxrun import worker\n@worker.handler\ndef handle(request): return {}\nworker.run()\n")
+    running = pool.runs("serves")
+    wait_for(lambda: (health := running.health()) is not None and health.ready)
+    running.stop()
+    pool.on.end(running)
+    assert running.health() is None
+
+
+def test_the_key_of_its_secrets_is_given_and_not_read(
+    pool: Fixture, r: redis.Redis, run: Runner, worker: Write
+) -> None:
+    worker("secret", "from sandboxrun import worker\nprint(worker.secrets()['token'], flush=True)\n")
+    key = "worker-v0 " + "0123456789abcdef" * 4 + "\n"
+    (run.home / "key").write_text(key)
+    text = run("encrypt", "secret", "1", "--key-file", "key", stdin=json.dumps({"token": "t0ken"})).out
+    _, name, *fields = text.replace('"', "").split()
+    r.hset(name, mapping=dict(zip(fields[::2], fields[1::2], strict=True)))
+    running = pool.start("secret", key_line=key.encode())
+    assert pool.on.end(running).code == 0 and pool.on.of(running) == ["t0ken"]
+    pool.on.ends.clear()
+    for wrong, said in ((None, "there is no key"), (b"worker-v0 zz\n", "secret:1:h: ")):
+        ended = pool.on.end(pool.start("secret", key_line=wrong))
+        assert ended.code == 78 and said in str(ended.error)
+        pool.on.ends.clear()

@@ -73,7 +73,7 @@ def test_a_start_while_redis_is_away_ends_and_leaves_nothing(server: Own, ask: r
         assert pool.on.end(pool.start("waits", "3")).code == 75
         server.start()
         wait_for(lambda: pool.pool.redis_is_up)
-        pool.runs("waits", "3")
+        pool.runs("waits", "4")
         assert _users(ask)()
     assert ask.acl_users() == ["default"]
 

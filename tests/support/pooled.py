@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from sandboxrun.host.pool import Ended, Pool, PoolEvents, Running
 from sandboxrun.host.runplan import RunOptions
 from sandboxrun.log import Log
+from sandboxrun.sandbox.supervisor.zygote import Zygote
 
 SECONDS = 60
 
@@ -52,7 +54,7 @@ class Heard(PoolEvents):
 class Fixture:
     """A pool, its events, and the messages that concern no worker."""
 
-    def __init__(self, url: str, spares: int = 1) -> None:
+    def __init__(self, url: str, spares: int = 1, zygote: Zygote | None = None) -> None:
         self.url, self.on, self.messages = url, Heard(), []
         fixture = self
 
@@ -60,7 +62,7 @@ class Fixture:
             def _write(self, level: str, event: str, message: str, fields: object, hint: object = ()) -> None:
                 fixture.messages.append(message)
 
-        self.pool = Pool(Kept(), spares=spares, redis_url=url)
+        self.pool = Pool(Kept(), spares=spares, redis_url=url, zygote=zygote)
 
     def start(self, type_: str, id_: str = "1", **options: object) -> Running:
         key_line = options.pop("key_line", None)
@@ -78,7 +80,7 @@ class Fixture:
 
 
 @contextlib.contextmanager
-def pooled(url: str, home: str, **options: int) -> Iterator[Fixture]:
+def pooled(url: str, home: str, **options: Any) -> Iterator[Fixture]:
     """`home`: where its folders are."""
     before, os.environ["HOME"] = os.environ["HOME"], home
     threads = set(threading.enumerate())
