@@ -100,7 +100,7 @@ class Running:
             supervisor, self.state = self._supervisor, "ending"
         if supervisor is not None:
             supervisor.signalled = True
-            supervisor.stop(reason, at_once=kill)
+            supervisor.stop(reason, at_once=True) if kill else supervisor.stop_gently(reason)
 
     def health(self) -> Health | None:
         """What the worker says of itself; None before it has begun, and after its end."""

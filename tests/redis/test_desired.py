@@ -72,8 +72,9 @@ def test_another_agents_id_is_not_handed_back(r: redis.Redis, c: Connection) -> 
     desired.take(c, "t", "other", 1)
     assert desired.give_back(c, "t", ["a"], "me") == ()
     assert queues(r) == ([], ["a"], [])
-    assert desired.lost(c, "t", ["a"], "me") == {"a"}
-    assert desired.lost(c, "t", ["a"], "other") == set()
+    assert desired.lost(c, "t", ["a"], "me", idle=["a"]) == {"a"}
+    assert desired.lost(c, "t", ["a"], "other", idle=["a"]) == set()
+    assert desired.lost(c, "t", ["a", "z"], "me") == {"z"}
 
 
 def test_an_id_that_was_pushed_twice_is_taken_once(r: redis.Redis, c: Connection) -> None:
