@@ -15,9 +15,7 @@ from sandboxrun.log import Log
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
 
-    from sandboxrun.fleet.status import AgentStatus
     from sandboxrun.host.agent import Agent
     from sandboxrun.host.agentfile import AgentOptions
     from sandboxrun.host.folders import Folders
@@ -99,31 +97,25 @@ def _show(
         stack.callback(StatusSocket(folders.agents, lambda: as_json(agent.status())).close)
     except OSError as error:
         log.warning("status", f"sandboxrun health cannot see this agent: {folders.agents}: {error.strerror}")
-    if not servers and not options.metrics_file:
-        return
-    from sandboxrun.host.streamfigures import StreamFigures
-
-    status = StreamFigures(agent.status, options.redis_url, lambda text: log.warning("status", text))
-    stack.callback(status.close)
     if servers:
         from sandboxrun.describe.page import Page
         from sandboxrun.host.page import Server
 
-        page = Page(status)
+        page = Page(agent.status)
         for address, is_whole in servers:
             server = Server(address, page.routes(text=is_whole))
             stack.callback(server.close)
             server.start()
     if options.metrics_file:
-        written = _MetricsFile(options.metrics_file, status, log)
+        written = _MetricsFile(options.metrics_file, agent, log)
         stack.callback(written.close)
 
 
 class _MetricsFile:
     """Written anew every METRICS_SECONDS, and removed at the end, so that nobody reads old figures."""
 
-    def __init__(self, path: str, status: Callable[[], AgentStatus], log: Log) -> None:
-        self._path, self._status, self._log = path, status, log
+    def __init__(self, path: str, agent: Agent, log: Log) -> None:
+        self._path, self._agent, self._log = path, agent, log
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._go_on, daemon=True)
         self._thread.start()
@@ -134,7 +126,7 @@ class _MetricsFile:
         said = ""
         while True:
             try:
-                write_textfile(self._path, self._status(), clock=time.monotonic())
+                write_textfile(self._path, self._agent.status(), clock=time.monotonic())
                 said = ""
             except OSError as error:
                 if said != str(error):

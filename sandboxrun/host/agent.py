@@ -14,7 +14,7 @@ from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, Stor
 from sandboxrun.fleet import agents, desired
 from sandboxrun.fleet.handback import hand_back
 from sandboxrun.fleet.queues import read_fields
-from sandboxrun.fleet.status import AgentStatus, TypeStatus
+from sandboxrun.fleet.status import AgentStatus
 from sandboxrun.host import restarts
 from sandboxrun.host.changes import Changes
 from sandboxrun.host.footing import footing
@@ -382,15 +382,9 @@ class Agent(PoolEvents):
 
         slots = list(self._slots.values())
         types = (
-            TypeStatus(
-                type=orders.type,
-                count=orders.count,
-                workers=tuple(slot.status() for slot in slots if slot.type == orders.type),
-                waiting_ids=orders.waiting,
-                lag=None, pending=None, oldest_waiting=None, oldest_handling=None, dead=None,
-            )
+            orders.status([slot.status() for slot in slots if slot.type == orders.type])
             for orders in self._orders.values()
-        )  # fmt: skip
+        )
         return AgentStatus(
             name=self.name,
             host=this_host(),

@@ -8,8 +8,10 @@ from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
 from sandboxrun.fleet import count, desired
 from sandboxrun.fleet.agents import Agent as Entry
+from sandboxrun.fleet.backlog import Backlog, backlog
 from sandboxrun.fleet.desired import Taken
 from sandboxrun.fleet.orphans import Orphans
+from sandboxrun.fleet.status import TypeStatus, WorkerStatus
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError
 
@@ -34,6 +36,7 @@ class Orders:
         self._token, self._warn = token, warn
         self._orphans = Orphans(type_)
         self._said: set[str] = set()
+        self._backlog = Backlog()
         self._take_at = self._lost_at = self._orphans_at = self._count_at = 0.0
         self.are_told = False  # whether Redis says what changes
 
@@ -87,11 +90,20 @@ class Orders:
         with _Said(self):
             if now >= self._count_at:
                 self._count_at = now + (TOLD_SECONDS if self.are_told else COUNT_SECONDS)
+                self._backlog = backlog(connection, self.type)
                 found = count.reconcile(connection, self.type)
                 self.count = found.count
                 if found.removed:
                     shown = ", ".join(found.removed[:10]) + (" …" if len(found.removed) > 10 else "")
                     self._warn(f"{self.type} has count {found.count}: {shown} shall run no more", ())
+
+    def status(self, workers: Sequence[WorkerStatus]) -> TypeStatus:
+        """From any thread."""
+        found = self._backlog
+        return TypeStatus(
+            self.type, self.count, tuple(workers), self.waiting, found.lag, found.pending, found.oldest_waiting,
+            found.oldest_handling, found.dead,
+        )  # fmt: skip
 
     def _say(self, text: str, hint: tuple[str, ...] = ()) -> None:
         if text and text not in self._said and len(self._said) < 100:
