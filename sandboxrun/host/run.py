@@ -162,7 +162,13 @@ def _run(options: RunOptions, held: _Held) -> int:
         )
         listener = child.confine(confinement)
         supervisor = Supervisor(
-            child, listener, confinement, trusted=_trusted(store.address), log=log, output_log=held.output_log
+            child,
+            listener,
+            confinement,
+            trusted=_trusted(store.address),
+            log=log,
+            output_log=held.output_log,
+            unblock=store.unblock,
         )
         timing.mark("supervisor made")
         try:

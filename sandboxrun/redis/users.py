@@ -39,6 +39,10 @@ class Users:
     def __bool__(self) -> bool:
         return bool(self._users)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(user.name for user in self._users)
+
     def admit(self, connection: Connection, identity: Identity, owner: Owner, *, selectors: bool) -> tuple[User, ...]:
         """Make them: one, or on a server without `selectors` two, of which the second reads the hashes.
 

@@ -58,8 +58,14 @@ class Supervisor:
         trusted: tuple[str, int] | None,
         log: Log,
         output_log: OutputLog | None = None,
+        unblock: Callable[[int], None] | None = None,
     ) -> None:
-        """`confinement`: the child's. `trusted`: see Resolver. `output_log`: where what the worker prints is kept."""
+        """`confinement`: the child's. `trusted`: see Resolver. `output_log`: where what the worker prints is kept.
+
+        `unblock`: called after SIGTERM with the number at Redis that the worker gives its connection, to end a read that
+        waits there. It must not block, and must trust no number.
+        """
+        self._unblock = unblock
         self._child, self._key, self._scratch = child, confinement.key, confinement.scratch
         self._policy = policy = confinement.policy
         self._poll = select.poll()
@@ -277,6 +283,9 @@ class Supervisor:
         else:
             self._child.signal(signal.SIGTERM)
             self._kill_at = now + GRACE_SECONDS
+            client = self._child.health().client_id if self._unblock is not None else 0
+            if client and self._unblock is not None:
+                self._unblock(client)
         if self._stop_reason:
             self.warn("stop", self._stop_reason)
             self._stop_reason = None
