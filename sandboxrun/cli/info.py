@@ -59,9 +59,10 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
     commands = [
         ("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, GROUP),
         ("XPENDING", stream, GROUP, "-", "+", PENDING_SHOWN), ("XLEN", responses), ("XLEN", dead), ("XLEN", stream),
+        ("TIME",),
     ]  # fmt: skip
     replies = ask_all(connection, commands)
-    whole, groups, consumers, oldest, length, letters, count = replies
+    whole, groups, consumers, oldest, length, letters, count, clock = replies
     notes = [
         f"{' '.join(map(str, command))}: more than {ENTRY_MAX_BYTES >> 20} MiB, so not read"
         for command, reply in zip(commands, replies, strict=True)
@@ -82,10 +83,37 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
             found["group"] = {name.replace("-", "_"): value for name, value in ours.items()}
     if isinstance(consumers, list):
         found["consumers"] = [record(consumer) for consumer in consumers]
+        _add_health(connection, type_, found["consumers"][:CONSUMERS_SHOWN])
     if isinstance(oldest, list):
-        names = ("id", "consumer", "idle", "deliveries")
-        found["pending"] = [dict(zip(names, (text(x), text(c), idle, n), strict=True)) for x, c, idle, n in oldest]
+        names = ("id", "consumer", "idle", "deliveries", "age")
+        now = int(clock[0]) * 1000 + int(clock[1]) // 1000 if isinstance(clock, list) else 0
+        found["pending"] = [
+            dict(zip(names, (text(x), text(c), idle, n, max(0, now - _millis(x))), strict=True))
+            for x, c, idle, n in oldest
+        ]
     return found
+
+
+def _millis(xid: bytes) -> int:
+    return int(xid.partition(b"-")[0])
+
+
+def _add_health(connection: Any, type_: str, consumers: list[dict[str, Any]]) -> None:
+    """To the consumers that are workers on this host: what they have in hand, and since when, and what they answered."""
+    from sandboxrun.host.pages import health_of
+    from sandboxrun.redis.lease import this_host
+
+    named = [consumer for consumer in consumers if _is_id(consumer["name"])]
+    commands = [("HMGET", keys.worker_key(type_, consumer["name"]), "pid", "pidHost") for consumer in named]
+    for consumer, reply in zip(named, ask_all(connection, commands) if commands else (), strict=True):
+        pid, host = reply if isinstance(reply, list) else (None, None)
+        if pid is None or host != this_host().encode() or not pid.isdigit() or len(pid) > 10:
+            continue
+        health = health_of(int(pid))
+        if health is not None:
+            since = time.monotonic() - health.handling_since if health.handling_since else None
+            consumer["handling_seconds"] = None if since is None else round(since, 1)
+            consumer["codes"] = {str(code): count for code, count in health.codes}
 
 
 def rates(before: dict[str, Any], found: dict[str, Any]) -> None:
@@ -115,15 +143,34 @@ def show(found: dict[str, Any]) -> list[str]:
     for consumer in found["consumers"][:CONSUMERS_SHOWN]:
         lines.append(
             f"  consumer {consumer['name']:<20} pending {consumer['pending']:<6} seen {_age(consumer['idle'])} ago"
+            + _health(consumer)
         )
     if len(found["consumers"]) > CONSUMERS_SHOWN:
         lines.append(f"  and {len(found['consumers']) - CONSUMERS_SHOWN} further consumers: see --json")
     for row in found["pending"]:
         lines.append(
-            f"  pending {row['id']:<21} with {row['consumer']} for {_age(row['idle'])}, delivery {row['deliveries']}"
+            f"  pending {row['id']:<21} came {_age(row['age'])} ago, with {row['consumer']}, seen {_age(row['idle'])} ago, "
+            f"delivery {row['deliveries']}"
         )
     lines += [f"note: {note}" for note in found["notes"]]
     return lines
+
+
+def _is_id(name: str) -> bool:
+    try:
+        return keys.check_id(name) == name
+    except ConfigError:
+        return False
+
+
+def _health(consumer: dict[str, Any]) -> str:
+    """What follows the line of a consumer that is a worker on this host."""
+    parts = []
+    if consumer.get("handling_seconds") is not None:
+        parts.append(f"handling for {_age(consumer['handling_seconds'] * 1000)}")
+    if consumer.get("codes"):
+        parts.append("answered " + ", ".join(f"{count} with {code}" for code, count in consumer["codes"].items()))
+    return "".join(f", {part}" for part in parts)
 
 
 def escape_lines(lines: list[str]) -> str:
