@@ -48,10 +48,13 @@ def _policy() -> None:
 
 
 @pytest.fixture
-def arena(tmp_path: Path) -> Arena:
+def arena(request: pytest.FixtureRequest, tmp_path: Path) -> Arena:
     folder = tmp_path / "arena"
     folder.mkdir()
-    return Arena(folder)
+    found = Arena(folder)
+    if hasattr(request, "param"):  # in_every_child
+        found.env["SANDBOXRUN_TEST_CHILD"] = request.param
+    return found
 
 
 @pytest.fixture

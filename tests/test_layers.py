@@ -58,8 +58,9 @@ def test_the_layers_themselves_go_one_way() -> None:
 def test_heavy_packages_have_one_importer() -> None:
     for path in files():
         name = str(path.relative_to(PACKAGE))
+        imported = {found.split(".")[0] for found in imports(path)}
         for package, importers in ONE_IMPORTER.items():
-            if any(found.split(".")[0] == package for found in imports(path)):
+            if package in imported:
                 assert name in importers, f"{name} imports {package}"
 
 

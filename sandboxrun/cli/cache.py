@@ -8,10 +8,10 @@ import shlex
 import sys
 from collections.abc import Iterator
 
-from sandboxrun.cli.fleet import size
 from sandboxrun.cli.looking import to_json
 from sandboxrun.cli.parser import Parser
 from sandboxrun.errors import AlreadyRunningError, IntegrityError, UsageError
+from sandboxrun.fleet.units import size
 from sandboxrun.log import Log, escape
 
 TYPE_CHECKING = False

@@ -15,6 +15,7 @@ Each line names a protection, and how the worker was refused. "no": this machine
 examples:
   sandboxrun check
   sandboxrun check --json | jq .holds
+  sandboxrun check --seccomp-profile >seccomp.json    then: docker run --security-opt seccomp=seccomp.json …
 
 exit codes:
   0 every protection that a worker relies on works   71 one does not
@@ -34,9 +35,19 @@ def main(args: list[str]) -> int:
         default="",
         help="leave out these features, as a run with this option does",
     )
+    parser.add_argument(
+        "--seccomp-profile",
+        action="store_true",
+        help="print the seccomp profile for a container, and try nothing: Docker's default, and pidfd_getfd",
+    )
     options = parser.parse_args(args)
 
-    from sandboxrun.sandbox.selftest.check import check
+    from sandboxrun.sandbox.selftest.check import check, seccomp_profile
+
+    if options.seccomp_profile:
+        sys.stdout.buffer.write(seccomp_profile())
+        sys.stdout.flush()
+        return 0
 
     report = check(degraded=names(options.allow_degraded))
     if options.json:

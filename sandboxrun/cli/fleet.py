@@ -1,4 +1,4 @@
-"""What the commands about running workers share: the workers of this host, and times and sizes for people."""
+"""The workers of this host."""
 
 from __future__ import annotations
 
@@ -22,19 +22,3 @@ def known_here() -> list[tuple[str, str]]:
         except ConfigError:
             continue
     return found
-
-
-def age(seconds: float) -> str:
-    """In the largest unit of which there are at least two."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
-
-
-def size(count: float) -> str:
-    """Bytes in a unit that is easy to read."""
-    for unit, length in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= length:
-            return f"{count / length:.1f} {unit}" if count < 10 * length else f"{count / length:.0f} {unit}"
-    return f"{count:.0f} B"

@@ -28,8 +28,11 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "run workers": {
         "run": ("TYPE ID", "the same as sandboxrun TYPE ID, for a type named like a command"),
+        "start": ("TYPE [ID …]", "order workers, which agents keep running"),
+        "scale": ("TYPE N", "set how many workers of a type run"),
         "ps": ("[TYPE]", "list the workers that run, on all hosts"),
         "logs": ("TYPE ID [-f]", "show what a worker printed on this host"),
+        "health": ("[TYPE ID]", "say whether agents and workers of this host work, for probes"),
         "info": ("TYPE [--watch]", "show requests, consumers and rates of a type"),
         "stop": ("TYPE ID …", "end workers, on whatever host they run"),
     },

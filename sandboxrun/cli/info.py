@@ -11,6 +11,9 @@ from sandboxrun.cli.parser import type_parser
 from sandboxrun.cli.redis import connected, record, text
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
+from sandboxrun.fleet.units import duration
+from sandboxrun.host import statuses
+from sandboxrun.host.folders import Folders
 from sandboxrun.log import escape
 from sandboxrun.protocol import GROUP
 from sandboxrun.redis.pages import ENTRY_MAX_BYTES, ask_all
@@ -18,7 +21,7 @@ from sandboxrun.redis.replies import ReplyError
 
 SAMPLE_SECONDS = 0.5
 PENDING_SHOWN = 10
-CONSUMERS_SHOWN = 100
+CONSUMERS_SHOWN = WORKERS_SHOWN = 100
 
 
 def main(args: list[str]) -> int:
@@ -59,10 +62,11 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
     commands = [
         ("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, GROUP),
         ("XPENDING", stream, GROUP, "-", "+", PENDING_SHOWN), ("XLEN", responses), ("XLEN", dead), ("XLEN", stream),
-        ("TIME",),
     ]  # fmt: skip
+    seconds, micros = map(int, connection.call("TIME"))
+    now = seconds * 1000 + micros // 1000
     replies = ask_all(connection, commands)
-    whole, groups, consumers, oldest, length, letters, count, clock = replies
+    whole, groups, consumers, oldest, length, letters, count = replies
     notes = [
         f"{' '.join(map(str, command))}: more than {ENTRY_MAX_BYTES >> 20} MiB, so not read"
         for command, reply in zip(commands, replies, strict=True)
@@ -82,20 +86,17 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
         if ours is not None:
             found["group"] = {name.replace("-", "_"): value for name, value in ours.items()}
     if isinstance(consumers, list):
-        found["consumers"] = [record(consumer) for consumer in consumers]
-        _add_health(connection, type_, found["consumers"][:CONSUMERS_SHOWN])
+        found["consumers"] = [record(consumer) for consumer in consumers[:CONSUMERS_SHOWN]]
+        if len(consumers) > CONSUMERS_SHOWN:
+            notes.append(f"and {len(consumers) - CONSUMERS_SHOWN} further consumers")
+        _add_health(connection, type_, found["consumers"])
     if isinstance(oldest, list):
-        names = ("id", "consumer", "idle", "deliveries", "age")
-        now = int(clock[0]) * 1000 + int(clock[1]) // 1000 if isinstance(clock, list) else 0
-        found["pending"] = [
-            dict(zip(names, (text(x), text(c), idle, n, max(0, now - _millis(x))), strict=True))
-            for x, c, idle, n in oldest
-        ]
+        names = ("id", "consumer", "idle", "deliveries")
+        found["pending"] = [dict(zip(names, (text(x), text(c), idle, n), strict=True)) for x, c, idle, n in oldest]
+        for row in found["pending"]:
+            row["age"] = _since(row["id"], now)
+    found["workers"] = here(type_)
     return found
-
-
-def _millis(xid: bytes) -> int:
-    return int(xid.partition(b"-")[0])
 
 
 def _add_health(connection: Any, type_: str, consumers: list[dict[str, Any]]) -> None:
@@ -140,18 +141,17 @@ def show(found: dict[str, Any]) -> list[str]:
         f"group {GROUP}: {group.get('pending', 'none')} pending, {_or(group.get('lag'), 'unknown')} not delivered yet",
         f"a second: {_or(rate['came'], 'unknown')} came, {_or(rate['answered'], 'unknown')} were answered",
     ]
-    for consumer in found["consumers"][:CONSUMERS_SHOWN]:
+    for consumer in found["consumers"]:
         lines.append(
             f"  consumer {consumer['name']:<20} pending {consumer['pending']:<6} seen {_age(consumer['idle'])} ago"
             + _health(consumer)
         )
-    if len(found["consumers"]) > CONSUMERS_SHOWN:
-        lines.append(f"  and {len(found['consumers']) - CONSUMERS_SHOWN} further consumers: see --json")
     for row in found["pending"]:
         lines.append(
-            f"  pending {row['id']:<21} came {_age(row['age'])} ago, with {row['consumer']}, seen {_age(row['idle'])} ago, "
+            f"  pending {row['id']:<21} sent {_age(row['age'])} ago, with {row['consumer']} for {_age(row['idle'])}, "
             f"delivery {row['deliveries']}"
         )
+    lines += [f"  worker {_worker(row)}" for row in found["workers"]]
     lines += [f"note: {note}" for note in found["notes"]]
     return lines
 
@@ -175,6 +175,40 @@ def _health(consumer: dict[str, Any]) -> str:
 
 def escape_lines(lines: list[str]) -> str:
     return "\n".join(map(escape, lines))
+
+
+def here(type_: str) -> list[dict[str, Any]]:
+    """What the workers of this host's agents say of themselves, without Redis."""
+    clock, found = time.monotonic(), list[dict[str, Any]]()
+    for _, status in statuses.read_all(Folders.of_user().agents):
+        workers = () if isinstance(status, str) else status.workers
+        for worker in workers:
+            health = worker.health
+            if worker.type != type_ or health is None or len(found) == WORKERS_SHOWN:
+                continue
+            busy = health.handling_since
+            found.append(
+                {
+                    "id": worker.id, "state": worker.state, "handled": health.handled,
+                    "codes": {str(code): count for code, count in health.codes},
+                    "handling": round(clock - busy, 1) if busy else None,
+                    "p50": health.handler.quantile(0.5), "p99": health.handler.quantile(0.99),
+                }
+            )  # fmt: skip
+    return found
+
+
+def _worker(row: dict[str, Any]) -> str:
+    codes = ", ".join(f"{count} with {code}" for code, count in row["codes"].items())
+    words = [f"{row['id']} is {row['state']}", f"has handled {row['handled']}{f' ({codes})' if codes else ''}"]
+    words += [f"p50 {duration(row['p50'])}", f"p99 {duration(row['p99'])}"] if row["p50"] is not None else []
+    return ", ".join([*words, *([f"and one for {row['handling']:.0f} s now"] if row["handling"] is not None else [])])
+
+
+def _since(xid: str, now: int) -> int:
+    """Milliseconds since an entry was added, by its id. `now`: Redis's clock."""
+    millis = xid.partition("-")[0]
+    return max(0, now - int(millis)) if millis.isascii() and millis.isdigit() and len(millis) < 16 else 0
 
 
 def _age(millis: int) -> str:

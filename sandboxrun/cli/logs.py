@@ -10,13 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 
-from sandboxrun.cli.fleet import age, size
 from sandboxrun.cli.mistakes import again_hint
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import connected
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, StoreError, UsageError
 from sandboxrun.fleet import workers as fleet
+from sandboxrun.fleet.units import age, size
 from sandboxrun.fleet.workers import State
 from sandboxrun.host import logs as runlogs
 from sandboxrun.host.folders import Folders

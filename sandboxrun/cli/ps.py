@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from typing import Any
 
-from sandboxrun.cli.fleet import age, known_here, size
+from sandboxrun.cli.fleet import known_here
 from sandboxrun.cli.mistakes import with_redis
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import connected
 from sandboxrun.config import keys
+from sandboxrun.fleet import agents
 from sandboxrun.fleet import workers as fleet
+from sandboxrun.fleet.agents import Agent
+from sandboxrun.fleet.units import age, size
 from sandboxrun.fleet.workers import State, Worker
 from sandboxrun.host import usage
 from sandboxrun.log import escape, shown_hint
 from sandboxrun.records import never
-from sandboxrun.redis.lease import LEASE_SECONDS
+from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.lease import LEASE_SECONDS, this_host
+from sandboxrun.redis.replies import ReplyError
 
 _EPILOG = f"""\
 examples:
@@ -31,11 +37,15 @@ states:
   ending     its pid was removed, and it has a few seconds to finish
   stale      the process is gone, but its pid is left: sandboxrun stop TYPE ID or the next start removes the pid
   unknown    sandboxrun did not set the pid (there is no pidHost), and no process of this host has it
+  waiting    an agent has it and starts it again: after a while, or once its hash or the policy has changed
+  failing    the same, after {fleet.FAILING} restarts or more
 
 Memory and CPU time are known on this host only. PENDING counts the requests that the worker has begun.
 """
 _HEAD = ("TYPE ID", "HOST", "PID", "STATE", "SINCE", "MEMORY", "CPU", "VERSION", "PENDING")
+_HEAD_ENDS = ("RESTARTS", "LAST END")  # if agents run some of them
 _CELL_MAX_CHARS = 40
+AGENTS_SHOWN = 50
 
 
 def main(args: list[str]) -> int:
@@ -49,26 +59,61 @@ def main(args: list[str]) -> int:
     if options.type is not None:
         keys.check_type(options.type)
     with connected(options.redis) as connection:
-        found = fleet.find(connection, options.type, known=known_here())
+        found = fleet.find(connection, options.type, known=known_here(), everything=options.all)
         workers = fleet.read(connection, found.workers)
+        known, clock = _agents(connection)
         shown = connection.address.shown
-    workers = [w for w in workers if (options.all or w.state != State.STOPPED) and (w.here or not options.here)]
+    workers = [
+        w for w in workers if (options.all or w.shown_state != "stopped") and (_is_here(w, known) or not options.here)
+    ]
     rows = [row(worker, used) for used in [usage.by_session()] for worker in workers]
     if options.json:
         print(json.dumps(rows))
     elif rows:
-        print("\n".join(map(escape, table([_HEAD, *map(cells, rows)]))))
+        with_ends = any(row["agent"] is not None or row["restarts"] for row in rows)
+        head = _HEAD + _HEAD_ENDS * with_ends
+        print("\n".join(map(escape, table([head, *(cells(row)[: len(head)] for row in rows)]))))
     else:
         of, here = f" of type {options.type}" if options.type else "", " on this host" if options.here else ""
         print(escape(f"no worker{of} {'is known to' if options.all else 'runs by'} {shown}{here}"))
         if not options.all:
             print(shown_hint(with_redis((_all_hint(options.type),), args)))
+    if not options.json:
+        for line in agent_lines(known, clock):
+            print(escape(line))
     for text, hint in [*notes(workers), *([(found.cut, ())] if found.cut else [])]:
         print(escape(f"note: {text}"), file=sys.stderr)
         shown = shown_hint(with_redis(hint, args))
         if shown:
             print(shown, file=sys.stderr)
     return 0
+
+
+def _agents(connection: Connection) -> tuple[dict[str, Agent], int]:
+    with contextlib.suppress(ReplyError):  # this login may not read them
+        return agents.read(connection)
+    return {}, 0
+
+
+def _is_here(worker: Worker, known: dict[str, Agent]) -> bool:
+    agent = known.get(worker.kept.agent) if worker.kept is not None else None
+    return worker.here or (agent is not None and agent.host == this_host())
+
+
+def agent_lines(known: dict[str, Agent], clock: int) -> list[str]:
+    """A line for each agent, those of this host first. `clock`: Redis's, in seconds."""
+    ordered = sorted(known.values(), key=lambda agent: (agent.host != this_host(), agent.name, agent.pid))
+    lines = []
+    for agent in ordered[:AGENTS_SHOWN]:
+        types = ", ".join(agent.types[:8]) + (" …" if len(agent.types) > 8 else "")
+        does = f"{agent.workers} of at most {agent.most} workers of {types}"
+        if not agent.lives(clock):
+            does = f"gone: not seen for {age(clock - agent.seen)}"
+        elif agent.draining:
+            does = f"draining, {agent.workers} workers left"
+        lines.append(f"agent {agent.name} (process {agent.pid}): {does}")
+    more = len(ordered) - AGENTS_SHOWN
+    return [*lines, *([f"and {more} more agents"] if more > 0 else [])]
 
 
 def _all_hint(type_: str | None) -> str:
@@ -90,7 +135,7 @@ def row(worker: Worker, used: dict[int, usage.Usage]) -> dict[str, Any]:
         "host": held["pidName"],
         "here": worker.here,
         "pid": worker.pid if held["pid"] is None or worker.pid is not None else held["pid"],
-        "state": worker.state.value,
+        "state": worker.shown_state,
         "since": since,
         "seen": _number(held["pidSeen"]),
         "memory": mine.memory if mine else None,
@@ -99,6 +144,11 @@ def row(worker: Worker, used: dict[int, usage.Usage]) -> dict[str, Any]:
         "version": held["pidVersion"] or worker.version or None,
         "next_version": worker.version or None,
         "pending": worker.pending,
+        "agent": (worker.kept.agent or None) if worker.kept is not None else None,
+        "restarts": worker.kept.restarts if worker.kept is not None else 0,
+        "last_exit": worker.kept.exit if worker.kept is not None else None,
+        "last_end": (worker.kept.end or None) if worker.kept is not None else None,
+        "stopped": worker.kept.stopped if worker.kept is not None else None,
     }
 
 
@@ -119,6 +169,8 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['cpu']:.1f} s" if row["cpu"] is not None else "",
         version,
         _or_nothing(row["pending"]),
+        str(row["restarts"] or ""),
+        row["last_end"] or "",
     )
 
 

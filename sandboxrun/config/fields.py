@@ -5,16 +5,27 @@ Pure. It imports little, because every worker imports it at its start. worker.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 VALUE_MAX_BYTES = 64 * 1024
 SECRET_MAX_BYTES = 1024 * 1024
 
 ALIASES = {"workerType": "type", "workerUrl": "url", "workerVersion": "version"}
 SECRET_FIELDS = ("encryptedAlg", "encryptedIv", "encryptedJson")
+
+# Of `TYPE:h`, about all workers of the type together. `startedCount` is an earlier runtime's, and is not read.
+TYPE_ONLY_FIELDS = ("count", "workerCount", "startedCount")
+
+
+def is_inherited(name: bytes) -> bool:
+    """Whether a field of `TYPE:h` is a default for the type's workers: not, if it is about a process or about all of them."""
+    return not name.startswith(b"pid") and name.decode("utf-8", "replace") not in TYPE_ONLY_FIELDS
+
 
 # name of the field: (default, least, most)
 LOOP_NUMBERS = {

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import re
-
 from sandboxrun.errors import ConfigError
 
 TYPE_MAX_CHARS = 64
 ID_MAX_CHARS = 128
 REF_MAX_CHARS = 256
-_TYPE = re.compile(r"[a-z][-a-z0-9_]*")
-_ID = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*")
+# Not as patterns: re takes longer to import than most of a start's other modules together.
+LOWER, UPPER, DIGITS = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
+LETTERS = LOWER + UPPER
+_TYPE_CHARS, _ID_CHARS = LOWER + DIGITS + "-_", LETTERS + DIGITS + "-_."
 # Every worker may write res:REF and req:REF:h. With such a type, they would be hashes of workers, which grant permissions.
 _RESERVED_TYPES = frozenset({"req", "res"})
 
 
 def check_type(type_: str) -> str:
     """Return `type_` unchanged, or raise ConfigError."""
-    if len(type_) > TYPE_MAX_CHARS or not _TYPE.fullmatch(type_):
+    if len(type_) > TYPE_MAX_CHARS or type_[:1] not in LOWER or not consists_of(_TYPE_CHARS, type_):
         raise ConfigError(
             f"worker type {_shown(type_)} is not valid: expected a lower-case letter, then up to "
             f"{TYPE_MAX_CHARS - 1} of a-z 0-9 - _, as in demo-worker"
@@ -29,12 +29,17 @@ def check_type(type_: str) -> str:
 
 def check_id(id_: str) -> str:
     """Return `id_` unchanged, or raise ConfigError."""
-    if len(id_) > ID_MAX_CHARS or not _ID.fullmatch(id_):
+    if len(id_) > ID_MAX_CHARS or id_[:1] in ("-", "_", ".") or not consists_of(_ID_CHARS, id_):
         raise ConfigError(
             f"worker id {_shown(id_)} is not valid: expected a letter or digit, then up to "
             f"{ID_MAX_CHARS - 1} of A-Z a-z 0-9 - _ ., as in 1"
         )
     return id_
+
+
+def consists_of(chars: str, text: str) -> bool:
+    """Whether `text` has characters, and all of them are among `chars`."""
+    return text != "" and not text.strip(chars)
 
 
 def split_worker_key(key: str) -> tuple[str, str]:
@@ -78,6 +83,21 @@ def dead_stream(type_: str) -> str:
     return f"{type_}:dead:x"
 
 
+def start_queue(type_: str) -> str:
+    """The list of ids that wait to be started. New ones come in at the left, and the next one is taken from the right."""
+    return f"{type_}:start:q"
+
+
+def started_queue(type_: str) -> str:
+    """The list of ids that somebody has taken from `start_queue`."""
+    return f"{type_}:started:q"
+
+
+def stopped_queue(type_: str) -> str:
+    """The list of ids that were stopped, and are started by order only."""
+    return f"{type_}:stopped:q"
+
+
 def fence_key(stream: str, consumer: str) -> str:
     """The hash that guards a consumer's replies (worker/claims.py). Whoever may use the stream may write it: fence_pattern.
 
@@ -106,7 +126,7 @@ def trace_key(ref: str) -> str:
 
 def trace_field(type_: str) -> str:
     """The field of `trace_key` that a worker of this type writes: `demo-worker` to `demoWorkerTrace`."""
-    first, *rest = re.split(r"[-_]", type_)
+    first, *rest = type_.replace("_", "-").split("-")
     return first + "".join(part.capitalize() for part in rest) + "Trace"
 
 

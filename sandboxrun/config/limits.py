@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -14,6 +13,8 @@ _TIME = r"([0-9]{1,10})([smhd]?)"
 
 
 def _size(text: str) -> int:
+    import re
+
     match = re.fullmatch(_SIZE, text, re.IGNORECASE)
     if match is None:
         raise ValueError
@@ -21,6 +22,8 @@ def _size(text: str) -> int:
 
 
 def _seconds(text: str) -> int:
+    import re
+
     match = re.fullmatch(_TIME, text)
     if match is None:
         raise ValueError
@@ -28,6 +31,8 @@ def _seconds(text: str) -> int:
 
 
 def _count(text: str) -> int:
+    import re
+
     if not re.fullmatch(r"[0-9]{1,10}", text):
         raise ValueError
     return int(text)

@@ -9,9 +9,7 @@ aes-256-gcm                             a form of this project: 12-byte IV, the 
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping
 
 from sandboxrun.config import keys
@@ -29,6 +27,8 @@ ALGORITHMS = tuple(_KEY_BYTES)
 
 def parse_key_line(line: bytes) -> bytes:
     """The AES key (16, 24 or 32 bytes) in the line `worker-v0 HEX`. Raises SecretError; its text never has the line."""
+    import re
+
     if not line.strip():
         raise SecretError("standard input has no key: expected the line worker-v0 HEX")
     try:
@@ -61,6 +61,8 @@ def decrypt(fields: Mapping[str, str], key: bytes, *, worker_key: str, type_: st
         if algorithm == "aes-256-gcm"
         else _decrypt_cbc(data, key, iv, worker_key)
     )
+    import json
+
     try:
         secrets = json.loads(text)
     except (ValueError, RecursionError):  # `from None`: its message and its context quote the text
@@ -82,6 +84,8 @@ def encrypt(secrets: Mapping[str, Any], key: bytes, *, worker_key: str, type_: s
     if secrets.get("type", type_) != type_:
         raise SecretError(f"the secrets are for type {str(secrets['type'])[:80]!r}, not for {type_!r}")
     algorithm = _algorithm(algorithm, key, worker_key)
+    import json
+
     text = json.dumps({"type": type_, **secrets}, separators=(",", ":")).encode()
     if algorithm == "aes-256-gcm":
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import ipaddress
 import os.path
-import re
 from collections.abc import Iterable
 
+from sandboxrun.config.keys import DIGITS, LETTERS, LOWER, consists_of
 from sandboxrun.records import record
 
 TYPE_CHECKING = False
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# As text, here and where `block` is used: most starts need few of these patterns and blocks, and to make them all takes 1 ms.
-_LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
-_ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,127}"
-_PROGRAM = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
+# As text, also where `block` is used: most starts need few of these blocks, and to make them all takes 1 ms.
 # The registries do not call these private, but no public name may resolve to them: site-local (RFC 3879), local NAT64
 # (RFC 8215), IPv4-compatible and IPv4-translated IPv6 (RFC 4291, RFC 2765), which some hosts route to IPv4, and a cloud's
 # metadata address.
@@ -79,12 +76,17 @@ def canonical_host(host: str) -> str:
             raise ValueError("not a valid international domain name") from error
     host = host.lower().removesuffix(".")
     labels = host.split(".")
-    if len(host) > 253 or not all(re.fullmatch(_LABEL, label) for label in labels):
+    if len(host) > 253 or not all(map(_is_label, labels)):
         raise ValueError("not a valid host name")
     # WHATWG URL: a last label that is a number makes it an IPv4 address in an odd form (127.1, 0x7f.1, 2130706433).
-    if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
+    last = labels[-1]
+    if consists_of(DIGITS, last) or (last.startswith("0x") and not last[2:].strip(DIGITS + "abcdef")):
         raise ValueError("not a plain IPv4 address (write all four numbers in decimal)")
     return host
+
+
+def _is_label(label: str) -> bool:
+    return len(label) <= 63 and consists_of(LOWER + DIGITS + "_-", label) and label.strip("-") == label
 
 
 @record
@@ -107,7 +109,7 @@ class NetTarget:
             return cls(port=port)
         if host.startswith("*."):
             return cls(suffix="." + canonical_host(host[2:]), port=port)
-        if "/" in host or ":" in host or re.fullmatch(r"[0-9.]+", host):
+        if "/" in host or ":" in host or consists_of(DIGITS + ".", host):
             if "%" in host:
                 raise ValueError("an address with a zone (%) cannot be listed; leave the zone out")
             network = _network(host)
@@ -212,7 +214,7 @@ def _split_port(text: str, *, least: int = 1) -> tuple[str, int | None]:
         host, port = text, None
     if port is None:
         return host, None
-    if not re.fullmatch(r"[0-9]{1,5}", port) or not least <= int(port) < 65536:
+    if len(port) > 5 or not consists_of(DIGITS, port) or not least <= int(port) < 65536:
         raise ValueError(f"the port is not a number from {least} to 65535")
     return host, int(port)
 
@@ -255,12 +257,13 @@ def below_data(entry: Any, data: str) -> Any:
 
 def parse_program(text: str) -> str:
     """A program: an absolute path, or a name that is searched in PROGRAM_FOLDERS. Raises ValueError."""
-    return text if re.fullmatch(_PROGRAM, text) else parse_path(text)
+    is_name = len(text) <= 128 and consists_of(LETTERS + DIGITS + "._+-", text) and text[0] not in "._+-"
+    return text if is_name else parse_path(text)
 
 
 def parse_env(text: str) -> str:
     """The name of an environment variable. Raises ValueError."""
-    if not re.fullmatch(_ENV_NAME, text):
+    if len(text) > 128 or not consists_of(LETTERS + DIGITS + "_", text) or text[0] in DIGITS:
         raise ValueError("not the name of an environment variable")
     if text.startswith(("LD_", "PYTHON")) or text in _OWN_ENV:
         raise ValueError("sandboxrun sets this variable, or it steers the interpreter")
@@ -277,6 +280,8 @@ class RedisTarget:
 
     @classmethod
     def parse(cls, text: str) -> RedisTarget:
+        import re
+
         prefix = next(prefix for prefix in _REDIS_PREFIXES if text.startswith(prefix))
         access, pattern = _REDIS_PREFIXES[prefix], text.removeprefix(prefix)
         if access == "command":
@@ -291,6 +296,8 @@ class RedisTarget:
 
     def matches(self, name: str) -> bool:
         """Whether a key or channel of this name is covered."""
+        import re
+
         return re.fullmatch(_glob(self.pattern), name, re.DOTALL) is not None
 
     def __str__(self) -> str:
@@ -299,6 +306,8 @@ class RedisTarget:
 
 def _glob(pattern: str) -> str:
     """Redis's wildcards as a regular expression."""
+    import re
+
     return re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 from sandboxrun.config import fields as settings
@@ -44,7 +43,6 @@ VERSION_MAX_CHARS = 200
 
 OPTION_FIELDS = ("denoOptions", "options")
 
-_PERMISSION_FIELD = re.compile(r"(allow|deny)[A-Z][A-Za-z]*")  # includes unknown ones, which must be refused
 _PERMISSION_FLAG = r"--(allow|deny)-([a-z-]+)(?:=(.*))?"
 _PERMISSION_FIELDS = {kind.field(verdict): (verdict, kind) for kind in Kind for verdict in Verdict}
 _LIMIT_FIELDS = {limit.field: limit for limit in LIMITS.values()}
@@ -52,8 +50,8 @@ _LIMIT_FIELDS = {limit.field: limit for limit in LIMITS.values()}
 _SPELT_MAX_CHARS = 40
 _SPELLINGS = {name.lower(): name for name in (*_PERMISSION_FIELDS, *_LIMIT_FIELDS)}
 _LIMIT_FLAG = r"--limit-([a-z]+)=(.*)"
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/-]*")
-_SHA256 = r"[0-9a-fA-F]{64}"
+_VERSION_CHARS = keys.LETTERS + keys.DIGITS + "._+/-"
+_HEX_DIGITS = keys.DIGITS + "abcdefABCDEF"
 # Flags of the original runtime that grant nothing and have no meaning here. Existing hashes have them.
 _IGNORED_FLAGS = frozenset({"--no-prompt", "--quiet", "-q", "--no-check", "--no-lock", "--no-remote", "--no-config"})
 _INSPECT_FLAGS = frozenset({"--inspect", "--inspect-brk", "--inspect-wait"})
@@ -96,7 +94,7 @@ def wanted_fields(names: Iterable[str]) -> list[str]:
     return [
         name
         for name in names
-        if name in READ_FIELDS or _PERMISSION_FIELD.fullmatch(name) or _is_limit(name) or _spelling(name) is not None
+        if name in READ_FIELDS or _is_permission(name) or _is_limit(name) or _spelling(name) is not None
     ]
 
 
@@ -108,9 +106,20 @@ def _spelling(name: str) -> str | None:
     return None if right == name else right
 
 
+def _is_permission(name: str) -> bool:
+    """Whether a name is that of a permission, or of an unknown one, which must be refused."""
+    return any(_is_word_after(str(verdict), name) for verdict in Verdict)
+
+
+def _is_word_after(prefix: str, name: str) -> bool:
+    """Whether a name is the prefix and a capitalized word of ASCII letters."""
+    word = name.removeprefix(prefix)
+    return word != name and word[:1] in keys.UPPER and keys.consists_of(keys.LETTERS, word)
+
+
 def _is_limit(name: str) -> bool:
     """Whether a name is that of a limit, or of an unknown one, which must be refused."""
-    return re.fullmatch(r"limit[A-Z][A-Za-z]*", name) is not None
+    return _is_word_after("limit", name)
 
 
 @record
@@ -204,8 +213,8 @@ def read_fields(raw: Mapping[bytes, bytes], key: str) -> dict[str, str]:
 
 
 def check_version(version: str, key: str) -> str:
-    odd = ".." in version or "//" in version or version.endswith("/")
-    if len(version) > VERSION_MAX_CHARS or not _VERSION.fullmatch(version) or odd:
+    odd = version[:1] in ("", ".", "_", "+", "/", "-") or ".." in version or "//" in version or version.endswith("/")
+    if len(version) > VERSION_MAX_CHARS or not keys.consists_of(_VERSION_CHARS, version) or odd:
         raise ConfigError(
             f"field version of {key} is {version[:80]!r}: expected local, a branch (main), a tag (v1.2.3) or a full commit",
             hint=keys.set_hint(key, "version=VERSION"),
@@ -233,8 +242,7 @@ def _permissions(fields: Mapping[str, str], key: str) -> tuple[Asked, tuple[str,
             raise ConfigError(
                 f"{where} is spelt {right}", hint=keys.set_hint(key, f"{right}={value}", "--delete", name)
             )
-        match = _PERMISSION_FIELD.fullmatch(name)
-        if match:
+        if _is_permission(name):
             if name not in _PERMISSION_FIELDS:
                 from sandboxrun.config.mend import near_hint
 
@@ -299,6 +307,8 @@ def _parse_options(
         words = shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"{where} cannot be split into flags: {error}") from error
+    import re
+
     for word in words:
         match = re.fullmatch(_PERMISSION_FLAG, word, re.DOTALL)
         limit = re.fullmatch(_LIMIT_FLAG, word, re.DOTALL)
@@ -367,7 +377,7 @@ def _sha256(value: str | None, key: str) -> str | None:
     if not value:
         return None
     value = value.removeprefix("sha256:").removeprefix("sha256-")
-    if not re.fullmatch(_SHA256, value):
+    if len(value) != 64 or not keys.consists_of(_HEX_DIGITS, value):
         raise ConfigError(
             f"field sha256 of {key} is {value[:80]!r}: expected 64 hexadecimal digits, as sha256sum prints them",
             hint=_digest_hint(key),

@@ -12,7 +12,7 @@ from sandboxrun.describe.words import lines
 from sandboxrun.errors import UsageError
 from sandboxrun.records import record, replace
 from sandboxrun.redis.hashes import Hashes, Stored
-from sandboxrun.redis.lease import PID_FIELDS
+from sandboxrun.redis.lease import AGENT_FIELDS, PID_FIELDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def parse(
             )
         if any(other in wanted for other in spellings(name)):
             raise UsageError(f"field {name} is given twice")
-        _check_settable(name, worker, gone=gone)
+        _check_settable(name, worker, value, gone=gone)
         wanted[name] = None if gone else _text(name, value, key)
     if not wanted:
         raise UsageError("there is nothing to set", hint=again("", "FIELD=VALUE"))
@@ -69,9 +69,15 @@ def _is_name(name: str) -> bool:
     return 0 < len(name) <= NAME_MAX_CHARS and name.isprintable() and " " not in name
 
 
-def _check_settable(name: str, worker: str, *, gone: bool) -> None:
+def _check_settable(name: str, worker: str, value: str, *, gone: bool) -> None:
     one = " " in worker
-    if name in PID_FIELDS:
+    if name in ("count", "workerCount") and not one and not gone:
+        number = value if value.isascii() and value.isdigit() and len(value) < 8 else "1"
+        raise UsageError(
+            f"field {name} says how many workers of the type shall run, and scale writes it",
+            hint=f"sandboxrun scale {worker} {number}",
+        )
+    if name in (*PID_FIELDS, *AGENT_FIELDS):
         raise UsageError(
             f"field {name} belongs to the running worker",
             hint=f"sandboxrun stop {worker}" if one else f"sandboxrun stop {worker} --all",

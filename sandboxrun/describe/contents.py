@@ -62,6 +62,8 @@ def rows(script: Json, paint: Paint) -> Iterator[str]:
         yield from _row("needs", [*script["dependencies"][:-1], f"{script['dependencies'][-1]} ({where})"], paint)
     if script["lock"]:
         yield paint.row("lock", script["lock"])
+    elif packages:
+        yield paint.row("lock", "none: no digest pins these packages")
 
 
 def file_changes(now: Contents | None, approval: Asked | None) -> Iterator[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from sandboxrun.config.fields import ALIASES, SECRET_FIELDS
+from sandboxrun.config.fields import ALIASES, SECRET_FIELDS, TYPE_ONLY_FIELDS
 from sandboxrun.config.worker import READ_FIELDS
-from sandboxrun.redis.lease import PID_FIELDS
+from sandboxrun.redis.lease import AGENT_FIELDS, PID_FIELDS
 
 SHOWN_MAX_CHARS = 200
 MASKED = "set"  # instead of a secret
@@ -19,7 +19,7 @@ _KEY_LINE = re.compile(r"worker-v\d+\s+[0-9a-fA-F]{16,}")
 
 def is_known(name: str) -> bool:
     """Whether sandboxrun itself reads it; all others are the script's own configuration."""
-    return name in READ_FIELDS or name in PID_FIELDS
+    return name in READ_FIELDS or name in PID_FIELDS or name in AGENT_FIELDS or name in TYPE_ONLY_FIELDS
 
 
 def is_secret(name: str) -> bool:

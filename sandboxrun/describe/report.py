@@ -143,6 +143,7 @@ def policy(found: Preparation) -> Json | None:
         "refused": [mask(str(error)) for error in found.refusals],
         "allows": {kind: _most(found.ceiling, kind) for kind in Kind},
         "requires": [place for section in found.ceiling.sections for place in _requires(section)],
+        "shares_memory": found.ceiling.shares_memory,
     }
 
 

@@ -127,6 +127,8 @@ def _policy(found: Json, paint: Paint) -> Iterator[str]:
             yield paint.row(kind, ", ".join(bound["entries"]) or "nothing", note=bound["where"])
     for line in policy["requires"]:
         yield paint.row("requires", line)
+    if policy["shares_memory"]:
+        yield paint.row("memory", "an agent may fork the worker from a process that it shares pages with")
     if policy["within"]:
         yield paint.row("the hash", "lies within it", "good")
     else:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from sandboxrun.digests import hex_digest
 from sandboxrun.errors import ConfigError, FetchError
 from sandboxrun.fetch.resolve import SCRIPT_MAX_BYTES, Source
 from sandboxrun.files import Kept, write_whole
+from sandboxrun.plainjson import dumps, loads
 from sandboxrun.records import field, record
 
 _HEX = r"[0-9a-f]{64}"
@@ -98,7 +97,7 @@ class Cache:
             "fetched": pin.fetched,
         }
         write_whole(os.path.join(self.blobs, pin.sha256), data, mode=0o400)
-        write_whole(self.pin_path(source), json.dumps(record).encode(), mode=0o400)
+        write_whole(self.pin_path(source), dumps(record).encode(), mode=0o400)
 
     def keep(self, data: bytes, sha256: str) -> None:
         """A blob without a pin: what names it has its digest. A full or read-only disk is no error."""
@@ -125,6 +124,8 @@ class Cache:
 
     def entries(self) -> list[Entry]:
         """All pins but the damaged ones, sorted by URL and version."""
+        import re
+
         entries = []
         for name in os.listdir(self.pins):
             if re.fullmatch(_HEX, name):
@@ -165,7 +166,9 @@ def locked(
 
 
 def _parse_pin(data: bytes) -> tuple[str, str, Pin]:
-    record = json.loads(data)
+    import re
+
+    record = loads(data)
     if not re.fullmatch(_HEX, record["sha256"]):
         raise ValueError("sha256 is not a digest")
     etag = record["etag"]

@@ -8,6 +8,7 @@ import sys
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import FetchError, IntegrityError
 
+_BOM = b"\xef\xbb\xbf"  # of UTF-8; the codec utf-8-sig is a module of its own
 _PARSE_SECONDS = 30  # wall-clock time: a busy machine may take longer than parse.CPU_SECONDS
 
 
@@ -58,7 +59,7 @@ def compile_python(data: bytes, url: str) -> bytes:
 
 def _text(data: bytes, origin: str) -> str:
     try:
-        text = data.decode("utf-8-sig")
+        text = data.removeprefix(_BOM).decode()
     except UnicodeDecodeError as error:
         raise FetchError(f"{origin} is not UTF-8 text (byte {error.start}): not a Python script") from error
     if text.lstrip()[:1] == "<":

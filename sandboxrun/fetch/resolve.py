@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 import os
-import re
 import stat
 from collections.abc import Iterable
 
@@ -20,6 +19,7 @@ from sandboxrun.records import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from re import Match
     from urllib.parse import SplitResult
 
 SCRIPT_MAX_BYTES = 1024 * 1024
@@ -98,11 +98,18 @@ def urlsplit(url: str) -> SplitResult:
     return urlsplit(url)
 
 
+def _fullmatch(pattern: str, text: str, *, ignore_case: bool = False) -> Match[str] | None:
+    """The function of re, which is imported late for the same reason."""
+    import re
+
+    return re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE if ignore_case else 0)
+
+
 def kind_of(version: str) -> RefKind:
     """What a version names; a branch in case of doubt, such as for a short commit, which a branch may be called."""
-    if re.fullmatch(_COMMIT, version):
+    if _fullmatch(_COMMIT, version):
         return RefKind.COMMIT
-    if version.startswith(_TAG_PREFIX) or re.fullmatch(_RELEASE, version, re.ASCII | re.IGNORECASE):
+    if version.startswith(_TAG_PREFIX) or _fullmatch(_RELEASE, version, ignore_case=True):
         return RefKind.TAG
     return RefKind.BRANCH
 
@@ -155,6 +162,8 @@ def _check_url(url: str, parts: SplitResult, host: str, key: str) -> None:
             f"field url of {key} has the fragment #{parts.fragment[:80]}: expected a URL without one",
             hint="" if parts.query else _url_hint(key, url.partition("#")[0]),  # a query may have a token
         )
+    import re
+
     if re.search(r"/(\.|%2e){1,2}(/|$)", parts.path, re.IGNORECASE):  # it may lead to another ref than the version
         raise ConfigError(f"field url of {key} has . or .. in its path: expected a path without them")
     if _PLACEHOLDER in parts.netloc:
@@ -212,7 +221,7 @@ def _rewritten(host: str, parts: SplitResult, ref: _Ref) -> SplitResult | None:
 
 def _of_github(host: str, parts: SplitResult, ref: _Ref) -> SplitResult | None:
     shown = r"" if host.startswith("raw.") else r"/(?:blob|raw)"
-    match = re.fullmatch(rf"(/[^/]+/[^/]+){shown}/((?:refs/(?:heads|tags)/)?[^/]+/.+)", parts.path)
+    match = _fullmatch(rf"(/[^/]+/[^/]+){shown}/((?:refs/(?:heads|tags)/)?[^/]+/.+)", parts.path)
     if match is None:
         return None
     # refs/tags/ is for tags alone; a bare name is for branches, too.
@@ -223,7 +232,7 @@ def _of_github(host: str, parts: SplitResult, ref: _Ref) -> SplitResult | None:
 
 def _of_gist(host: str, parts: SplitResult, ref: _Ref) -> SplitResult | None:
     """A gist has commits, and without one a URL means the newest."""
-    match = re.fullmatch(rf"(/[^/]+/[0-9a-f]+/raw)(?:/(?:{_COMMIT}|\{{version\}}))?(/[^/]+)", parts.path)
+    match = _fullmatch(rf"(/[^/]+/[0-9a-f]+/raw)(?:/(?:{_COMMIT}|\{{version\}}))?(/[^/]+)", parts.path)
     if match is None:
         return None
     if ref.kind is not RefKind.COMMIT and ref.name not in ("main", "master"):
@@ -239,7 +248,7 @@ def _of_gist(host: str, parts: SplitResult, ref: _Ref) -> SplitResult | None:
 
 def _of_jsdelivr(parts: SplitResult, ref: _Ref) -> SplitResult | None:
     """NAME@VERSION, where a tag and a branch are written alike, and v1 or 1.2 is the newest release that begins so."""
-    match = re.fullmatch(r"(/gh/[^/@]+/[^/@]+|/npm/(?:@[^/@]+/)?[^/@]+)(?:@[^/]*)?(/.+)", parts.path)
+    match = _fullmatch(r"(/gh/[^/@]+/[^/@]+|/npm/(?:@[^/@]+/)?[^/@]+)(?:@[^/]*)?(/.+)", parts.path)
     if match is None:
         return None
     if "/" in ref.name or (ref.kind is RefKind.TAG and is_mutable(ref.name)):
@@ -252,16 +261,16 @@ def _of_jsdelivr(parts: SplitResult, ref: _Ref) -> SplitResult | None:
 
 
 def _of_sourcehut(parts: SplitResult, ref: _Ref) -> SplitResult | None:
-    match = re.fullmatch(r"(/~[^/]+/[^/]+)/blob/(.+/.+)", parts.path)
+    match = _fullmatch(r"(/~[^/]+/[^/]+)/blob/(.+/.+)", parts.path)
     if match is not None:
         return parts._replace(path=f"{match[1]}/blob/{ref.version}{ref.cut(match[2])}")
-    match = re.fullmatch(r"(/~[^/]+/[^/]+)/tree/.+?/item(/.+)", parts.path)
+    match = _fullmatch(r"(/~[^/]+/[^/]+)/tree/.+?/item(/.+)", parts.path)
     return parts._replace(path=f"{match[1]}/blob/{ref.version}{match[2]}") if match is not None else None
 
 
 def _of_gitlab(parts: SplitResult, ref: _Ref) -> SplitResult | None:
     """`ref_type` says which of a tag and a branch is meant; it is no part of a commit's URL."""
-    match = re.fullmatch(r"(/.+?/-)/(?:raw|blob)/(.+/.+)", parts.path)
+    match = _fullmatch(r"(/.+?/-)/(?:raw|blob)/(.+/.+)", parts.path)
     if match is None:
         return None
     query = [word for word in parts.query.split("&") if word and not word.startswith("ref_type=")]
@@ -272,7 +281,7 @@ def _of_gitlab(parts: SplitResult, ref: _Ref) -> SplitResult | None:
 
 def _of_forgejo(parts: SplitResult, ref: _Ref) -> SplitResult | None:
     """Codeberg, and other servers of Forgejo and Gitea."""
-    match = re.fullmatch(r"(/.+?)/(?:raw|src)/(?:branch|tag|commit)/(.+/.+)", parts.path)
+    match = _fullmatch(r"(/.+?)/(?:raw|src)/(?:branch|tag|commit)/(.+/.+)", parts.path)
     return (
         parts._replace(path=f"{match[1]}/raw/{ref.kind}/{ref.name}{ref.cut(match[2])}") if match is not None else None
     )
@@ -381,7 +390,7 @@ def is_loopback(url: str) -> bool:
 
 
 def _dns_or_ipv4(host: str) -> str:
-    return host if re.fullmatch(r"[0-9]+(\.[0-9]+){3}", host) else canonical_host(host)
+    return host if _fullmatch(r"[0-9]+(\.[0-9]+){3}", host) else canonical_host(host)
 
 
 def _origin(parts: SplitResult) -> str:

@@ -1,23 +1,26 @@
 """The workers that Redis knows: their hashes, who holds their `pid`, and what that means.
 
-There is no index of workers that could be wrong. A hash is found in three ways: by the Redis users of running workers (ACL
-USERS is one reply, however large the database is), by SCAN, bounded in time, and by the names that the caller knows.
+There is no index of workers that could be wrong. A hash is found in four ways: by the Redis users of running workers (ACL
+USERS is one reply, however large the database is), by the queues of the agents' types, by SCAN, bounded in time, and by the
+names that the caller knows. Where there are agents, a large database is not scanned.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, StoreError
+from sandboxrun.fleet import agents, queues
 from sandboxrun.protocol import GROUP
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
-from sandboxrun.redis.lease import LEASE_SECONDS, PID_FIELDS, holder, is_alive, this_host
+from sandboxrun.redis.lease import AGENT_FIELDS, LEASE_SECONDS, PID_FIELDS, holder, is_alive, this_host
 from sandboxrun.redis.replies import ReplyError
 
 SCAN_SECONDS = 5.0
@@ -30,7 +33,13 @@ SCAN_MAX_BYTES = 64 * 1024 * 1024
 NO_SCAN = (
     "this Redis login may not SCAN, so that only workers with a login of their own, and those of this host, are found"
 )
-_FIELDS = (*PID_FIELDS, "version", "workerVersion", "requestStream", "consumerId")
+SCAN_KEYS_MAX = 50_000  # of a database that is scanned although agents name the workers: as many take 0.1 s
+NOT_SCANNED = (
+    "this Redis has many keys and agents, so that only their workers, those with a login of their own and those of this host "
+    "are found: --all looks at all keys"
+)
+FAILING = 5  # restarts after which a worker that does not run is said to fail
+_FIELDS = (*PID_FIELDS, *AGENT_FIELDS, "version", "workerVersion", "requestStream", "consumerId")
 _SHARED = ("version", "workerVersion", "requestStream")
 
 
@@ -46,6 +55,22 @@ class State(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What an agent keeps beside `pid` (AGENT_FIELDS). `agent`: the token of the one that has the worker, or ""."""
+
+    agent: str
+    exit: int | None
+    reason: str
+    restarts: int
+    stopped: int | None
+
+    @property
+    def end(self) -> str:
+        """How the last run has ended; "" if nobody knows."""
+        return self.reason or ("" if self.exit is None else f"exit code {self.exit}")
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """One hash. `held`: the values of PID_FIELDS. `version`: the hash's, which is run at the next start."""
 
@@ -57,6 +82,14 @@ class Worker:
     stream: str = ""
     consumer: str = ""
     pending: int | None = None  # requests that it has begun; None if Redis does not say
+    kept: Kept | None = None
+
+    @property
+    def shown_state(self) -> str:
+        """Also what an agent, or a stop, makes of one that does not run."""
+        if self.state != State.STOPPED or self.kept is None or not self.kept.agent:
+            return self.state.value
+        return "failing" if self.kept.restarts >= FAILING else "waiting"
 
     @property
     def name(self) -> str:
@@ -106,18 +139,46 @@ def find(
     *,
     known: Iterable[tuple[str, str]] = (),
     seconds: float = SCAN_SECONDS,
+    everything: bool = False,
 ) -> Found:
-    """The hashes of workers, of one type or of all. `known`: workers that are included although SCAN may not find them."""
+    """The hashes of workers, of one type or of all. `known`: workers that are included although SCAN may not find them.
+    `everything`: look at all keys, however many there are.
+    """
     found = {worker for worker in known if type_ in (None, worker[0])}
     users = connection.pipeline_within([("ACL", "USERS")], SCAN_MAX_BYTES, reopen=True)
     cut = f"ACL USERS has more than {SCAN_MAX_BYTES >> 20} MiB, so not read" if users is None else ""
     for name in users[0] if users is not None and isinstance(users[0], list) else ():
         owner = Owner.of_user(name.decode("utf-8", "replace"))
         _add(found, owner.key if owner is not None else "", type_)
-    cut = _scan(connection, type_, found, seconds) or cut
+    has_agents = _add_queued(connection, type_, found)
+    if has_agents and not everything and _is_large(connection):
+        cut = NOT_SCANNED
+    else:
+        cut = _scan(connection, type_, found, seconds) or cut
     if len(found) > WORKERS_MAX:
         cut = f"there are more than {WORKERS_MAX} hashes of workers, and no more are shown"
     return Found(sorted(found)[:WORKERS_MAX], cut, by_type=len(found) > WORKERS_MAX)
+
+
+def _add_queued(connection: Connection, type_: str | None, found: set[tuple[str, str]]) -> bool:
+    """Add what the queues of the type, or of all agents' types, name. Returns whether there are agents."""
+    known: dict[str, agents.Agent] = {}
+    with contextlib.suppress(ReplyError):  # this login may not read it
+        known, _ = agents.read(connection)
+    types = {type_} if type_ is not None else {name for agent in known.values() for name in agent.types}
+    for name in sorted(types):
+        with contextlib.suppress(ConfigError, ReplyError):
+            keys.check_type(name)
+            for key in (keys.start_queue(name), keys.started_queue(name), keys.stopped_queue(name)):
+                found.update((name, id_) for id_ in queues.read_queue(connection, key).ids)
+    return bool(known)
+
+
+def _is_large(connection: Connection) -> bool:
+    try:
+        return int(connection.call("DBSIZE")) > SCAN_KEYS_MAX
+    except ReplyError:
+        return False
 
 
 def _scan(connection: Connection, type_: str | None, found: set[tuple[str, str]], seconds: float) -> str:
@@ -171,7 +232,9 @@ def _worker(
     if values is None:
         return Worker(type_, id_, holder([None] * len(PID_FIELDS)), State.UNREADABLE)
     held = holder(values[: len(PID_FIELDS)])
-    version, other, stream, consumer = map(_text, values[len(PID_FIELDS) :])
+    agent_end = len(PID_FIELDS) + len(AGENT_FIELDS)
+    kept = _kept(*map(_text, values[len(PID_FIELDS) : agent_end]))
+    version, other, stream, consumer = map(_text, values[agent_end:])
     defaults = list(map(_text, shared or [None] * len(_SHARED)))
     return Worker(
         type_,
@@ -181,7 +244,18 @@ def _worker(
         version=version or other or defaults[0] or defaults[1],
         stream=stream or defaults[2] or keys.request_stream(type_),
         consumer=consumer or id_,
+        kept=kept,
     )
+
+
+def _kept(agent: str, exit_: str, reason: str, restarts: str, stopped: str) -> Kept | None:
+    if not (agent or exit_ or reason or restarts or stopped):
+        return None
+    return Kept(agent, _number(exit_), reason, _number(restarts) or 0, _number(stopped))
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 13 else None
 
 
 def _values(connection: Connection, wanted: Sequence[tuple[str, Sequence[str]]]) -> list[list[Any] | None]:
@@ -228,12 +302,7 @@ def _with_pending(connection: Connection, workers: list[Worker]) -> list[Worker]
         reply = summary[0] if summary else None
         if isinstance(reply, list) and len(reply) == 4:
             counts[stream] = {_text(name): int(count) for name, count in reply[3] or ()}
-    return [
-        Worker(w.type, w.id, w.held, w.state, w.version, w.stream, w.consumer, counts[w.stream].get(w.consumer, 0))
-        if w.stream in counts
-        else w
-        for w in workers
-    ]
+    return [replace(w, pending=counts[w.stream].get(w.consumer, 0)) if w.stream in counts else w for w in workers]
 
 
 def _text(value: Any) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 
-from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import ConfigError
-from sandboxrun.files import Kept
-from sandboxrun.policy.ceiling import Ceiling
-from sandboxrun.policy.file import ceiling_for
 from sandboxrun.records import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.config.worker import WorkerConfig
+    from sandboxrun.files import Kept
+    from sandboxrun.policy.ceiling import Ceiling
 
 _XDG = ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")
 
@@ -38,6 +40,8 @@ class Folders:
     @property
     def filters(self) -> Kept:
         """Compiled filters."""
+        from sandboxrun.files import Kept
+
         return Kept(os.path.join(self.cache, "filters"), self.key)
 
     @property
@@ -57,6 +61,11 @@ class Folders:
 
     def log(self, type_: str, id_: str) -> str:
         return os.path.join(self.logs, f"{type_}:{id_}.log")
+
+    @property
+    def agents(self) -> str:
+        """The sockets of agents (statuses.py)."""
+        return os.path.join(self.state, "agent")
 
     @property
     def approved(self) -> str:
@@ -94,6 +103,8 @@ class Folders:
 
     def ceiling(self, worker: WorkerConfig, policy: str | None) -> Ceiling:
         """`policy`: a file instead of the user's. Raises ConfigError."""
+        from sandboxrun.policy.file import ceiling_for  # `sandboxrun health` needs none
+
         *system, user = self.policies
         return ceiling_for(
             worker,

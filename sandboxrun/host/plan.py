@@ -103,7 +103,7 @@ class Preparation:
             return
         from sandboxrun.redis import acceptance
 
-        if not acceptance.accept(ceiling, url, say):
+        if not (self.options.interactive and acceptance.accept(ceiling, url, say)):
             raise acceptance.refusal(ceiling, url)
         self.ceiling = self.folders.ceiling(ceiling.worker, self.options.policy)
 
@@ -165,8 +165,14 @@ class Preparation:
         if found is not None:
             self.config = config = replace(config, asked=replace(config.asked, contents=found))
         if ask:
+            options = self.options
             how, grown = approval.approve(
-                self.approved, config.asked, type_=config.type, id_=config.id, yes=self.options.yes
+                self.approved,
+                config.asked,
+                type_=config.type,
+                id_=config.id,
+                yes=options.yes,
+                terminal=options.interactive,
             )
         else:
             grown = approval.growth(before, config.asked) if before is not None else ()

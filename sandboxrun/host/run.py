@@ -1,30 +1,32 @@
-"""One run of a worker: its plan, then scratch folder and Redis user, child, supervisor, and the end of all of them."""
+"""One run of a worker: its plan, then scratch folder and Redis user, child, supervisor, and the end of all of them.
+
+`conduct` is every run. What belongs to the process around it is its Surroundings: `run` has those of `sandboxrun TYPE ID`,
+whose process is the run's own, and pool.py those of many workers in one process.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import resource
 import select
 import sys
 import threading
-import time
 
 from sandboxrun import modulecache, timing
 from sandboxrun.config import keys
 from sandboxrun.config.secrets import KEY_LINE_MAX_BYTES, parse_key_line
 from sandboxrun.errors import AlreadyRunningError, ConfigError, SandboxrunError, SecretError, StoreError
-from sandboxrun.files import write_whole
+from sandboxrun.host import runplan
 from sandboxrun.host.folders import Folders
 from sandboxrun.host.plan import Preparation, prepare
 from sandboxrun.host.runplan import RunOptions, RunPlan
 from sandboxrun.log import Log, shown_hint
 from sandboxrun.policy.audit import Audit
-from sandboxrun.records import asdict, record, replace
+from sandboxrun.records import record, replace
 from sandboxrun.redis.address import Address, parse_url
-from sandboxrun.redis.lease import Run, new_token, start_time, this_host
+from sandboxrun.redis.lease import Run, new_token
 from sandboxrun.redis.login import Login, admitted
 from sandboxrun.redis.store import Store
 from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD
@@ -39,12 +41,60 @@ from sandboxrun.sandbox.supervisor.supervisor import Supervisor
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from typing import Protocol
 
     from sandboxrun.config.worker import WorkerConfig
+    from sandboxrun.host.notify import Notifier
+    from sandboxrun.sandbox.compile.features import Features
     from sandboxrun.sandbox.supervisor.spawn import Spawned
 
-DESCRIPTORS = 1024  # enough for all connects that may hang at once, and below what select(2) can take
+    class Surroundings(Protocol):
+        """What a run finds in its process. Every method may raise ending.Signalled, which ends the run before its worker
+        begins. All are called by the thread of the run, in the order in which they stand here."""
+
+        @property
+        def log(self) -> Log: ...
+        @property
+        def store(self) -> Store:
+            """From `enter` on."""
+
+        @property
+        def kernel(self) -> Features: ...
+        def enter(self, key: str) -> bool:
+            """False if the run is not wanted any more."""
+
+        def child(self, preparation: Preparation, plan: RunPlan) -> Child:
+            """The child, which waits for its plan; `leave` closes it."""
+
+        def key_line(self, worker: WorkerConfig) -> bytes | None:
+            """The line of the key for the worker's secrets, checked. Raises SecretError, ConfigError."""
+
+        def defer(self) -> None:
+            """From here on only `check` and `supervised` raise Signalled, because what is made now must be finished."""
+
+        def check(self) -> None: ...
+        def supervisor(self, child: Child, listener: int, confinement: Confinement, kept: OutputLog) -> Supervisor: ...
+        def supervised(self, supervisor: Supervisor) -> None:
+            """From now on `supervisor` is told to end the run."""
+
+        def begun(self, child: Child, key_line: bytes | None) -> None:
+            """`pid` is set: give the worker its standard input, and say that it runs."""
+
+        def leave(self) -> None:
+            """The run has ended, wherever it had come to."""
+
+
+DESCRIPTORS = 1024  # enough for all connects that may hang at once
 KEY_SECONDS = 10  # for the key to come on standard input
+
+
+@record
+class Outcome:
+    """How a run ended. `reason`: as the operator was told, empty if the worker ended by itself. `loss`: of its `pid`."""
+
+    code: int
+    reason: str = ""
+    loss: Loss | None = None
 
 
 def run(options: RunOptions, log: Log, spawned: Spawned | None = None) -> int:
@@ -52,9 +102,16 @@ def run(options: RunOptions, log: Log, spawned: Spawned | None = None) -> int:
 
     `spawned`: a child that was started already; if this raises before it is taken, it ends with this process.
     """
-    key = keys.worker_key(keys.check_type(options.type), keys.check_id(options.id))
-    with Audit(options.audit, worker=key, warn=lambda message: log.warning("audit", message)) as audit:
-        kept = _output_log(options, log)
+    return conduct(options, _OwnProcess(options, log, spawned)).code
+
+
+def conduct(options: RunOptions, around: Surroundings) -> Outcome:
+    """Run one worker to its end. Raises SandboxrunError for every failure of ours."""
+    key, log = keys.worker_key(keys.check_type(options.type), keys.check_id(options.id)), around.log
+    with (
+        Audit(options.audit, worker=key, warn=lambda message: log.warning("audit", message)) as audit,
+        contextlib.closing(_output_log(options, log)) as kept,
+    ):
 
         def observe(level: str, event: str, message: str, fields: dict[str, object]) -> None:
             audit.logged(level, event, message, fields)
@@ -64,23 +121,25 @@ def run(options: RunOptions, log: Log, spawned: Spawned | None = None) -> int:
         log.observer = observe
         audit.record("run", "asked", redis=parse_url(options.redis_url).shown, reload=options.reload)
         try:
-            code = _start(options, key, spawned, audit, log, kept)
+            outcome = _start(options, key, around, audit, kept)
         except ending.Signalled as signalled:
             log.debug("stop", f"ended by signal {signalled.number} before the worker began")
-            code = signalled.exit_code
+            outcome = Outcome(signalled.exit_code)
         except AlreadyRunningError:  # the log is that of the one that runs
             raise
         except SandboxrunError as error:
             kept.write(b"error", _line(str(error), error.hint))
             raise
-        kept.write(b"end", b"%d\n" % code)
-        audit.record("end", "ended", exit_code=code)
-        return code
+        finally:
+            log.observer = None
+        kept.write(b"end", b"%d\n" % outcome.code)
+        audit.record("end", "ended", exit_code=outcome.code)
+        return outcome
 
 
 def _line(message: str, hint: object = ()) -> bytes:
-    shown = shown_hint(tuple(hint))  # type: ignore[arg-type]  # a field of a message
-    return "\n".join(filter(None, (message, shown))).encode("utf-8", "backslashreplace") + b"\n"
+    lines = (message, shown_hint(tuple(hint)))  # type: ignore[arg-type]  # a field of a message
+    return "\n".join(filter(None, lines)).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _output_log(options: RunOptions, log: Log) -> OutputLog:
@@ -97,48 +156,33 @@ def _output_log(options: RunOptions, log: Log) -> OutputLog:
 class _Held:
     """What a run holds besides its plan."""
 
-    child: Child
-    store: Store
+    around: Surroundings
     audit: Audit
-    log: Log
     output_log: OutputLog
+    folders: Folders
 
 
-def _start(options: RunOptions, key: str, spawned: Spawned | None, audit: Audit, log: Log, kept: OutputLog) -> int:
-    kernel = features.probe()
-    for message in kernel.require(options.degraded, others=(REDIS_ACL, REDIS_PASSWORD)):
-        log.warning("degraded", message)
-    child = Child(key, kernel, spawned, warm=True)
+def _start(options: RunOptions, key: str, around: Surroundings, audit: Audit, kept: OutputLog) -> Outcome:
+    for message in around.kernel.require(options.degraded, others=(REDIS_ACL, REDIS_PASSWORD)):
+        around.log.warning("degraded", message)
     try:
-        _raise_descriptor_limit()
-        if options.standby is not None and not os.read(options.standby, 1):
-            return 0
-        store = Store(options.redis_url)
-        try:
-            return _run(options, _Held(child, store, audit, log, kept))
-        finally:
-            store.close()
+        if not around.enter(key):
+            return Outcome(0)
+        return _run(options, _Held(around, audit, kept, Folders.of_user()))
     finally:
-        child.close()
+        around.leave()
 
 
-def _raise_descriptor_limit() -> None:
-    """Of ours, which hold a duplicate of each socket that hangs in connect(2). The child's comes with its plan."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < DESCRIPTORS:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
-
-
-def _run(options: RunOptions, held: _Held) -> int:
-    child, store, audit, log = held.child, held.store, held.audit, held.log
-    folders = Folders.of_user()
+def _run(options: RunOptions, held: _Held) -> Outcome:
+    around, audit, log, folders = held.around, held.audit, held.around.log, held.folders
     preparation = Preparation(options, folders)
-    forgone = child.features.forgone(options.degraded)
-    plan = prepare(preparation, store, audit=audit, log=log, degraded=tuple(forgone))
-    key_line = _read_key(plan.worker) if plan.worker.has_secrets else None
-    ending.defer()
-    with scratch_folder(folders.scratch) as scratch, _admitted(preparation, plan, held) as login:
-        ending.check()
+    forgone = around.kernel.forgone(options.degraded)
+    plan = prepare(preparation, around.store, audit=audit, log=log, degraded=tuple(forgone))
+    key_line = around.key_line(plan.worker)
+    around.defer()
+    child = around.child(preparation, plan)
+    with scratch_folder(folders.scratch) as scratch, _admitted(preparation, plan, child, held) as login:
+        around.check()
         timing.mark("Redis identity made")
         plan = replace(plan, degraded=(*plan.degraded, *login.degraded))
         policy = plan.policy_with(scratch)
@@ -146,8 +190,8 @@ def _run(options: RunOptions, held: _Held) -> int:
         log.debug("policy", f"read {policy.read}, write {policy.write}, net {policy.net.allow.get('net', ())}")
         child.check_supervision()
         brought = _brought(preparation)
-        _record(folders, plan, brought)
-        audit.record("grant", "allowed", **_given(plan), **brought, degraded=plan.degraded)
+        runplan.write_record(folders, plan, brought, child.pid)
+        audit.record("grant", "allowed", **plan.given, **brought, degraded=plan.degraded)
         timing.mark("run recorded")
         confinement = Confinement(
             key=plan.worker.key,
@@ -155,60 +199,54 @@ def _run(options: RunOptions, held: _Held) -> int:
             script=_script(preparation, plan),
             interpreter=plan.environment,
             scratch=scratch,
-            env=_environment(plan, login, scratch) | _data(preparation),
+            env=runplan.environment(plan, login.env, scratch) | _data(preparation),
             kept=folders.filters,
             inspect=plan.inspect.plan if plan.inspect is not None else None,
             token=run_.token,
         )
         listener = child.confine(confinement)
-        supervisor = Supervisor(
-            child,
-            listener,
-            confinement,
-            trusted=_trusted(store.address),
-            log=log,
-            output_log=held.output_log,
-            unblock=store.unblock,
-        )
+        supervisor = around.supervisor(child, listener, confinement, held.output_log)
         timing.mark("supervisor made")
         try:
-            return _live(plan, run_, supervisor, held, key_line)
+            return _live(plan, run_, supervisor, child, held, key_line)
         finally:
             supervisor.close()
 
 
-def _admitted(preparation: Preparation, plan: RunPlan, held: _Held) -> AbstractContextManager[Login]:
+def _admitted(preparation: Preparation, plan: RunPlan, child: Child, held: _Held) -> AbstractContextManager[Login]:
     assert preparation.ceiling is not None  # where there is a plan
-    return admitted(plan.worker, preparation.ceiling, held.store, preparation.options.degraded, held.log)
+    around, degraded = held.around, preparation.options.degraded
+    return admitted(plan.worker, preparation.ceiling, around.store, degraded, around.log, pid=child.pid)
 
 
-def _live(plan: RunPlan, run_: Run, supervisor: Supervisor, held: _Held, key_line: bytes | None) -> int:
-    child, store, log = held.child, held.store, held.log
+def _live(
+    plan: RunPlan, run_: Run, supervisor: Supervisor, child: Child, held: _Held, key_line: bytes | None
+) -> Outcome:
+    around, store, log = held.around, held.around.store, held.around.log
     modulecache.close()
     supervisor.resolver.pin_denied()
-    supervisor.handle_signals()
-    ending.check()
+    around.supervised(supervisor)
     losses: list[Loss] = []
 
     def lost(loss: Loss) -> None:
         losses.append(loss)
         supervisor.stop(loss.reason)
 
+    def begun() -> None:
+        store.watch(run_, lost=lost, warn=lambda message: supervisor.warn("redis", message))
+        around.begun(child, key_line)
+
     code = None
     try:
         store.claim(run_, version=plan.worker.version)
         timing.mark("pid claimed")
-        store.watch(run_, lost=lost, warn=lambda message: supervisor.warn("redis", message))
-        threading.Thread(target=_give_key, args=(child, key_line), daemon=True).start()
         log.info(
             "start",
             f"{run_.key} runs {plan.script.origin} as process {child.pid}",
             pid=child.pid,
             sha256=plan.script.sha256,
         )
-        gc.freeze()  # all that a run has made so far stays until its end
-        gc.enable()
-        code = supervisor.serve()
+        code = supervisor.serve(begun)
     finally:
         try:
             loss = store.release(run_)
@@ -219,10 +257,19 @@ def _live(plan: RunPlan, run_: Run, supervisor: Supervisor, held: _Held, key_lin
             log.warning("redis", f"{error}; field pid of {run_.key} stays, and blocks nothing")
     # Whoever ends the run by a signal gets the worker's own code, whatever became of the hash meanwhile.
     lost_code = losses[0].exit_code if losses and not supervisor.signalled else None
-    return code if lost_code is None else lost_code
+    reason = losses[0].reason if losses else supervisor.reason
+    return Outcome(code if lost_code is None else lost_code, reason, losses[0] if losses else None)
 
 
-def _trusted(address: Address) -> tuple[str, int] | None:
+def _brought(preparation: Preparation) -> dict[str, object]:
+    """The files and packages of the script, for records; nothing for one without a block."""
+    contents = preparation.config.asked.contents if preparation.config is not None else None
+    if contents is None:
+        return {}
+    return {"files": len(contents.files), "packages": list(map(str, contents.packages)), "lock": contents.lock}
+
+
+def trusted(address: Address) -> tuple[str, int] | None:
     """Redis by name: the operator chose it, so that it may be a private address."""
     return (address.host.lower().removesuffix("."), address.port) if not address.path else None
 
@@ -238,71 +285,77 @@ def _script(preparation: Preparation, plan: RunPlan) -> Script:
     )  # fmt: skip
 
 
-def _environment(plan: RunPlan, login: Login, scratch: str) -> dict[str, str]:
-    return {name: os.environ[name] for name in plan.env if name in os.environ} | {
-        **login.env,
-        "PATH": "/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "HOME": scratch,
-        "TMPDIR": scratch,
-    }
-
-
 def _data(preparation: Preparation) -> dict[str, str]:
     """Where the worker's own data folder is, if it is granted something there."""
     ceiling = preparation.ceiling
     return {"SANDBOXRUN_DATA": ceiling.data} if ceiling is not None and ceiling.grants_data else {}
 
 
-def _given(plan: RunPlan) -> dict[str, object]:
-    permissions = plan.worker.permissions
-    lists = (("allow", permissions.allow), ("deny", permissions.deny))
-    return {
-        **{
-            verdict: {kind: [str(target) for target in targets] for kind, targets in found.items() if targets}
-            for verdict, found in lists
-        },
-        "limits": asdict(plan.limits),
-        **({"inspect": str(plan.inspect)} if plan.inspect is not None else {}),
-    }
+class _OwnProcess:
+    """The Surroundings of `sandboxrun TYPE ID`: its standard streams are the worker's, and its signals end the run."""
+
+    store: Store
+
+    def __init__(self, options: RunOptions, log: Log, spawned: Spawned | None) -> None:
+        self.log, self.kernel = log, features.probe()
+        self._options, self._spawned = options, spawned
+        self._child: Child | None = None
+        self._notifier: Notifier | None = None
+
+    def enter(self, key: str) -> bool:
+        self._child = Child(key, self.kernel, self._spawned, warm=True)
+        _raise_descriptor_limit()
+        if self._options.standby is not None and not os.read(self._options.standby, 1):
+            return False
+        self.store = Store(self._options.redis_url)
+        return True
+
+    def child(self, preparation: Preparation, plan: RunPlan) -> Child:
+        assert self._child is not None
+        return self._child
+
+    def key_line(self, worker: WorkerConfig) -> bytes | None:
+        return _read_key(worker) if worker.has_secrets else None
+
+    def defer(self) -> None:
+        ending.defer()
+
+    def check(self) -> None:
+        ending.check()
+
+    def supervisor(self, child: Child, listener: int, confinement: Confinement, kept: OutputLog) -> Supervisor:
+        redis = trusted(self.store.address)
+        return Supervisor(
+            child, listener, confinement, trusted=redis, log=self.log, output_log=kept, unblock=self.store.unblock
+        )
+
+    def supervised(self, supervisor: Supervisor) -> None:
+        supervisor.handle_signals()
+        ending.check()
+
+    def begun(self, child: Child, key_line: bytes | None) -> None:
+        threading.Thread(target=_give_key, args=(child, key_line), daemon=True).start()
+        if "NOTIFY_SOCKET" in os.environ:
+            from sandboxrun.host import notify
+
+            self._notifier = notify.follow(child, self._options.type, self._options.id)
+        gc.freeze()  # all that a run has made so far stays until its end
+        gc.enable()
+
+    def leave(self) -> None:
+        if self._notifier is not None:
+            self._notifier.stopping()
+        if hasattr(self, "store"):
+            self.store.close()
+        if self._child is not None:
+            self._child.close()
 
 
-def _brought(preparation: Preparation) -> dict[str, object]:
-    """The files and packages of the script; nothing for one without a block."""
-    contents = preparation.config.asked.contents if preparation.config is not None else None
-    if contents is None:
-        return {}
-    return {"files": len(contents.files), "packages": list(map(str, contents.packages)), "lock": contents.lock}
-
-
-def _uses(folders: Folders, plan: RunPlan) -> dict[str, object]:
-    """What of the cache the worker may read, and who supervises it: `sandboxrun cache` keeps what a running worker uses."""
-    cache = os.path.realpath(folders.cache)
-    places = (os.path.join(cache, "trees"), os.path.join(cache, "env"))
-    used = [os.path.relpath(path, cache) for path in plan.policy.read if os.path.dirname(path) in places]
-    pid = os.getpid()
-    return {"uses": used, "supervisor": {"pid": pid, "started": start_time(pid), "host": this_host()}}
-
-
-def _record(folders: Folders, plan: RunPlan, brought: dict[str, object]) -> None:
-    """What this worker is given now, for the operator to look up later. Raises ConfigError."""
-    record = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "worker": plan.worker.key,
-        "origin": plan.script.origin,
-        "sha256": plan.script.sha256,
-        **_given(plan),
-        "degraded": plan.degraded,
-        **brought,
-    }
-    if brought:
-        record |= _uses(folders, plan)
-    path = os.path.join(folders.runs, f"{plan.worker.type}:{plan.worker.id}.json")
-    try:
-        os.makedirs(folders.runs, mode=0o700, exist_ok=True)
-        write_whole(path, json.dumps(record).encode(), sync=False)
-    except OSError as error:
-        raise ConfigError(f"the run cannot be recorded in {folders.runs}: {error.strerror}") from error
+def _raise_descriptor_limit() -> None:
+    """Of ours, which hold a duplicate of each socket that hangs in connect(2). The child's comes with its plan."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < DESCRIPTORS:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
 
 
 def _read_key(worker: WorkerConfig) -> bytes:
@@ -313,8 +366,10 @@ def _read_key(worker: WorkerConfig) -> bytes:
             hint=_key_hint(worker),
         )
     line = b""
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
     while not line.endswith(b"\n") and len(line) < KEY_LINE_MAX_BYTES:
-        if not select.select([0], [], [], KEY_SECONDS)[0]:
+        if not poll.poll(KEY_SECONDS * 1000):
             raise ConfigError(
                 f"{worker.key} has secrets (encryptedJson), and no key came on standard input within {KEY_SECONDS} s",
                 hint=_key_hint(worker),

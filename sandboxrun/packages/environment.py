@@ -12,7 +12,7 @@ import os
 
 from sandboxrun.errors import FetchError, ScriptError
 from sandboxrun.packages import seal
-from sandboxrun.packages.options import Options
+from sandboxrun.packages.options import RAISED_BY, Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,10 +84,11 @@ def environment(lock: Lock, *, cache: str, key: str, options: Options, say: Call
 def check_sizes(record: Seal, name: str, *, packed_max: int, unpacked_max: int, files_max: int) -> None:
     """Raise what an installation would raise, if an environment has more than these limits. `name`: of its lock."""
     if record.packed_bytes > packed_max:
-        raise FetchError(f"the wheels of {name} have {record.packed_bytes} bytes: the limit is {packed_max}")
+        raise FetchError(f"the wheels of {name} have {record.packed_bytes} bytes: the limit is {packed_max}{RAISED_BY}")
     if record.source_bytes > unpacked_max or record.source_files > files_max:
         raise ScriptError(
-            f"the wheels of {name} are not installed: unpacked they have more than {unpacked_max} bytes or {files_max} files"
+            f"the wheels of {name} are not installed: unpacked they have more than "
+            f"{unpacked_max} bytes or {files_max} files, which is the limit{RAISED_BY}"
         )
 
 

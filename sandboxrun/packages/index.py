@@ -23,7 +23,7 @@ from sandboxrun.errors import FetchError, IntegrityError, SandboxrunError, Usage
 from sandboxrun.installation import install_hint
 from sandboxrun.log import escape
 from sandboxrun.packages.lock import Lock, Locked
-from sandboxrun.packages.options import Options
+from sandboxrun.packages.options import RAISED_BY, Options
 from sandboxrun.sandbox.supervisor.scratch import folder_size
 
 SECONDS = 600  # for all wheels of a lock
@@ -140,7 +140,8 @@ def _error(stderr: str, lock: Lock, options: Options) -> SandboxrunError:
             f"{lock.name}: the index has no wheel of {absent[1]} {absent[2]} for {here}, and nothing is built"
         )
     if absent is not None:
-        return FetchError(f"{lock.name}: {absent[1]} {absent[2]} cannot be fetched: the index cannot be reached")
+        index = f"the index {escape(options.index)[:200]}" if options.index else "the index of pip's configuration"
+        return FetchError(f"{lock.name}: {absent[1]} {absent[2]} cannot be fetched: {index} cannot be reached")
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     cause = (errors or [line for line in lines if line.strip()] or ["it has not said why"])[-1]
     return FetchError(f"{lock.name}: pip cannot download the wheels: {escape(cause)[:300]}")
@@ -158,4 +159,6 @@ def _mismatch(lines: Sequence[str]) -> tuple[str, str, str] | None:
 
 
 def _too_large(lock: Lock, options: Options) -> FetchError:
-    return FetchError(f"the wheels of {lock.name} have more than {options.packed_max} bytes, which is the limit")
+    return FetchError(
+        f"the wheels of {lock.name} have more than {options.packed_max} bytes, which is the limit{RAISED_BY}"
+    )

@@ -22,7 +22,7 @@ from sandboxrun.files import Kept
 from sandboxrun.log import escape
 from sandboxrun.packages import seal, verify
 from sandboxrun.packages.lock import Lock
-from sandboxrun.packages.options import Options
+from sandboxrun.packages.options import RAISED_BY, Options
 from sandboxrun.packages.seal import FOLDER_MODE, Seal
 from sandboxrun.packages.verify import Tree
 from sandboxrun.packages.wheels import Wheel
@@ -206,7 +206,7 @@ def _too_much(tree: str, options: Options) -> str:
     enough = 2 * (options.unpacked_max + options.files_max * 2 * _BLOCK_BYTES)
     if folder_size(tree, enough, options.files_max * 4) <= enough:
         return ""
-    return f"unpacked they have more than {options.unpacked_max} bytes or {options.files_max} files"
+    return f"unpacked they have more than {options.unpacked_max} bytes or {options.files_max} files, which is the limit{RAISED_BY}"
 
 
 def _read(fd: int, said: bytearray) -> bool:

@@ -8,6 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandboxrun.fetch.resolve import ImportList
 
+RAISED_BY = "; packages-size in the policy raises it"  # ends what is said of a limit
+
 
 @record
 class Options:

@@ -26,7 +26,7 @@ from sandboxrun.fetch.cache import make_private
 from sandboxrun.files import Kept
 from sandboxrun.packages import seal
 from sandboxrun.packages.lock import Lock, Locked
-from sandboxrun.packages.options import Options
+from sandboxrun.packages.options import RAISED_BY, Options
 from sandboxrun.packages.verify import digest_of_file
 from sandboxrun.records import record
 
@@ -116,7 +116,7 @@ def obtain(
     wheels = [wheel for wheel in found.values() if wheel is not None]
     size = sum(os.stat(wheel.path).st_size for wheel in wheels)
     if size > options.packed_max:
-        raise FetchError(f"the wheels of {lock.name} have {size} bytes: the limit is {options.packed_max}")
+        raise FetchError(f"the wheels of {lock.name} have {size} bytes: the limit is {options.packed_max}{RAISED_BY}")
     return wheels
 
 

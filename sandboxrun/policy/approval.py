@@ -9,7 +9,6 @@ own folder on every host, wherever that lies, so one approval means the same on 
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import time
@@ -32,6 +31,7 @@ from sandboxrun.config.worker import Asked
 from sandboxrun.errors import ConfigError, PolicyError
 from sandboxrun.files import write_whole
 from sandboxrun.log import PLAIN, escape
+from sandboxrun.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,12 +98,14 @@ def save(path: str, asked: Asked) -> None:
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        write_whole(path, json.dumps(record).encode())
+        write_whole(path, dumps(record).encode())
     except OSError as error:
         raise ConfigError(f"the approval cannot be recorded in {folder}: {error.strerror}") from error
 
 
-def approve(path: str, asked: Asked, *, type_: str, id_: str, yes: bool) -> tuple[str, tuple[str, ...]]:
+def approve(
+    path: str, asked: Asked, *, type_: str, id_: str, yes: bool, terminal: bool = True
+) -> tuple[str, tuple[str, ...]]:
     """Approve what the hash asks for, and record it. Returns how ("first", "same", "--yes", "terminal"), and what was added.
     Raises PolicyError."""
     before = load(path)
@@ -112,14 +114,14 @@ def approve(path: str, asked: Asked, *, type_: str, id_: str, yes: bool) -> tupl
     if grown:
         manner = "--yes" if yes else "terminal"
         if not yes:
-            _agree(grown, type_, id_)
+            _agree(grown, type_, id_, terminal)
     if before is None or _parts(before) != _parts(asked):
         save(path, asked)
     return manner, grown
 
 
-def _agree(grown: tuple[str, ...], type_: str, id_: str) -> None:
-    """Ask at the terminal. Raises PolicyError unless the answer is yes."""
+def _agree(grown: tuple[str, ...], type_: str, id_: str, terminal: bool) -> None:
+    """Ask at the `terminal`, if one may be used. Raises PolicyError unless the answer is yes."""
     key = keys.worker_key(type_, id_)
     shown = [escape(line) for line in grown]
     if len(shown) > QUESTION_MAX_LINES or sum(map(len, shown)) > QUESTION_MAX_CHARS:
@@ -127,7 +129,8 @@ def _agree(grown: tuple[str, ...], type_: str, id_: str) -> None:
             f"{key} asks for {len(shown)} things more than at its last run, too many to ask here", hint=_agree_hint(key)
         )
     question = "".join(f"  + {line}\n" for line in shown)
-    answer = ask(f"{key} asks for more than at its last run:\n{question}Allow this? [y/N] ")
+    question = f"{key} asks for more than at its last run:\n{question}Allow this? [y/N] "
+    answer = ask(question) if terminal else None
     if answer is None:
         first = grown[0][:200]
         raise PolicyError(
@@ -231,7 +234,7 @@ def _parts(asked: Asked) -> tuple[object, ...]:
 
 def _from_json(data: bytes) -> Asked:
     """Raises ValueError and its like for anything that `save` does not write, so that no record that was cut short counts."""
-    record = json.loads(data)
+    record = loads(data)
     allow, deny = (
         {kind: _targets(KINDS[kind], texts) for kind, texts in record[verdict].items()} for verdict in Verdict
     )

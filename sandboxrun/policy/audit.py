@@ -6,7 +6,6 @@ before the worker runs, the worker does not run. Later, a warning says so once, 
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import stat
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, SandboxrunError
+from sandboxrun.plainjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ class _File:
             raise OSError("no room for a whole line")
 
     def close(self) -> None:
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1  # a late message must not be written into another file's number
+        os.close(fd)
 
 
 class _Journal:
@@ -153,13 +154,13 @@ class _Journal:
 
 def _line(always: dict[str, Any], details: dict[str, object]) -> bytes:
     """JSON in ASCII, so that no byte of it drives a terminal. Details that are too long become the field `cut`."""
-    line = json.dumps({**always, "details": details}, default=str).encode()
+    line = dumps({**always, "details": details}, default=str).encode()
     if len(line) <= LINE_MAX_BYTES:
         return line
-    text = json.dumps(details, default=str)
+    text = dumps(details, default=str)
     while len(line) > LINE_MAX_BYTES:
         text = text[: len(text) // 2]
-        line = json.dumps({**always, "details": {"cut": text}}).encode()
+        line = dumps({**always, "details": {"cut": text}}).encode()
     return line
 
 

@@ -49,6 +49,7 @@ class Section:
     local: bool | None = None
     inspect: bool | None = None  # whether a hash may ask for a debugger
     open_redis: bool | None = None  # whether a worker may run beside a Redis that requires no password
+    share_memory: bool | None = None  # whether an agent may fork a worker from a zygote
     sha256: frozenset[str] | None = None
     index: str | None = None  # URL of the package index
     package_hosts: tuple[tuple[str, int], ...] | None = None  # of wheels that a lock names by URL
@@ -94,7 +95,7 @@ class Ceiling:
                 self._check_digest(section, self.worker.sha256, f"field sha256 of {self.worker.key}")
         self._check_inspect()
         bounds = self._bounds(flags)
-        limits = {**asdict(self.worker.limits), **{name: most for name, most in bounds.items() if name not in flags}}
+        limits = asdict(self.worker.limits) | {name: most for name, most in bounds.items() if name not in flags}
         asked = replace(self.worker.asked, limits={**self.worker.asked.limits, **bounds})
         return replace(self.worker, limits=Limits(**limits), asked=asked)
 
@@ -297,6 +298,11 @@ class Ceiling:
                         hint=f"sandboxrun set {keys.in_words(self.worker.key)} {limit.field}={limit.show(most)}",
                     )
         return bounds
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether an agent may fork this worker from a zygote: if one section says so, and none says no."""
+        return {each.share_memory for each in self.sections if each.share_memory is not None} == {True}
 
     def accepts_open_redis(self, url: str) -> bool:
         """Whether this Redis is accepted although it requires no password: if one section says so, and none says no."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable
 
@@ -28,7 +27,7 @@ _EXAMPLE = '[worker."demo-*"]'
 _KEYS = (
     *(kind.flag().removeprefix("--") for kind in Kind),
     *(f"limit-{limit}" for limit in LIMITS),
-    *("import", "pinned", "local", "inspect", "open-redis", "sha256"),
+    *("import", "pinned", "local", "inspect", "open-redis", "sha256", "share-memory"),
     *("index", "package-hosts", "packages", "packages-size", "unlocked"),
 )
 _URL = r"rediss?://[^/@?#\s]+:[0-9]{1,5}|unix:///[^?#]+"
@@ -74,6 +73,7 @@ def parse(text: str, path: str) -> tuple[Section, ...]:
 
 def parse_policy(text: str, path: str) -> Policy:
     """From the text of a policy file; `path` is how it is named in errors. Raises ConfigError."""
+    import re
     import tomllib  # late, because most users have no file
 
     try:
@@ -143,6 +143,8 @@ class _Lines:
 
     def key(self, pattern: str | None, key: str) -> str:
         """FILE:LINE of a key in a section, or at the top."""
+        import re
+
         start = 0 if pattern is None else self._header(pattern)
         word = re.compile(rf"""\s*\[*\s*["']?{re.escape(key)}["']?\s*[].=]""")
         for number, line in enumerate(self.text.split("\n")[start:], start + 1):
@@ -153,6 +155,8 @@ class _Lines:
         return f"{self.path}:{max(start, 1)}"
 
     def _header(self, pattern: str) -> int:
+        import re
+
         quoted = re.escape(pattern)
         header = re.compile(rf"""\s*\[\s*["']?(?:worker|redis)["']?\s*\.\s*(?:"{quoted}"|'{quoted}'|{quoted})\s*\]""")
         lines = self.text.split("\n")
@@ -161,6 +165,8 @@ class _Lines:
 
 
 def _section(pattern: str, table: Any, lines: _Lines) -> Section:
+    import re
+
     place = lines.header(pattern)
     if not re.fullmatch(_PATTERN, pattern) or not isinstance(table, dict):
         raise ConfigError(
@@ -174,6 +180,8 @@ def _section(pattern: str, table: Any, lines: _Lines) -> Section:
 
 
 def _server(url: str, table: Any, lines: _Lines) -> Server:
+    import re
+
     place = lines.header(url)
     if not re.fullmatch(_URL, url) or not isinstance(table, dict):
         raise ConfigError(
@@ -215,7 +223,7 @@ def _read_key(key: str, value: Any, place: str, arguments: dict[str, Any]) -> No
         arguments["imports"] = _list(value, wrong, _host, "hosts, as in git.example.com or git.example.com:8443")
     elif key == "sha256":
         arguments["sha256"] = frozenset(_list(value, wrong, _digest, "digests of 64 hexadecimal digits"))
-    elif key in ("pinned", "local", "inspect", "open-redis", "unlocked"):
+    elif key in ("pinned", "local", "inspect", "open-redis", "share-memory", "unlocked"):
         arguments[key.replace("-", "_")] = value if isinstance(value, bool) else wrong("true or false")
     elif key in ("index", "package-hosts", "packages", "packages-size"):
         arguments[key.replace("-", "_")] = _package_key(key, value, wrong)
@@ -255,6 +263,7 @@ def _top_hint(place: str, name: str, document: dict[str, Any]) -> str:
 def _key_hint(place: str, key: str, known: Iterable[str]) -> str:
     """To write the key that this one may be meant for."""
     import difflib
+    import re
     import shlex
 
     meant = difflib.get_close_matches(key[:80], list(known), 1, 0.8)
@@ -297,6 +306,8 @@ def _host(text: str) -> tuple[str, int]:
 
 
 def _digest(text: str) -> str:
+    import re
+
     digest = text.removeprefix("sha256:").removeprefix("sha256-").lower()
     if not re.fullmatch(_SHA256, digest):
         raise ValueError("not a sha256")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
+from sandboxrun.plainjson import decoder
+from sandboxrun.plainjson import quote as _quote
 from sandboxrun.protocol import MESSAGE_MAX_CHARS
 
 TYPE_CHECKING = False
@@ -44,9 +44,6 @@ def message_of(error: BaseException) -> str:
         return text.encode("utf-8", "backslashreplace").decode() or kind
     except BaseException:
         return f"{kind}, whose text cannot be made"
-
-
-_quote = json.encoder.encode_basestring_ascii
 
 
 def last_resort(ref: str | None, source: str, time: str) -> str:
@@ -91,7 +88,7 @@ def reply_in(story: object) -> object:
 def decoded(value: bytes | str) -> object:
     """Decode JSON of RFC 8259, which has no NaN. Raises ValueError."""
     try:
-        return _decoder.decode(value.decode() if isinstance(value, bytes) else value)
+        return _decode(value.decode() if isinstance(value, bytes) else value)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -104,7 +101,7 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is no JSON")
 
 
-_decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+_decode = decoder(parse_constant=_refuse_constant)
 
 
 def _kind(value: object) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 from sandboxrun.config import keys
+from sandboxrun.plainjson import decoder, dumps
 from sandboxrun.protocol import PAYLOAD_MAX_BYTES, BadRequest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
 PATH_MAX_CHARS = 200
@@ -33,8 +33,9 @@ def trace_fields(ref: str, type_: str, text: str, created: str) -> dict[str, str
     return {"ref": ref, "type": type_, "requestData": text, "created": created}
 
 
-# Built once, because json.dumps builds an encoder for each call.
-encode: Callable[[Any], str] = json.JSONEncoder(allow_nan=False).encode
+def encode(data: Any) -> str:
+    """The text of a payload. Raises TypeError, ValueError, RecursionError."""
+    return dumps(data, nan=False)
 
 
 def iso(millis: int) -> str:
@@ -110,13 +111,7 @@ def _deadline(text: str) -> float:
 
 def _decoded(text: str) -> Any:
     try:
-        data, end = _scan(text, 0)  # as json.loads, for text without surrounding white space
-        if end == len(text):
-            return data
-    except (ValueError, StopIteration, RecursionError):
-        pass
-    try:
-        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        return _decode(text)
     except RecursionError:
         raise BadRequest("the request's data is nested too deeply") from None
     except _NotFinite:
@@ -141,14 +136,14 @@ def _finite(text: str) -> float:
     return value
 
 
-_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder(  # type: ignore[attr-defined]  # set in __init__
-    parse_constant=_no_constant, parse_float=_finite
-).scan_once
+_decode = decoder(parse_constant=_no_constant, parse_float=_finite)
 
 
 def _first_not_finite(text: str) -> str:
     """The first such number with its path: `data.items[3].price: nan is not JSON`."""
     path: list[str | int] = ["data"]
+    import json
+
     try:
         value = _find_not_finite(json.loads(text), path)
     except (ValueError, RecursionError):

@@ -18,7 +18,6 @@ Source: redis.io/docs/latest/operate/oss_and_stack/management/security/acl.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 
 from sandboxrun.config import keys
@@ -31,7 +30,7 @@ from sandboxrun.records import field, record
 PREFIX = "sandboxrun"  # of our users' names
 HASH_URL = "SANDBOXRUN_HASH_URL"  # where a server without selectors lets a worker read its hashes
 _READER = "reader"
-_NAME = rf"{PREFIX}:([^:]+):([^:]+):([0-9a-f]{{16}}):(\d{{1,10}})\.(\d{{1,20}})\.(\d{{1,12}})(?::{_READER})?"
+_NUMBER_DIGITS = (10, 20, 12)  # at most, of the three numbers in a user's name
 
 # What a client says before it says anything: none of it touches a key, another client or the server. Not CLIENT SETINFO,
 # which servers before Redis 7.2 do not know; clients go on without.
@@ -60,7 +59,7 @@ class Owner:
 
     key: str  # the worker's
     host: str  # a digest of this boot of this host
-    pid: int  # the supervisor's
+    pid: int  # the worker's; until 0.2, its supervisor's
     started: int  # in clock ticks after boot
     made: int  # Unix time in seconds
 
@@ -77,12 +76,21 @@ class Owner:
     @classmethod
     def of_user(cls, name: str) -> Owner | None:
         """None if it is not the name of a worker's user."""
-        match = re.fullmatch(_NAME, name, re.ASCII)
+        prefix, *parts = name.removesuffix(f":{_READER}").split(":")
+        if prefix != PREFIX or len(parts) != 4:
+            return None
+        type_, id_, host, rest = parts
+        numbers = rest.split(".")
+        if len(host) != 16 or not keys.consists_of(keys.DIGITS + "abcdef", host) or len(numbers) != len(_NUMBER_DIGITS):
+            return None
+        for number, most in zip(numbers, _NUMBER_DIGITS, strict=True):
+            if len(number) > most or not keys.consists_of(keys.DIGITS, number):
+                return None
         try:
-            key = keys.worker_key(keys.check_type(match[1]), keys.check_id(match[2])) if match else ""
+            key = keys.worker_key(keys.check_type(type_), keys.check_id(id_))
         except ConfigError:
             return None
-        return cls(key, match[3], int(match[4]), int(match[5]), int(match[6])) if match else None
+        return cls(key, host, *map(int, numbers))
 
 
 @record

@@ -9,7 +9,6 @@ from __future__ import annotations
 import _socket
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import hiredis
@@ -20,6 +19,7 @@ from sandboxrun.redis.replies import ProtocolError, ReplyError, TooManyBytes, Wi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
 CONNECT_SECONDS = 5.0

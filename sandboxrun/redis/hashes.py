@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sandboxrun.config import keys
+from sandboxrun.config.fields import is_inherited
 from sandboxrun.config.worker import FIELDS_MAX, READ_FIELDS, not_a_hash, too_long, too_many, value_limit, wanted_fields
 from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.records import field, record
 from sandboxrun.redis.connection import Connection
-from sandboxrun.redis.lease import PID_FIELDS, holder
+from sandboxrun.redis.lease import AGENT_FIELDS, PID_FIELDS, holder
 from sandboxrun.redis.replies import ReplyError, TooManyBytes, Within, raise_errors
 from sandboxrun.redis.transaction import optimistic
 
@@ -73,7 +74,8 @@ class Hashes:
 
     def set_fields(self) -> list[tuple[str, Stored, bytes]]:
         """Name, hash and raw name of each field that counts: the worker's own hash wins."""
-        found = dict.fromkeys(self.shared.names, self.shared) | dict.fromkeys(self.own.names, self.own)
+        shared = filter(is_inherited, self.shared.names)
+        found = dict.fromkeys(shared, self.shared) | dict.fromkeys(self.own.names, self.own)
         return [(raw.decode("utf-8", "backslashreplace"), found[raw], raw) for raw in sorted(found)]
 
 
@@ -188,7 +190,7 @@ def _in_order(names: Iterable[bytes]) -> list[bytes]:
 
 def write(connection: Connection, before: Hashes, put: Mapping[str, str], remove: list[str]) -> None:
     """Change the worker's own hash, all or nothing, if both hashes are still as they were `before`, except for `pid` and
-    the fields beside it, which the supervisor renews. Raises StoreError if they are not, ReplyError."""
+    the fields beside it, which supervisor and agent write. Raises StoreError if they are not, ReplyError."""
     key = before.own.key
     type_, id_ = keys.split_worker_key(key)
     commands: Commands = []
@@ -212,7 +214,7 @@ def write(connection: Connection, before: Hashes, put: Mapping[str, str], remove
 
 
 def _changed(before: Stored, now: Stored) -> list[str]:
-    pid = {name.encode() for name in PID_FIELDS}
+    pid = {name.encode() for name in (*PID_FIELDS, *AGENT_FIELDS)}
     return [
         f"field {name.decode('utf-8', 'backslashreplace')[:80]} of {now.key}"
         for name in sorted({*before.names, *now.names} - pid)

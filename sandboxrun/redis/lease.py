@@ -12,6 +12,9 @@ from sandboxrun.records import record
 _LEASE_FIELDS = ("pid", "pidHost", "pidStarted", "pidSeen")
 # The token is random and new for each run: pid numbers are equal in containers.
 PID_FIELDS = (*_LEASE_FIELDS, "pidName", "pidSince", "pidVersion", "pidToken")
+# What an agent keeps beside them, which outlasts a run: the token of the agent that has the worker, how its last run ended
+# and why, how often it was started again, and since when it is stopped.
+AGENT_FIELDS = ("pidAgent", "pidExit", "pidReason", "pidRestarts", "pidStopped")
 LEASE_SECONDS = 20  # a worker on another host that was not seen for so long counts as dead
 
 
@@ -38,7 +41,7 @@ def holder(values: Sequence[bytes | None]) -> dict[str, str | None]:
 
 def this_host() -> str:
     """What makes a pid unique: this boot of this kernel, and the pid namespace we are in."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return f"{file.read().strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
 
 

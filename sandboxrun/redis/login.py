@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Collection, Iterator
 
@@ -28,13 +27,13 @@ class Login:
 
 @contextlib.contextmanager
 def admitted(
-    config: WorkerConfig, ceiling: Ceiling, store: Store, degraded: Collection[str], log: Log
+    config: WorkerConfig, ceiling: Ceiling, store: Store, degraded: Collection[str], log: Log, *, pid: int
 ) -> Iterator[Login]:
-    """A Redis user for as long as the run lasts. `degraded`: the names of --allow-degraded.
+    """A Redis user for as long as the run lasts. `degraded`: the names of --allow-degraded. `pid`: the worker's, because a
+    supervisor may have had many of the same key.
 
     Raises SandboxError if there can be no such user, or if it would restrict nothing, and the operator has not accepted that.
     """
-    pid = os.getpid()
     owner = Owner.of_run(config.key, host=this_host(), pid=pid, started=start_time(pid) or 0, now=time.time())
     made = identity(config, owner=owner, database=store.address.db)
     try:

@@ -162,14 +162,17 @@ class Store:
     @contextlib.contextmanager
     def _asking(self) -> Iterator[Connection]:
         """The open connection. Errors of Redis in the block become StoreErrors, and its replies are bounded."""
-        connection = self._connection
         try:
-            if not connection.is_open:
-                connection.open()
-            with Within(connection, BLOCK_MAX_BYTES):
+            with self._lent() as connection, Within(connection, BLOCK_MAX_BYTES):
                 yield connection
         except ReplyError as error:
             raise refused(error, self.address.shown) from error
+
+    @contextlib.contextmanager
+    def _lent(self) -> Iterator[Connection]:
+        if not self._connection.is_open:
+            self._connection.open()
+        yield self._connection
 
 
 def _without_pid(fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:

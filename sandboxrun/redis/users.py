@@ -41,7 +41,8 @@ class Users:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(user.name for user in self._users)
+        """Of the users that have to be there now."""
+        return () if self._ended else tuple(user.name for user in self._users)
 
     def admit(self, connection: Connection, identity: Identity, owner: Owner, *, selectors: bool) -> tuple[User, ...]:
         """Make them: one, or on a server without `selectors` two, of which the second reads the hashes.

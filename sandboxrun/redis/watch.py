@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import contextlib
 import time
 from collections.abc import Callable
 
@@ -11,7 +10,7 @@ from sandboxrun.errors import ConfigGone, StoreError, TakenOver
 from sandboxrun.records import record
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, Run, this_host
-from sandboxrun.redis.replies import ReplyError
+from sandboxrun.redis.replies import ReplyError, Within
 from sandboxrun.redis.transaction import optimistic
 
 TYPE_CHECKING = False
@@ -22,6 +21,7 @@ WATCH_SECONDS = 0.5  # how soon a removed pid is noticed
 USERS_SECONDS = 2.0  # how soon a worker's user is made again that an administrator removed or changed
 LEASE_REFRESH_SECONDS = 5.0
 LOOK_MAX_BYTES = 64 * 1024  # whoever can write to the hash must not fill our memory
+HELD_MAX_BYTES = 256  # of IDENTITY, as a run writes it
 IDENTITY = ("pid", "pidToken", "pidHost")
 
 
@@ -61,18 +61,18 @@ def _look(connection: Connection, run: Run) -> tuple[Loss | None, list[bytes | N
     except ReplyError as error:
         if not str(error).startswith("WRONGTYPE"):
             raise
-        return _gone(connection, f"{run.key} is no hash any more: somebody has replaced it"), None
+        return lost_hash(connection, f"{run.key} is no hash any more: somebody has replaced it"), None
     if values is None:
         return Loss(f"field pid of {run.key} was changed to something long: ending the worker"), None
-    pid, token, host = values
-    if (pid, token) == (str(run.pid).encode(), run.token.encode()) and host in (None, this_host().encode()):
+    if is_held(run, values):
         return None, values
+    pid, token, _ = values
     return _loss(connection, run, pid, token), values
 
 
 def _loss(connection: Connection, run: Run, pid: bytes | None, token: bytes | None) -> Loss:
     if pid is None and token is None and (missing := missing_hash(connection, run)):
-        return _gone(connection, missing)
+        return lost_hash(connection, missing)
     if token not in (None, run.token.encode()) or (pid == str(run.pid).encode() and token is not None):
         by = f" as process {_shown(pid)}" if pid is not None else ""
         name = (_bounded(connection, "HMGET", run.key, "pidName") or [None])[0]
@@ -95,7 +95,8 @@ def missing_hash(connection: Connection, run: Run) -> str:
     return ""
 
 
-def _gone(connection: Connection, what: str) -> Loss:
+def lost_hash(connection: Connection, what: str) -> Loss:
+    """`what`: as `missing_hash` says it."""
     return Loss(f"{what} ({connection.address.shown}): ending the worker", ConfigGone.exit_code)
 
 
@@ -111,17 +112,33 @@ def _shown(value: bytes | None) -> str:
     return (value or b"").decode("utf-8", "replace")[:64]
 
 
-def renew(connection: Connection, run: Run) -> None:
-    """Renew the lease, in a transaction: a hash that was deleted meanwhile must not come back."""
+def is_held(run: Run, values: list[bytes | None]) -> bool:
+    """Whether these values of IDENTITY say that `pid` is this run's."""
+    pid, token, host = values
+    return (pid, token) == (str(run.pid).encode(), run.token.encode()) and host in (None, this_host().encode())
+
+
+def renew(connection: Connection, *runs: Run) -> None:
+    """Renew leases, in a transaction: a hash that was deleted meanwhile must not come back.
+
+    All together; if one of their hashes has changed meanwhile or is none any more, by halves.
+    """
 
     def decide(replies: list[Any]) -> list[tuple[str | bytes, ...]]:
-        values, now = replies
-        ours = values == [str(run.pid).encode(), run.token.encode()]
-        return [("HSET", run.key, "pidSeen", now[0])] if ours else []
+        *values, now = replies
+        held = [run for run, found in zip(runs, values, strict=True) if is_held(run, found)]
+        return [("HSET", run.key, "pidSeen", now[0]) for run in held]
 
-    reads = [("HMGET", run.key, "pid", "pidToken"), ("TIME",)]
-    with contextlib.suppress(ReplyError):  # of a full server, for instance: the next renewal tries again
-        optimistic(connection, [run.key], decide, reads=reads, tries=1)
+    reads = [*(("HMGET", run.key, *IDENTITY) for run in runs), ("TIME",)]
+    try:
+        with Within(connection, LOOK_MAX_BYTES + len(runs) * HELD_MAX_BYTES):
+            done = optimistic(connection, [run.key for run in runs], decide, reads=reads, tries=1)
+    except ReplyError as error:  # of a full server, for instance: the next renewal tries again
+        done = not str(error).startswith("WRONGTYPE")
+    if not done and len(runs) > 1:
+        half = len(runs) // 2
+        renew(connection, *runs[:half])
+        renew(connection, *runs[half:])
 
 
 class Watch:
@@ -186,7 +203,7 @@ class Watch:
             self._renew_at = now + LEASE_REFRESH_SECONDS
             missing = missing_hash(self._connection, self._run)
             if missing and self._missing:  # twice: a tool may write it anew by DEL and HSET
-                return _gone(self._connection, missing)
+                return lost_hash(self._connection, missing)
             self._missing = bool(missing)
         return None
 

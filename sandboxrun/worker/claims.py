@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 
 from sandboxrun.config import keys
 from sandboxrun.errors import ConnectionLost, LoginRefused, TakenOver
@@ -34,10 +33,13 @@ from sandboxrun.worker.streams import order, pairs, read_command, read_entries
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     from sandboxrun.config.fields import Loop
+else:
+    from _collections import deque  # collections is Python, and imports more of it
 
 CLAIM_MOST = 1000  # claims in one command, because a longer one would block the server
 TOGETHER_TRIES = 2  # connections lost over a reply, after which it is sent alone

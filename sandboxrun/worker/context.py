@@ -61,7 +61,11 @@ class Context:
             if isinstance(reply, ReplyError):
                 raise refused(reply, connection.address.shown)
             raw = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-            everything.update({k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in raw.items()})
+            everything.update(
+                (k.decode("utf-8", "replace"), v.decode("utf-8", "replace"))
+                for k, v in raw.items()
+                if name == self.key or settings.is_inherited(k)
+            )
             known.update(settings.read_fields(raw, name))
         if connection is not self.connection:
             connection.close()

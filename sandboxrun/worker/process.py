@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import os
-import signal
 import sys
 
 from sandboxrun.errors import ConfigError
@@ -12,8 +11,11 @@ from sandboxrun.worker.output import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
     from typing import Any, NoReturn
+else:
+    import _signal as signal  # signal makes enums of its numbers, and importing enum takes a millisecond
 
 
 def is_multiprocessing_child() -> bool:

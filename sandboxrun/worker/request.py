@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 
+from sandboxrun.plainjson import encoder
 from sandboxrun.protocol import HandlerTimeout
 from sandboxrun.protocol.reply import enveloped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any, Generic
 
     from typing_extensions import TypeVar  # the checker brings it; typing's has no `default` before Python 3.13
@@ -99,7 +99,7 @@ class Encoder:
         """`custom`: the function of `@worker.encoder`."""
         self.custom = custom
         self._known: Forms | None = None
-        self._chunks = _encoder(self._unusual)
+        self._chunks = encoder(self._unusual)
 
     @property
     def forms(self) -> Forms:
@@ -135,18 +135,6 @@ class Encoder:
         except Exception:
             made = self.forms.plain(value, path)
         return "".join(self._chunks(made, 0))
-
-
-def _encoder(unusual: Callable[[Any], Any]) -> Callable[[Any, int], Iterable[str]]:
-    """As json.dumps, in parts, without building an encoder for each call. A circle raises RecursionError."""
-    make = getattr(json.encoder, "c_make_encoder", None)
-    if make is None:
-        plain = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=unusual)
-        return lambda value, _: plain.encode(value)
-    made: Callable[[Any, int], Iterable[str]] = make(
-        None, unusual, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, False
-    )
-    return made
 
 
 def _unicode(text: str) -> str:

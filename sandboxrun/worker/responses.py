@@ -10,17 +10,18 @@ upper bound of the number of entries up to it. Without marks, as in a new worker
 
 from __future__ import annotations
 
-from collections import deque
-
 from sandboxrun.redis.connection import pack
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker.streams import order, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from typing import Any
 
     from sandboxrun.worker.claims import Claims
+else:
+    from _collections import deque  # collections is Python, and imports more of it
 
 LOOK_EACH = 1000  # replies between two looks, at least, beside the look each second
 SLACK = 100  # entries beyond the limit that are left, as many as a node of a stream has

@@ -7,9 +7,7 @@ batch grows with the backlog, as long as it takes no longer than BATCH_SECONDS, 
 from __future__ import annotations
 
 import _thread
-import signal
 import time
-from collections import deque
 
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError, StoreError
 from sandboxrun.healthpage import HANDLING_SINCE, READY, TICK
@@ -22,6 +20,8 @@ from sandboxrun.worker.health import QUICK_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
+    from collections import deque
     from collections.abc import Callable, Mapping
     from typing import Any
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from sandboxrun.worker.context import Context
     from sandboxrun.worker.handlers import Handler
     from sandboxrun.worker.request import Encoder, Request
+else:
+    import _signal as signal  # signal makes enums of its numbers, and importing enum takes a millisecond
+    from _collections import deque  # collections is Python, and imports more of it
 
 BATCH_SECONDS = 0.05  # requests in hand must not wait for long, nor be kept from other workers
 BATCH_BYTES = 8 * 1024 * 1024

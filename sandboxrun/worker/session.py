@@ -7,18 +7,19 @@ command. Callers hold a lock around every method.
 
 from __future__ import annotations
 
-from collections import deque
-
 from sandboxrun.errors import ConnectionLost
 from sandboxrun.redis.connection import Connection, pack
 from sandboxrun.redis.replies import ReplyError, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     Take = Callable[[list[Any], Any], None]
+else:
+    from _collections import deque  # collections is Python, and imports more of it
 
 
 class Session:

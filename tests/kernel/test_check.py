@@ -150,18 +150,18 @@ DEFECTS = {
     ),
     "a worker outlives its supervisor": (
         "from sandboxrun.sandbox.selftest import trial\ntrial._DEATH_SECONDS = 0.3\n"
-        "text = open(birth._BOOTSTRAP).read()\ncall = '_prctl(\"PR_SET_PDEATHSIG\"'\nassert text.count(call) == 1\n"
+        "text = open(birth._CHILD + '/bootstrap.py').read()\ncall = '_prctl(\"PR_SET_PDEATHSIG\"'\nassert text.count(call) == 1\n"
         "import os\npath = os.environ['TMPDIR'] + '/bootstrap.py'\n"
         "open(path, 'w').write(text.replace(call, '0 and ' + call))\n"
-        "birth._compiled = lambda: path\nrules = table",
+        "birth._compiled = lambda program: path\nrules = table",
         {"outlive"},
     ),
     "descriptors are inherited": (
         "import os\nspawn = os.posix_spawn\n"
-        "text = open(birth._BOOTSTRAP).read()\ncall = '_close_others(questions'\nassert text.count(call) == 1\n"
+        "text = open(birth._CHILD + '/bootstrap.py').read()\ncall = 'close_others(questions'\nassert text.count(call) == 1\n"
         "path = os.environ['TMPDIR'] + '/bootstrap.py'\n"
         "open(path, 'w').write(text.replace(call, 'lambda *_: (questions'))\n"
-        "birth._compiled = lambda: path\n"
+        "birth._compiled = lambda program: path\n"
         "def inherit(*args, **more):\n"
         "    [os.set_inheritable(int(fd), True) for fd in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + fd)]\n"
         "    return spawn(*args, **more)\n"
@@ -224,3 +224,10 @@ def test_nothing_is_left_behind(run: Any, tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
     left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
     assert left == ""
+
+
+def test_a_process_that_proc_hides_is_refused_and_a_missing_file_is_not() -> None:
+    """hidepid= of proc(5), and ProtectProc= of systemd."""
+    protections = {p.name: p for group in check.PROTECTIONS.values() for p in group}
+    for name, status in (("environment_of_another", check.Status.HOLDS), ("read", check.Status.FAILS)):
+        assert check._status(protections[name], "works", "ENOENT", True, False) == status

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arena import Arena
+from arena import Arena, in_every_child
 from raw_calls import RAW, numbers
 
 PRIVATE = "private-5b1e"
@@ -384,6 +384,7 @@ def test_nothing_is_planted_beside_the_script(arena: Arena, world: World) -> Non
     assert not planted.exists()
 
 
+@in_every_child
 def test_no_program_with_set_user_id_is_made(arena: Arena, world: World) -> None:
     # Without capabilities a write takes the bit away again: what is left is a program that runs as whoever runs it.
     code = """

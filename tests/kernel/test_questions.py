@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from arena import Arena, Listener
+from arena import Arena, Listener, in_every_child
 
 from sandboxrun.sandbox.supervisor.supervisor import _QUESTION_BYTES
 
@@ -48,6 +48,7 @@ def asking(body: str) -> str:
 # --- no descriptor passes
 
 
+@in_every_child
 def test_no_descriptor_can_be_sent_to_the_supervisor(arena: Arena) -> None:
     code = asking("""
         found = [sent_over(fd, kind, 0) for fd in (questions, answers) for kind in SOCKETS]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
-from arena import Arena, Listener, full_backlog
+from arena import Arena, Listener, full_backlog, in_every_child
 from attack import arrived, counting
 from racing import ROUNDS, race, reached_only_granted, won
 
@@ -72,6 +72,7 @@ def test_a_host_rewritten_meanwhile_reaches_only_what_is_granted(arena: Arena) -
         reached_only_granted(arena, code, granted, denied)
 
 
+@in_every_child
 def test_a_family_rewritten_meanwhile_never_disconnects(arena: Arena, listener: Listener) -> None:
     code = race("""
         buffer = ctypes.create_string_buffer(inet(V["good"]), 16)

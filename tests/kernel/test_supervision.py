@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from arena import CONFINE, Arena, Listener, full_backlog
+from arena import CONFINE, Arena, Listener, full_backlog, in_every_child
 
 
 def test_hanging_connects_delay_nobody(arena: Arena, listener: Listener) -> None:
@@ -193,6 +193,7 @@ def test_names_are_resolved_by_the_supervisor_and_only_listed_ones(arena: Arena,
     )
 
 
+@in_every_child
 def test_the_worker_dies_with_a_killed_supervisor(arena: Arena, tmp_path: Path) -> None:
     script = tmp_path / "forever.py"
     script.write_text(
@@ -240,6 +241,7 @@ def test_a_scratch_folder_over_its_limit_ends_the_worker(arena: Arena) -> None:
     assert "the scratch folder has reached its limit of 256M; raise it with: --limit-scratch=512M" in found.stderr
 
 
+@in_every_child
 def test_memory_is_limited(arena: Arena) -> None:
     code = "def attempt():\n    try:\n        return len(bytearray(5 << 30))\n    except MemoryError:\n        raise OSError(errno.ENOMEM, 'memory')"
     assert arena.confined(code).errno == "ENOMEM"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from arena import CONFINE, Arena, Listener, full_backlog, wait_for
+from arena import CONFINE, Arena, Listener, full_backlog, in_every_child, wait_for
 from flood import CALLS, flooding, trapped
 
 from sandboxrun.sandbox.supervisor import group
@@ -89,6 +89,7 @@ EARLY = {
 
 
 @pytest.mark.parametrize("moment", EARLY)
+@in_every_child
 def test_a_child_that_waits_for_a_killed_supervisor_ends_and_runs_nothing(arena: Arena, moment: str) -> None:
     script = arena.scratch / "never.py"
     script.write_text("open('ran', 'w')\n")

@@ -7,7 +7,7 @@ import errno
 import socket
 
 import pytest
-from arena import Arena, Listener, full_backlog, listening, needs_ipv6
+from arena import Arena, Listener, full_backlog, in_every_child, listening, needs_ipv6
 from attack import arrived, attempt
 
 CONNECT = """
@@ -215,6 +215,7 @@ def test_the_unspecified_ipv6_address_is_not_the_ipv4_loopback_of_a_bound_socket
     assert arrived(listener) == 1
 
 
+@in_every_child
 def test_a_denied_port_of_an_allowed_block_is_refused(arena: Arena, listener: Listener) -> None:
     allow, deny = {"net": "127.0.0.0/8"}, {"net": f"127.0.0.1:{listener.port}"}
     held = arena.refused(CONNECT, "EACCES", works="hello", allow=allow, deny=deny, host="127.0.0.1", port=listener.port)

@@ -189,7 +189,10 @@ def test_all_wheels_together_have_the_limits(machine: Machine, index: Index) -> 
     assert "brings the unpacked size above 300000 bytes" in machine.refused(lock, ScriptError, unpacked_max=300_000)
     size = sum(len(each.data) for each in wheels)
     text = machine.refused(lock, FetchError, packed_max=size - 1)
-    assert text == f"the wheels of requirements.lock have {size} bytes: the limit is {size - 1}"
+    assert (
+        text
+        == f"the wheels of requirements.lock have {size} bytes: the limit is {size - 1}; packages-size in the policy raises it"
+    )
     assert machine.install(lock, packed_max=size).is_dir()
 
 
@@ -211,7 +214,10 @@ def test_an_endless_wheel_is_cut_off(machine: Machine, index: Index) -> None:
     index.serve_instead(good, b"x" * (1 << 16), endless=True)
     start = time.monotonic()
     text = machine.refused(lock, FetchError, packed_max=1 << 20)
-    assert text == f"the wheels of requirements.lock have more than {1 << 20} bytes, which is the limit"
+    assert (
+        text
+        == f"the wheels of requirements.lock have more than {1 << 20} bytes, which is the limit; packages-size in the policy raises it"
+    )
     assert time.monotonic() - start < 30
     assert list((machine.cache / "wheels").iterdir()) == []
 
@@ -238,11 +244,13 @@ def test_a_wheel_of_another_platform_alone_is_refused(machine: Machine, index: I
     assert not [request for request in index.requests if "files" in request]
 
 
-def test_an_index_that_does_not_answer_is_named_as_the_cause(machine: Machine, index: Index) -> None:
+@pytest.mark.parametrize("by_policy", [True, False])
+def test_an_index_that_does_not_answer_is_named_as_the_cause(machine: Machine, index: Index, by_policy: bool) -> None:
     lock = published(index, wheel("evil"))
     index.close()
-    text = machine.refused(lock, FetchError)
-    assert text == "requirements.lock: evil 1.0 cannot be fetched: the index cannot be reached"
+    text = machine.refused(lock, FetchError, **({"index": index.url} if by_policy else {}))
+    named = index.url if by_policy else "of pip's configuration"
+    assert text == f"requirements.lock: evil 1.0 cannot be fetched: the index {named} cannot be reached"
 
 
 def test_the_index_of_the_policy_is_the_only_one_that_is_asked(

@@ -41,7 +41,7 @@ def test_every_command_has_a_parser_with_an_example() -> None:
 
 def test_commands_types_ids_options_and_fields(workers: Runner) -> None:
     assert set(asked(workers, "")) == {*COMMANDS, "demo-worker", "other"}
-    assert asked(workers, "st") == ["stream", "stop"]
+    assert asked(workers, "st") == ["stream", "start", "stop"]
     assert asked(workers, "demo-worker", "") == ["1", "two"]
     assert asked(workers, "stop", "demo-worker", "1", "t") == ["two"]
     assert asked(workers, "logs", "demo-worker", "t") == ["two"]

@@ -171,7 +171,7 @@ def test_info_says_how_old_a_request_is_who_has_it_and_since_when(r: redis.Redis
     assert consumer["handling_seconds"] >= 1.5
     assert consumer["codes"] == {"200": 1, "500": 1}
     assert ", handling for " in shown and ", answered 1 with 200, 1 with 500" in shown
-    assert " ago, with 1, seen " in shown
+    assert " ago, with 1 for " in shown
 
 
 def _claimed(r: redis.Redis) -> int:

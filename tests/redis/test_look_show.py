@@ -197,6 +197,16 @@ def test_the_policy_files_line_is_named(run: Runner, local: Local) -> None:
     assert found["limits"]["memory"] == {"value": 512 << 20, "shown": "512M", "set_by": "hash"}
 
 
+def test_a_worker_that_may_be_forked_is_shown_as_one(run: Runner, local: Local) -> None:
+    local(SCRIPT)
+    line = "an agent may fork the worker from a process that it shares pages with"
+    assert shown(run)["policy"]["shares_memory"] is False
+    assert line not in run("show", "t", "1").out
+    run.set_policy('[worker."t"]\nshare-memory = true\n')
+    assert shown(run)["policy"]["shares_memory"] is True
+    assert line in run("show", "t", "1").out
+
+
 def test_where_the_code_comes_from_is_shown_without_asking_anybody(r: redis.Redis, run: Runner, host: RawHost) -> None:
     host.files["/v1.0.0/w.py"] = SCRIPT
     r.hset("t:1:h", mapping={"url": host.url + "/{version}/w.py", "version": "v1.0.0"})

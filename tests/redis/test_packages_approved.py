@@ -161,6 +161,7 @@ def test_dependencies_without_a_lock_are_resolved_once_and_each_package_is_asked
     assert (done.code, done.out) == (77, ""), done.err
     assert "(package first 1.1, and 1 more), and there is no terminal to ask on" in done.err
     assert run("approve", "t", "1").out == ("  + package first 1.1\n  + dependency first, without a lock\napproved\n")
+    assert "\n  lock           none: no digest pins these packages\n" in run("show", "t", "1").out
     assert run("t", "1").out == "first 1.1\n"
 
 

@@ -15,23 +15,24 @@ from runner import Runner
 
 from sandboxrun import client
 
-# Never, in neither: each of them takes longer to import than all that a warm start needs of Python.
+# Never, in neither: each of them takes longer to import than all that a warm start needs of Python; re and json, which imports
+# it, a tenth of the whole start.
 FORBIDDEN = frozenset(
-    """argparse asyncio concurrent.futures cryptography dataclasses email http http.client httpx importlib.metadata inspect multiprocessing
-    platformdirs pyseccomp redis ssl tomllib unittest urllib.request""".split()
+    """argparse asyncio concurrent.futures cryptography dataclasses email http http.client httpx importlib.metadata inspect json
+    multiprocessing platformdirs pyseccomp re redis ssl tomllib unittest urllib urllib.request""".split()
 )
 SUPERVISOR = frozenset(
     """
-    binascii collections collections.abc contextlib copyreg encodings.ascii encodings.utf_8_sig enum errno fcntl
-    functools gc hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder
-    json.scanner keyword operator pwd re reprlib resource select struct threading types warnings sandboxrun
+    binascii collections collections.abc contextlib enum errno fcntl
+    functools gc hiredis hiredis.hiredis hiredis.version ipaddress itertools keyword operator pwd
+    reprlib resource select struct threading types warnings sandboxrun
     sandboxrun.cli sandboxrun.cli.commands sandboxrun.cli.run sandboxrun.config sandboxrun.config.covers
     sandboxrun.config.fields sandboxrun.config.keys sandboxrun.config.limits sandboxrun.config.permissions
     sandboxrun.config.secrets sandboxrun.config.targets sandboxrun.config.worker sandboxrun.digests
     sandboxrun.errors sandboxrun.fetch sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse
     sandboxrun.fetch.resolve sandboxrun.files sandboxrun.host sandboxrun.host.configuration
     sandboxrun.host.folders sandboxrun.host.plan sandboxrun.host.run
-    sandboxrun.host.runplan sandboxrun.log sandboxrun.modulecache sandboxrun.policy
+    sandboxrun.host.runplan sandboxrun.log sandboxrun.modulecache sandboxrun.plainjson sandboxrun.policy
     sandboxrun.policy.approval sandboxrun.policy.audit sandboxrun.policy.ceiling sandboxrun.policy.file
     sandboxrun.records sandboxrun.redis sandboxrun.redis.acl sandboxrun.redis.address sandboxrun.redis.claim
     sandboxrun.redis.connection sandboxrun.redis.hashes sandboxrun.redis.lease sandboxrun.redis.login
@@ -56,11 +57,10 @@ WORKER = frozenset(
     sandboxrun.sandbox sandboxrun.sandbox.child sandboxrun.sandbox.child.health sandboxrun.sandbox.child.hooks
     sandboxrun.sandbox.child.names
     sandboxrun.sandbox.child.patches sandboxrun.sandbox.child.runtime
-    atexit collections collections.abc copyreg encodings.idna encodings.utf_8_sig enum functools gc genericpath
-    hiredis hiredis.hiredis hiredis.version ipaddress itertools json json.decoder json.encoder json.scanner keyword
-    operator os os.path posixpath re reprlib resource signal stat stringprep struct types unicodedata urllib
-    urllib.parse warnings sandboxrun sandboxrun.config sandboxrun.config.fields sandboxrun.config.keys
-    sandboxrun.errors sandboxrun.healthpage sandboxrun.modulecache sandboxrun.protocol sandboxrun.protocol.reply sandboxrun.protocol.request sandboxrun.redis
+    atexit gc genericpath hiredis hiredis.hiredis hiredis.version itertools os os.path posixpath resource stat struct
+    sandboxrun sandboxrun.config sandboxrun.config.fields sandboxrun.config.keys
+    sandboxrun.errors sandboxrun.healthpage sandboxrun.modulecache sandboxrun.plainjson sandboxrun.protocol
+    sandboxrun.protocol.reply sandboxrun.protocol.request sandboxrun.redis
     sandboxrun.redis.address sandboxrun.redis.connection sandboxrun.redis.replies sandboxrun.worker
     sandboxrun.worker.answer sandboxrun.worker.app sandboxrun.worker.base sandboxrun.worker.batch
     sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers sandboxrun.worker.health

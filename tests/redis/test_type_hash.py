@@ -75,6 +75,25 @@ def test_a_change_of_a_type_is_checked_as_one_of_a_worker_is(r: redis.Redis, typ
     assert r.hget("t:h", "allowNet") is None
 
 
+def test_fields_about_processes_and_numbers_are_no_defaults(r: redis.Redis, typed: Runner, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(
+        "from sandboxrun import worker\n"
+        "print(sorted(n for n in worker.config() if n == 'pidAgent' or not n.startswith('pid')))\n"
+    )
+    r.hset(
+        "t:h", mapping={"pid": "1", "pidAgent": "x", "count": "2", "workerCount": "2", "startedCount": "1", "own": "1"}
+    )
+    done = typed("t", "7")
+    assert (done.code, done.out) == (0, "['allowNet', 'own', 'url', 'version']\n"), done
+    fields = json.loads(typed("show", "t", "7", "--json").out)["fields"]
+    assert sorted(fields) == ["allowNet", "own", "url", "version"]
+    for word in ("count=3", "workerCount=3"):
+        done = typed("set", "t", word)
+        assert done.code == 64 and "hint: sandboxrun scale t 3\n" in done.err
+    assert typed("set", "t", "pidAgent=x").code == 64
+    assert typed("set", "t", "--delete", "count").code == 0
+
+
 def test_defaults_need_no_script(r: redis.Redis, run: Runner) -> None:
     done = run("set", "t", "limitMemory=1G", "--json")
     assert (done.code, json.loads(done.out)["key"]) == (0, "t:h"), done

@@ -29,9 +29,10 @@ from sandboxrun.redis import embedded
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = f"sandboxrun-{__version__}.data/data/share/sandboxrun-plugins"
+SCRIPTS = f"sandboxrun-{__version__}.data/scripts"
 INFO = f"sandboxrun-{__version__}.dist-info"
 IN_SDIST = {
-    "sandboxrun", "plugins", "examples", "deploy", "demo", "docs", "tests", "bench", ".ci", "README.md", "SECURITY.md", "CONTRIBUTING.md",
+    "sandboxrun", "bin", "plugins", "examples", "deploy", "demo", "docs", "tests", "bench", ".ci", "README.md", "SECURITY.md", "CONTRIBUTING.md",
     "CHANGELOG.md", "LICENSE", "pyproject.toml", ".gitignore", "PKG-INFO",
 }  # fmt: skip
 SECONDS = 200
@@ -116,8 +117,10 @@ def test_the_wheel_has_the_package_and_the_plugins_and_nothing_else(built: Built
         names = set(wheel.namelist())
         metadata = HeaderParser().parsestr(wheel.read(f"{INFO}/METADATA").decode())
     package, plugins = _files("sandboxrun"), _files("plugins")
-    info = {f"{INFO}/{name}" for name in ("METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE", "RECORD")}
-    assert names == package | info | {PLUGINS + name.removeprefix("plugins") for name in plugins}
+    info = {f"{INFO}/{name}" for name in ("METADATA", "WHEEL", "licenses/LICENSE", "RECORD")}
+    assert names == package | info | {f"{SCRIPTS}/{name.removeprefix('bin/')}" for name in _files("bin")} | {
+        PLUGINS + name.removeprefix("plugins") for name in plugins
+    }
     assert "sandboxrun/py.typed" in names
     assert {Path(name).suffix for name in package} == {".py", ".typed"}
     assert {Path(name).name for name in plugins} == {"worker.py", "README.md", "spec.json"}

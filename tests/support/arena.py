@@ -24,6 +24,9 @@ import pytest
 CONFINE = Path(__file__).parents[1] / "kernel" / "confine.py"
 FILTERS = tempfile.mkdtemp(prefix="sandboxrun-filters-")  # each test process compiles a filter once
 atexit.register(shutil.rmtree, FILTERS, ignore_errors=True)
+_PASSED = ("SANDBOXRUN_TESTS_MUTATE", "SANDBOXRUN_TEST_CHILD")  # to confine.py
+# For a test of the fixture `arena`: in each kind of child of confine.py.
+in_every_child = pytest.mark.parametrize("arena", ["spawned", "spare", "forked"], indirect=True)
 SECONDS = 60  # for one attempt, which takes far less
 
 _FRAME = """\
@@ -60,7 +63,7 @@ class Arena:
         self.scratch = folder / "scratch"
         self.scratch.mkdir(mode=0o700)
         self.env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(folder)}
-        self.env |= {name: value for name, value in os.environ.items() if name == "SANDBOXRUN_TESTS_MUTATE"}
+        self.env |= {name: value for name, value in os.environ.items() if name in _PASSED}
         self.pass_fds: tuple[int, ...] = ()
         self.stdin: int | IO[str] = subprocess.DEVNULL
         self.under: Sequence[str] = ()  # a command that runs its arguments, for both kinds of attempt

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 NAME = "sandboxrun"
-GROUND = frozenset("__init__ digests errors files healthpage log records timing".split())  # files beside the packages
+GROUND = frozenset(
+    "__init__ digests errors files health healthpage log plainjson records timing".split()
+)  # files beside the packages
 
 _CONFIG = frozenset({"ground", "config"})
 _WIRE = _CONFIG | {"redis", "protocol"}

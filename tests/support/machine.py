@@ -15,7 +15,7 @@ import signal
 import tempfile
 import time
 
-KEPT = re.compile(r"CI|LD_LIBRARY_PATH|CHAOS_\w+|SANDBOXRUN_TESTS_\w+|PYTEST_\w+|COV_\w+|COVERAGE_\w+")
+KEPT = re.compile(r"CI|LD_LIBRARY_PATH|CHAOS_\w+|SANDBOXRUN_TESTS?_\w+|PYTEST_\w+|COV_\w+|COVERAGE_\w+")
 # What reaches a package index from here. Only tests that install something use it, by `installing`.
 INSTALLING = re.compile(r"HOME|PIP_\w+|UV_\w+|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|(http|https|no|all)_proxy", re.IGNORECASE)
 SET_ASIDE = "SANDBOXRUN_TESTS_INSTALLING"

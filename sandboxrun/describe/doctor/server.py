@@ -13,6 +13,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from sandboxrun.describe.doctor.agents import agents
 from sandboxrun.describe.doctor.finding import Finding, fails, note, ok
 from sandboxrun.errors import ConfigError, StoreError, UsageError
 from sandboxrun.fleet import workers as fleet
@@ -259,8 +260,11 @@ def leftovers(
         yield note("workers", f"{len(left)} Redis user{plural} of killed runs", hint="sandboxrun stop --stale")
     if not stale and not left:
         yield ok("workers", f"{running} of {len(workers)} run, and killed runs have left nothing")
+    yield from agents(connection, workers)
     if found.cut == fleet.NO_SCAN:
         yield note("workers", found.cut, hint=admin_hint(connection, ["+scan"]))
+    elif found.cut == fleet.NOT_SCANNED:
+        yield note("workers", found.cut, hint="sandboxrun ps --all")
     elif found.cut:
         yield note("workers", found.cut, hint="sandboxrun ps TYPE" if found.by_type else "sandboxrun show TYPE ID")
 

@@ -9,6 +9,8 @@ child "ready FD NS NS NS" with the seccomp listener, which the supervisor takes,
 on only names are asked (names.py): child "name NUMBER HOST", supervisor "NUMBER\nok\nADDRESS…", "NUMBER\ndenied\nMESSAGE"
 or "NUMBER\nEAI_CODE\nMESSAGE", and a NUL. A packet and an answer have at most PIPE_BUF bytes.
 
+A child that was forked instead (zygote.py) has all of this imported already, and begins with `run`.
+
 Only light modules are imported: `socket`, `signal` and `threading` take longer than Python's own start. runtime.py has
 what decides nothing; it is imported before the plan arrives, from folders that no worker can write. Nothing untrusted is
 in this process until `_load`.
@@ -30,6 +32,7 @@ _NR_PRCTL, _NR_CAPSET, _NR_SECCOMP = {"x86_64": (157, 126, 317), "aarch64": (167
 _NR_OPENAT2, _NR_LANDLOCK_CREATE_RULESET, _NR_LANDLOCK_ADD_RULE, _NR_LANDLOCK_RESTRICT_SELF = 437, 444, 445, 446
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 1 << 3
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
+_BOM = b"\xef\xbb\xbf"  # of UTF-8; the codec utf-8-sig is a module of its own
 _AT_FDCWD, _RESOLVE_NO_SYMLINKS, _RULE_PATH_BENEATH = -100, 0x04, 1
 
 
@@ -122,7 +125,7 @@ def _confine(plan):
     return _syscall("seccomp", _NR_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, program)
 
 
-def _import_runtime(warm, package, *site):
+def import_runtime(warm, package, *site):
     """runtime.py of the running package, imported before anything untrusted is in this process.
 
     Python may compile and keep these modules, as an editable installation has not compiled them; it keeps none later."""
@@ -150,7 +153,7 @@ def _import_runtime(warm, package, *site):
 
 def _load(plan, runtime):
     """The script as the module `__main__`, and its code; nothing of it has run yet."""
-    source = plan["source"].decode("utf-8-sig")
+    source = plan["source"].removeprefix(_BOM).decode()
     main = type(sys)("__main__")
     main.__file__, main.__builtins__ = plan["file"], __builtins__
     if plan["show_source"]:
@@ -163,7 +166,7 @@ def _load(plan, runtime):
     return main, compile(source, plan["name"], "exec", dont_inherit=True)
 
 
-def _close_others(*kept):
+def close_others(*kept):
     """Close the descriptors that were open when the supervisor started; programs of the script do not inherit ours."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd in kept:
@@ -196,19 +199,21 @@ def _confine_or_exit(plan, questions):
         os._exit(1)
 
 
-def main():
-    (supervisor, questions, answers, plan_fd, health, warm), packages = map(int, sys.argv[2:8]), sys.argv[8:]
-    times = [time.monotonic_ns()]  # for timing.py
+def end_with(supervisor):
+    """Have the kernel kill this process when its parent ends, which must be the supervisor."""
     _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != supervisor:  # it died before PDEATHSIG was armed
         os._exit(0)
-    os.chdir("/")
-    gc.disable()  # the modules that are imported now stay
-    _close_others(questions, answers, plan_fd, health)
-    runtime = _import_runtime(warm, *packages)
+
+
+def run(runtime, questions, answers, plan_fd, health, times):
+    """Of every child, spawned or forked, from the wait for its plan on."""
+    close_others(questions, answers, plan_fd, health)
     runtime.share_health(health)
     _await(answers, b"plan")
     plan = _read_plan(plan_fd)
+    if sys.argv[1].endswith(" "):  # a spare (spares.py), which is named now
+        runtime.show_key(plan["key"])
     times.append(time.monotonic_ns())
     listener = _confine_or_exit(plan, questions)
     times.append(time.monotonic_ns())
@@ -225,4 +230,15 @@ def main():
     exec(code, module.__dict__)  # from here on the process is the worker's
 
 
-main()
+def main():
+    (supervisor, questions, answers, plan_fd, health, warm), packages = map(int, sys.argv[2:8]), sys.argv[8:]
+    times = [time.monotonic_ns()]  # for timing.py
+    end_with(supervisor)
+    os.chdir("/")
+    gc.disable()  # the modules that are imported now stay
+    runtime = import_runtime(warm, *packages)
+    run(runtime, questions, answers, plan_fd, health, times)
+
+
+if __name__ == "__main__":
+    main()

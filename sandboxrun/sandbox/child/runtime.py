@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # What nearly every script imports, and what that imports later.
-_COMMON = ("sandboxrun.worker", "sandboxrun.worker.serial", "urllib.parse")
+_COMMON = ("sandboxrun.worker", "sandboxrun.worker.serial")
 
 
 class SourceLoader:
@@ -68,6 +68,26 @@ def warm_up() -> None:
 def share_health(fd: int) -> None:
     """Before the confinement: what sandboxrun.worker says of itself goes to the page that is open as `fd`."""
     health.share(fd)
+
+
+def show_key(key: str) -> None:
+    """Show the worker's key in place of the first argument, and the others behind it, to ps(1) and in sys.orig_argv."""
+    place = len(sys.orig_argv) - len(sys.argv) + 1
+    show_arguments([*sys.orig_argv[:place], key, *sys.orig_argv[place + 1 :]])
+
+
+def show_arguments(words: list[str]) -> None:
+    """Show others than those that this process was started with, as far as there is room, to ps(1) and in sys.orig_argv."""
+    try:
+        with open("/proc/self/stat", "rb") as file:  # arg_start and arg_end, proc_pid_stat(5)
+            start, end = map(int, file.read().rpartition(b")")[2].split()[45:47])
+        data = b"\0".join(map(os.fsencode, words))[: end - start - 1]
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(start)
+            memory.write(data.ljust(end - start, b"\0"))
+        sys.orig_argv[:] = words
+    except (OSError, ValueError):
+        return  # this host does not let a process write so to its memory: the name stays
 
 
 def prepare(plan: dict[str, Any]) -> None:

@@ -106,6 +106,7 @@ class Features:
             if feature.need is Need.SECOND_WALL:
                 continue
             if feature not in given:
+                self._check_filter(feature)
                 way = f"; or do without it: --allow-degraded={feature.label}" if feature.need is Need.DEGRADABLE else ""
                 since = f"Linux {feature.kernel} or newer is needed" if feature.kernel else "another machine is needed"
                 hint = f", {feature.hint}" if feature.hint else ""
@@ -113,10 +114,22 @@ class Features:
             messages.append(f"degraded: without {feature.label}, {feature.what} does not hold")
         return messages
 
+    def _check_filter(self, feature: Feature) -> None:
+        """Raise SandboxError if the kernel has the feature, and a seccomp filter around this process denies it."""
+        if feature is Feature.PIDFD_GETFD:
+            from sandboxrun.sandbox import surroundings
+
+            if surroundings.is_filtered() and _kernel_version() >= (5, 6):
+                raise surroundings.refusal_here("pidfd_getfd")
+
 
 def probe() -> Features:
     """Try each feature on this kernel, without effect on this process."""
     return Features(frozenset(feature for feature, there in _PROBES.items() if there()))
+
+
+def _kernel_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2] if part.isdecimal())
 
 
 def _action_available(action: int) -> bool:

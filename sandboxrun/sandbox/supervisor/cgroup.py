@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 
 from sandboxrun.config.limits import Limits
 
 _SUPERVISORS = "sandboxrun"
-_MOUNT = r"^\S+ \S+ \S+ (\S+) (\S+) .* - cgroup2 "  # proc(5), /proc/PID/mountinfo
 _REMOVE_SECONDS = 2.0  # for the last of its processes to be gone
+_living: set[str] = set()  # of the workers of this process: one that has just been reaped is still asked for its limits
 
 
 class Cgroup:
@@ -35,6 +34,7 @@ class Cgroup:
             return None
         path = f"{delegated}/{_SUPERVISORS}-{pid}"
         made = cls(path)
+        _living.add(path)
         try:
             _set_up(delegated, pid)
             os.mkdir(path, 0o700)
@@ -59,6 +59,7 @@ class Cgroup:
 
     def close(self) -> None:
         """Kill every process in it and remove it."""
+        _living.discard(self._path)
         with contextlib.suppress(OSError):  # cgroup.kill is of Linux 5.14
             _write(f"{self._path}/cgroup.kill", "1")
         deadline = time.monotonic() + _REMOVE_SECONDS
@@ -82,6 +83,14 @@ class Cgroup:
         return 0
 
 
+def set_up() -> None:
+    """Make room for workers, before this process has a child: of what it has in its cgroup later, not all can be told apart."""
+    delegated = _delegated({os.getpid()})
+    if delegated is not None:
+        with contextlib.suppress(OSError):  # as in Cgroup.make
+            _set_up(delegated, os.getpid())
+
+
 def oom_kills() -> int:
     """How many processes of this machine the kernel has ended because no memory was left (proc(5), /proc/vmstat)."""
     with contextlib.suppress(OSError, ValueError):
@@ -94,11 +103,11 @@ def oom_kills() -> int:
 def _delegated(ours: set[int]) -> str | None:
     """The folder of the cgroup that is delegated to us, if any; `ours` are the processes that may be in it."""
     try:
-        mount = re.search(_MOUNT, _read("/proc/self/mountinfo"), re.MULTILINE)
+        mount = _mount(_read("/proc/self/mountinfo"))
         path = next(line[3:] for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::"))
-        if mount is None or mount[1] != "/":
+        if mount is None or mount[0] != "/":
             return None
-        here = mount[2] + path
+        here = mount[1] + path
         is_set_up = os.path.basename(here) == _SUPERVISORS
         delegated = os.path.dirname(here) if is_set_up else here
         if path == "/" or not _is_delegated(delegated):
@@ -108,6 +117,16 @@ def _delegated(ours: set[int]) -> str | None:
         return delegated if set(map(int, _read(f"{here}/cgroup.procs").split())) <= ours else None
     except (OSError, StopIteration):
         return None
+
+
+def _mount(mounts: str) -> tuple[str, str] | None:
+    """Root and place of the first mount of cgroup2 in the text of /proc/PID/mountinfo (proc(5))."""
+    for line in mounts.split("\n"):
+        words, _, rest = line.partition(" - ")
+        if rest.startswith("cgroup2 "):
+            _, _, _, root, place, *_ = words.split(" ")
+            return root, place
+    return None
 
 
 def _is_delegated(folder: str) -> bool:
@@ -137,9 +156,11 @@ def _set_up(delegated: str, pid: int) -> None:
             _write(f"{delegated}/cgroup.subtree_control", f"+{controller}")
     for name in os.listdir(delegated):
         prefix, _, worker = name.partition("-")
-        if prefix == _SUPERVISORS and worker.isdigit() and not os.path.exists(f"/proc/{worker}"):
+        path = f"{delegated}/{name}"
+        is_worker = prefix == _SUPERVISORS and worker.isdigit() and path not in _living
+        if is_worker and not os.path.exists(f"/proc/{worker}"):
             with contextlib.suppress(OSError):  # its programs are still ending
-                os.rmdir(f"{delegated}/{name}")
+                os.rmdir(path)
 
 
 def _read(path: str) -> str:

@@ -15,7 +15,6 @@ import _signal as signal  # type: ignore[import-not-found]  # signal makes enums
 import contextlib
 import marshal
 import os
-import resource
 import select
 import site
 import sys
@@ -125,8 +124,15 @@ def _no_supervision(error: OSError) -> SandboxError:
             hint="sudo sysctl -w kernel.yama.ptrace_scope=1",
         )
     return SandboxError(
-        f"{forbidden}: the container around it has to allow the system call pidfd_getfd, as CAP_SYS_PTRACE does"
+        f"{forbidden}: a security module of the host, such as AppArmor or SELinux, denies ptrace(2) of one's own child"
     )
+
+
+def readable(fd: int, seconds: float) -> bool:
+    """Whether there is something to read within so many seconds; select(2) would take no descriptor above 1023."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 class Child:
@@ -141,6 +147,7 @@ class Child:
             raise SandboxError(f"cannot start {sys.executable}: {error.strerror}") from error
         self.pid, self.pidfd, self._health = spawned.pid, spawned.pidfd, spawned.health
         self._code: int | None = None  # its exit code, once it has been waited for
+        self._cpu = 0.0  # seconds, then
         with contextlib.ExitStack() as ours:
             for fd in (spawned.pidfd, spawned.health):
                 ours.callback(os.close, fd)
@@ -232,7 +239,8 @@ class Child:
     def wait(self) -> int:
         """Reap the child; its exit code, or 128+n if signal n ended it."""
         if self._code is None:
-            self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            _, status, used = os.wait4(self.pid, 0)  # its usage alone: this process may have other children
+            self._code, self._cpu = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
             timing.mark("worker reaped")
         return 128 - self._code if self._code < 0 else self._code
 
@@ -247,8 +255,7 @@ class Child:
 
     def cpu_seconds(self) -> float:
         """CPU time of the reaped child and of what it has reaped itself."""
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
+        return self._cpu
 
     def close(self) -> None:
         """Kill and reap whatever is left."""
@@ -259,7 +266,7 @@ class Child:
 
     def _take_listener(self) -> int:
         """The child keeps it open until it is told to go."""
-        if not select.select([self.questions], [], [], READY_SECONDS)[0]:
+        if not readable(self.questions.fileno(), READY_SECONDS):
             raise SandboxError(f"the child was not confined within {READY_SECONDS} s")
         message = self.questions.read(1024) or b""
         if message.startswith(b"ready "):
@@ -271,14 +278,14 @@ class Child:
                     timing.mark(name, at)
                 return pidfd_getfd(self.pidfd, fd)
             except OSError as error:
-                if not select.select([self.pidfd], [], [], 0)[0]:
+                if not readable(self.pidfd, 0):
                     raise SandboxError(f"the child's listener cannot be taken: {error.strerror}") from error
         if message.startswith(b"fail "):
             raise SandboxError(f"the kernel refused a part of the sandbox: {message[5:].decode('utf-8', 'replace')}")
         raise SandboxError(f"the child ended before it was confined ({self._last_words()})")
 
     def _last_words(self) -> str:
-        if not select.select([self.pidfd], [], [], 2)[0]:
+        if not readable(self.pidfd, 2):
             return "it still runs"
         code = self.wait()
         os.set_blocking(self.output[1].fileno(), False)

@@ -47,6 +47,8 @@ class Calls:
         self._poll.register(self.listener.fileno(), select.POLLIN)
         self._poll.register(self._epoll.fileno(), select.POLLIN)
         self._waiting: Callable[[], float | None] = lambda: None
+        self.ended: Callable[[], None] = lambda: None
+        """Called when no further call is answered, by the thread that has answered them."""
         self._stopping = False
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -57,8 +59,10 @@ class Calls:
         self._thread.start()
 
     def stop(self) -> None:
-        """The child has ended. A thread that hangs in one of its calls stays until this process ends."""
+        """The child has ended. A thread that hangs in one of its calls stays until that call is over."""
         self._stopping = True
+        if self._thread.ident is None:
+            self._close()
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call back when `fd` can be written, from this thread. Raises OSError."""
@@ -90,6 +94,15 @@ class Calls:
             self._failed(
                 f"system calls cannot be supervised any more ({type(error).__name__}: {error}): ending the worker"
             )
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        """By the thread that uses these descriptors, because another file may get their numbers at once."""
+        self.ended()
+        self._epoll.close()
+        self._worker.close()
+        self.listener.close()
 
     def _handle(self, notification: Notification) -> None:
         """Answer one notification, now or later. Whatever goes wrong becomes an errno for the worker."""

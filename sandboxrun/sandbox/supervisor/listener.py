@@ -53,6 +53,9 @@ class Listener:
     def fileno(self) -> int:
         return self._fd
 
+    def close(self) -> None:
+        os.close(self._fd)
+
     def receive(self) -> Notification | None:
         """The next notification, or None if its target gave up meanwhile."""
         self._buffer[:] = bytes(_NOTIF.size)  # the kernel refuses a buffer that is not zeroed

@@ -13,14 +13,14 @@ import codecs
 import contextlib
 import errno
 import os
-import re
 import select
 import stat
 import threading
 import time
+from _queue import SimpleQueue  # queue itself brings heapq along
 from collections.abc import Callable
 
-from sandboxrun.log import escape
+from sandboxrun.log import Log, escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _HELPFUL = "\x1b\\[[0-9;:]{0,32}[mK]|[\n\t\r\u200d\u00a0]"  # ECMA-48 SGR and EL
 _UNFINISHED = "\x1b(\\[[0-9;:]{0,32})?\\Z"
 # A terminal may take a part of what it is given: the other stream must not complete a sequence that ended there.
 _TERMINAL = threading.Lock()
+LAST_MESSAGES_SECONDS = 1.0
 STALLED_SECONDS = 5.0  # after the worker's end, for a reader that reads nothing
 LOG_MAX_BYTES = 1024 * 1024  # of a log's file; there are two
 LOG_MARK = b"\x1e"  # RECORD SEPARATOR: begins each entry of a log, and is in none
@@ -49,19 +50,21 @@ class Relay:
     def __init__(
         self,
         source: IO[bytes],
-        target: int,
+        target: int | None,
         *,
         limit: int,
         slowed: Callable[[], None],
         lost: Callable[[OSError], None] = lambda error: None,
         log: OutputLog | None = None,
         kind: bytes = b"out",
+        heard: Callable[[bytes, bytes], None] | None = None,
     ) -> None:
-        """`limit`: bytes a second; 0 is none. `log`: keeps the output, as of this `kind`."""
+        """`target`: a descriptor, or None if the output is only kept. `limit`: bytes a second; 0 is none. `log`: keeps the
+        output, as of this `kind`. `heard`: called with the kind and what came, as it came."""
         self._source, self._target, self._limit, self._slowed = source, target, limit, slowed
         self._lost: Callable[[OSError], None] | None = lost
-        self._log, self._kind = log, kind
-        self._terminal = os.isatty(target)
+        self._log, self._kind, self._heard = log, kind, heard
+        self._terminal = target is not None and os.isatty(target)
         self._written = 0
         self._ending = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -89,6 +92,8 @@ class Relay:
             except (OSError, ValueError):  # closed: the worker was reaped while the reader stalled
                 data = b""
             passed = self._write(data if clean is None else clean(data))
+            if self._heard is not None and data:
+                self._heard(self._kind, data)
             held = self._log is not None and self._log.add(self._kind, data)
             # Unless more output comes before the log is due.
             if held and self._log is not None and not (passed and data and poll.poll(LOG_SECONDS * 1000)):
@@ -113,10 +118,14 @@ class Relay:
 
     def _write(self, data: bytes) -> bool:
         """False if nobody can read it any more."""
+        if self._target is None:
+            self._written += len(data)
+            return True
         with _TERMINAL if self._terminal else contextlib.nullcontext():
             return self._write_all(memoryview(data))
 
     def _write_all(self, view: memoryview) -> bool:
+        assert self._target is not None
         while view:
             try:
                 count = os.write(self._target, view[:_CHUNK_BYTES])
@@ -190,6 +199,15 @@ class OutputLog:
                 f"make room, or run with --no-log"
             )
 
+    def close(self) -> None:
+        """Write what was held back, and close the file."""
+        self.flush()
+        if self._lock.acquire(timeout=_LOCK_SECONDS):
+            fd, self._fd, self._file = self._fd, -1, (0, 0)
+            if fd >= 0:
+                os.close(fd)
+            self._lock.release()
+
     def _append(self, entries: list[bytes]) -> None:
         while entries:
             size = self._open()
@@ -245,6 +263,8 @@ class Cleaner:
 
     def __call__(self, data: bytes) -> bytes:
         """Of empty data, the end."""
+        import re
+
         text = self._rest + self._decode(data, not data)
         unfinished = re.search(_UNFINISHED, text) if data else None
         self._rest = text[unfinished.start() :] if unfinished else ""
@@ -261,8 +281,50 @@ class Cleaner:
         return "".join(parts).encode()
 
 
-def limit_for(target: int, limit: int | None, default: int) -> int:
+def limit_for(target: int | None, limit: int | None, default: int) -> int:
     """The limit of a stream: `limit`, else the default if the stream is a terminal."""
     if limit is not None:
         return limit
-    return default if os.isatty(target) else 0
+    return default if target is not None and os.isatty(target) else 0
+
+
+class Messages:
+    """Writes messages in a thread of its own: who reads our standard error may stall, and supervision must not."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[tuple[Log, Callable[[Log], None]] | Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def put(self, log: Log, message: Callable[[Log], None]) -> None:
+        """Bounded by its callers: a denial a target, a warning an event."""
+        self._queue.put((log, message))
+
+    def flush(self) -> None:
+        """Wait until the messages are written, unless their reader hangs."""
+        written = threading.Event()
+        self._queue.put(written.set)
+        written.wait(LAST_MESSAGES_SECONDS)
+
+    def close(self) -> None:
+        self._queue.put(None)
+
+    def _write(self) -> None:
+        while (message := self._queue.get()) is not None:
+            if callable(message):
+                message()
+                continue
+            log, write = message
+            with contextlib.suppress(Exception):  # of the audit log: it ends its own run, where it may not be missing
+                write(log)
+
+
+class Shares:
+    """What the supervisors of one process have in common, and what one of them may use of it."""
+
+    def __init__(
+        self, messages: Messages, *, connects_max: int, heard: Callable[[bytes, bytes], None] | None = None
+    ) -> None:
+        """`connects_max`: blocking connects of this worker under way at once, because each holds a descriptor of this process.
+        `heard`: is given what the worker prints, see Relay."""
+        self.messages, self.connects_max, self.heard = messages, connects_max, heard

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from sandboxrun.errors import ConfigError
 
 _ENTRIES_MAX = 20_000
+_living: set[str] = set()  # names of the folders of this process's runs, which are locked: no start has to try
 
 
 @contextlib.contextmanager
@@ -21,15 +22,18 @@ def scratch_folder(parent: str) -> Iterator[str]:
     try:
         os.makedirs(parent, mode=0o700, exist_ok=True)
         for name in os.listdir(parent):
-            _remove_if_left(os.path.join(parent, name))
+            if name not in _living:
+                _remove_if_left(os.path.join(parent, name))
         folder, lock = _make_locked(parent)
     except OSError as error:
         raise ConfigError(f"no scratch folder can be made in {parent}: {error.strerror}") from error
+    _living.add(os.path.basename(folder))
     try:
         yield folder
     finally:
         remove(folder)
         os.close(lock)
+        _living.discard(os.path.basename(folder))
 
 
 def _make_locked(parent: str) -> tuple[str, int]:

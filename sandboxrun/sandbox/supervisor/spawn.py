@@ -4,6 +4,8 @@ So this imports nothing, above all nothing of child/, of which it knows the path
 untrusted code until `go`, its environment is empty, and it inherits only the descriptors that it is spawned for.
 """
 
+from __future__ import annotations
+
 import _frozen_importlib_external as _external  # importlib.util without what that imports
 import os
 import sys
@@ -13,7 +15,7 @@ from sandboxrun import timing
 
 HEALTH_BYTES = 4096  # as healthpage.py has it
 SITE_FOLDERS = ("site-packages", "dist-packages")  # Debian's are the second
-_BOOTSTRAP = os.path.join(os.path.dirname(os.path.dirname(__file__)), "child", "bootstrap.py")
+_CHILD = os.path.join(os.path.dirname(os.path.dirname(__file__)), "child")
 _SIGPIPE, _SIGXFSZ = 13, 25  # which Python ignores, and programs do not expect to be ignored
 
 
@@ -26,26 +28,15 @@ class Spawned:
         """
         ours, theirs = [], []
         try:
-            for flags, child_reads in ((0, True), (0, False), (0, False), (os.O_DIRECT, False), (0, True)):
-                # Questions are packets (pipe(2)), so that what one thread or process writes is never mixed with another's;
-                # they take a page each, so answers, which must never wait for their reader, are none.
+            for flags, child_reads in pipes():
                 read, write = os.pipe2(os.O_CLOEXEC | flags)
                 ours.append(write if child_reads else read)
                 theirs.append(read if child_reads else write)
-            ours.append(os.memfd_create("plan", os.MFD_CLOEXEC))
-            ours.append(health_page())
-            theirs += map(os.dup, ours[-2:])
-            words = [key, str(os.getpid()), *map(str, theirs[3:]), "1" if warm else "0", *_importable()]
-            self.pid = os.posix_spawn(
-                sys.executable,
-                # -I ignores PYTHONDONTWRITEBYTECODE.
-                [sys.executable, "-ISB" if sys.dont_write_bytecode else "-IS", "-X", "utf8", _compiled(), *words],
-                {"LANG": "C.UTF-8"},
-                # The last ones keep their numbers, and lose close-on-exec.
-                file_actions=[(os.POSIX_SPAWN_DUP2, fd, n if n < 3 else fd) for n, fd in enumerate(theirs)],
-                setsid=True,
-                setsigdef=(_SIGPIPE, _SIGXFSZ),
-            )
+            for name, flags, size in memory():
+                ours.append(_memfd(name, flags, size))
+                theirs.append(os.dup(ours[-1]))
+            words = [key, str(os.getpid()), *map(str, theirs[3:]), "1" if warm else "0", *importable()]
+            pid = start_python("bootstrap", words, theirs)
             seal(ours[-1])  # only now: the import of fcntl takes time, and nothing untrusted runs before `go`
         except BaseException:
             for fd in ours:
@@ -54,15 +45,58 @@ class Spawned:
         finally:
             for fd in theirs:
                 os.close(fd)
-        self.stdin, self.stdout, self.stderr, self.questions, self.answers, self.plan, self.health = ours
-        self.pidfd = os.pidfd_open(self.pid)  # nobody has waited for it, so the number is its own
+        self._keep(pid, os.pidfd_open(pid), ours)  # nobody has waited for it, so the number is its own
         timing.mark("child started")
+
+    def _keep(self, pid: int, pidfd: int, ours: list[int]) -> None:
+        self.pid, self.pidfd = pid, pidfd
+        self.stdin, self.stdout, self.stderr, self.questions, self.answers, self.plan, self.health = ours
+
+    @classmethod
+    def of(cls, pid: int, pidfd: int, ours: list[int]) -> Spawned:
+        """A child that was started in another way; `ours` are as `pipes` and `memory` have them."""
+        made = cls.__new__(cls)
+        made._keep(pid, pidfd, ours)
+        return made
+
+
+def start_python(program: str, words: list[str], fds: list[int]) -> int:
+    """Start a program of child/; its pid. The first three of `fds` become its standard streams, the others keep their numbers.
+
+    Its environment is empty. Raises OSError.
+    """
+    return os.posix_spawn(
+        sys.executable,
+        # -I ignores PYTHONDONTWRITEBYTECODE.
+        [sys.executable, "-ISB" if sys.dont_write_bytecode else "-IS", "-X", "utf8", _compiled(program), *words],
+        {"LANG": "C.UTF-8"},
+        # The last ones lose close-on-exec.
+        file_actions=[(os.POSIX_SPAWN_DUP2, fd, n if n < 3 else fd) for n, fd in enumerate(fds)],
+        setsid=True,
+        setsigdef=(_SIGPIPE, _SIGXFSZ),
+    )
+
+
+def pipes() -> tuple[tuple[int, bool], ...]:
+    """Of each child: flags of pipe2(2), and whether the child reads. Standard input, output and error, questions, answers."""
+    # Questions are packets, so that what one thread or process writes is never mixed with another's; they take a page each,
+    # so answers, which must never wait for their reader, are none.
+    return (0, True), (0, False), (0, False), (os.O_DIRECT, False), (0, True)
+
+
+def memory() -> tuple[tuple[str, int, int], ...]:
+    """Of each child, its memfds: name, flags and size. The plan, and the page in which a worker says how it is (healthpage.py)."""
+    return ("plan", 0, 0), ("health", os.MFD_ALLOW_SEALING, HEALTH_BYTES)
 
 
 def health_page() -> int:
-    """A descriptor of a new page in which a worker says how it is: see healthpage.py. Raises OSError."""
-    fd = os.memfd_create("health", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, HEALTH_BYTES)
+    """A descriptor of a new page in which a worker says how it is. Raises OSError."""
+    return _memfd(*memory()[-1])
+
+
+def _memfd(name: str, flags: int, size: int) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | flags)
+    os.ftruncate(fd, size)
     return fd
 
 
@@ -88,16 +122,17 @@ def site_packages() -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for path in (pure, platform, *others) if os.path.isdir(path)))
 
 
-def _importable() -> list[str]:
+def importable() -> list[str]:
     """What the child can import beside Python's own: this package, or nothing if a site folder has it, and those."""
     folder, site = package(), site_packages()
     return ["" if os.path.dirname(folder) in site else folder, *site]
 
 
-def _compiled() -> str:
-    """The compiled bootstrap, if there is a current one: Python compiles a program anew at each start."""
-    compiled = _external.cache_from_source(_BOOTSTRAP)
-    source = os.stat(_BOOTSTRAP)
+def _compiled(program: str) -> str:
+    """The compiled program, if there is a current one: Python compiles a program anew at each start."""
+    path = f"{_CHILD}/{program}.py"
+    compiled = _external.cache_from_source(path)
+    source = os.stat(path)
     # PEP 552: magic number, flags (0: checked by time), time and size of the source.
     stamp = (0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size & 0xFFFFFFFF)
     current = _external.MAGIC_NUMBER + b"".join(word.to_bytes(4, "little") for word in stamp)
@@ -111,6 +146,6 @@ def _compiled() -> str:
 
     try:  # a read-only installation
         mode = py_compile.PycInvalidationMode.TIMESTAMP
-        return py_compile.compile(_BOOTSTRAP, compiled, doraise=True, invalidation_mode=mode) or _BOOTSTRAP
+        return py_compile.compile(path, compiled, doraise=True, invalidation_mode=mode) or path
     except (OSError, py_compile.PyCompileError):
-        return _BOOTSTRAP
+        return path

@@ -13,7 +13,6 @@ import os
 import select
 import threading
 import time
-from _queue import SimpleQueue  # queue itself brings heapq along
 from collections.abc import Callable
 
 from sandboxrun.config.limits import LIMITS
@@ -21,14 +20,14 @@ from sandboxrun.config.permissions import Denial, Kind
 from sandboxrun.log import Log
 from sandboxrun.sandbox.compile.grants import TRAPPED
 from sandboxrun.sandbox.supervisor.cgroup import Cgroup, oom_kills
-from sandboxrun.sandbox.supervisor.child import Child, Confinement
+from sandboxrun.sandbox.supervisor.child import Child, Confinement, readable
 from sandboxrun.sandbox.supervisor.dispatch import Calls, Handler
 from sandboxrun.sandbox.supervisor.ending import to_catch
-from sandboxrun.sandbox.supervisor.handlers.connect import Connector
+from sandboxrun.sandbox.supervisor.handlers.connect import PENDING_MAX, Connector
 from sandboxrun.sandbox.supervisor.handlers.listen import Listening
 from sandboxrun.sandbox.supervisor.handlers.metadata import Metadata
 from sandboxrun.sandbox.supervisor.handlers.processes import Threads
-from sandboxrun.sandbox.supervisor.output import OutputLog, Relay, limit_for
+from sandboxrun.sandbox.supervisor.output import Messages, OutputLog, Relay, Shares, limit_for
 from sandboxrun.sandbox.supervisor.resolver import Resolver
 from sandboxrun.sandbox.supervisor.scratch import deleted_size, folder_size
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 HOUSEKEEPING_SECONDS = 1.0
-LAST_MESSAGES_SECONDS = 1.0
 LEFT_SECONDS = 5.0  # after SIGKILL, until processes that have not ended are named
 DENIALS_SHOWN_MAX = 100  # different targets; a hostile worker cannot flood the operator's terminal
 LIMIT = "because of its limit"
@@ -58,9 +56,11 @@ class Supervisor:
         trusted: tuple[str, int] | None,
         log: Log,
         output_log: OutputLog | None = None,
+        shares: Shares | None = None,
         unblock: Callable[[int], None] | None = None,
     ) -> None:
-        """`confinement`: the child's. `trusted`: see Resolver. `output_log`: where what the worker prints is kept.
+        """`confinement`: the child's. `trusted`: see Resolver. `output_log`: where what the worker prints is kept. `shares`:
+        if this process supervises others, too; else what the worker prints goes to its standard output and error.
 
         `unblock`: called after SIGTERM with the number at Redis that the worker gives its connection, to end a read that
         waits there. It must not block, and must trust no number.
@@ -71,19 +71,31 @@ class Supervisor:
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._shown: set[tuple[Kind, str]] = set()
+        self._wake_lock = threading.RLock()  # a signal handler may wake, too
+        self.denials: dict[tuple[Kind, str], int] = {}
+        """How often each kind and target was refused; no more than DENIALS_SHOWN_MAX of them, and one."""
         self._warned: set[str] = set()
         self._stop_reason: str | None = None
-        self._stops = 0
+        self.reason = ""
+        """Why the worker was told to end, or what has killed it; empty if it has ended by itself."""
+        self._stops, self._at_once = 0, False
         self.signalled = False  # whether a signal has asked for the end
         self._kill_at: float | None = None
         self._killed_because = ""  # if SIGKILL was sent: completes "… was ended by SIGKILL"
         self._oom_kills: int | None = None  # of the machine, when the worker had run for a moment
-        self._messages = _Messages(log)
+        self._messages = shares.messages if shares is not None else Messages()
+        self._log, self._owns_messages = log, shares is None
         self.resolver = Resolver(policy.net, trusted=trusted, denied=self._denied, wake=self._wake)
         self._calls = Calls(listener_fd, pid=child.pid, pidfd=child.pidfd, failed=self.stop)
-        self._connector = Connector(self._calls, policy, resolver=self.resolver, denied=self._denied)
+        self._connector = Connector(
+            self._calls,
+            policy,
+            resolver=self.resolver,
+            denied=self._denied,
+            pending_max=shares.connects_max if shares is not None else PENDING_MAX,
+        )
         self._metadata = Metadata(self._calls, policy.write)
+        self._calls.ended = self._end_calls
         self._relays = [
             Relay(
                 source,
@@ -93,9 +105,14 @@ class Supervisor:
                 lost=functools.partial(self._output_lost, name),
                 log=output_log,
                 kind=kind,
+                heard=shares.heard if shares is not None else None,
             )
             for source, target, kind, name in zip(
-                child.output, (1, 2), (b"out", b"err"), ("standard output", "standard error"), strict=True
+                child.output,
+                (1, 2) if shares is None else (None, None),
+                (b"out", b"err"),
+                ("standard output", "standard error"),
+                strict=True,
             )
         ]
         self._cgroup = Cgroup.make(child.pid, policy.limits)  # before there is a guard, which would be one too many
@@ -112,34 +129,38 @@ class Supervisor:
             self._poll.register(fd, select.POLLIN)
             self._callbacks[fd] = callback
 
-    def stop(self, reason: str = "") -> None:
-        """Ask the worker to end: SIGTERM, then after GRACE_SECONDS or a second call SIGKILL."""
+    def stop(self, reason: str = "", *, at_once: bool = False) -> None:
+        """Ask the worker to end: SIGTERM, then after GRACE_SECONDS or a second call SIGKILL. `at_once`: SIGKILL."""
         self._stop_reason = reason or self._stop_reason
+        self.reason = reason or self.reason
+        self._at_once |= at_once
         self._stops += 1
         self._wake()
 
     def warn(self, event: str, message: str) -> None:
         """A warning to the operator, from any thread; never blocks."""
-        self._messages.put(lambda log: log.warning(event, message))
+        self._messages.put(self._log, lambda log: log.warning(event, message))
 
     def handle_signals(self) -> None:
         """Let signals that would end this process end the worker, a second one at once. Call from the main thread."""
 
         def received(number: int, _: FrameType | None) -> None:
             # SimpleQueue.put may be called from a signal handler.
-            self._messages.put(lambda log: log.debug("stop", f"{_name(number)}: ending the worker"))
+            self._messages.put(self._log, lambda log: log.debug("stop", f"{_name(number)}: ending the worker"))
             self.signalled = True
             self.stop()
 
         for number in to_catch():
             signal.signal(number, received)
 
-    def serve(self) -> int:
-        """Until the child has ended; its exit code (128+n for signal n)."""
-        for relay in self._relays:
-            relay.start()
+    def serve(self, gone: Callable[[], None] = lambda: None) -> int:
+        """Until the child has ended; its exit code (128+n for signal n). `gone` is called once the child was told to go: for
+        what may begin a moment later than the worker."""
         self._calls.start(self._handlers(), many=bool(self._policy.execute), waiting=self._connector.expire)
         self._child.go()
+        gone()
+        for relay in self._relays:
+            relay.start()
         now = time.monotonic()
         housekeeping = now + HOUSEKEEPING_SECONDS
         end = now + self._policy.limits.time if self._policy.limits.time else None
@@ -157,7 +178,7 @@ class Supervisor:
                 self.stop(self._policy.limits.reached("time", self._key))
                 end = None
             if self._stops > sigterms:
-                self._end_worker(again=sigterms > 0, now=now)
+                self._end_worker(again=sigterms > 0 or self._at_once, now=now)
                 sigterms = self._stops
             if self._kill_at is not None and now >= self._kill_at:
                 self._kill(f"because it had not ended {GRACE_SECONDS:.0f} s after SIGTERM")
@@ -182,11 +203,17 @@ class Supervisor:
         self._calls.stop()
         for relay in self._relays:
             relay.close()
-        self._messages.close()
-        self._metadata.close()
+        self._messages.flush()
+        if self._owns_messages:
+            self._messages.close()
+        with self._wake_lock:  # a late thread must not write into another file's number
+            os.close(self._wake_write)
+            self._wake_write = -1
         os.close(self._wake_read)
-        write, self._wake_write = self._wake_write, -1  # a late thread must not write into another file's number
-        os.close(write)
+
+    def _end_calls(self) -> None:
+        self._connector.close()
+        self._metadata.close()
 
     def _handlers(self) -> dict[int, Handler]:
         listening = Listening(self._calls, self._policy, denied=self._denied)
@@ -213,7 +240,7 @@ class Supervisor:
         for name in self._cgroup.reached() if self._cgroup is not None else ():
             self._reached(name)
             self._killed_because = LIMIT if name == "memory" else self._killed_because
-        if self._guard is not None and select.select([self._guard.words], [], [], 0)[0]:
+        if self._guard is not None and readable(self._guard.words.fileno(), 0):
             self._told_by_guard()  # why it has killed the worker
         number, cpu = self._child.ended_by, self._policy.limits.cpu
         if cpu and (
@@ -227,7 +254,9 @@ class Supervisor:
 
             grew = self._oom_kills is not None and oom_kills() > self._oom_kills
             because = self._killed_because if number in (signal.SIGKILL, signal.SIGXCPU) else ""
-            self.warn("killed", killed.message(self._key, number, because=because, out_of_memory=grew))
+            message = killed.message(self._key, number, because=because, out_of_memory=grew)
+            self.reason = self.reason or message
+            self.warn("killed", message)
         return code
 
     def _end_programs(self) -> None:
@@ -319,19 +348,20 @@ class Supervisor:
             self._answer(answer)
 
     def _wake(self) -> None:
-        try:
-            os.write(self._wake_write, b"\0")
-        except OSError:
-            pass  # Full: it will wake anyway. Closed: there is nothing left to wake.
+        with self._wake_lock, contextlib.suppress(OSError):
+            os.write(self._wake_write, b"\0")  # Full: it will wake anyway. Closed: there is nothing left to wake.
 
     def _denied(self, kind: Kind, target: str, by_deny: bool) -> None:
-        if (kind, target) in self._shown or len(self._shown) > DENIALS_SHOWN_MAX:
+        count = self.denials.get((kind, target), 0)
+        if not count and len(self.denials) > DENIALS_SHOWN_MAX:
             return
-        self._shown.add((kind, target))
+        self.denials[kind, target] = count + 1
+        if count:
+            return
         denial = Denial(kind, target, None if by_deny else target, self._key)
-        last = len(self._shown) > DENIALS_SHOWN_MAX
+        last = len(self.denials) > DENIALS_SHOWN_MAX
         message = f"{DENIALS_SHOWN_MAX} different targets were refused; further ones are not shown" if last else None
-        self._messages.put(lambda log: log.denied(denial, message=message))
+        self._messages.put(self._log, lambda log: log.denied(denial, message=message))
 
     def _check_scratch(self) -> None:
         most = self._policy.limits.scratch
@@ -358,25 +388,3 @@ def _name(number: int) -> str:
         return Signals(number).name
     except ValueError:  # a real-time signal
         return f"signal {number}"
-
-
-class _Messages:
-    """Writes messages in a thread of its own: who reads our standard error may stall, and supervision must not."""
-
-    def __init__(self, log: Log) -> None:
-        self._queue: SimpleQueue[Callable[[Log], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._write, args=(log,), daemon=True)
-        self._thread.start()
-
-    def put(self, message: Callable[[Log], None]) -> None:
-        """Bounded by its callers: a denial a target, a warning an event."""
-        self._queue.put(message)
-
-    def close(self) -> None:
-        """Wait until the messages are written, unless their reader hangs."""
-        self._queue.put(None)
-        self._thread.join(LAST_MESSAGES_SECONDS)
-
-    def _write(self, log: Log) -> None:
-        while (message := self._queue.get()) is not None:
-            message(log)

@@ -171,6 +171,10 @@ def ps_stale(b: Beginner) -> None:
     assert b.again("ps").err == ""
 
 
+def start_none(b: Beginner) -> None:
+    assert "added 1\n" in b.paste(b.hint("start", "t", code=78))
+
+
 def stream_delete(b: Beginner) -> None:
     b.r.xadd("t:req:x", {"ref": "r"})
     b.paste(b.hint("stream", "t", "delete", code=78))
@@ -230,6 +234,7 @@ SITUATIONS: dict[str, Callable[[Beginner], None]] = {
     "{} --help": option,
     "{} {}": words_again,
     "sandboxrun ps {} --all": ps_type,
+    "sandboxrun scale {} 1": start_none,
     "sandboxrun stop {}": ps_stale,
     "sandboxrun stream {} delete --force": stream_delete,
     "sandboxrun stream {} responses": trace,

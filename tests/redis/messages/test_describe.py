@@ -95,6 +95,11 @@ def settable_after_all_have_stopped(desk: Desk) -> None:
     assert not any(desk.r.hexists(f"t:{id_}:h", "pid") for id_ in ("1", "2"))
 
 
+def a_count_by_scale(desk: Desk) -> None:
+    desk.paste(desk.refused("set", "t", "count=3"))
+    assert (desk.r.hget("t:h", "count"), desk.r.llen("t:start:q")) == ("3", 3)
+
+
 def secrets_of_a_worker(desk: Desk) -> None:
     desk.local("from sandboxrun import worker\nprint(worker.secrets()['token'])\n")
     for words, more in ((("t", "1"), {}), (("t",), {"ID": "1"})):
@@ -312,9 +317,49 @@ def long_names(desk: Desk) -> None:
     assert desk.paste(hint, TYPE="z", ID="1").startswith("z 1\n")
 
 
+def a_worker_that_keeps_ending(desk: Desk) -> None:
+    desk.local(SCRIPT)
+    assert desk.run("t", "1").code == 0
+    desk.r.hset("t:1:h", mapping={"pidAgent": "a1", "pidRestarts": 7, "pidReason": "KeyError: 'x'"})
+    hint = desk.hint("t 1 keeps ending, after 7 restarts: KeyError: 'x'")
+    assert "ended with exit code 0" in desk.paste(hint)
+
+
+def many_that_keep_ending(desk: Desk) -> None:
+    for number in range(7):
+        desk.r.hset(f"t:{number}:h", mapping={"pidAgent": "a1", "pidRestarts": 7})
+    assert desk.paste(desk.hint("and 2 more workers keep ending")).count(" failing ") == 7
+
+
+def many_keys_and_agents(desk: Desk) -> None:
+    pipeline = desk.r.pipeline()
+    for number in range(50_001):
+        pipeline.set(f"k{number}", "")
+    pipeline.execute()
+    desk.r.hset("u:1:h", "url", "/x")
+    now = int(desk.r.time()[0])
+    entry = {
+        "name": "n",
+        "host": "h/1",
+        "pid": 1,
+        "started": 1,
+        "since": now,
+        "seen": now,
+        "types": [],
+        "workers": 0,
+        "most": 1,
+    }
+    desk.r.hset("sandboxrun:agents", "a1", json.dumps({**entry, "draining": False}))
+    assert "u 1 " in desk.paste(desk.hint("this Redis has many keys and agents"))
+
+
 SITUATIONS: dict[str, Callable[[Desk], None]] = {
+    "sandboxrun logs {} -n 50": a_worker_that_keeps_ending,
+    "sandboxrun ps": many_that_keep_ending,
+    "sandboxrun ps --all": many_keys_and_agents,
     "sandboxrun stop {}": settable_after_a_stop,
     "sandboxrun stop {} --all": settable_after_all_have_stopped,
+    "sandboxrun scale {} {}": a_count_by_scale,
     'echo \'{"NAME":"VALUE"}\' | sandboxrun encrypt {} --key-file FILE --write': secrets_of_a_worker,
     "mv -n {} {}": files_where_folders_belong,
     "chmod u+rwx {}": folders_that_are_closed,
@@ -333,6 +378,7 @@ SITUATIONS: dict[str, Callable[[Desk], None]] = {
     "sandboxrun show TYPE ID": long_names,
 }
 ELSEWHERE = {
+    "sandboxrun agent {}": "tests/redis/test_ps_agents.py: an agent runs until it is ended",
     "sandboxrun check": "a kernel in which a protection does not hold",
     "sudo chown -R {} {}": "needs root: a folder of another user, below a home folder of one's own",
     "namei -l {}": "needs a folder of another user that is closed, below a home folder of one's own",

@@ -116,6 +116,24 @@ def not_resolved(new: Newcomer) -> None:
     assert new.works_after(hint, "sandboxrun t 1 --cached-only") == "ran\nran\n"
 
 
+def no_queue(new: Newcomer) -> None:
+    new.r.set("t:started:q", "no list")
+    hint = new.hint(new.run("start", "t", "1").err, "t:started:q is no list")
+    assert new.works_after(hint, "sandboxrun start t 1").startswith("t 1 is ordered\n")
+
+
+def no_count(new: Newcomer) -> None:
+    new.r.hset("t:h", "count", "many")
+    hint = new.hint(new.run("start", "t", "1").err, "field count of t:h is 'many': expected a number")
+    assert "t 2 is ordered\n" in new.works_after(hint, "sandboxrun start t 2")
+
+
+def two_counts(new: Newcomer) -> None:
+    new.r.hset("t:h", mapping={"count": "1", "workerCount": "2"})
+    hint = new.hint(new.run("start", "t", "1").err, "t:h has count 1 and workerCount 2, and they mean the same")
+    assert "t 2 is ordered\n" in new.works_after(hint, "sandboxrun start t 2")
+
+
 SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
     "export HOME=/FOLDER": relative_home,
     "unset {}": relative_xdg,
@@ -124,9 +142,14 @@ SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
     "sandboxrun lock {}": stale_list,
     "sandboxrun TYPE ID": not_resolved,
     "sandboxrun ps {} --all": no_hash,
+    'redis-cli -u "$REDIS_URL" DEL {}': no_queue,
+    "sandboxrun scale {} 1": no_count,
+    "sandboxrun scale {} {}": two_counts,
 }
 ELSEWHERE = {
     "python3 -m pip install 'sandboxrun[debug]'": "an environment without debugpy, and a package index",
+    "sandboxrun agent {} 127.0.0.1:9300": "tests/unit/test_page_server.py: an agent runs until it is ended",
+    "sandboxrun agent {} 127.0.0.1:{}": "tests/unit/test_page_server.py: an agent runs until it is ended",
 }
 
 

@@ -19,6 +19,7 @@ import sandboxrun
 
 Local = Callable[..., Path]
 SCRIPT = "print('ran')"
+ROOT = Path(__file__).parents[3]
 
 
 class Desk:
@@ -86,14 +87,39 @@ def _no_package(desk: Desk) -> Callable[[], Done]:
     return start
 
 
+def _default_profile(desk: Desk) -> Callable[[], Done]:
+    """In a container with Docker's profile; with the pasted one, if it is there."""
+    desk.local(SCRIPT)
+
+    def start() -> Done:
+        ours = desk.run.home / "seccomp.json"
+        profile = ours if ours.exists() else ROOT / "tests/data/seccomp/docker-26.1.5.json"
+        tool = ROOT / "tests/support/container_profile.py"
+        command = [sys.executable, str(tool), str(profile), *desk.run.command("t", "1", "--yes")]
+        done = subprocess.run(
+            command,
+            env=desk.run.env,
+            cwd=desk.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return start
+
+
 SITUATIONS: dict[str, Callable[[Desk], Callable[[], Done]]] = {
     "mkdir -p {}": _no_folder,
     "install -D -m 600 /dev/null {}": _no_file,
     "sandboxrun set {} {} {}={}": _code_in_a_list,
     "sandboxrun {} {} --inspect={}:0": _taken_port,
     "{} -m pip install {}": _no_package,
+    "sandboxrun check --seccomp-profile >seccomp.json": _default_profile,
 }
 ELSEWHERE = {
+    "SystemCallFilter={}": "needs a systemd unit whose filter denies a call",
     "sudo sysctl -w kernel.yama.ptrace_scope=1": "needs root, and a kernel with Yama",
     "sudo apt-get install -y libseccomp2": "needs root, and a machine without libseccomp",
     "sudo dnf install -y libseccomp": "needs root, and Fedora or a system like it",

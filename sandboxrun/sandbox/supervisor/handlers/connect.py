@@ -98,12 +98,19 @@ class Connector:
     """Answers `connect`."""
 
     def __init__(
-        self, calls: Calls, policy: SandboxPolicy, *, resolver: Resolver, denied: Callable[[Kind, str, bool], None]
+        self,
+        calls: Calls,
+        policy: SandboxPolicy,
+        *,
+        resolver: Resolver,
+        denied: Callable[[Kind, str, bool], None],
+        pending_max: int = PENDING_MAX,
     ) -> None:
+        """`pending_max`: blocking connects under way at once; fewer if this process may not have so many descriptors."""
         self._calls, self._policy, self._resolver, self._denied = calls, policy, resolver, denied
         self._pending: dict[int, _Pending] = {}  # by descriptor
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._pending_max = max(1, min(PENDING_MAX, files - DESCRIPTORS_KEPT))
+        self._pending_max = max(1, min(pending_max, files - DESCRIPTORS_KEPT))
         self._allowed: dict[bytes, InetAddress] = {}
         self._decided_with = -1  # the version of the resolver's names
 
@@ -129,6 +136,11 @@ class Connector:
         finally:
             if done:
                 sock.close()
+
+    def close(self) -> None:
+        """The worker has ended."""
+        for pending in list(self._pending.values()):
+            self._forget(pending)
 
     def expire(self) -> float | None:
         """End those whose SO_SNDTIMEO is over, as connect(2) does, and forget those whose caller is gone.

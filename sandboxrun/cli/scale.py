@@ -1,0 +1,51 @@
+"""sandboxrun scale."""
+
+from __future__ import annotations
+
+from sandboxrun.cli.mistakes import again_hint
+from sandboxrun.cli.parser import Parser, type_parser
+from sandboxrun.cli.redis import connected
+from sandboxrun.cli.start import say_who_serves
+from sandboxrun.config import keys
+from sandboxrun.errors import UsageError
+from sandboxrun.fleet import count as counting
+from sandboxrun.fleet.count import COUNT_MAX
+
+_EPILOG = """\
+examples:
+  sandboxrun scale demo-worker 50
+  sandboxrun scale demo-worker 0           end them all
+
+scale writes count to demo-worker:h, which agents keep to: they add ids 1, 2, 3, …, the lowest that are free. If there are too
+many, ids go that wait, then stopped ones, then running ones, the highest number first. A stopped worker counts.
+"""
+
+
+def main(args: list[str]) -> int:
+    parser = _parser()
+    options = parser.parse_args(args)
+    type_ = keys.check_type(options.type)
+    if not (options.count.isascii() and options.count.isdigit() and int(options.count[:9]) <= COUNT_MAX):
+        wanted = again_hint(parser, [str(COUNT_MAX) if word == options.count else word for word in args])
+        raise UsageError(f"N is {options.count[:40]!r}: expected a number from 0 to {COUNT_MAX}", hint=wanted)
+    with connected(options.redis) as connection:
+        done = counting.scale(connection, type_, int(options.count))
+        for words, ids in (("added", done.added), ("removed", done.removed)):
+            if ids:
+                print(f"{words} {_shown(ids)}")
+        print(f"{type_} has count {done.count}")
+        if done.count:
+            say_who_serves(connection, type_)
+    return 0
+
+
+def _shown(ids: tuple[str, ...]) -> str:
+    return ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "")
+
+
+def _parser() -> Parser:
+    parser = type_parser(
+        "scale", description="Set how many workers of a type run on all hosts together.", epilog=_EPILOG
+    )
+    parser.add_argument("count", metavar="N")
+    return parser

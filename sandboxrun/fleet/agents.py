@@ -1,0 +1,118 @@
+"""The agents that Redis knows: who they are, whether they live, and which of them are asked to drain.
+
+The hash `sandboxrun:agents` has a field for each agent, named by its token; `sandboxrun:drain` the tokens that are to drain.
+"""
+
+from __future__ import annotations
+
+from sandboxrun.log import escape
+from sandboxrun.records import asdict, record
+from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.lease import LEASE_SECONDS, start_time, this_host
+from sandboxrun.redis.replies import ReplyError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+AGENTS = "sandboxrun:agents"
+DRAIN = "sandboxrun:drain"
+AGENTS_MAX_BYTES = 4 * 1024 * 1024
+TEXT_MAX_CHARS = 256
+TYPES_MAX = 64  # of an agent, in its entry
+
+
+@record
+class Agent:
+    """One entry. `host`: as lease.this_host says; `since`, `seen`: Redis's clock, in seconds; `name`: the host's, for people."""
+
+    token: str
+    name: str
+    host: str
+    pid: int
+    started: int
+    since: int
+    seen: int
+    types: tuple[str, ...]
+    workers: int
+    most: int
+    draining: bool
+
+    def lives(self, now: int) -> bool:
+        """`now`: Redis's clock, in seconds."""
+        if self.host == this_host():
+            return start_time(self.pid) == self.started
+        return now - self.seen < LEASE_SECONDS
+
+
+def write(connection: Connection, agent: Agent) -> None:
+    import json
+
+    value = asdict(agent)
+    del value["token"]
+    connection.call("HSET", AGENTS, agent.token, json.dumps(value))
+
+
+def leave(connection: Connection, token: str) -> None:
+    for reply in connection.pipeline([("HDEL", AGENTS, token), ("HDEL", DRAIN, token)]):
+        connection.checked(reply)
+
+
+def read(connection: Connection) -> tuple[dict[str, Agent], int]:
+    """All entries that can be read, by token, and Redis's clock. An entry that cannot be read belongs to no living agent."""
+    replies = connection.pipeline_within([("HGETALL", AGENTS), ("TIME",)], AGENTS_MAX_BYTES, reopen=True)
+    if replies is None or isinstance(replies[0], ReplyError):
+        return {}, int(connection.call("TIME")[0])
+    flat = replies[0] if isinstance(replies[0], list) else [word for pair in replies[0].items() for word in pair]
+    found = {}
+    for raw, value in zip(flat[::2], flat[1::2], strict=True):
+        token = raw.decode("utf-8", "replace")
+        agent = _parsed(token, value)
+        if agent is not None:
+            found[token] = agent
+    return found, int(connection.checked(replies[1])[0])
+
+
+def _parsed(token: str, value: bytes) -> Agent | None:
+    import json
+
+    try:
+        entry = json.loads(value)
+        types = tuple(map(_text, list(entry["types"])[:TYPES_MAX]))
+        return Agent(
+            token,
+            _text(entry["name"]),
+            _text(entry["host"]),
+            int(entry["pid"]),
+            int(entry["started"]),
+            int(entry["since"]),
+            int(entry["seen"]),
+            types,
+            int(entry["workers"]),
+            int(entry["most"]),
+            bool(entry["draining"]),
+        )
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+
+
+def _text(value: Any) -> str:
+    return escape(str(value)[:TEXT_MAX_CHARS])
+
+
+def remove_dead(connection: Connection, found: Mapping[str, Agent], now: int) -> None:
+    """Remove the entries of agents that do not live any more, once nobody can mistake them for living ones."""
+    dead = [token for token, agent in found.items() if not agent.lives(now)]
+    if dead:
+        connection.pipeline([("HDEL", AGENTS, *dead), ("HDEL", DRAIN, *dead)])
+
+
+def ask_to_drain(connection: Connection, tokens: Iterable[str]) -> None:
+    words = [word for token in tokens for word in (token, "1")]
+    if words:
+        connection.call("HSET", DRAIN, *words)
+
+
+def is_asked_to_drain(connection: Connection, token: str) -> bool:
+    return bool(connection.call("HEXISTS", DRAIN, token))
