@@ -22,9 +22,11 @@ COMMANDS = (
     "trace",
     "redish",
     "ps",
-    "health",
+    "agent",
     "start",
     "scale",
+    "drain",
+    "health",
     "stop",
     "logs",
     "doctor",
@@ -32,4 +34,4 @@ COMMANDS = (
     "help",
 )
 
-CONFINING = ("check", "dev", "doctor")  # and `run`: they confine a worker, or say whether one can be
+CONFINING = ("agent", "check", "dev", "doctor")  # and `run`: they confine a worker, or say whether one can be

@@ -28,8 +28,10 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "run workers": {
         "run": ("TYPE ID", "the same as sandboxrun TYPE ID, for a type named like a command"),
+        "agent": ("[TYPE …]", "run many workers, and keep them running"),
         "start": ("TYPE [ID …]", "order workers, which agents keep running"),
         "scale": ("TYPE N", "set how many workers of a type run"),
+        "drain": ("[HOST]", "have agents hand over to others, and end"),
         "ps": ("[TYPE]", "list the workers that run, on all hosts"),
         "logs": ("TYPE ID [-f]", "show what a worker printed on this host"),
         "health": ("[TYPE ID]", "say whether agents and workers of this host work, for probes"),

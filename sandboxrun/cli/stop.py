@@ -17,6 +17,7 @@ from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.cli.redis import DEFAULT_URL, connected
 from sandboxrun.config import keys
 from sandboxrun.errors import StoreError, UsageError
+from sandboxrun.fleet import desired
 from sandboxrun.fleet import workers as fleet
 from sandboxrun.fleet.workers import State
 from sandboxrun.host import logs as runlogs
@@ -44,7 +45,7 @@ examples:
 stop removes the field pid of the hash, so it works for workers on any host. The worker's supervisor then sends the worker
 SIGTERM, and SIGKILL 5 s later; other workers take the requests that it has not begun. stop never kills a process by its
 number: if the process is gone, or if another host has not renewed the pid for {LEASE_SECONDS} s, stop only removes the pid.
-If a service manager such as systemd would restart the worker, stop the service instead.
+A worker that agents keep running is not started again until sandboxrun start TYPE ID. If a service manager such as systemd would restart the worker, stop the service instead.
 
 exit codes:
   0 all have ended, or did not run   75 one has not ended in time, or Redis is away   78 there is no such hash
@@ -153,7 +154,9 @@ def _wanted(connection: Connection, type_: str | None, *, stale: bool) -> list[t
     states = (
         (State.STALE, State.UNKNOWN) if stale else (State.STALE, State.UNKNOWN, State.RUNNING, State.ENDING)
     )  # fmt: skip
-    return [(w.type, w.id) for w in fleet.read(connection, found.workers) if w.state in states]
+    running = [(w.type, w.id) for w in fleet.read(connection, found.workers) if w.state in states]
+    ordered = [] if stale or type_ is None else [(type_, id_) for id_ in desired.ordered(connection, type_)]
+    return list(dict.fromkeys([*running, *ordered]))
 
 
 def _exit_code(done: Stopped, begun: int) -> int | None:
@@ -175,6 +178,8 @@ def said(done: Stopped, code: int | None = None) -> str:
     here = done.held["pidHost"] in (None, this_host())
     host = "" if here else f" on {done.held['pidName'] or 'another host'}"
     match done.end:
+        case End.NOT_RUNNING if done.is_kept:
+            return f"{name} does not run, and is not started until: sandboxrun start {name}"
         case End.NOT_RUNNING:
             return f"{name} does not run"
         case End.ENDED:

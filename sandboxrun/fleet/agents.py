@@ -114,5 +114,8 @@ def ask_to_drain(connection: Connection, tokens: Iterable[str]) -> None:
         connection.call("HSET", DRAIN, *words)
 
 
-def is_asked_to_drain(connection: Connection, token: str) -> bool:
-    return bool(connection.call("HEXISTS", DRAIN, token))
+def look(connection: Connection, token: str) -> tuple[bool, bool]:
+    """Whether the agent's entry is there, which FLUSHALL removes, and whether it is asked to drain."""
+    replies = connection.pipeline([("HEXISTS", AGENTS, token), ("HEXISTS", DRAIN, token)])
+    is_there, drains = (connection.checked(reply) == 1 for reply in replies)
+    return is_there, drains

@@ -158,15 +158,19 @@ def _held_by(connection: Connection, queues: Queues, ids: Sequence[str], agent: 
     ]
 
 
-def lost(connection: Connection, type_: str, ids: Sequence[str], agent: str) -> set[str]:
-    """Those of the ids that the agent has no more: they were stopped, removed, or another agent has them."""
+def lost(connection: Connection, type_: str, ids: Sequence[str], agent: str, *, idle: Sequence[str] = ()) -> set[str]:
+    """Those of the ids that the agent has no more: they were stopped, removed, or another agent has them.
+
+    `idle`: those that do not run. If another has one that runs, its own lease ends it.
+    """
     queues = Queues(type_)
-    started = queues.having(connection, queues.started, ids)
-    owners = read_fields(connection, [queues.hash(id_) for id_ in ids], ["pidAgent"])
-    away = set()
-    for id_, values in zip(ids, owners, strict=True):
-        other = values is not None and values[0] not in (None, agent.encode())
-        if id_ not in started or other:
+    found = read_queue(connection, queues.started)
+    away = set(ids) - set(found.ids)
+    if away:  # the queue may be longer than is read
+        away -= queues.having(connection, queues.started, list(away))
+    owners = read_fields(connection, [queues.hash(id_) for id_ in idle], ["pidAgent"])
+    for id_, values in zip(idle, owners, strict=True):
+        if values is not None and values[0] not in (None, agent.encode()):
             away.add(id_)
     return away
 
@@ -237,6 +241,12 @@ def keep_stopped(connection: Connection, type_: str, id_: str) -> bool:
 
     transact(connection, queues.watched([id_]), decide, type_)
     return known
+
+
+def ordered(connection: Connection, type_: str) -> tuple[str, ...]:
+    """The ids that run, or shall."""
+    queues = Queues(type_)
+    return (*read_queue(connection, queues.started).ids, *read_queue(connection, queues.start).ids)
 
 
 def stopped(connection: Connection, type_: str) -> tuple[str, ...]:

@@ -48,7 +48,11 @@ class Orphans:
             for id_, key, values in zip(ids, keys_, read_fields(connection, keys_, _FIELDS), strict=True)
             if self._judge(id_, key, values, living, clock, now)
         ]
-        return self._move(connection, found, living, clock) if found else ()
+        if not found:
+            return ()
+        # Read anew: an agent is known before it takes its first id.
+        known, clock = agents.read(connection)
+        return self._move(connection, found, {token for token, each in known.items() if each.lives(clock)}, clock)
 
     def _forget(self, taken: Sequence[str]) -> None:
         for memory in (self._since, self._owners):

@@ -10,9 +10,10 @@ import contextlib
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from sandboxrun.config import keys
+from sandboxrun.config.permissions import Kind
 from sandboxrun.config.secrets import KEY_LINE_MAX_BYTES, parse_key_line
 from sandboxrun.errors import ConfigError, SandboxError, SandboxrunError, SecretError
 from sandboxrun.host.plan import Preparation
@@ -88,6 +89,8 @@ class Running:
         self.pid: int | None = None
         self.plan: RunPlan | None = None
         self.thread: threading.Thread | None = None
+        self.denials: Mapping[tuple[Kind, str], int] = {}
+        """How often each kind and target was refused."""
         self._child: Child | None = None
         self._supervisor: Supervisor | None = None
         self._stopped, self._at_once, self._reason = False, False, ""
@@ -100,20 +103,12 @@ class Running:
             supervisor, self.state = self._supervisor, "ending"
         if supervisor is not None:
             supervisor.signalled = True
-            supervisor.stop(reason, at_once=kill)
+            supervisor.stop(reason, at_once=True) if kill else supervisor.stop_gently(reason)
 
     def health(self) -> Health | None:
         """What the worker says of itself; None before it has begun, and after its end."""
         with self._lock:
             return self._child.health() if self._child is not None else None
-
-    @property
-    def denials(self) -> dict[tuple[str, str], int]:
-        """How often each kind and target was refused."""
-        supervisor = self._supervisor
-        return (
-            {} if supervisor is None else {(str(kind), target): n for (kind, target), n in supervisor.denials.items()}
-        )
 
     @property
     def reason(self) -> str:
@@ -126,13 +121,13 @@ class Running:
 
     def supervised(self, child: Child | None, supervisor: Supervisor) -> None:
         with self._lock:
-            self._child, self._supervisor = child, supervisor
+            self._child, self._supervisor, self.denials = child, supervisor, supervisor.denials
         self.check()
 
     def left(self) -> None:
         """Before the child's descriptors are closed, whose numbers others may get."""
         with self._lock:
-            self._child = None
+            self._child = self._supervisor = None
 
 
 class Pool:
@@ -145,7 +140,7 @@ class Pool:
         Call it early: the children that are spawned now inherit what this process has. Raises UsageError.
         """
         self.log, self.zygote = log, zygote
-        cgroup.set_up()
+        cgroup.set_up(*([zygote.pid] if zygote is not None and zygote.pid is not None else []))
         self.connects_max = _raise_descriptor_limit()
         self.kernel = features.probe()
         self.connections = Connections(redis_url)

@@ -230,7 +230,7 @@ def _live(
 
     def lost(loss: Loss) -> None:
         losses.append(loss)
-        supervisor.stop(loss.reason)
+        supervisor.stop_gently(loss.reason)
 
     def begun() -> None:
         store.watch(run_, lost=lost, warn=lambda message: supervisor.warn("redis", message))

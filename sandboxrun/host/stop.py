@@ -11,10 +11,12 @@ from typing import Any
 
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, StoreError
+from sandboxrun.fleet import desired
 from sandboxrun.fleet.workers import State, read_pids, state_of
 from sandboxrun.records import never
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, holder, start_time, this_host
+from sandboxrun.redis.replies import ReplyError
 from sandboxrun.redis.transaction import optimistic
 from sandboxrun.sandbox.supervisor import group
 
@@ -44,6 +46,7 @@ class Stopped:
     now: Held
     before: State
     seconds: float = 0.0
+    is_kept: bool = False  # no agent starts it again
 
 
 def stop(
@@ -51,37 +54,37 @@ def stop(
 ) -> Iterator[Stopped]:
     """Ask all of them at once, then say of each how it ended, at most `timeout` seconds later.
 
-    `only_stale`: leave those alone that run. Raises ConfigError if a hash does not exist, before any worker is asked.
+    A worker that agents keep running is kept stopped. `only_stale`: leave those alone that run. Raises ConfigError if a hash does not exist, before any worker is asked.
     """
     _check_there(connection, workers)
-    waiting: dict[tuple[str, str], tuple[Held, State]] = {}
+    waiting: dict[tuple[str, str], tuple[Held, State, bool]] = {}
     for worker in workers:
-        before, held = _ask(connection, keys.worker_key(*worker), only_stale=only_stale)
+        before, held, is_kept = _stop(connection, *worker, only_stale=only_stale)
         if before in (State.RUNNING, State.ENDING):
             if not only_stale:
-                waiting[worker] = held, before
+                waiting[worker] = held, before, is_kept
         else:
             end = End.NOT_RUNNING if before == State.STOPPED else End.CLEARED
-            yield Stopped(*worker, end, held, held, before)
+            yield Stopped(*worker, end, held, held, before, is_kept=is_kept)
     yield from _wait(connection, waiting, timeout)
 
 
 def _wait(
-    connection: Connection, waiting: dict[tuple[str, str], tuple[Held, State]], timeout: float
+    connection: Connection, waiting: dict[tuple[str, str], tuple[Held, State, bool]], timeout: float
 ) -> Iterator[Stopped]:
     begun = time.monotonic()
     while waiting:
         passed = time.monotonic() - begun
         replies = read_pids(connection, [keys.worker_key(*worker) for worker in waiting])
         for worker, reply in zip(list(waiting), replies, strict=True):
-            held, before = waiting[worker]
+            held, before, is_kept = waiting[worker]
             now = holder(reply)
             end = ended(held, now)
             if end is None and passed >= timeout:
                 end = _at_last(connection, keys.worker_key(*worker), held)
             if end is not None:
                 del waiting[worker]
-                yield Stopped(*worker, end, held, now, before, passed)
+                yield Stopped(*worker, end, held, now, before, passed, is_kept)
         if waiting:
             time.sleep(LOOK_SECONDS)
 
@@ -127,6 +130,24 @@ def _check_there(connection: Connection, workers: Sequence[tuple[str, str]]) -> 
         ):  # of a type's hash alone, a worker that does not run
             type_ = name.partition(":")[0]
             raise ConfigError(f"{name} is no hash in this Redis", hint=f"sandboxrun ps {type_} --all")
+
+
+def _stop(connection: Connection, type_: str, id_: str, *, only_stale: bool) -> tuple[State, Held, bool]:
+    """What was found, and whether it is kept stopped."""
+    key = keys.worker_key(type_, id_)
+    if only_stale:
+        return (*_ask(connection, key, only_stale=True), False)
+    found, held = _change(connection, key, lambda state: ())
+    try:
+        is_kept = desired.keep_stopped(connection, type_, id_)
+    except ReplyError as error:
+        if not str(error).startswith("NOPERM"):
+            raise
+        is_kept = False  # who may not see the queues can end the run all the same
+    before, left = _ask(connection, key, only_stale=False)
+    if is_kept and before == State.ENDING:  # because its pid was removed just now
+        return found, held, True
+    return before, left, is_kept
 
 
 def _ask(connection: Connection, key: str, *, only_stale: bool) -> tuple[State, Held]:

@@ -96,6 +96,8 @@ class SharedWatch:
         self._closed = True
         os.eventfd_write(self._wake, 1)
         self._thread.join(2 * TIMEOUT_SECONDS)
+        if not self._thread.is_alive():
+            os.close(self._wake)
 
     def _go_on(self) -> None:
         while not self._closed:

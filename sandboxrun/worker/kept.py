@@ -66,11 +66,15 @@ class Kept(Worker):
     def _done(self, entry: Entry) -> None:
         raise NotImplementedError
 
+    def _has_place(self) -> bool:
+        raise NotImplementedError
+
     def _turned(self) -> None:
         """Say that the event loop turns, and what is in hand."""
         oldest = next(iter(self._running), None)
         self._health.times[HANDLING_SINCE] = oldest.at if oldest is not None else 0.0
-        self._health.tick()
+        if self._has_place():
+            self._health.tick()
         if self._uncounted:
             self._health.handled(self._uncounted, self._quick, self._seconds)
             self._uncounted, self._quick, self._seconds = 0, 0, 0.0

@@ -387,10 +387,12 @@ class Tasks(Kept):
     def _tick(self) -> None:
         if not self._over.is_set():
             self._asyncio.call_later(LOOK_SECONDS, self._tick)
-            # With every place taken by a thread nothing goes on until one of them ends, whatever the event loop does.
-            if len(self._running) < self._concurrency or any(task is not None for task in self._running.values()):
-                self._turned()
+            self._turned()
             self._check_end()
+
+    def _has_place(self) -> bool:
+        """With every place taken by a thread nothing goes on until one of them ends, whatever the event loop does."""
+        return len(self._running) < self._concurrency or any(task is not None for task in self._running.values())
 
     def _check_end(self) -> None:
         """Once the reader has stopped: begin to wind up when nothing runs any more, or the time is over."""

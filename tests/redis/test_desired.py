@@ -14,6 +14,7 @@ from leases import lease
 from sandboxrun.errors import ConfigError
 from sandboxrun.fleet import agents, count, desired
 from sandboxrun.fleet.agents import Agent
+from sandboxrun.fleet.backlog import Backlog, backlog
 from sandboxrun.fleet.orphans import Orphans
 from sandboxrun.fleet.queues import read_queue
 from sandboxrun.redis.connection import Connection
@@ -72,8 +73,9 @@ def test_another_agents_id_is_not_handed_back(r: redis.Redis, c: Connection) -> 
     desired.take(c, "t", "other", 1)
     assert desired.give_back(c, "t", ["a"], "me") == ()
     assert queues(r) == ([], ["a"], [])
-    assert desired.lost(c, "t", ["a"], "me") == {"a"}
-    assert desired.lost(c, "t", ["a"], "other") == set()
+    assert desired.lost(c, "t", ["a"], "me", idle=["a"]) == {"a"}
+    assert desired.lost(c, "t", ["a"], "other", idle=["a"]) == set()
+    assert desired.lost(c, "t", ["a", "z"], "me") == {"z"}
 
 
 def test_an_id_that_was_pushed_twice_is_taken_once(r: redis.Redis, c: Connection) -> None:
@@ -273,3 +275,19 @@ def test_an_id_that_no_agent_had_is_moved_once_a_loop_must_have_started_it(r: re
     orphans._since["a"] -= LEASE_SECONDS
     assert orphans.move(c, mine=(), known=known, clock=clock) == ("a",)
     assert queues(r) == (["a"], [], [])
+
+
+def test_what_waits_is_counted_and_has_an_age(r: redis.Redis, c: Connection) -> None:
+    assert backlog(c, "t") == Backlog(dead=0)
+    r.xgroup_create("t:req:x", "worker", "0", mkstream=True)
+    for age in (50_000, 40_000, 30_000):
+        r.xadd("t:req:x", {"data": "x" * 2_000_000}, id=f"{int(float(r.time()[0]) * 1000) - age}-0")
+    r.xreadgroup("worker", "1", {"t:req:x": ">"}, count=1)
+    r.xadd("t:dead:x", {"ref": "r"})
+    found = backlog(c, "t")
+    assert (found.lag, found.pending, found.dead) == (2, 1, 1)
+    assert 45 < (found.oldest_handling or 0) < 80
+    assert found.oldest_waiting is None  # too large to be read
+    r.xtrim("t:req:x", maxlen=0)
+    r.xadd("t:req:x", {"data": "x"})
+    assert 0 <= (backlog(c, "t").oldest_waiting or 0) < 30

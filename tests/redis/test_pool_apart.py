@@ -18,9 +18,13 @@ from arena import Listener
 from pooled import pooled, wait_for
 from runner import Runner
 
+from sandboxrun.sandbox.supervisor import group
+from sandboxrun.sandbox.supervisor.child import readable
+
 SUPPORT = Path(__file__).parent.parent / "support"
 CANARY = "canary-in-the-environment-of-the-pool"
 WAITS = "import signal\nprint('there', flush=True)\nwhile True: signal.pause()\n"
+RUNS = "import subprocess\nsubprocess.Popen(['sleep', '600'])\n" + WAITS
 CONNECTS = """\
 import socket
 for _ in range(20):
@@ -64,28 +68,26 @@ def pool_process(url: str, run: Runner, type_: str, count: int) -> Iterator[tupl
             process.kill()
 
 
-def test_if_its_process_is_killed_no_worker_and_no_spare_lives(
+def test_if_its_process_is_killed_no_worker_no_program_of_one_and_no_spare_lives(
     redis_url: str, r: redis.Redis, run: Runner, write: Callable[..., None]
 ) -> None:
-    write("waits", WAITS)
+    write("waits", RUNS, allowRun="sleep")
     with pool_process(redis_url, run, "waits", 3) as (process, pids):
-        assert len(pids) == 4 and all(os.path.exists(f"/proc/{pid}") for pid in pids)
+        assert len(pids) == 4
+        for pid in pids[:-1]:
+            wait_for(lambda pid=pid: len(group.living(pid)) == 2)  # type: ignore[misc]
+            pids += [member for member in group.living(pid) if member != pid]
+        assert len(pids) == 7
         pidfds = [os.pidfd_open(pid) for pid in pids]
         process.kill()
         process.wait()
         for pidfd in pidfds:
-            assert _ends(pidfd)
+            assert readable(pidfd, 20)
             os.close(pidfd)
     with pooled(redis_url, str(run.home)) as pool:  # and the next start removes what they have left
         pool.runs("waits")
         assert sum(user.startswith("sandboxrun:") for user in r.acl_users()) == 1
     assert list((run.home / ".cache/sandboxrun/scratch").iterdir()) == []
-
-
-def _ends(pidfd: int) -> bool:
-    from sandboxrun.sandbox.supervisor.child import readable
-
-    return readable(pidfd, 20)
 
 
 def test_nothing_of_its_environment_is_in_the_memory_of_a_worker_or_a_spare(

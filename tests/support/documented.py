@@ -18,6 +18,10 @@ COMMANDS = {
     "tests/run.sh tests/redis/identity": BY_HAND,
     "pip install '.[dev]'": BY_HAND,
     "sandboxrun check": "tests/kernel/test_check.py",
+    "sandboxrun set greeter url=https://raw.githubusercontent.com/OWNER/REPO/main/worker.py version=v1.0.0": BY_HAND,
+    "sandboxrun agent greeter": BY_HAND,  # tests/redis/test_agent.py does so with other types
+    "sandboxrun scale greeter 50": BY_HAND,
+    "sandboxrun agent greeter resizer --key-file common.key --key-file resizer=resizer.key": BY_HAND,
     "sandboxrun set bot 1 url=https://raw.githubusercontent.com/OWNER/REPO/main/worker.py version=v1.2.0": _URL,
     "sandboxrun set bot 1 allowNet=api.telegram.org:443": _URL,
     "sandboxrun bot 1": _URL,

@@ -10,6 +10,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "sandboxrun"
 PASTE_SECONDS = 60
+# Behind an agent in the background: end it, once it is there.
+DRAIN = "until sandboxrun drain 2>/dev/null; do sleep 0.1; done; wait $!"
 
 
 def templates(folder: str) -> dict[str, str]:

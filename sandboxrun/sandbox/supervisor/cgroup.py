@@ -83,12 +83,15 @@ class Cgroup:
         return 0
 
 
-def set_up() -> None:
-    """Make room for workers, before this process has a child: of what it has in its cgroup later, not all can be told apart."""
-    delegated = _delegated({os.getpid()})
+def set_up(*children: int) -> None:
+    """Make room for the workers of a process that will have many, before the first one. `children`: all that it has now.
+
+    Later it cannot tell those that wait for a plan from a stranger's.
+    """
+    delegated = _delegated({os.getpid(), *children})
     if delegated is not None:
         with contextlib.suppress(OSError):  # as in Cgroup.make
-            _set_up(delegated, os.getpid())
+            _set_up(delegated, *children)
 
 
 def oom_kills() -> int:
@@ -143,12 +146,12 @@ def _mark(folder: str, name: str) -> bytes:
         return b""
 
 
-def _set_up(delegated: str, pid: int) -> None:
+def _set_up(delegated: str, *children: int) -> None:
     """Make room for workers, and remove what killed supervisors have left. Raises OSError."""
     supervisors = f"{delegated}/{_SUPERVISORS}"
     with contextlib.suppress(FileExistsError):
         os.mkdir(supervisors, 0o700)
-    for member in (os.getpid(), pid):
+    for member in (os.getpid(), *children):
         _write(f"{supervisors}/cgroup.procs", str(member))
     there = _read(f"{delegated}/cgroup.controllers").split()
     for controller in ("memory", "pids"):

@@ -17,6 +17,7 @@ from sandboxrun.sandbox.supervisor.spawn import Spawned
 
 # In place of a key; the child writes its own over it, which is never longer, and has no space.
 NAME = "spare".ljust(TYPE_MAX_CHARS + ID_MAX_CHARS + len("::h") + 1)
+_CALM_SECONDS = 0.05
 _AGAIN_SECONDS = 1.0  # after one could not be spawned
 
 
@@ -69,6 +70,10 @@ class Spares:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or len(self._ready) < self._count + self._asking)
+                if (
+                    not self._asking
+                ):  # the one that was taken last begins first: posix_spawn(3) keeps other threads waiting
+                    self._changed.wait_for(lambda: self._closed or self._asking, _CALM_SECONDS)
                 if self._closed:
                     return
             try:

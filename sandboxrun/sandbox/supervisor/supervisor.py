@@ -137,6 +137,11 @@ class Supervisor:
         self._stops += 1
         self._wake()
 
+    def stop_gently(self, reason: str = "") -> None:
+        """As `stop`, but a worker that is ending already is given its time."""
+        if not self._stops:
+            self.stop(reason)
+
     def warn(self, event: str, message: str) -> None:
         """A warning to the operator, from any thread; never blocks."""
         self._messages.put(self._log, lambda log: log.warning(event, message))

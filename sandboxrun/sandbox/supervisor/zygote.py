@@ -18,7 +18,7 @@ import select
 import threading
 import time
 
-from sandboxrun.sandbox.supervisor import spawn
+from sandboxrun.sandbox.supervisor import cgroup, spawn
 from sandboxrun.sandbox.supervisor.spawn import Spawned
 from sandboxrun.sandbox.syscalls import pidfd_getfd, syscall
 
@@ -130,6 +130,7 @@ class Zygote:
     def __init__(self) -> None:
         """Raises OSError."""
         syscall("prctl", _NR_PRCTL[os.uname().machine], _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        cgroup.set_up()  # before it is there, like any other child
         self._lock = threading.Lock()
         self._process: _Process | None = _Process()
         self._is_closed = False

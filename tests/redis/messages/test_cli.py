@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from hints import hint_of, is_of, paste, templates
+from hints import DRAIN, hint_of, is_of, paste, templates
 from leases import lease
 from runner import Done, Runner
 
@@ -175,6 +175,12 @@ def start_none(b: Beginner) -> None:
     assert "added 1\n" in b.paste(b.hint("start", "t", code=78))
 
 
+def agent_without_type(b: Beginner) -> None:
+    b.local(SCRIPT)
+    hint = b.hint("agent")
+    assert "drains" in b.paste(f"{hint} & {DRAIN}", TYPE="t")
+
+
 def stream_delete(b: Beginner) -> None:
     b.r.xadd("t:req:x", {"ref": "r"})
     b.paste(b.hint("stream", "t", "delete", code=78))
@@ -234,6 +240,7 @@ SITUATIONS: dict[str, Callable[[Beginner], None]] = {
     "{} --help": option,
     "{} {}": words_again,
     "sandboxrun ps {} --all": ps_type,
+    "sandboxrun agent TYPE": agent_without_type,
     "sandboxrun scale {} 1": start_none,
     "sandboxrun stop {}": ps_stale,
     "sandboxrun stream {} delete --force": stream_delete,

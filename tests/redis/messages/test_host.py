@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import redis
-from hints import hint_of, is_of, paste, templates
+from hints import DRAIN, hint_of, is_of, paste, templates
 from raw_host import RawHost
 from runner import Runner
 from terminal import at_terminal
@@ -134,6 +135,27 @@ def two_counts(new: Newcomer) -> None:
     assert "t 2 is ordered\n" in new.works_after(hint, "sandboxrun start t 2")
 
 
+def key_for_all(new: Newcomer) -> None:
+    (new.run.home / "key").write_text(KEY)
+    (new.run.home / "key").chmod(0o644)
+    command = ("agent", "t", "--key-file", "key")
+    done = new.run(*command)
+    assert done.code == 78
+    hint = new.hint(done.err, "the key file key can be read by others (mode 644)")
+    assert "drains" in new.works_after(hint, f"sandboxrun {' '.join(command)} & {DRAIN}")
+
+
+def page_for_all(new: Newcomer) -> None:
+    new.run.set_policy("")
+    new.run.policy.with_name("agent.toml").write_text('types = ["t"]\n')
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        done = new.run("agent", "--page", f"0.0.0.0:{sock.getsockname()[1]}")
+    assert done.code == 64
+    hint = new.hint(done.err, "and the page listens on loopback only")
+    assert "drains" in new.works_after(f"{hint} & {DRAIN}")
+
+
 SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
     "export HOME=/FOLDER": relative_home,
     "unset {}": relative_xdg,
@@ -143,13 +165,14 @@ SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
     "sandboxrun TYPE ID": not_resolved,
     "sandboxrun ps {} --all": no_hash,
     'redis-cli -u "$REDIS_URL" DEL {}': no_queue,
+    "chmod 600 {}": key_for_all,
+    "sandboxrun agent {} 127.0.0.1:{}": page_for_all,
     "sandboxrun scale {} 1": no_count,
     "sandboxrun scale {} {}": two_counts,
 }
 ELSEWHERE = {
+    "sandboxrun agent {} 127.0.0.1:9300": "a port of its own: as the one with the port that was given",
     "python3 -m pip install 'sandboxrun[debug]'": "an environment without debugpy, and a package index",
-    "sandboxrun agent {} 127.0.0.1:9300": "tests/unit/test_page_server.py: an agent runs until it is ended",
-    "sandboxrun agent {} 127.0.0.1:{}": "tests/unit/test_page_server.py: an agent runs until it is ended",
 }
 
 

@@ -1,0 +1,130 @@
+"""What an agent finds in the queues of one type: new ids, ids that are its own no more, and ids that nobody runs."""
+
+from __future__ import annotations
+
+import time
+
+from sandboxrun.config import keys
+from sandboxrun.errors import ConfigError
+from sandboxrun.fleet import count, desired
+from sandboxrun.fleet.agents import Agent as Entry
+from sandboxrun.fleet.backlog import Backlog, backlog
+from sandboxrun.fleet.desired import Taken
+from sandboxrun.fleet.orphans import Orphans
+from sandboxrun.fleet.status import TypeStatus, WorkerStatus
+from sandboxrun.redis.connection import Connection
+from sandboxrun.redis.replies import ReplyError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+LOST_SECONDS = 0.5  # how soon a removed id is noticed, if Redis does not say what changes
+TOLD_SECONDS = 5.0  # between two looks, if it does
+ORPHANS_SECONDS = 1.0
+COUNT_SECONDS = 2.0
+TOGETHER = 8  # ids that are taken at once, so that several agents share
+
+
+class Orders:
+    """Faults of the queues are said once for each text, through `warn`."""
+
+    def __init__(self, type_: str, token: str, warn: Callable[[str, tuple[str, ...]], None]) -> None:
+        self.type = type_
+        self.count: int | None = None
+        self.waiting = 0  # ids that nobody has taken
+        self._token, self._warn = token, warn
+        self._orphans = Orphans(type_)
+        self._said: set[str] = set()
+        self._backlog = Backlog()
+        self._take_at = self._lost_at = self._orphans_at = self._count_at = 0.0
+        self.are_told = False  # whether Redis says what changes
+
+    @property
+    def keys(self) -> list[str]:
+        """Those that are to be watched."""
+        return [keys.start_queue(self.type), keys.started_queue(self.type), keys.type_key(self.type)]
+
+    def look_again(self) -> None:
+        """Something has changed: the next looks are due."""
+        self._take_at = self._lost_at = self._count_at = 0.0
+
+    @property
+    def due(self) -> float:
+        """When there is something to look at, by time.monotonic."""
+        return min(self._take_at, self._lost_at, self._orphans_at, self._count_at)
+
+    def take(self, connection: Connection, room: int) -> Taken:
+        """New ids, at most as many as there is room for."""
+        now = time.monotonic()
+        if now < self._take_at and not (self.waiting and room > 0):
+            return Taken(())
+        self._take_at = now + (TOLD_SECONDS if self.are_told else 0.0)
+        with _Said(self):
+            self.waiting = int(connection.call("LLEN", keys.start_queue(self.type)))
+            if self.waiting and room > 0:
+                taken = desired.take(connection, self.type, self._token, min(room, TOGETHER))
+                self._say(taken.fault)
+                return taken
+        return Taken(())
+
+    def lost(self, connection: Connection, ids: Collection[str], idle: Sequence[str]) -> set[str]:
+        """Those of the agent's ids that it has no more, if it is time to look. `idle`: those that do not run."""
+        now = time.monotonic()
+        if now < self._lost_at:
+            return set()
+        self._lost_at = now + (TOLD_SECONDS if self.are_told else LOST_SECONDS)
+        if not ids:
+            return set()
+        with _Said(self):
+            return desired.lost(connection, self.type, list(ids), self._token, idle=idle)
+        return set()
+
+    def keep(self, connection: Connection, mine: Collection[str], known: dict[str, Entry], clock: int) -> None:
+        """Move orphans back, and keep to the count, if it is time for that."""
+        now = time.monotonic()
+        with _Said(self):
+            if now >= self._orphans_at:
+                self._orphans_at = now + ORPHANS_SECONDS
+                self._orphans.move(connection, mine=mine, known=known, clock=clock)
+        with _Said(self):
+            if now >= self._count_at:
+                self._count_at = now + (TOLD_SECONDS if self.are_told else COUNT_SECONDS)
+                self._backlog = backlog(connection, self.type)
+                found = count.reconcile(connection, self.type)
+                self.count = found.count
+                if found.removed:
+                    shown = ", ".join(found.removed[:10]) + (" …" if len(found.removed) > 10 else "")
+                    self._warn(f"{self.type} has count {found.count}: {shown} shall run no more", ())
+
+    def status(self, workers: Sequence[WorkerStatus]) -> TypeStatus:
+        """From any thread."""
+        found = self._backlog
+        return TypeStatus(
+            self.type, self.count, tuple(workers), self.waiting, found.lag, found.pending, found.oldest_waiting,
+            found.oldest_handling, found.dead,
+        )  # fmt: skip
+
+    def _say(self, text: str, hint: tuple[str, ...] = ()) -> None:
+        if text and text not in self._said and len(self._said) < 100:
+            self._said.add(text)
+            self._warn(text, hint)
+
+
+class _Said:
+    """In the block, what is wrong with a queue or the type's hash is said once, and ends nothing."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
+        if isinstance(error, ConfigError):
+            self._orders._say(str(error), error.hint)
+        elif isinstance(error, ReplyError):
+            self._orders._say(f"Redis refuses a command for the queues of {self._orders.type}: {str(error)[:200]}")
+        else:
+            return False
+        return True
