@@ -89,6 +89,7 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
         found["consumers"] = [record(consumer) for consumer in consumers[:CONSUMERS_SHOWN]]
         if len(consumers) > CONSUMERS_SHOWN:
             notes.append(f"and {len(consumers) - CONSUMERS_SHOWN} further consumers")
+        _add_health(connection, type_, found["consumers"])
     if isinstance(oldest, list):
         names = ("id", "consumer", "idle", "deliveries")
         found["pending"] = [dict(zip(names, (text(x), text(c), idle, n), strict=True)) for x, c, idle, n in oldest]
@@ -96,6 +97,24 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
             row["age"] = _since(row["id"], now)
     found["workers"] = here(type_)
     return found
+
+
+def _add_health(connection: Any, type_: str, consumers: list[dict[str, Any]]) -> None:
+    """To the consumers that are workers on this host: what they have in hand, and since when, and what they answered."""
+    from sandboxrun.host.pages import health_of
+    from sandboxrun.redis.lease import this_host
+
+    named = [consumer for consumer in consumers if _is_id(consumer["name"])]
+    commands = [("HMGET", keys.worker_key(type_, consumer["name"]), "pid", "pidHost") for consumer in named]
+    for consumer, reply in zip(named, ask_all(connection, commands) if commands else (), strict=True):
+        pid, host = reply if isinstance(reply, list) else (None, None)
+        if pid is None or host != this_host().encode() or not pid.isdigit() or len(pid) > 10:
+            continue
+        health = health_of(int(pid))
+        if health is not None:
+            since = time.monotonic() - health.handling_since if health.handling_since else None
+            consumer["handling_seconds"] = None if since is None else round(since, 1)
+            consumer["codes"] = {str(code): count for code, count in health.codes}
 
 
 def rates(before: dict[str, Any], found: dict[str, Any]) -> None:
@@ -125,6 +144,7 @@ def show(found: dict[str, Any]) -> list[str]:
     for consumer in found["consumers"]:
         lines.append(
             f"  consumer {consumer['name']:<20} pending {consumer['pending']:<6} seen {_age(consumer['idle'])} ago"
+            + _health(consumer)
         )
     for row in found["pending"]:
         lines.append(
@@ -134,6 +154,23 @@ def show(found: dict[str, Any]) -> list[str]:
     lines += [f"  worker {_worker(row)}" for row in found["workers"]]
     lines += [f"note: {note}" for note in found["notes"]]
     return lines
+
+
+def _is_id(name: str) -> bool:
+    try:
+        return keys.check_id(name) == name
+    except ConfigError:
+        return False
+
+
+def _health(consumer: dict[str, Any]) -> str:
+    """What follows the line of a consumer that is a worker on this host."""
+    parts = []
+    if consumer.get("handling_seconds") is not None:
+        parts.append(f"handling for {_age(consumer['handling_seconds'] * 1000)}")
+    if consumer.get("codes"):
+        parts.append("answered " + ", ".join(f"{count} with {code}" for code, count in consumer["codes"].items()))
+    return "".join(f", {part}" for part in parts)
 
 
 def escape_lines(lines: list[str]) -> str:

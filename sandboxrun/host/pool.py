@@ -272,7 +272,16 @@ class _Worker:
     def supervisor(self, child: Child, listener: int, confinement: Confinement, kept: OutputLog) -> Supervisor:
         shares = Shares(self._pool.messages, connects_max=self._pool.connects_max, heard=self._heard())
         where = trusted(self.store.address)
-        return Supervisor(child, listener, confinement, trusted=where, log=self.log, output_log=kept, shares=shares)
+        return Supervisor(
+            child,
+            listener,
+            confinement,
+            trusted=where,
+            log=self.log,
+            output_log=kept,
+            shares=shares,
+            unblock=self.store.unblock,
+        )
 
     def supervised(self, supervisor: Supervisor) -> None:
         self.running.supervised(self._child, supervisor)

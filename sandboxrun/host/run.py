@@ -325,7 +325,9 @@ class _OwnProcess:
 
     def supervisor(self, child: Child, listener: int, confinement: Confinement, kept: OutputLog) -> Supervisor:
         redis = trusted(self.store.address)
-        return Supervisor(child, listener, confinement, trusted=redis, log=self.log, output_log=kept)
+        return Supervisor(
+            child, listener, confinement, trusted=redis, log=self.log, output_log=kept, unblock=self.store.unblock
+        )
 
     def supervised(self, supervisor: Supervisor) -> None:
         supervisor.handle_signals()

@@ -139,6 +139,13 @@ class Store:
         ended = lambda seconds: self._closing.acquire(timeout=seconds)  # noqa: E731
         Watch(connection, run, lost=lost, warn=warn, readmit=self._users.readmit, ended=ended).start()
 
+    def unblock(self, client: int) -> None:
+        """Start a thread that ends the worker's wait for requests on its connection number `client`; none of another user."""
+        from sandboxrun.redis.unblock import unblock
+
+        if self._users:
+            _thread.start_new_thread(unblock, (self._new_connection(), client, self._users.names))
+
     def close(self) -> None:
         self._close()
         self._connection.close()

@@ -22,7 +22,7 @@ from sandboxrun.worker.outage import Backoff, Outages
 from sandboxrun.worker.output import say
 from sandboxrun.worker.request import noted
 from sandboxrun.worker.responses import Responses
-from sandboxrun.worker.sweep import look_around, remove_gone
+from sandboxrun.worker.sweep import look_around, nothing_pending, remove_gone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 BATCH_MOST = 100  # requests a read; with more, the round trip is no longer measurable
 LOOK_SECONDS = 1.0  # between looks for stale claims
+QUIET_SECONDS = 2.0  # and while nothing happens, under a supervisor
+QUIET_AFTER = 3  # looks without a request, after which only pending requests are looked for
 GRACE_SECONDS = 3.0  # from SIGTERM until unfinished requests are handed back; sandboxrun kills after 5
 CUT_SECONDS = 1.0  # for handing back to a Redis that does not answer
 TELL_SECONDS = 0.2  # that `request.progress` waits for the connection
@@ -60,6 +62,7 @@ class Worker:
         )
         self._claims.warn = self._warn
         self._health = Health()
+        self._claims.supervised = self._health.shared
         self._answers = Answers(handlers, context.type, loop.consumer_id, self._render, encoder, self._tell)
         self._answers.replied = self._health.replied
         self._signals = process.Signals()
@@ -76,6 +79,8 @@ class Worker:
         self._telling = False  # `request.progress` is sending, in the handler's thread
         self._begun = 0  # requests begun, for requestLimit
         self._look = 0.0
+        self._unchanged = 0  # looks since the last request
+        self._answered_before = 0  # requests answered at the last look
         self._more = False  # there are more stale claims than the last look could take
         self._tidy = time.monotonic() + 60
 
@@ -154,17 +159,32 @@ class Worker:
         self._claims.write(entries)
 
     def _look_around(self, at: float) -> None:
-        """Once a second: take over stale claims and trim. Once a minute: remove consumers that are gone."""
+        """Once a second: take over stale claims and trim. Once a minute: remove consumers that are gone.
+
+        While nothing happens, one question takes the place of all these, but once a minute.
+        """
         if self._claims.broken:
             self._claims.verify()
         if at >= self._look:
-            self._more = look_around(self._claims)
-            self._responses.look()
-            self._look = at + LOOK_SECONDS
+            quiet = self._is_quiet()
+            if not quiet:
+                self._more = look_around(self._claims)
+                self._responses.look()
+            self._look = at + (QUIET_SECONDS if quiet and self._health.shared else LOOK_SECONDS)
             self._answers.say_no_ref()
         if at >= self._tidy:
             self._tidy = at + 60
+            self._unchanged = min(self._unchanged, QUIET_AFTER - 1)
             remove_gone(self._claims)
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing has happened for some looks, and nobody has a request in hand."""
+        claims = self._claims
+        if claims.hand or claims.suspects or self._more or claims.answered != self._answered_before:
+            self._unchanged, self._answered_before = 0, claims.answered
+            return False
+        self._unchanged += 1
+        return self._unchanged > QUIET_AFTER and nothing_pending(claims)
 
     def _leave(self) -> None:
         self._answers.say_no_ref(last=True)

@@ -44,6 +44,7 @@ else:
 CLAIM_MOST = 1000  # claims in one command, because a longer one would block the server
 TOGETHER_TRIES = 2  # connections lost over a reply, after which it is sent alone
 UNSENDABLE_TRIES = (7, 12)  # connections lost in all, after which a smaller reply takes its place
+ALONE_MILLIS, SUPERVISED_MILLIS = 1000, 2000  # that a read waits at most
 ALONE_SECONDS = 1.0  # between two tries to send a reply alone
 SETTLE_PART = 3  # takeoverMillis / 3, twice the time between renewals
 HANDED_BACK_MILLIS = 10**11  # an idle time that no claim reaches by itself, so that others take it at once
@@ -97,7 +98,9 @@ class Claims(Session):
         self.generation = 0
         self.expire_nx = True
         self.warn: Callable[[str], None] = lambda message: None
-        self.identified: Callable[[object], None] | None = None  # called with the connection's number at Redis
+        self.supervised = False  # sandboxrun looks at `pid` too, and ends a read that waits
+        # Called with the connection's number at Redis.
+        self.identified: Callable[[object], None] | None = None
         self.unsendable: Callable[[Entry], None] = lambda entry: None  # replaces the entry's reply by a small one
 
     # --- the connection
@@ -174,8 +177,11 @@ class Claims(Session):
 
     @property
     def block_millis(self) -> int:
-        """How long a read waits. At most a second, because `pid` is looked at with each read."""
-        return min(self.loop.block_millis, 1000)
+        """How long a read waits: bounded, because `pid` is looked at with each read, and the end is noticed after it.
+
+        With a supervisor at most two seconds, because it looks at `pid` too, and ends a read that waits.
+        """
+        return min(self.loop.block_millis, SUPERVISED_MILLIS if self.supervised else ALONE_MILLIS)
 
     @property
     def settled(self) -> bool:

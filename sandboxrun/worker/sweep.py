@@ -46,6 +46,12 @@ def look_around(claims: Claims) -> bool:
     return more
 
 
+def nothing_pending(claims: Claims) -> bool:
+    """Whether no worker has a request in hand, so that a look around would find nothing. One short command."""
+    (summary,) = claims.exchange(("XPENDING", claims.loop.request_stream, GROUP))
+    return isinstance(summary, list) and summary[0] == 0
+
+
 def _own_pending(claims: Claims, idle: int, begin: str) -> tuple[str | int, ...]:
     loop = claims.loop
     return ("XPENDING", loop.request_stream, GROUP, "IDLE", idle, begin, "+", LIST_MOST, loop.consumer_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -151,3 +152,27 @@ def test_a_page_full_of_nonsense_ends_nothing_but_the_worker(r: redis.Redis, run
     assert "Traceback" not in said
     assert code in (0, 128 + 15), said  # it may say that it is stuck
     assert answer(r, ref)["code"] == 200
+
+
+def test_info_says_how_old_a_request_is_who_has_it_and_since_when(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(KINDS["plain"], takeoverMillis="600")  # so that the claim is renewed each 0.1 s
+    with started(run) as process:
+        for n in range(2):
+            answer(r, send(r, n=n, fail=n))
+        r.xadd("t:req:x", {"ref": "long", "type": "t", "data": '{"n": 3, "sleep": 3600}'})
+        wait_for(lambda: health_of(process.pid).handled == 2 and _claimed(r) == 1)
+        wait_for(lambda: health_of(process.pid).handling_since)
+        wait_for(lambda: time.monotonic() - health_of(process.pid).handling_since > 1.5)
+        found = json.loads(run("info", "t", "--json").out)
+        shown = run("info", "t").out
+        process.kill()
+    assert found["pending"][0]["age"] >= 1500 and found["pending"][0]["consumer"] == "1"
+    (consumer,) = found["consumers"]
+    assert consumer["handling_seconds"] >= 1.5
+    assert consumer["codes"] == {"200": 1, "500": 1}
+    assert ", handling for " in shown and ", answered 1 with 200, 1 with 500" in shown
+    assert " ago, with 1 for " in shown
+
+
+def _claimed(r: redis.Redis) -> int:
+    return int(r.xpending("t:req:x", "worker")["pending"])

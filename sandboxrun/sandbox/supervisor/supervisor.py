@@ -57,9 +57,15 @@ class Supervisor:
         log: Log,
         output_log: OutputLog | None = None,
         shares: Shares | None = None,
+        unblock: Callable[[int], None] | None = None,
     ) -> None:
         """`confinement`: the child's. `trusted`: see Resolver. `output_log`: where what the worker prints is kept. `shares`:
-        if this process supervises others, too; else what the worker prints goes to its standard output and error."""
+        if this process supervises others, too; else what the worker prints goes to its standard output and error.
+
+        `unblock`: called after SIGTERM with the number at Redis that the worker gives its connection, to end a read that
+        waits there. It must not block, and must trust no number.
+        """
+        self._unblock = unblock
         self._child, self._key, self._scratch = child, confinement.key, confinement.scratch
         self._policy = policy = confinement.policy
         self._poll = select.poll()
@@ -311,6 +317,9 @@ class Supervisor:
         else:
             self._child.signal(signal.SIGTERM)
             self._kill_at = now + GRACE_SECONDS
+            client = self._child.health().client_id if self._unblock is not None else 0
+            if client and self._unblock is not None:
+                self._unblock(client)
         if self._stop_reason:
             self.warn("stop", self._stop_reason)
             self._stop_reason = None
