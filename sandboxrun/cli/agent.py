@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sandboxrun.host.agentfile import AgentOptions
     from sandboxrun.host.folders import Folders
     from sandboxrun.host.page import Address
+    from sandboxrun.sandbox.supervisor.zygote import Zygote
 
 HANGING_SECONDS = 30.0  # without a turn of its loop the agent is no healthy service
 METRICS_SECONDS = 15.0
@@ -58,8 +59,11 @@ def main(args: list[str]) -> int:
     from sandboxrun.host.notify import Notifier
 
     notifier = Notifier()  # before any child has its variables
-    agent = Agent(agent_options, folders, log, tell=notifier.ready)
+    zygote = _zygote(agent_options, folders, log)
+    agent = Agent(agent_options, folders, log, zygote=zygote, tell=notifier.ready)
     with contextlib.ExitStack() as stack:
+        if zygote is not None:
+            stack.callback(zygote.close)
         _show(agent, agent_options, folders, log, servers, stack)
         notifier.start_watchdog(lambda: time.monotonic() - agent.turned < HANGING_SECONDS)
         types = ", ".join(agent_options.types)
@@ -67,6 +71,24 @@ def main(args: list[str]) -> int:
         code = agent.run()
         notifier.stopping()
     return code
+
+
+def _zygote(options: AgentOptions, folders: Folders, log: Log) -> Zygote | None:
+    """If the policy lets the workers of a type share memory."""
+    from sandboxrun.config.worker import parse_worker
+
+    for type_ in options.types:
+        any_worker = parse_worker(type_, "1", {}, {b"url": b"/", b"version": b"local"})
+        if not folders.ceiling(any_worker, options.policy).shares_memory:
+            continue
+        from sandboxrun.sandbox.supervisor.zygote import Zygote
+
+        try:
+            return Zygote()
+        except OSError as error:
+            log.warning("zygote", f"no worker shares memory, because no process could be started: {error.strerror}")
+            return None
+    return None
 
 
 def _servers(options: AgentOptions) -> list[tuple[Address, bool]]:

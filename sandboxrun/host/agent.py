@@ -13,19 +13,18 @@ import time
 from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, StoreError
 from sandboxrun.fleet import agents, desired
 from sandboxrun.fleet.handback import hand_back
-from sandboxrun.fleet.queues import read_fields
 from sandboxrun.fleet.status import AgentStatus
 from sandboxrun.host import restarts
 from sandboxrun.host.changes import Changes
-from sandboxrun.host.footing import footing
+from sandboxrun.host.footing import footing, is_held
 from sandboxrun.host.orders import Orders
 from sandboxrun.host.pool import Ended, Pool, PoolEvents, Running
 from sandboxrun.host.restarts import Until
 from sandboxrun.host.runplan import RunOptions
 from sandboxrun.host.saying import said, say_end
-from sandboxrun.host.slot import Slot
+from sandboxrun.host.slot import STUCK, Slot
 from sandboxrun.redis.connection import Connection, delays
-from sandboxrun.redis.lease import PID_FIELDS, holder, is_alive, new_token, start_time, this_host
+from sandboxrun.redis.lease import new_token, start_time, this_host
 from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from sandboxrun.host.agentfile import AgentOptions
     from sandboxrun.host.folders import Folders
     from sandboxrun.log import Log
+    from sandboxrun.sandbox.supervisor.zygote import Zygote
 
 POLL_SECONDS = 0.05  # between two looks at the queues, if Redis does not say what changes
 TURN_SECONDS = 1.0  # the loop turns at least so often
@@ -52,18 +52,24 @@ class Agent(PoolEvents):
     """Runs until it has drained: `run` returns the exit code."""
 
     def __init__(
-        self, options: AgentOptions, folders: Folders, log: Log, *, tell: Callable[[str], None] = lambda text: None
+        self,
+        options: AgentOptions,
+        folders: Folders,
+        log: Log,
+        *,
+        zygote: Zygote | None = None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         """`tell`: is called now and then with a line about its workers, first when it serves its types."""
         self.options, self._folders, self._log = options, folders, log
         self._tell, self.turned = tell, time.monotonic()
         self.token, self.name, self.since = new_token(), os.uname().nodename, time.time()
-        self.pool = Pool(log, spares=options.spares, redis_url=options.redis_url)
+        self.pool = Pool(log, spares=options.spares, redis_url=options.redis_url, zygote=zygote)
         self._redis = Connection(options.redis_url, name="sandboxrun-agent", protocol=2)
         self._changes = Changes(options.redis_url)
         self._look_at = 0.0  # time.monotonic: when the next look at Redis is due
         self._slots: dict[str, Slot] = {}
-        self._orders = {type_: Orders(type_, self.token, self._warn_of_queue) for type_ in options.types}
+        self._orders = {type_: Orders(type_, self.token, log) for type_ in options.types}
         self._known: dict[str, agents.Agent] = {}
         self._clock, self._beat_at, self._known_at, self._registered = 0, 0.0, 0.0, 0
         self._is_away, self._retry_at = False, 0.0
@@ -172,7 +178,7 @@ class Agent(PoolEvents):
         slot.last_exit, slot.last_reason = ended.code, ended.reason.partition(";")[0]
         slot.noted = False
         if slot.next.counts:
-            name = restarts.label(ended.code, asked=asked)
+            name = restarts.label(ended.code, asked=asked, stuck=STUCK in ended.reason)
             slot.restarts += 1
             slot.restarts_by[name] = slot.restarts_by.get(name, 0) + 1
         say_end(self._log, slot, ended, asked)
@@ -350,9 +356,7 @@ class Agent(PoolEvents):
                     return
                 slot.seen = found
             case Until.LEASE:
-                values = read_fields(self._redis, [slot.key], PID_FIELDS)[0]
-                clock = int(self._redis.call("TIME")[0])
-                if values is None or is_alive(holder(values), slot.key, clock):
+                if is_held(self._redis, slot.key):
                     slot.due = now + LOOK_SECONDS
                     return
         self._start(slot)
@@ -370,9 +374,6 @@ class Agent(PoolEvents):
         except SandboxrunError as error:
             slot.running = None
             self._ended(slot, Ended(error.exit_code, str(error), error, 0.0, None))
-
-    def _warn_of_queue(self, text: str, hint: tuple[str, ...]) -> None:
-        self._log.warning("queue", text, hint=hint)
 
     # --- what others see
 

@@ -6,11 +6,12 @@ import os
 
 from sandboxrun.digests import hex_digest
 from sandboxrun.errors import ConfigError
+from sandboxrun.fleet.queues import read_fields
 from sandboxrun.host.folders import Folders
 from sandboxrun.policy.approval import record_path
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.hashes import read_for_start
-from sandboxrun.redis.lease import AGENT_FIELDS, PID_FIELDS
+from sandboxrun.redis.lease import AGENT_FIELDS, PID_FIELDS, holder, is_alive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ def footing(connection: Connection, type_: str, id_: str, folders: Folders, poli
             connection.open()
     parts += map(_state_of, _files(folders, type_, id_, policy, script))
     return hex_digest("\n".join(parts).encode("utf-8", "backslashreplace"))
+
+
+def is_held(connection: Connection, key: str) -> bool:
+    """Whether another run holds the worker's `pid`, or its hash cannot be read."""
+    values = read_fields(connection, [key], PID_FIELDS)[0]
+    return values is None or is_alive(holder(values), key, int(connection.call("TIME")[0]))
 
 
 def _files(folders: Folders, type_: str, id_: str, policy: str | None, script: str) -> Iterator[str]:

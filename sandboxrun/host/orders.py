@@ -17,7 +17,9 @@ from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
+
+    from sandboxrun.log import Log
 
 LOST_SECONDS = 0.5  # how soon a removed id is noticed, if Redis does not say what changes
 TOLD_SECONDS = 5.0  # between two looks, if it does
@@ -27,13 +29,13 @@ TOGETHER = 8  # ids that are taken at once, so that several agents share
 
 
 class Orders:
-    """Faults of the queues are said once for each text, through `warn`."""
+    """Faults of the queues are said once for each text."""
 
-    def __init__(self, type_: str, token: str, warn: Callable[[str, tuple[str, ...]], None]) -> None:
+    def __init__(self, type_: str, token: str, log: Log) -> None:
         self.type = type_
         self.count: int | None = None
         self.waiting = 0  # ids that nobody has taken
-        self._token, self._warn = token, warn
+        self._token, self._log = token, log
         self._orphans = Orphans(type_)
         self._said: set[str] = set()
         self._backlog = Backlog()
@@ -95,7 +97,7 @@ class Orders:
                 self.count = found.count
                 if found.removed:
                     shown = ", ".join(found.removed[:10]) + (" …" if len(found.removed) > 10 else "")
-                    self._warn(f"{self.type} has count {found.count}: {shown} shall run no more", ())
+                    self._log.warning("count", f"{self.type} has count {found.count}: {shown} shall run no more")
 
     def status(self, workers: Sequence[WorkerStatus]) -> TypeStatus:
         """From any thread."""
@@ -108,7 +110,7 @@ class Orders:
     def _say(self, text: str, hint: tuple[str, ...] = ()) -> None:
         if text and text not in self._said and len(self._said) < 100:
             self._said.add(text)
-            self._warn(text, hint)
+            self._log.warning("queue", text, hint=hint)
 
 
 class _Said:

@@ -10,6 +10,7 @@ from sandboxrun.config.permissions import KINDS
 from sandboxrun.fleet.status import Denied, WorkerStatus
 from sandboxrun.host import usage
 from sandboxrun.host.restarts import History, Until
+from sandboxrun.sandbox.supervisor.health import stuck
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sandboxrun.host.restarts import Next
 
 _TICKS, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+STUCK = "--limit-handler"  # in the reason of an end
 TARGETS_MAX = 50  # of which denials are counted
 
 
@@ -50,10 +52,17 @@ class Slot:
         if self.running is not None:
             if not self.is_wanted or self.running.state == "ending":
                 return "ending"
-            return "running" if self.begun else "starting"
+            if not self.begun:
+                return "starting"
+            return "stuck" if self._is_stuck(self.running) else "running"
         if self.history.is_failing:
             return "failing"
         return "waiting" if self.next is not None else "starting"
+
+    def _is_stuck(self, running: Running) -> bool:
+        limit = running.plan.limits.handler if running.plan is not None else 0
+        health = running.health() if limit else None
+        return health is not None and stuck(health, limit, time.monotonic())
 
     def count_denials(self) -> None:
         """Keep those of the run that has ended."""

@@ -107,6 +107,23 @@ def test_a_second_signal_ends_a_worker_that_does_not(r: redis.Redis, run: Runner
     assert r.hlen("sandboxrun:agents") == 0
 
 
+def test_workers_share_memory_if_the_policy_lets_them(r: redis.Redis, run: Runner, started: list[Agent]) -> None:
+    url = folder(run, WORKER.read_text())
+    for type_ in "tu":
+        r.hset(f"{type_}:h", mapping={"url": url, "version": "local"})
+    run.set_policy('[worker."*"]\nopen-redis = true\n[worker."t"]\nopen-redis = true\nshare-memory = true\n')
+    started.append(Agent(run, "t", "u"))
+    layouts = {}
+    for type_ in "tu":
+        for id_ in "12":
+            r.lpush(f"{type_}:start:q", id_)
+            wait_for(lambda: r.hget(f"{type_}:{id_}:h", "pid"))  # noqa: B023
+            with open(f"/proc/{r.hget(f'{type_}:{id_}:h', 'pid')}/maps") as file:
+                layouts[type_, id_] = file.readline()
+    assert layouts["t", "1"] == layouts["t", "2"]
+    assert layouts["u", "1"] != layouts["u", "2"]
+
+
 def test_types_come_from_a_file(r: redis.Redis, run: Runner, started: list[Agent]) -> None:
     path = run.policy.with_name("agent.toml")
     for text, said in (

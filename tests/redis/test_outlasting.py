@@ -108,7 +108,7 @@ def test_the_current_folder_cannot_be_granted_where_python_takes_modules_from_it
 ) -> None:
     local("print('ran')")
     here = tmp_path / "here"
-    for name in ("data", "json", "redis", "sandboxrun", "own", "__pycache__"):
+    for name in ("data", "ipaddress", "redis", "sandboxrun", "own", "__pycache__"):
         (here / name).mkdir(parents=True)
     (here / "own" / "__init__.py").touch()
     (here / "notes.py").touch()
@@ -120,16 +120,16 @@ def test_the_current_folder_cannot_be_granted_where_python_takes_modules_from_it
         done = subprocess.run(command, env={**run.env, **env}, cwd=here, capture_output=True, text=True, timeout=60)
         return Done(done.returncode, done.stdout, done.stderr)
 
-    for name in (".", "..", "json", "redis", "sandboxrun", "own", "__pycache__", "notes.py"):
+    for name in (".", "..", "ipaddress", "redis", "sandboxrun", "own", "__pycache__", "notes.py"):
         _refused(start(here / name), name)
     for name in ("data", "notes.txt"):
         done = start(here / name)
         assert (done.code, done.out) == (0, "ran\n"), done
-    assert start(here / "json", module=False).out == start(here, module=False).out == "ran\n"
+    assert start(here / "ipaddress", module=False).out == start(here, module=False).out == "ran\n"
     assert start(here, PYTHONSAFEPATH="1").out == "ran\n"
     _refused(start(here, module=False, PATH=":/usr/bin:/bin"), "an empty entry of PATH")
     # This is what it would have run.
-    (here / "json" / "__init__.py").write_text("raise SystemExit('planted')")
+    (here / "ipaddress" / "__init__.py").write_text("raise SystemExit('planted')")
     assert start(here / "data").err == "planted\n"
 
 
