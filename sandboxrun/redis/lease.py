@@ -65,14 +65,19 @@ def _threads(pid: int) -> int:
         return 0
 
 
+def _is_number(text: str, most: int) -> bool:
+    """Whether int takes it, which refuses "²" and thousands of digits. Anybody may have written it."""
+    return text.isascii() and text.isdigit() and len(text) <= most
+
+
 def is_alive(found: Mapping[str, str | None], key: str, now: int) -> bool:
     """Whether the process that `pid` and the fields beside it name still lives. `now`: Redis's clock, in seconds."""
     pid, host, started, seen = (found[name] for name in _LEASE_FIELDS)
     if pid is None:
         return False
     if host is not None and host != this_host():
-        return seen is not None and seen.isdigit() and now - int(seen) < LEASE_SECONDS
-    if not (pid.isdigit() and pid.isascii() and len(pid) < 11):
+        return seen is not None and _is_number(seen, 16) and now - int(seen) < LEASE_SECONDS
+    if not _is_number(pid, 10):
         return False
     if host is not None:
         return started is not None and str(start_time(int(pid))) == started

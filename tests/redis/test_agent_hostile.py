@@ -1,0 +1,52 @@
+"""Whoever can write the keys of one type stops no worker of another one, and not the agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from agents import Agent, wait_for
+from runner import Runner
+
+WORKER = Path(__file__).parent / "workers" / "fleet.py"
+MIB = "x" * 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def home(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "script").mkdir()
+    (folder / "script" / "worker.py").write_text(WORKER.read_text())
+    return Runner(redis_url, folder)
+
+
+@pytest.fixture(scope="module")
+def agent(home: Runner) -> Iterator[Agent]:
+    found = Agent(home, "t", "u", "--most", "25")
+    wait_for(lambda: found.says("serving t, u "))
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+def f(r: redis.Redis, home: Runner) -> redis.Redis:
+    for type_ in "tu":
+        r.hset(f"{type_}:h", mapping={"version": "local", "url": str(home.home / "script")})
+    return r
+
+
+def forge(r: redis.Redis, **fields: str) -> None:
+    """A run that nobody has started."""
+    r.hset("t:7:h", mapping={"pid": "1", "pidHost": "elsewhere", "pidStarted": "1", **fields})
+    r.lpush("t:started:q", "7")
+
+
+@pytest.mark.parametrize("seen", ["²", "9" * 5000, MIB])
+def test_a_forged_lease_does_not_end_the_agent(f: redis.Redis, agent: Agent, seen: str) -> None:
+    forge(f, pidSeen=seen, pidAgent="nobody")
+    f.hset("t:8:h", "pidAgent", "nobody")
+    f.lpush("t:started:q", "8")
+    wait_for(lambda: f.hget("t:8:h", "pid") or agent.process.poll() is not None)  # what is looked at together
+    assert agent.process.poll() is None
