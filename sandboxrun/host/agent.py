@@ -88,7 +88,7 @@ class Agent(PoolEvents):
                 self._with_redis()
                 if self._draining and time.monotonic() >= self._end_at:
                     self._kill()
-            self._leave()
+            self._ask_redis(lambda: agents.leave(self._redis, self.token))
         finally:
             self.pool.close(0.0 if self._draining else END_SECONDS)
             self._redis.close()
@@ -115,9 +115,6 @@ class Agent(PoolEvents):
         for slot in self._slots.values():
             if slot.running is not None:
                 slot.running.stop("killed", kill=True)
-
-    def _leave(self) -> None:
-        self._ask_redis(lambda: agents.leave(self._redis, self.token))
 
     # --- events
 
@@ -279,8 +276,10 @@ class Agent(PoolEvents):
         for orders in self._orders.values():
             self._follow(orders)
         for slot in list(self._slots.values()):
-            if slot.running is None:
-                self._attend(slot, now)
+            if slot.running is None and now >= slot.wrong_until:
+                with self._orders[slot.type].saying(self._redis) as block:
+                    self._attend(slot, now)
+                slot.wrong_until = now + CHANGE_SECONDS if block.is_wrong else 0.0
 
     def _plan(self) -> None:
         """When Redis is looked at next, and which keys it shall tell of."""
@@ -289,7 +288,7 @@ class Agent(PoolEvents):
         for orders in self._orders.values():
             orders.are_told = self._changes.are_told
         dues = [orders.due for orders in self._orders.values()] if not self._draining else []
-        self._look_at = min(self._beat_at, self._known_at, *dues, *(slot.due for slot in waiting))
+        self._look_at = min(self._beat_at, self._known_at, *dues, *(slot.look_at for slot in waiting))
 
     def _beat(self, now: float) -> None:
         """Renew this agent's entry, and read the others'."""

@@ -13,7 +13,7 @@ from sandboxrun.fleet.desired import Taken
 from sandboxrun.fleet.orphans import Orphans
 from sandboxrun.fleet.status import TypeStatus, WorkerStatus
 from sandboxrun.redis.connection import Connection
-from sandboxrun.redis.replies import ReplyError
+from sandboxrun.redis.replies import ReplyError, TooManyBytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ class Orders:
         if now < self._take_at and not (self.waiting and room > 0):
             return Taken(())
         self._take_at = now + (TOLD_SECONDS if self.are_told else 0.0)
-        with _Said(self):
+        with self.saying(connection):
             self.waiting = int(connection.call("LLEN", keys.start_queue(self.type)))
             if self.waiting and room > 0:
                 taken = desired.take(connection, self.type, self._token, min(room, TOGETHER))
-                self._say(taken.fault)
+                self.say(taken.fault)
                 return taken
         return Taken(())
 
@@ -78,18 +78,18 @@ class Orders:
         self._lost_at = now + (TOLD_SECONDS if self.are_told else LOST_SECONDS)
         if not ids:
             return set()
-        with _Said(self):
+        with self.saying(connection):
             return desired.lost(connection, self.type, list(ids), self._token, idle=idle)
         return set()
 
     def keep(self, connection: Connection, mine: Collection[str], known: dict[str, Entry], clock: int) -> None:
         """Move orphans back, and keep to the count, if it is time for that."""
         now = time.monotonic()
-        with _Said(self):
+        with self.saying(connection):
             if now >= self._orphans_at:
                 self._orphans_at = now + ORPHANS_SECONDS
                 self._orphans.move(connection, mine=mine, known=known, clock=clock)
-        with _Said(self):
+        with self.saying(connection):
             if now >= self._count_at:
                 self._count_at = now + (TOLD_SECONDS if self.are_told else COUNT_SECONDS)
                 self._backlog = backlog(connection, self.type)
@@ -107,26 +107,35 @@ class Orders:
             found.oldest_handling, found.dead,
         )  # fmt: skip
 
-    def _say(self, text: str, hint: tuple[str, ...] = ()) -> None:
+    def saying(self, connection: Connection) -> _Said:
+        """A block in which what is wrong with the keys of this type is said once, and ends nothing; `is_wrong` then."""
+        return _Said(self, connection)
+
+    def say(self, text: str, hint: tuple[str, ...] = ()) -> None:
         if text and text not in self._said and len(self._said) < 100:
             self._said.add(text)
             self._log.warning("queue", text, hint=hint)
 
 
 class _Said:
-    """In the block, what is wrong with a queue or the type's hash is said once, and ends nothing."""
+    """In the block, what is wrong with a queue or a hash is said once, and ends nothing. What is too long to be read has
+    closed the connection, which is opened anew for the others."""
 
-    def __init__(self, orders: Orders) -> None:
-        self._orders = orders
+    def __init__(self, orders: Orders, connection: Connection) -> None:
+        self._orders, self._connection = orders, connection
+        self.is_wrong = False
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> _Said:
+        return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
-        if isinstance(error, ConfigError):
-            self._orders._say(str(error), error.hint)
+        if isinstance(error, ConfigError | TooManyBytes):
+            self._orders.say(str(error), error.hint)
         elif isinstance(error, ReplyError):
-            self._orders._say(f"Redis refuses a command for the queues of {self._orders.type}: {str(error)[:200]}")
+            self._orders.say(f"Redis refuses a command for the queues of {self._orders.type}: {str(error)[:200]}")
         else:
             return False
+        self.is_wrong = True
+        if not self._connection.is_open:
+            self._connection.open()
         return True

@@ -34,12 +34,18 @@ class Slot:
         self.history = History()
         self.next: Next | None = None  # what follows the last end; None before the first
         self.due = 0.0  # time.monotonic: when it is started, or looked at
+        self.wrong_until = 0.0  # until when its keys are left alone, because something is wrong with them
         self.seen = ""  # the footing on which the last start failed
         self.restarts, self.restarts_by = 0, dict[str, int]()
         self.last_exit: int | None = None
         self.last_reason, self.said = "", ""
         self.denials: dict[tuple[str, str], int] = {}
         self.version = ""
+
+    @property
+    def look_at(self) -> float:
+        """time.monotonic."""
+        return max(self.due, self.wrong_until)
 
     @property
     def waits_for(self) -> Until | None:

@@ -50,3 +50,26 @@ def test_a_forged_lease_does_not_end_the_agent(f: redis.Redis, agent: Agent, see
     f.lpush("t:started:q", "8")
     wait_for(lambda: f.hget("t:8:h", "pid") or agent.process.poll() is not None)  # what is looked at together
     assert agent.process.poll() is None
+
+
+def test_what_cannot_be_read_of_one_type_costs_no_connection(f: redis.Redis, agent: Agent) -> None:
+    f.hset("t:h", "count", MIB)
+    wait_for(lambda: agent.says("a field count that is too long"))
+    f.lpush("u:start:q", "1")
+    wait_for(lambda: f.hget("u:1:h", "pid"))
+    assert not agent.says("waits for Redis")
+
+
+def test_an_end_that_cannot_be_noted_keeps_no_other_worker_waiting(f: redis.Redis, agent: Agent) -> None:
+    f.lpush("t:start:q", "1")
+    wait_for(lambda: f.hget("t:1:h", "pid"))
+    f.lpush("u:start:q", "1")
+    wait_for(lambda: f.hget("u:1:h", "pid"))
+    pid = f.hget("u:1:h", "pid")
+    f.delete("t:started:q")
+    f.set("t:started:q", "no list")
+    f.hdel("t:1:h", "pid")
+    wait_for(lambda: agent.says("Redis refuses a command: WRONGTYPE"))
+    f.hdel("u:1:h", "pid")
+    wait_for(lambda: f.hget("u:1:h", "pid") not in (None, pid))
+    assert not agent.says("waits for Redis")
