@@ -5,6 +5,8 @@ The hash `sandboxrun:agents` has a field for each agent, named by its token; `sa
 
 from __future__ import annotations
 
+from sandboxrun.errors import ConfigError
+from sandboxrun.fleet.queues import remove_hint
 from sandboxrun.log import escape
 from sandboxrun.records import asdict, record
 from sandboxrun.redis.connection import Connection
@@ -47,11 +49,18 @@ class Agent:
 
 
 def write(connection: Connection, agent: Agent) -> None:
+    """Nothing is written if the key is no hash, which `look` says."""
     import json
 
     value = asdict(agent)
     del value["token"]
-    connection.call("HSET", AGENTS, agent.token, json.dumps(value))
+    reply = connection.pipeline([("HSET", AGENTS, agent.token, json.dumps(value))])[0]
+    if not _is_wrong(reply):
+        connection.checked(reply)
+
+
+def _is_wrong(reply: Any) -> bool:
+    return isinstance(reply, ReplyError) and str(reply).startswith("WRONGTYPE")
 
 
 def leave(connection: Connection, token: str) -> None:
@@ -115,7 +124,11 @@ def ask_to_drain(connection: Connection, tokens: Iterable[str]) -> None:
 
 
 def look(connection: Connection, token: str) -> tuple[bool, bool]:
-    """Whether the agent's entry is there, which FLUSHALL removes, and whether it is asked to drain."""
+    """Whether the agent's entry is there, which FLUSHALL removes, and whether it is asked to drain. Raises ConfigError if one
+    of the keys is no hash."""
     replies = connection.pipeline([("HEXISTS", AGENTS, token), ("HEXISTS", DRAIN, token)])
+    for key, reply in zip((AGENTS, DRAIN), replies, strict=True):
+        if _is_wrong(reply):
+            raise ConfigError(f"{key} is no hash, so that agents do not know of each other", hint=remove_hint(key))
     is_there, drains = (connection.checked(reply) == 1 for reply in replies)
     return is_there, drains

@@ -52,6 +52,8 @@ class Orphans:
             return ()
         # Read anew: an agent is known before it takes its first id.
         known, clock = agents.read(connection)
+        if not known:  # not even this agent: the entries cannot be read, or are about to be written again
+            return ()
         return self._move(connection, found, {token for token, each in known.items() if each.lives(clock)}, clock)
 
     def _forget(self, taken: Sequence[str]) -> None:

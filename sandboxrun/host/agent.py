@@ -266,7 +266,9 @@ class Agent(PoolEvents):
             for slot in self._slots.values():
                 if slot.waits_for is Until.OUTAGE:
                     slot.due = now
-        is_there, drains = agents.look(self._redis, self.token)
+        is_there, drains = True, False
+        with next(iter(self._orders.values())).saying(self._redis):
+            is_there, drains = agents.look(self._redis, self.token)
         if not is_there:
             self._beat(now)
         if drains:
@@ -294,10 +296,9 @@ class Agent(PoolEvents):
         """Renew this agent's entry, and read the others'."""
         self._know(now)
         agents.remove_dead(self._redis, self._known, self._clock)
-        started = start_time(os.getpid()) or 0
         self._registered = self._registered or self._clock
         entry = agents.Agent(
-            self.token, self.name, this_host(), os.getpid(), started, self._registered, self._clock,
+            self.token, self.name, this_host(), os.getpid(), start_time(os.getpid()) or 0, self._registered, self._clock,
             self.options.types, len(self._slots), self.options.most, self._draining,
         )  # fmt: skip
         agents.write(self._redis, entry)

@@ -73,3 +73,13 @@ def test_an_end_that_cannot_be_noted_keeps_no_other_worker_waiting(f: redis.Redi
     f.hdel("u:1:h", "pid")
     wait_for(lambda: f.hget("u:1:h", "pid") not in (None, pid))
     assert not agent.says("waits for Redis")
+
+
+@pytest.mark.parametrize("key", ["sandboxrun:agents", "sandboxrun:drain"])
+def test_a_key_of_the_agents_that_is_no_hash_is_said_and_stops_nothing(f: redis.Redis, agent: Agent, key: str) -> None:
+    f.delete(key)
+    f.set(key, "no hash")
+    wait_for(lambda: agent.says(f"{key} is no hash"))
+    f.lpush("u:start:q", "1")
+    wait_for(lambda: f.hget("u:1:h", "pid"))
+    assert not agent.says("waits for Redis")

@@ -258,12 +258,19 @@ def test_ids_of_agents_that_are_gone_are_moved_back(r: redis.Redis, c: Connectio
     assert r.lrange("t:start:q", 0, -1)[0] == "waits"
     assert sorted(queues(r)[1]) == ["far", "living", "mine", "original", "runs"]
     assert orphans.move(c, mine={"mine"}, known=known, clock=clock) == ()
+    r.lpush("t:started:q", "unknown")
+    r.hset("t:unknown:h", "pidAgent", "unknown")
+    r.rename("sandboxrun:agents", "agents")
+    r.set("sandboxrun:agents", "who lives, nobody knows now")
+    assert orphans.move(c, mine={"mine"}, known=known, clock=clock) == ()
+    r.rename("agents", "sandboxrun:agents")
     agents.remove_dead(c, known, clock)
     assert sorted(r.hkeys("sandboxrun:agents")) == ["broken", "deep", "far", "living", "odd"]
 
 
 def test_an_id_that_no_agent_had_is_moved_once_a_loop_must_have_started_it(r: redis.Redis, c: Connection) -> None:
     r.lpush("t:started:q", "a")
+    agent(c, "looks")
     orphans = Orphans("t")
     known, clock = agents.read(c)
     assert orphans.move(c, mine=(), known=known, clock=clock) == ()
