@@ -13,6 +13,7 @@ import signal
 from sandboxrun.records import never, record, replace
 
 FIRST_SECONDS, MOST_SECONDS = 0.1, 30.0
+ASKED_SECONDS = 1.0  # between two starts that are asked for, so that a loop of HDEL takes no whole processor
 HEALTHY_SECONDS = 60.0  # a run that lasted for so long forgets the ends before it
 FAILING = 5  # ends without such a run
 # Exit codes (errors.py).
@@ -58,7 +59,7 @@ def after(history: History, code: int, seconds: float, *, asked: bool, chance: f
     `asked`: somebody has removed its `pid`, so that it is started again. `chance`: from 0 to 1, against herds.
     """
     if asked:
-        return Next(Until.TIME, 0.0, history, counts=True)
+        return Next(Until.TIME, max(0.0, ASKED_SECONDS - seconds), history, counts=True)
     if seconds >= HEALTHY_SECONDS:
         history = History()
     until = until_of(code)

@@ -79,6 +79,7 @@ def test_an_outage_is_no_end() -> None:
 def test_a_restart_that_is_asked_for_is_at_once_and_no_fault() -> None:
     history = History(ends=FAILING)
     assert ended(history, 143, asked=True) == Next(Until.TIME, 0.0, history, counts=True)
+    assert after(history, 143, 0.25, asked=True, chance=0.5).seconds == 0.75  # a loop of HDEL takes no whole processor
 
 
 def test_chance_keeps_many_from_starting_at_once() -> None:
