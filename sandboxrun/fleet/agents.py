@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 AGENTS = "sandboxrun:agents"
 DRAIN = "sandboxrun:drain"
-AGENTS_MAX_BYTES = 4 * 1024 * 1024
+AGENTS_MAX_BYTES = 512 * 1024  # a thousand agents; it is read by each of them every 2 s
 TEXT_MAX_CHARS = 256
 TYPES_MAX = 64  # of an agent, in its entry
 
