@@ -24,6 +24,7 @@ HEAD_MAX_BYTES = 16 * 1024  # the request line and all headers
 READ_SECONDS = 5.0  # for the whole head, however slowly it comes
 WRITE_SECONDS = 10.0  # for the whole reply
 CONNECTIONS_MAX = 16
+PLACE_SECONDS = 0.5  # for a thread to end that was told to
 DRAIN_MAX_BYTES = 64 * 1024
 DRAIN_SECONDS = 0.5
 _REASONS = {
@@ -110,12 +111,15 @@ def is_loopback(host: str) -> bool:
 
 
 class Server:
-    """Threads that answer. A client that sends or reads slowly holds one of CONNECTIONS_MAX, for a few seconds."""
+    """Threads that answer. A client that sends or reads slowly holds one of CONNECTIONS_MAX, for a few seconds. If there is
+    none left, that client has to go which has sent no whole request for the longest time."""
 
     def __init__(self, address: Address, routes: Routes) -> None:
         """Listens at once. Raises ConfigError."""
         self._address, self._routes = address, routes
         self._places = threading.BoundedSemaphore(CONNECTIONS_MAX)
+        self._asking: dict[socket.socket, None] = {}  # who has sent no whole request yet, the first one first
+        self._lock = threading.Lock()
         self._closed = False
         try:
             family, kind, protocol, _, name = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
@@ -151,7 +155,7 @@ class Server:
                 if not self._closed:
                     time.sleep(0.1)  # there is no descriptor left
                 continue
-            if not self._places.acquire(blocking=False):
+            if not self._has_place():
                 client.close()
                 continue
             try:
@@ -160,12 +164,33 @@ class Server:
                 self._places.release()
                 client.close()
 
+    def _has_place(self) -> bool:
+        if self._places.acquire(blocking=False):
+            return True
+        with self._lock:
+            first = next(iter(self._asking), None)
+            if first is None:
+                return False
+            del self._asking[first]
+            with contextlib.suppress(OSError):
+                first.shutdown(socket.SHUT_RDWR)  # which ends its thread's wait
+        return self._places.acquire(timeout=PLACE_SECONDS)
+
+    def _head(self, client: socket.socket) -> bytes:
+        with self._lock:
+            self._asking[client] = None
+        try:
+            return _read_head(client)
+        finally:
+            with self._lock:
+                self._asking.pop(client, None)
+
     def _serve(self, client: socket.socket) -> None:
         try:
             with client, contextlib.suppress(OSError):
                 method, head = "GET", b""
                 try:
-                    head = _read_head(client)
+                    head = self._head(client)
                     method, path, headers = parse_head(head)
                     self._check(headers)
                     reply = self._reply(method, path, headers)

@@ -202,6 +202,17 @@ def test_clients_that_never_end_their_request_hold_nobody_for_long(server, monke
             client.close()
 
 
+def test_a_request_is_answered_while_others_open_more_connections_than_there_are_places(server):
+    slow: list[socket.socket] = []
+    try:
+        for _ in range(5):
+            slow += [socket.create_connection(("127.0.0.1", server.port)) for _ in range(pages.CONNECTIONS_MAX)]
+            assert get(server, "/healthz")[0] == 200
+    finally:
+        for client in slow:
+            client.close()
+
+
 def test_a_client_that_reads_nothing_is_left_behind(monkeypatch):
     monkeypatch.setattr(pages, "WRITE_SECONDS", 0.3)
     big = Server(
