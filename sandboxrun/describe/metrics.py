@@ -172,7 +172,7 @@ METRICS = (
     Metric("sandboxrun_handler_seconds", "histogram", "How long handlers took.", _histograms("handler")),
     Metric("sandboxrun_wait_seconds", "histogram", "How long requests waited before they were read.", _histograms("wait")),
     Metric("sandboxrun_oldest_waiting_seconds", "gauge", "Age of the oldest request that no worker has read.", _of_type("oldest_waiting")),
-    Metric("sandboxrun_oldest_handling_seconds", "gauge", "How long the oldest request in hand has been handled.", _of_type("oldest_handling")),
+    Metric("sandboxrun_oldest_handling_seconds", "gauge", "Age of the oldest request that a worker has read and not answered.", _of_type("oldest_handling")),
     Metric("sandboxrun_lag", "gauge", "Requests that no worker has read.", _of_type("lag")),
     Metric("sandboxrun_pending", "gauge", "Requests that workers have read and not answered.", _of_type("pending")),
     Metric("sandboxrun_dead", "gauge", "Dead letters: requests that were given up.", _of_type("dead")),

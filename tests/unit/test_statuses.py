@@ -93,7 +93,8 @@ def test_readers_that_read_nothing_hold_neither_agent_nor_others(folder: str, mo
     made = StatusSocket(folder, lambda: words[-1])
     deaf = [socket.socket(socket.AF_UNIX) for _ in range(statuses.READERS_MAX)]
     for each in deaf:
-        each.connect(made.path)
+        with statuses._short(folder, made.path) as path:
+            each.connect(path)
     words.append(as_json(STATUS))
     for _ in range(600):
         if [status for _, status in read_all(folder)] == [STATUS]:

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
-from typing import Any
 
-import pytest
 import redis
 from agent_status import STATUS
 from runner import Runner
 
+from sandboxrun.fleet.backlog import Backlog, backlog
 from sandboxrun.fleet.status import as_json
-from sandboxrun.fleet.streams import Figures, figures
-from sandboxrun.host import streamfigures
 from sandboxrun.host.statuses import StatusSocket
-from sandboxrun.host.streamfigures import StreamFigures
 from sandboxrun.redis.connection import Connection
 
 SECONDS = 60
-
-
-def until(ask: Callable[[], Any], true: Callable[[Any], bool]) -> Any:
-    end = time.monotonic() + SECONDS
-    while not true(found := ask()):
-        assert time.monotonic() < end, found
-        time.sleep(0.05)
-    return found
 
 
 def connected(url: str) -> Connection:
@@ -38,18 +24,18 @@ def connected(url: str) -> Connection:
 
 def test_figures_of_a_stream(r: redis.Redis, redis_url: str) -> None:
     connection = connected(redis_url)
-    assert figures(connection, ["greeter"]) == {"greeter": Figures(dead=0)}
+    assert backlog(connection, "greeter") == Backlog(dead=0)
     r.xgroup_create("greeter:req:x", "worker", "0", mkstream=True)
-    assert figures(connection, ["greeter"])["greeter"] == Figures(lag=0, pending=0, dead=0)
+    assert backlog(connection, "greeter") == Backlog(lag=0, pending=0, dead=0)
     now = r.time()[0] * 1000
     for seconds in (90, 60, 30):
         r.xadd("greeter:req:x", {"ref": "r"}, id=f"{now - seconds * 1000}-0")
     r.xreadgroup("worker", "1", {"greeter:req:x": ">"}, count=1)
     r.xadd("greeter:dead:x", {"ref": "r"})
-    found = figures(connection, ["greeter"])["greeter"]
+    found = backlog(connection, "greeter")
     assert (found.lag, found.pending, found.dead) == (2, 1, 1)
-    assert found.oldest_pending is not None and found.oldest_waiting is not None
-    assert 0 <= found.oldest_pending - 90 < SECONDS and 0 <= found.oldest_waiting - 60 < SECONDS
+    assert found.oldest_handling is not None and found.oldest_waiting is not None
+    assert 0 <= found.oldest_handling - 90 < SECONDS and 0 <= found.oldest_waiting - 60 < SECONDS
     connection.close()
 
 
@@ -62,49 +48,12 @@ def test_hostile_streams_have_no_figures(r: redis.Redis, redis_url: str) -> None
     r.xadd("c:req:x", {"ref": "r"}, id="18446744073709551615-1")
     r.xgroup_create("c:req:x", "worker", "0")
     r.xgroup_create("d:req:x", "other", "0", mkstream=True)
-    found = figures(connection, "abcd")
-    assert found["a"] == Figures()
+    found = {type_: backlog(connection, type_) for type_ in "abcd"}
+    assert found["a"] == Backlog()
     assert (found["b"].lag, found["b"].oldest_waiting) == (1, None)
     assert found["c"].oldest_waiting is None
-    assert found["d"] == Figures(dead=0)
+    assert found["d"] == Backlog(dead=0)
     connection.close()
-
-
-def test_a_status_has_the_figures_of_its_streams_only_while_somebody_looks(
-    r: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streamfigures, "ASK_SECONDS", 0.05)
-    monkeypatch.setattr(streamfigures, "LOOKED_SECONDS", 0.5)
-    r.xgroup_create("greeter:req:x", "worker", "0", mkstream=True)
-    r.xadd("greeter:req:x", {"ref": "r"})
-    r.xadd("greeter:dead:x", {"ref": "r"})
-
-    def asked() -> bool:
-        return any(client["name"] == "sandboxrun-page" for client in r.client_list())
-
-    seen = StreamFigures(lambda: STATUS, redis_url, print)
-    assert not asked()
-    until(lambda: seen().types[0], lambda found: (found.lag, found.dead) == (1, 1))
-    (each,) = seen().types
-    assert each.oldest_waiting is not None and each.oldest_handling is not None  # of WORKER, since long ago
-    assert asked()
-    until(asked, lambda found: not found)
-    until(lambda: seen().types[0].lag, lambda found: found == 1)
-    seen.close()
-    assert not asked()
-
-
-def test_an_outage_and_a_refusal_leave_the_figures_unknown(r: redis.Redis, redis_url: str) -> None:
-    away = StreamFigures(lambda: STATUS, "redis://127.0.0.1:1", print)
-    assert away().types[0].lag is None
-    away.close()
-    warned: list[str] = []
-    r.acl_setuser("little", enabled=True, passwords=["+x"], categories=["+@connection"])
-    refused = StreamFigures(lambda: STATUS, f"redis://little:x@{redis_url.rpartition('@')[2]}", warned.append)
-    assert refused().types[0].lag is None
-    until(lambda: warned, bool)
-    assert warned[0].startswith("Redis refuses what the page and the metrics ask: NOPERM")
-    refused.close()
 
 
 def test_info_says_how_old_a_request_in_hand_is_and_what_workers_here_answered(r: redis.Redis, run: Runner) -> None:
