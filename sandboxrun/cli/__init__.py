@@ -96,6 +96,10 @@ def _meant(error: SandboxrunError, args: list[str]) -> tuple[str, tuple[str, ...
         from sandboxrun.cli.mistakes import with_redis
 
         return str(error), with_redis(error.hint, args)
+    if any("redis-cli" in line for line in error.hint):
+        from sandboxrun.cli.mistakes import with_user
+
+        return str(error), with_user(error.hint)
     return str(error), error.hint
 
 

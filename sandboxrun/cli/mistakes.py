@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 
@@ -141,6 +142,21 @@ def with_redis(hint: tuple[str, ...], args: Sequence[str]) -> tuple[str, ...]:
     if words[:1] != ["sandboxrun"] or words[1:2] in ([name] for name in _WITHOUT_REDIS) or "--help" in words:
         return hint
     return (f"{hint[0]} --redis {shlex.quote(_LOGIN.sub('://USER:PASSWORD@', url))}",)
+
+
+def with_user(hint: tuple[str, ...]) -> tuple[str, ...]:
+    """Of redis://:PASSWORD@HOST, redis-cli sends the empty name: the hint names the user."""
+    from sandboxrun.errors import SandboxrunError
+    from sandboxrun.redis.address import parse_url
+
+    try:
+        address = parse_url(os.environ.get("REDIS_URL", ""))
+    except SandboxrunError:
+        return hint
+    if not address.password or address.user:
+        return hint
+    url = 'redis-cli -u "$REDIS_URL"'
+    return tuple(line.replace(f"{url} ", f"{url} --user default ") for line in hint)
 
 
 def help_hint(parser: argparse.ArgumentParser) -> str:

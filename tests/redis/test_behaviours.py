@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -140,7 +141,9 @@ def test_each_is_answered_once_and_the_same_worker_goes_on(r: redis.Redis, run: 
     assert [name for name, ref in refs.items() if counts.get(ref) != 1] == []
     assert r.xpending("b:req:x", "worker")["pending"] == 0
     assert r.xlen("b:dead:x") == 0
-    assert code in (0, 1), world.output()[-1500:]  # 1: a stream that a row has broken fails at Python's own end
+    # 1: a stream that a row has broken fails at Python's own end. An alarm may come when Python has given up its handlers.
+    ends = (0, 1, *[128 + signal.SIGALRM] * (group == "alarms"))
+    assert code in ends, world.output()[-1500:]
 
 
 @pytest.mark.parametrize("mode", rows.MODES)

@@ -16,7 +16,7 @@ import dap
 import pexpect
 import pytest
 import redis
-from dev_terminal import Terminal
+from dev_terminal import Terminal, close
 from runner import Runner
 
 from sandboxrun import client
@@ -61,7 +61,7 @@ def dev(run: Runner) -> Iterator[Callable[..., Terminal]]:
 
     yield start
     for terminal in made:
-        terminal.spawned.close(force=True)
+        close(terminal.spawned)
 
 
 def test_init_makes_a_folder_whose_test_passes_and_overwrites_nothing(alone: Runner, folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from dev_terminal import Terminal
+from dev_terminal import Terminal, close
 from runner import Runner
 
 from sandboxrun import client
@@ -47,7 +47,7 @@ def dev(r: redis.Redis, run: Runner) -> Iterator[Callable[..., Terminal]]:
 
     yield start
     for terminal in made:
-        terminal.spawned.close(force=True)
+        close(terminal.spawned)
 
 
 def answers(terminal: Terminal, number: int, *, restarted: bool = True) -> None:

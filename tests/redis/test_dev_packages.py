@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from dev_terminal import Terminal
+from dev_terminal import Terminal, close
 from runner import Runner
 from small_index import Index, serving
 
@@ -57,7 +57,7 @@ def dev(r: redis.Redis, run: Runner, folder: Path) -> Iterator[Callable[..., Ter
 
     yield start
     for terminal in made:
-        terminal.spawned.close(force=True)
+        close(terminal.spawned)
 
 
 def answers(terminal: Terminal, version: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pexpect
 import pytest
 import redis
-from dev_terminal import SECONDS, Terminal
+from dev_terminal import SECONDS, Terminal, close
 from runner import Runner
 
 SLOW = """
@@ -45,7 +45,7 @@ def dev(r: redis.Redis, run: Runner, tmp_path: Path) -> Iterator[Callable[..., T
 
     yield start
     for terminal in made:
-        terminal.spawned.close(force=True)
+        close(terminal.spawned)
 
 
 NOT_STARTED = {

@@ -31,3 +31,11 @@ class Terminal:
         self.spawned.close()
         assert self.spawned.exitstatus == 0
         return str(self.spawned.before)
+
+
+def close(spawned: pexpect.spawn) -> None:
+    """End it, whatever it does."""
+    try:
+        spawned.close(force=True)
+    except pexpect.ExceptionPexpect:  # it was killed, and on a busy machine takes longer than that waits
+        spawned.wait()
