@@ -37,7 +37,7 @@ def recorded(width: int = WIDTH, height: int = HEIGHT, *, dark: bool = False, se
         return busy(int(passed), clock=time.monotonic(), now=time.time())
 
     page = Page(status)
-    server = Server(parse_address("127.0.0.1:0", "--page", loopback=True), page.routes())
+    server = Server(parse_address("127.0.0.1:0", "--page", "t", loopback=True), page.routes())
     server.start()
     try:
         page.routes()["/"]("", {})

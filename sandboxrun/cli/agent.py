@@ -98,8 +98,11 @@ def _servers(options: AgentOptions) -> list[tuple[Address, bool]]:
         return []
     from sandboxrun.host.page import parse_address
 
+    types = " ".join(options.types)
     return [
-        (parse_address(text, option, loopback=option == "--page"), option == "--page") for option, text in given if text
+        (parse_address(text, option, types, loopback=option == "--page"), option == "--page")
+        for option, text in given
+        if text
     ]
 
 
