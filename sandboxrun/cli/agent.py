@@ -171,7 +171,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="sandboxrun agent",
         usage="sandboxrun agent [options] [TYPE …]",
-        description="Run the workers of these types that shall run, many in one process, and keep them running.",
+        description="Run the ordered workers of these types, many in one process, and keep them running.",
         epilog=_EPILOG,
     )
     parser.add_argument("types", metavar="TYPE", nargs="*")
