@@ -1,13 +1,16 @@
-"""What many workers cost that one process supervises (host/pool.py), beside Deno where that has an equal.
+"""What many workers cost that one agent runs, beside Deno where that has an equal.
 
     pip install -e '.[bench-startup]'
     python bench/fleet.py order [--rounds N]     # from the order to the first reply, and Deno's launch to its first reply
     python bench/fleet.py start [--workers N]    # N workers ordered at once: until all of them read
-    python bench/fleet.py idle [--workers N] [--seconds N]    # N idle workers: memory, commands, connections, threads, files
+    python bench/fleet.py idle [--workers N] [--seconds N] [--starts N] [--shared]
+                                                 # N idle workers: memory, commands, connections, threads, files
+
+`--starts`: so many workers are started and ended before. `--shared`: the policy allows shared memory, so they are forked.
 
 `order` is the return of LPUSH to TYPE:start:q. Each worker has a Redis user, a pinned and cached script from a URL, the default
 policy and an audit log. In `order`, a figure is the median over the rounds, followed by the median of its ratio to Deno in the
-same round; only ratios are comparable between machines. `PSS` is the proportional share of memory of the supervising process
+same round; only ratios are comparable between machines. `PSS` is the proportional share of memory of the agent
 and of all its workers.
 """
 
@@ -22,34 +25,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import redis
 from startup import BASE, MIB, OURS, SECONDS, Bench, raw_host
 
 from sandboxrun.redis import embedded
 
 TYPE = "cached"
-
-
-def serve(url: str) -> None:
-    """The process that supervises: takes ids from TYPE:start:q. Says when it is ready, and how often it has started one."""
-    from sandboxrun.host.pool import Pool, PoolEvents
-    from sandboxrun.host.runplan import RunOptions
-    from sandboxrun.log import Log
-
-    class Events(PoolEvents):
-        def ended(self, running, ended):
-            if ended.error is not None:
-                print(f"{running.key}: {ended.error}", file=sys.stderr)
-
-    pool, on = Pool(Log(), redis_url=url), Events()
-    audit = (os.path.join(os.environ["HOME"], "audit.log"),)
-    r = redis.Redis.from_url(url, decode_responses=True, socket_timeout=None)
-    while pool.spares.waiting < 2:
-        time.sleep(0.01)
-    print("ready", flush=True)
-    while True:
-        id_ = r.blmove(f"{TYPE}:start:q", f"{TYPE}:started:q", 0, "RIGHT", "LEFT")
-        pool.start(RunOptions(TYPE, id_, url, audit=audit), on=on)
 
 
 class Fleet:
@@ -62,14 +42,33 @@ class Fleet:
 
     @contextlib.contextmanager
     def serving(self):
-        command = [sys.executable, __file__, "serve", self.bench.url]
-        with subprocess.Popen(command, env=self.made.env, stdout=subprocess.PIPE) as process:
+        program = Path(sys.executable).with_name("sandboxrun")
+        audit = f"{self.made.env['HOME']}/audit.log"
+        command = [program, "agent", TYPE, "--most", "400", "--audit", audit]
+        env = {**self.made.env, "REDIS_URL": self.bench.url}
+        devnull = subprocess.DEVNULL
+        with (
+            open(self.bench.folder / "agent", "wb") as said,
+            subprocess.Popen(command, env=env, stdin=devnull, stdout=devnull, stderr=said) as process,
+        ):
             try:
-                process.stdout.readline()
                 self.pid = process.pid
+                deadline = time.monotonic() + SECONDS
+                while len(self.processes()) < 3:  # two spares
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        sys.exit(f"the agent does not serve: {(self.bench.folder / 'agent').read_text()}")
+                    time.sleep(0.05)
+                time.sleep(0.3)
                 yield
             finally:
                 process.kill()
+
+    def end(self, *ids: str) -> None:
+        """For good, as for an agent that finds them in the queue no more."""
+        for id_ in ids:
+            self.r.lrem(f"{TYPE}:started:q", 1, id_)
+        while any(self.r.hexists(f"{TYPE}:{id_}:h", "pidToken") for id_ in ids):
+            time.sleep(0.01)
 
     def order(self, *ids: str) -> None:
         self.r.lpush(f"{TYPE}:start:q", *ids)
@@ -94,13 +93,12 @@ class Fleet:
 
     def timed(self) -> tuple[int, int]:
         """Order and first reply, in ns of CLOCK_MONOTONIC."""
-        ref = self.bench.prepare(self.made, limit=1)
+        ref = self.bench.prepare(self.made, limit=0)
         begin = time.monotonic_ns()
         self.order("1")
-        self.bench.reply("the pool", ref)
+        self.bench.reply("the agent", ref)
         replied = time.monotonic_ns()
-        while self.r.hexists(f"{TYPE}:1:h", "pid"):
-            time.sleep(0.01)
+        self.end("1")
         time.sleep(0.3)  # until there are two spares again
         return begin, replied
 
@@ -141,15 +139,20 @@ def start(fleet: Fleet, workers: int) -> None:
             fleet.order(*map(str, range(1, workers + 1)))
             fleet.reading(workers)
             seconds = time.monotonic() - begin
-            for number in range(1, workers + 1):
-                fleet.r.hdel(f"{TYPE}:{number}:h", "pid")
-            while any(fleet.r.hexists(f"{TYPE}:{number}:h", "pidToken") for number in range(1, workers + 1)):
-                time.sleep(0.05)
+            fleet.end(*map(str, range(1, workers + 1)))
     print(f"{workers} ordered at once, until all read: {seconds:.2f} s")
 
 
-def idle(fleet: Fleet, workers: int, seconds: int) -> None:
+def idle(fleet: Fleet, workers: int, seconds: int, starts: int, *, shared: bool) -> None:
+    if shared:
+        with open(f"{fleet.made.env['HOME']}/.config/sandboxrun/policy.toml", "a") as policy:
+            policy.write("share-memory = true\n")
     with fleet.serving():
+        for first in range(1000, 1000 + starts, 40):
+            ids = [*map(str, range(first, min(first + 40, 1000 + starts)))]
+            fleet.order(*ids)
+            fleet.reading(len(ids))
+            fleet.end(*ids)
         fleet.order(*map(str, range(1, workers + 1)))
         fleet.reading(workers)
         time.sleep(8)  # idle connections are closed
@@ -163,14 +166,14 @@ def idle(fleet: Fleet, workers: int, seconds: int) -> None:
         status = Path(f"/proc/{fleet.pid}/status").read_text()
         threads = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Threads"))
         files = len(os.listdir(f"/proc/{fleet.pid}/fd"))
+        if starts:
+            print(f"after {starts} starts")
         print(f"{workers} idle workers and {len(pids) - 1 - workers} spares")
-        print(
-            f"PSS, MiB           {sum(pss):8.1f}  the supervising process {pss[0]:.1f}, a worker {sum(pss) / workers:.2f}"
-        )
+        print(f"PSS, MiB           {sum(pss):8.1f}  the agent {pss[0]:.1f}, a worker {sum(pss) / workers:.2f}")
         print(f"commands/s, worker {commands / seconds / workers:8.2f}")
         print(f"CPU, share of one  {cpu / os.sysconf('SC_CLK_TCK') / seconds:8.2%}")
         names = [client["name"] for client in fleet.r.client_list()]
-        print(f"connections        {len(names) - 2:8}  of the supervising process {names.count('sandboxrun')}")
+        print(f"connections        {len(names) - 2:8}  of the agent {names.count('sandboxrun')}")
         print(f"threads            {threads:8}\ndescriptors        {files:8}")
 
 
@@ -194,12 +197,10 @@ def main() -> None:
         command.add_argument("--workers", type=int, default=50, metavar="N")
         if name == "idle":
             command.add_argument("--seconds", type=int, default=20, metavar="N")
-    commands.add_parser("serve").add_argument("url")
+            command.add_argument("--starts", type=int, default=0, metavar="N")
+            command.add_argument("--shared", action="store_true")
     options = vars(parser.parse_args())
     command = options.pop("command")
-    if command == "serve":
-        serve(options["url"])
-        return
     with (
         tempfile.TemporaryDirectory(prefix="sandboxrun-bench-") as folder,
         embedded.server() as url,

@@ -72,6 +72,12 @@ class Log:
     def error(self, event: str, message: str, *, hint: tuple[str, ...] = (), **fields: object) -> None:
         self._write("error", event, message, fields, hint)
 
+    def write(
+        self, level: str, event: str, message: str, fields: dict[str, object], hint: tuple[str, ...] = ()
+    ) -> None:
+        """A message that another Log was given, as its observer has it."""
+        self._write(level, event, message, fields, hint)
+
     def _write(
         self, level: str, event: str, message: str, fields: dict[str, object], hint: tuple[str, ...] = ()
     ) -> None:

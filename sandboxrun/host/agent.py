@@ -312,18 +312,18 @@ class Agent(PoolEvents):
         self._known_at = now + KNOWN_SECONDS
 
     def _follow(self, orders: Orders) -> None:
-        """What the queues of one type say."""
+        """What the queues of one type say; new orders first, because somebody waits for them."""
         mine = {slot.id: slot for slot in self._slots.values() if slot.type == orders.type and slot.is_wanted}
-        for id_ in orders.lost(self._redis, mine, [id_ for id_, slot in mine.items() if slot.running is None]):
-            slot = mine.pop(id_)
-            self._let_go(slot, "its id was removed from the queue: ending the worker")
-        orders.keep(self._redis, mine, self._known, self._clock)
         taken = orders.take(self._redis, self._room())
+        for id_ in taken.ids:
+            self._take(orders.type, id_)
         for id_ in taken.again:
             if id_ in mine:
                 mine[id_].due = 0.0
-        for id_ in taken.ids:
-            self._take(orders.type, id_)
+        for id_ in orders.lost(self._redis, mine, [id_ for id_, slot in mine.items() if slot.running is None]):
+            slot = mine.pop(id_)
+            self._let_go(slot, "its id was removed from the queue: ending the worker")
+        orders.keep(self._redis, {*mine, *taken.ids}, self._known, self._clock)
 
     def _room(self) -> int:
         starting = sum(slot.state == "starting" for slot in self._slots.values())

@@ -91,6 +91,8 @@ class Running:
         self.thread: threading.Thread | None = None
         self.denials: Mapping[tuple[Kind, str], int] = {}
         """How often each kind and target was refused."""
+        self.store: SharedStore | None = None
+        """Where its `pid` is kept."""
         self._child: Child | None = None
         self._supervisor: Supervisor | None = None
         self._stopped, self._at_once, self._reason = False, False, ""
@@ -228,7 +230,7 @@ class _Worker:
         self._pool, self._key_line, self._on = pool, key_line, on
         self.log: Log = _WorkerLog(running, on, debug=pool.log.debug_on)
         self.kernel = pool.kernel
-        self.store = SharedStore(pool.connections, pool.watch)
+        self.store = running.store = SharedStore(pool.connections, pool.watch)
         self._child: Child | None = None
         self._deferred = False
 

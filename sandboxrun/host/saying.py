@@ -7,6 +7,8 @@ from sandboxrun.host.restarts import Until
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from sandboxrun.host.pool import Ended, Running
     from sandboxrun.host.slot import Slot
     from sandboxrun.log import Log
@@ -14,17 +16,9 @@ if TYPE_CHECKING:
 
 def said(log: Log, running: Running, level: str, event: str, message: str, fields: dict[str, object]) -> None:
     """A message of a run, of which not every one names its worker."""
-    hint = fields.pop("hint", ())
+    hint: Any = fields.pop("hint", ())
     text = message if running.key in message else f"{running.type} {running.id}: {message}"
-    match level:
-        case "info":
-            log.info(event, text, **fields)
-        case "debug":
-            log.debug(event, text, **fields)
-        case "error":
-            log.error(event, text, hint=tuple(hint), **fields)  # type: ignore[arg-type]  # a field
-        case _:
-            log.warning(event, text, hint=tuple(hint), **fields)  # type: ignore[arg-type]
+    log.write(level, event, text, fields, tuple(hint))
 
 
 def say_end(log: Log, slot: Slot, ended: Ended, asked: bool) -> None:

@@ -100,7 +100,7 @@ class Slot:
             ),
             memory=memory,
             cpu=cpu,
-            lease_age=None,
+            lease_age=running.store.lease_age if running is not None and running.store is not None else None,
         )
 
 

@@ -76,6 +76,11 @@ class SharedStore(Store):
         self._run = run
         self._shared_watch.add(run, self._users, lost)
 
+    @property
+    def lease_age(self) -> float | None:
+        """Seconds since the run's lease was renewed; None if it is not watched. From any thread."""
+        return self._shared_watch.lease_age(self._run.token) if self._run is not None else None
+
     def close(self) -> None:
         self._close()
 

@@ -61,6 +61,7 @@ class SharedWatch:
         self._url, self._warn, self._tick = url, warn, tick
         self._tracking = Tracking(url, name="sandboxrun", seconds=TIMEOUT_SECONDS)
         self._watched: dict[str, _Watched] = {}  # by token
+        self._renewed: dict[str, float] = {}  # by token: when its lease was (time.monotonic)
         self._new: list[_Watched] = []
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -84,6 +85,7 @@ class SharedWatch:
         watched = _Watched(run, users, lost)
         with self._lock:
             self._watched[run.token] = watched
+            self._renewed[run.token] = time.monotonic()
             self._new.append(watched)
         os.eventfd_write(self._wake, 1)
 
@@ -91,6 +93,12 @@ class SharedWatch:
         """The run removes its `pid` itself: `lost` is not called any more."""
         with self._lock:
             self._watched.pop(run.token, None)
+            self._renewed.pop(run.token, None)
+
+    def lease_age(self, token: str) -> float | None:
+        """Seconds since the lease of this run was renewed; None if it is not watched. From any thread."""
+        renewed = self._renewed.get(token)
+        return time.monotonic() - renewed if renewed is not None else None
 
     def close(self) -> None:
         self._closed = True
@@ -196,6 +204,7 @@ class SharedWatch:
     def _lose(self, watched: _Watched, loss: Loss) -> None:
         with self._lock:
             known = self._watched.pop(watched.run.token, None)
+            self._renewed.pop(watched.run.token, None)
         if known is not None:  # else the run has ended, and has removed it itself
             watched.lost(loss)
 
@@ -212,7 +221,9 @@ class SharedWatch:
             self._renew_at = now + (WATCH_SECONDS if self._look_for_missing() else LEASE_REFRESH_SECONDS)
             watched = self._all()
             if watched:
-                renew(self._tracking.reading, *[each.run for each in watched])
+                renewed = renew(self._tracking.reading, *[each.run for each in watched])
+                with self._lock:
+                    self._renewed |= {run.token: now for run in renewed if run.token in self._watched}
                 self._look(watched)  # Redis has forgotten that they were read
             if self.tracks:
                 self._tracking.check()

@@ -118,15 +118,16 @@ def is_held(run: Run, values: list[bytes | None]) -> bool:
     return (pid, token) == (str(run.pid).encode(), run.token.encode()) and host in (None, this_host().encode())
 
 
-def renew(connection: Connection, *runs: Run) -> None:
-    """Renew leases, in a transaction: a hash that was deleted meanwhile must not come back.
+def renew(connection: Connection, *runs: Run) -> list[Run]:
+    """Renew leases, in a transaction: a hash that was deleted meanwhile must not come back. Returns those that were renewed.
 
     All together; if one of their hashes has changed meanwhile or is none any more, by halves.
     """
+    held: list[Run] = []
 
     def decide(replies: list[Any]) -> list[tuple[str | bytes, ...]]:
         *values, now = replies
-        held = [run for run, found in zip(runs, values, strict=True) if is_held(run, found)]
+        held[:] = [run for run, found in zip(runs, values, strict=True) if is_held(run, found)]
         return [("HSET", run.key, "pidSeen", now[0]) for run in held]
 
     reads = [*(("HMGET", run.key, *IDENTITY) for run in runs), ("TIME",)]
@@ -134,11 +135,13 @@ def renew(connection: Connection, *runs: Run) -> None:
         with Within(connection, LOOK_MAX_BYTES + len(runs) * HELD_MAX_BYTES):
             done = optimistic(connection, [run.key for run in runs], decide, reads=reads, tries=1)
     except ReplyError as error:  # of a full server, for instance: the next renewal tries again
-        done = not str(error).startswith("WRONGTYPE")
-    if not done and len(runs) > 1:
-        half = len(runs) // 2
-        renew(connection, *runs[:half])
-        renew(connection, *runs[half:])
+        if not str(error).startswith("WRONGTYPE"):
+            return []
+        done = False
+    if done:
+        return held
+    half = len(runs) // 2
+    return [*renew(connection, *runs[:half]), *renew(connection, *runs[half:])] if half else []
 
 
 class Watch:

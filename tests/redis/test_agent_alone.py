@@ -118,10 +118,24 @@ def test_workers_share_memory_if_the_policy_lets_them(r: redis.Redis, run: Runne
         for id_ in "12":
             r.lpush(f"{type_}:start:q", id_)
             wait_for(lambda: r.hget(f"{type_}:{id_}:h", "pid"))  # noqa: B023
-            with open(f"/proc/{r.hget(f'{type_}:{id_}:h', 'pid')}/maps") as file:
-                layouts[type_, id_] = file.readline()
+            maps = Path(f"/proc/{r.hget(f'{type_}:{id_}:h', 'pid')}/maps").read_text()
+            layouts[type_, id_] = next(line.split()[0] for line in maps.splitlines() if line.endswith("[stack]"))
     assert layouts["t", "1"] == layouts["t", "2"]
     assert layouts["u", "1"] != layouts["u", "2"]
+
+
+def test_what_a_worker_says_names_it_and_has_its_level(r: redis.Redis, run: Runner, started: list[Agent]) -> None:
+    text = "import socket, time\ntry:\n    socket.create_connection(('192.0.2.1', 9))\nexcept OSError:\n    pass\ntime.sleep(600)\n"
+    r.hset("t:h", mapping={"url": folder(run, text), "version": "local"})
+    run.set_policy('[worker."*"]\nopen-redis = true\n')
+    agent = Agent(run, "t", "--json-logs")
+    started.append(agent)
+    r.lpush("t:start:q", "1")
+    wait_for(lambda: agent.says('"denied"'))
+    (denied,) = [json.loads(line) for line in agent.lines if '"denied"' in line]
+    assert denied["level"] == "denied" and "t" in denied["message"] and "192.0.2.1:9" in denied["message"], denied
+    (start,) = [json.loads(line) for line in agent.lines if '"start"' in line]
+    assert (start["level"], start["pid"]) == ("info", int(r.hget("t:1:h", "pid") or 0))
 
 
 def test_types_come_from_a_file(r: redis.Redis, run: Runner, started: list[Agent]) -> None:

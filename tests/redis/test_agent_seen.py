@@ -13,6 +13,8 @@ from typing import Any
 import redis
 from runner import Runner
 
+from sandboxrun.redis.lease import LEASE_SECONDS
+
 Local = Callable[..., Path]
 SECONDS = 60
 WORKER = """\
@@ -67,6 +69,11 @@ def test_an_agent_is_seen_in_all_ways(r: redis.Redis, run: Runner, local: Local,
                 ),
             )
             assert 'sandboxrun_up{type="t",id="1"} 1' in text
+            assert (
+                0
+                <= float(text.partition('sandboxrun_lease_age_seconds{type="t",id="1"} ')[2].split()[0])
+                < LEASE_SECONDS
+            )
             assert 'sandboxrun_requests_total{type="t",id="1",code="500"} 1' in text
             assert re.search(r'sandboxrun_restarts_total\{type="bad",id="1",reason="failed"\} \d', text)
             done = run("health")

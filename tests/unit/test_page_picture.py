@@ -5,10 +5,15 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
 import pytest
+from agent_status import busy
+
+from sandboxrun.describe.page import Page
+from sandboxrun.host.page import Server, parse_address
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -43,9 +48,14 @@ def test_the_picture_is_small() -> None:
 
 @pytest.mark.skipif(record_page.CHROMIUM is None, reason="no Chromium is installed")
 def test_a_browser_draws_the_page_and_applies_its_style() -> None:
+    page = Page(lambda: busy(clock=time.monotonic(), now=time.time()))
+    server = Server(parse_address("127.0.0.1:0", "--page", loopback=True), page.routes())
+    server.start()
     try:
-        data = record_page.recorded(400, 300, seconds=0)
+        data = record_page.screenshot(f"http://127.0.0.1:{server.port}/?still", 400, 300)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"Chromium does not run here: {error}")
+    finally:
+        server.close()
     assert size(data) == (400, 300)
     assert first_pixel(data) == (0xFA, 0xFA, 0xF9)  # --ground: the style's digest is the one that the policy names
