@@ -98,8 +98,11 @@ def _servers(options: AgentOptions) -> list[tuple[Address, bool]]:
         return []
     from sandboxrun.host.page import parse_address
 
+    types = " ".join(options.types)
     return [
-        (parse_address(text, option, loopback=option == "--page"), option == "--page") for option, text in given if text
+        (parse_address(text, option, types, loopback=option == "--page"), option == "--page")
+        for option, text in given
+        if text
     ]
 
 
@@ -168,7 +171,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="sandboxrun agent",
         usage="sandboxrun agent [options] [TYPE …]",
-        description="Run the workers of these types that shall run, many in one process, and keep them running.",
+        description="Run the ordered workers of these types, many in one process, and keep them running.",
         epilog=_EPILOG,
     )
     parser.add_argument("types", metavar="TYPE", nargs="*")

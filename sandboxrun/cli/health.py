@@ -137,7 +137,7 @@ def _of_agent(worker: WorkerStatus) -> tuple[bool, str]:
     if worker.since is not None:
         words.append(f"for {age(time.time() - worker.since)}")
     if health is not None:
-        words[-1] += f", and has handled {health.handled} requests"
+        words[-1] += f", and has handled {health.handled} request{'s' * (health.handled != 1)}"
         if health.handling_since:
             words.append(f"and one for {age(time.monotonic() - health.handling_since)} now")
     return state not in WRONG, " ".join(words)

@@ -100,10 +100,12 @@ def too_much(parser: argparse.ArgumentParser, words: Sequence[str], rest: Sequen
     if option is None:
         return UsageError(f"{_quoted(rest[0])} is one word too many", hint=help_hint(parser))
     name, equals, value = option.partition("=")
-    near = nearest(name, (spelling for spelling in parser._option_string_actions if len(spelling) > 2))
-    if near is None:
+    spellings = {each.lstrip("-"): each for each in parser._option_string_actions if len(each) > 2}
+    word = nearest(name.lstrip("-"), spellings)  # the dashes are alike in all
+    if word is None:
         return UsageError(f"there is no option {_quoted(name)}", hint=help_hint(parser))
-    meant = [near + equals + value if word == option else word for word in words]
+    near = spellings[word]
+    meant = [near + equals + value if given == option else given for given in words]
     return UsageError(f"there is no option {_quoted(name)}{question(near)}", hint=again_hint(parser, meant))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandboxrun.cli.mistakes import again_hint
+from sandboxrun.cli.mistakes import help_hint
 from sandboxrun.cli.parser import Parser, type_parser
 from sandboxrun.cli.redis import connected
 from sandboxrun.cli.start import say_who_serves
@@ -26,8 +26,10 @@ def main(args: list[str]) -> int:
     options = parser.parse_args(args)
     type_ = keys.check_type(options.type)
     if not (options.count.isascii() and options.count.isdigit() and int(options.count[:9]) <= COUNT_MAX):
-        wanted = again_hint(parser, [str(COUNT_MAX) if word == options.count else word for word in args])
-        raise UsageError(f"N is {options.count[:40]!r}: expected a number from 0 to {COUNT_MAX}", hint=wanted)
+        # No number here is safe to paste: each may start or end many workers.
+        raise UsageError(
+            f"N is {options.count[:40]!r}: expected a number from 0 to {COUNT_MAX}", hint=help_hint(parser)
+        )
     with connected(options.redis) as connection:
         done = counting.scale(connection, type_, int(options.count))
         for words, ids in (("added", done.added), ("removed", done.removed)):

@@ -31,7 +31,7 @@ def main(args: list[str]) -> int:
             ids = list(desired.stopped(connection, type_))
             if not ids:
                 raise NotConfigured(
-                    f"no worker of type {type_} was stopped, and no ID is given", hint=f"sandboxrun scale {type_} 1"
+                    f"no worker of type {type_} was stopped, and no ID is given", hint=f"sandboxrun start {type_} 1"
                 )
         done = desired.start(connection, type_, ids)
         for id_ in done.running:

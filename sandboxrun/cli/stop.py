@@ -45,7 +45,8 @@ examples:
 stop removes the field pid of the hash, so it works for workers on any host. The worker's supervisor then sends the worker
 SIGTERM, and SIGKILL 5 s later; other workers take the requests that it has not begun. stop never kills a process by its
 number: if the process is gone, or if another host has not renewed the pid for {LEASE_SECONDS} s, stop only removes the pid.
-A worker that agents keep running is not started again until sandboxrun start TYPE ID. If a service manager such as systemd would restart the worker, stop the service instead.
+Agents do not start a stopped worker again until sandboxrun start TYPE ID. If a service manager such as systemd would restart
+the worker, stop the service instead.
 
 exit codes:
   0 all have ended, or did not run   75 one has not ended in time, or Redis is away   78 there is no such hash

@@ -103,7 +103,7 @@ class Agent(PoolEvents):
         self._draining, self._beat_at, self._end_at = True, 0.0, time.monotonic() + END_SECONDS
         self._ask_redis(self._give_back)
         for slot in list(self._slots.values()):
-            self._let_go(slot, "the agent drains")
+            self._let_go(slot, "the agent drains: ending the worker")
 
     def _give_back(self) -> None:
         for type_ in self.options.types:
@@ -322,7 +322,7 @@ class Agent(PoolEvents):
                 mine[id_].due = 0.0
         for id_ in orders.lost(self._redis, mine, [id_ for id_, slot in mine.items() if slot.running is None]):
             slot = mine.pop(id_)
-            self._let_go(slot, f"{slot.name} shall run no more")
+            self._let_go(slot, "its id was removed from the queue: ending the worker")
         orders.keep(self._redis, {*mine, *taken.ids}, self._known, self._clock)
 
     def _room(self) -> int:

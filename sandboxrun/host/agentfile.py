@@ -97,7 +97,11 @@ def _checked(name: str, value: Any, path: str) -> Any:
                 raise ConfigError(f"{where} is no text")
             return value
         case _:
-            raise ConfigError(f"{path} has {name[:80]!r}: expected one of {', '.join(NAMES)}")
+            import difflib
+
+            near = difflib.get_close_matches(name[:80], NAMES, 1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{path} has {name[:80]!r}: expected one of {', '.join(NAMES)}{meant}")
 
 
 def number(value: object, where: str, least: int, most: int) -> int:

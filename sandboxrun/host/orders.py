@@ -97,7 +97,7 @@ class Orders:
                 self.count = found.count
                 if found.removed:
                     shown = ", ".join(found.removed[:10]) + (" …" if len(found.removed) > 10 else "")
-                    self._log.warning("count", f"{self.type} has count {found.count}: {shown} shall run no more")
+                    self._log.warning("count", f"{self.type} has count {found.count}: removing {shown}")
 
     def status(self, workers: Sequence[WorkerStatus]) -> TypeStatus:
         """From any thread."""

@@ -85,19 +85,20 @@ class _Refused(Exception):
         self.code, self.headers = code, headers
 
 
-def parse_address(text: str, option: str, *, loopback: bool) -> Address:
-    """HOST:PORT, or PORT of 127.0.0.1. `loopback`: it must not be reached from elsewhere. Raises UsageError."""
+def parse_address(text: str, option: str, types: str, *, loopback: bool) -> Address:
+    """HOST:PORT, or PORT of 127.0.0.1. `loopback`: it must not be reached from elsewhere. `types`: of the agent, for
+    the hint. Raises UsageError."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if colon else "127.0.0.1"
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536) or not host:
         raise UsageError(
-            f"{option} is {text[:80]!r}: expected HOST:PORT", hint=f"sandboxrun agent {option} 127.0.0.1:9300"
+            f"{option} is {text[:80]!r}: expected HOST:PORT", hint=f"sandboxrun agent {types} {option} 127.0.0.1:9300"
         )
     address = Address(host.lower(), int(port))
     if loopback and not address.is_loopback:
         raise UsageError(
             f"{option} is {text[:80]!r}, and the page listens on loopback only: it has no login; reach it with ssh -L {port}:127.0.0.1:{port}",
-            hint=f"sandboxrun agent {option} 127.0.0.1:{port}",
+            hint=f"sandboxrun agent {types} {option} 127.0.0.1:{port}",
         )
     return address
 
@@ -132,7 +133,7 @@ class Server:
                 self._socket.close()
                 raise
         except OSError as error:
-            raise ConfigError(f"{address} cannot be listened at: {error.strerror}") from error
+            raise ConfigError(f"the agent cannot listen on {address}: {error.strerror}") from error
 
     @property
     def port(self) -> int:

@@ -145,6 +145,7 @@ def test_types_come_from_a_file(r: redis.Redis, run: Runner, started: list[Agent
         ("most-workers = 401", "expected a number from 1 to 400"),
         ('memory = "much"', "expected bytes"),
         ("other = 1", "expected one of types, most-workers"),
+        ("most-worker = 1", "did you mean most-workers?"),
         ("a.b.c.d.e.f.g = 1", "dots"),
         ("types = [", "is not TOML"),
     ):

@@ -263,20 +263,20 @@ def test_a_closed_server_frees_its_port(server):
     port = server.port
     server.close()
     again = Server(Address("127.0.0.1", port), {})
-    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:\d+ cannot be listened at: Address already in use"):
+    with pytest.raises(ConfigError, match=r"the agent cannot listen on 127\.0\.0\.1:\d+: Address already in use"):
         Server(Address("127.0.0.1", port), {})
     again.close()
 
 
 def test_the_page_listens_on_loopback_only():
-    assert parse_address("127.0.0.1:9300", "--page", loopback=True) == Address("127.0.0.1", 9300)
-    assert parse_address("9300", "--page", loopback=True) == Address("127.0.0.1", 9300)
-    assert str(parse_address("[::1]:9300", "--page", loopback=True)) == "[::1]:9300"
+    assert parse_address("127.0.0.1:9300", "--page", "t", loopback=True) == Address("127.0.0.1", 9300)
+    assert parse_address("9300", "--page", "t", loopback=True) == Address("127.0.0.1", 9300)
+    assert str(parse_address("[::1]:9300", "--page", "t", loopback=True)) == "[::1]:9300"
     for text in ("0.0.0.0:9300", "10.0.0.5:9300", "web-1:9300", "[::]:9300", "localhost.evil.example:9300"):
         with pytest.raises(UsageError, match="loopback only") as caught:
-            parse_address(text, "--page", loopback=True)
-        assert caught.value.hint == ("sandboxrun agent --page 127.0.0.1:9300",)
-    assert parse_address("0.0.0.0:9300", "--metrics", loopback=False) == Address("0.0.0.0", 9300)
+            parse_address(text, "--page", "t", loopback=True)
+        assert caught.value.hint == ("sandboxrun agent t --page 127.0.0.1:9300",)
+    assert parse_address("0.0.0.0:9300", "--metrics", "t", loopback=False) == Address("0.0.0.0", 9300)
     for text in ("", "x", "127.0.0.1:", "127.0.0.1:99999", ":9300", "127.0.0.1:-1", "127.0.0.1:٣"):
         with pytest.raises(UsageError, match=r"expected HOST:PORT"):
-            parse_address(text, "--page", loopback=True)
+            parse_address(text, "--page", "t", loopback=True)

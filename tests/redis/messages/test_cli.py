@@ -172,7 +172,7 @@ def ps_stale(b: Beginner) -> None:
 
 
 def start_none(b: Beginner) -> None:
-    assert "added 1\n" in b.paste(b.hint("start", "t", code=78))
+    assert "t 1 is ordered\n" in b.paste(b.hint("start", "t", code=78))
 
 
 def agent_without_type(b: Beginner) -> None:
@@ -241,7 +241,7 @@ SITUATIONS: dict[str, Callable[[Beginner], None]] = {
     "{} {}": words_again,
     "sandboxrun ps {} --all": ps_type,
     "sandboxrun agent TYPE": agent_without_type,
-    "sandboxrun scale {} 1": start_none,
+    "sandboxrun start {} 1": start_none,
     "sandboxrun stop {}": ps_stale,
     "sandboxrun stream {} delete --force": stream_delete,
     "sandboxrun stream {} responses": trace,

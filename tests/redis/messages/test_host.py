@@ -119,8 +119,9 @@ def not_resolved(new: Newcomer) -> None:
 
 def no_queue(new: Newcomer) -> None:
     new.r.set("t:started:q", "no list")
+    new = new._replace(template=new.template.replace(" DEL", " --user default DEL"))  # REDIS_URL names no user
     hint = new.hint(new.run("start", "t", "1").err, "t:started:q is no list")
-    assert new.works_after(hint, "sandboxrun start t 1").startswith("t 1 is ordered\n")
+    assert "\nt 1 is ordered\n" in new.works_after(hint, "sandboxrun start t 1")
 
 
 def no_count(new: Newcomer) -> None:
@@ -147,10 +148,9 @@ def key_for_all(new: Newcomer) -> None:
 
 def page_for_all(new: Newcomer) -> None:
     new.run.set_policy("")
-    new.run.policy.with_name("agent.toml").write_text('types = ["t"]\n')
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        done = new.run("agent", "--page", f"0.0.0.0:{sock.getsockname()[1]}")
+        done = new.run("agent", "t", "--page", f"0.0.0.0:{sock.getsockname()[1]}")
     assert done.code == 64
     hint = new.hint(done.err, "and the page listens on loopback only")
     assert "drains" in new.works_after(f"{hint} & {DRAIN}")
@@ -166,12 +166,12 @@ SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
     "sandboxrun ps {} --all": no_hash,
     'redis-cli -u "$REDIS_URL" DEL {}': no_queue,
     "chmod 600 {}": key_for_all,
-    "sandboxrun agent {} 127.0.0.1:{}": page_for_all,
+    "sandboxrun agent {} {} 127.0.0.1:{}": page_for_all,
     "sandboxrun scale {} 1": no_count,
     "sandboxrun scale {} {}": two_counts,
 }
 ELSEWHERE = {
-    "sandboxrun agent {} 127.0.0.1:9300": "a port of its own: as the one with the port that was given",
+    "sandboxrun agent {} {} 127.0.0.1:9300": "a port of its own: as the one with the port that was given",
     "python3 -m pip install 'sandboxrun[debug]'": "an environment without debugpy, and a package index",
 }
 
