@@ -49,7 +49,7 @@ def test_the_picture_is_small() -> None:
 @pytest.mark.skipif(record_page.CHROMIUM is None, reason="no Chromium is installed")
 def test_a_browser_draws_the_page_and_applies_its_style() -> None:
     page = Page(lambda: busy(clock=time.monotonic(), now=time.time()))
-    server = Server(parse_address("127.0.0.1:0", "--page", loopback=True), page.routes())
+    server = Server(parse_address("127.0.0.1:0", "--page", "greeter", loopback=True), page.routes())
     server.start()
     try:
         data = record_page.screenshot(f"http://127.0.0.1:{server.port}/?still", 400, 300)
