@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from sandboxrun.log import Log
 from sandboxrun.sandbox.supervisor.zygote import Zygote
 
 SECONDS = 60
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def wait_for(condition: Callable[[], object], what: str = "") -> None:
@@ -89,6 +91,8 @@ def pooled(url: str, home: str, **options: Any) -> Iterator[Fixture]:
         yield fixture
     finally:
         fixture.pool.close(2)
+        # A zygote has made this process the parent of orphans, which would reap none of those that later tests leave.
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(0), 0, 0, 0)
         os.environ["HOME"] = before
     left = {thread for thread in threading.enumerate() if thread.is_alive()} - threads
     wait_for(lambda: not any(thread.is_alive() for thread in left), f"the end of {left}")
