@@ -149,8 +149,11 @@ def test_hundreds_of_starts_leave_no_descriptor_and_no_thread(
 ) -> None:
     write("short", "print('x')\n")
     with pooled(redis_url, str(run.home)) as pool:
-        pool.on.end(pool.start("short"))
-        wait_for(lambda: pool.pool.spares.waiting == 1)
+        for running in [pool.start("short", str(number)) for number in range(2, 10)]:
+            pool.on.end(running)
+        pool.on.ends.clear()
+        wait_for(lambda: pool.pool.spares.waiting == 1 and pool.pool.watch.tracks)
+        pool.pool.connections.close_idle(0)
         before = len(os.listdir("/proc/self/fd"))
         threads = threading.active_count()
         for _ in range(3):

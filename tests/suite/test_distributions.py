@@ -122,7 +122,7 @@ def test_the_wheel_has_the_package_and_the_plugins_and_nothing_else(built: Built
         PLUGINS + name.removeprefix("plugins") for name in plugins
     }
     assert "sandboxrun/py.typed" in names
-    assert {Path(name).suffix for name in package} == {".py", ".typed"}
+    assert {Path(name).suffix for name in package} == {".py", ".typed", ".json"}  # seccomp.json
     assert {Path(name).name for name in plugins} == {"worker.py", "README.md", "spec.json"}
     assert (metadata["Name"], metadata["License-Expression"]) == ("sandboxrun", "MIT")
     assert metadata.get_all("Project-URL") is None  # none that leads nowhere
