@@ -10,7 +10,7 @@ from sandboxrun.client.request import Outgoing, ReplyTooLarge, State
 from sandboxrun.errors import ConnectionLost, StoreError
 from sandboxrun.protocol.call import CallError, NotSent
 from sandboxrun.redis.connection import delays, pack
-from sandboxrun.redis.replies import ReplyError, refused
+from sandboxrun.redis.replies import ReplyError, is_wrong_type, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Exchange:
             self._end_too_large(names[0] if len(names) == 1 else pop_key(error.head))
             raise
         if isinstance(reply, ReplyError):
-            if not str(reply).startswith("WRONGTYPE"):
+            if not is_wrong_type(reply):
                 self._refused(refused(reply, self.wire.address.shown))
             else:
                 self._find_wrong_types()
@@ -190,7 +190,7 @@ class Exchange:
         request = self.waiting[key]
         if isinstance(value, bytes):
             self._end(request, request.outcome(value))
-        elif isinstance(value, ReplyError) and str(value).startswith("WRONGTYPE"):
+        elif is_wrong_type(value):
             self._end(request, request.unusable(f"is not in a list: {str(value)[:80]}"))
 
     def _end_too_large(self, key: bytes) -> None:

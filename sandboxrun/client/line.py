@@ -14,7 +14,7 @@ from sandboxrun.config import keys
 from sandboxrun.errors import ConnectionLost, LoginRefused, StoreError
 from sandboxrun.protocol.call import CallError, CallTimeout, NotSent
 from sandboxrun.redis.connection import delays, pack
-from sandboxrun.redis.replies import ReplyError, refused
+from sandboxrun.redis.replies import ReplyError, is_wrong_type, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class Line:
         finally:
             self._watched = frozenset()
         if isinstance(reply, ReplyError):
-            if not str(reply).startswith("WRONGTYPE"):
+            if not is_wrong_type(reply):
                 self._refused(refused(reply, self._waiter.address.shown))
             else:
                 await self._find_wrong_types(names)
@@ -295,7 +295,7 @@ class Line:
             return
         if isinstance(value, bytes):
             call.end(call.request.outcome(value))
-        elif isinstance(value, ReplyError) and str(value).startswith("WRONGTYPE"):
+        elif is_wrong_type(value):
             call.end(call.request.unusable(f"is not in a list: {str(value)[:80]}"))
 
     def _end_too_large(self, key: bytes) -> None:

@@ -11,7 +11,7 @@ from sandboxrun.log import escape
 from sandboxrun.records import asdict, record
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import LEASE_SECONDS, start_time, this_host
-from sandboxrun.redis.replies import ReplyError
+from sandboxrun.redis.replies import ReplyError, is_wrong_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,12 +55,8 @@ def write(connection: Connection, agent: Agent) -> None:
     value = asdict(agent)
     del value["token"]
     reply = connection.pipeline([("HSET", AGENTS, agent.token, json.dumps(value))])[0]
-    if not _is_wrong(reply):
+    if not is_wrong_type(reply):
         connection.checked(reply)
-
-
-def _is_wrong(reply: Any) -> bool:
-    return isinstance(reply, ReplyError) and str(reply).startswith("WRONGTYPE")
 
 
 def leave(connection: Connection, token: str) -> None:
@@ -128,7 +124,7 @@ def look(connection: Connection, token: str) -> tuple[bool, bool]:
     of the keys is no hash."""
     replies = connection.pipeline([("HEXISTS", AGENTS, token), ("HEXISTS", DRAIN, token)])
     for key, reply in zip((AGENTS, DRAIN), replies, strict=True):
-        if _is_wrong(reply):
+        if is_wrong_type(reply):
             raise ConfigError(f"{key} is no hash, so that agents do not know of each other", hint=remove_hint(key))
     is_there, drains = (connection.checked(reply) == 1 for reply in replies)
     return is_there, drains

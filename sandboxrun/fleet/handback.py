@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sandboxrun.fleet.queues import read_fields
-from sandboxrun.protocol import GROUP
+from sandboxrun.protocol import GROUP, HANDED_BACK_MILLIS
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, holder, is_alive
 from sandboxrun.redis.replies import ReplyError
@@ -13,7 +13,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-HANDED_BACK_MILLIS = 10**11  # as a worker does it itself (worker/claims.py)
 PAGE, PAGES_MOST = 100, 10
 
 

@@ -9,7 +9,7 @@ from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.records import record
 from sandboxrun.redis.connection import Connection
-from sandboxrun.redis.replies import ReplyError, raise_errors
+from sandboxrun.redis.replies import is_wrong_type, raise_errors
 from sandboxrun.redis.transaction import optimistic
 
 TYPE_CHECKING = False
@@ -69,7 +69,7 @@ def _page(connection: Connection, key: str, start: int, stop: int, long_most: in
     """The entries; None in place of those that are too long. None if the key is no list."""
     replies = connection.pipeline_within([("LRANGE", key, start, stop)], PAGE_MAX_BYTES, reopen=True)
     if replies is not None:
-        if isinstance(replies[0], ReplyError) and str(replies[0]).startswith("WRONGTYPE"):
+        if is_wrong_type(replies[0]):
             return None
         entries: list[bytes | None] = connection.checked(replies[0])
         return entries
@@ -95,7 +95,7 @@ def read_strictly(connection: Connection, key: str) -> list[str]:
         replies = connection.pipeline_within([("LRANGE", key, at, at + PAGE - 1)], STRICT_MAX_BYTES)
         if replies is None:
             raise ConfigError(f"{key} has entries that are too long to be read")
-        if isinstance(replies[0], ReplyError) and str(replies[0]).startswith("WRONGTYPE"):
+        if is_wrong_type(replies[0]):
             raise ConfigError(not_a_list(key))
         page = connection.checked(replies[0])
         found += filter(None, map(valid_id, page))
@@ -143,7 +143,7 @@ def read_fields(
 
 
 def _values(connection: Connection, reply: Any) -> list[bytes | None] | None:
-    if isinstance(reply, ReplyError) and str(reply).startswith("WRONGTYPE"):
+    if is_wrong_type(reply):
         return None
     values: list[bytes | None] = connection.checked(reply)
     return values

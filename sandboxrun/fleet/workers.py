@@ -21,7 +21,7 @@ from sandboxrun.protocol import GROUP
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import AGENT_FIELDS, LEASE_SECONDS, PID_FIELDS, holder, is_alive, this_host
-from sandboxrun.redis.replies import ReplyError
+from sandboxrun.redis.replies import ReplyError, is_wrong_type
 
 SCAN_SECONDS = 5.0
 SCAN_COUNT = 1000
@@ -288,7 +288,7 @@ def _bounded(
     if replies is None:
         return None
     for reply in replies:
-        if isinstance(reply, ReplyError) and not str(reply).startswith("WRONGTYPE"):
+        if isinstance(reply, ReplyError) and not is_wrong_type(reply):
             connection.checked(reply)
     return [None if isinstance(reply, ReplyError) else reply for reply in replies]
 

@@ -232,7 +232,6 @@ class _Worker:
         self.kernel = pool.kernel
         self.store = running.store = SharedStore(pool.connections, pool.watch)
         self._child: Child | None = None
-        self._deferred = False
 
     def enter(self, key: str) -> bool:
         self._pool.slots.acquire()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from sandboxrun.errors import SandboxrunError
 
 GROUP = "worker"  # the consumer group of a request stream
+HANDED_BACK_MILLIS = 10**11  # an idle time that no claim reaches by itself, so that others take the request at once
 TRACE_EXPIRE_SECONDS = 120  # of `req:REF:h`, at least
 PAYLOAD_MAX_BYTES = 1024 * 1024  # of a request's fields together
 RESULT_MAX_BYTES = 8 * 1024 * 1024  # of a reply

@@ -44,6 +44,11 @@ def login_refused(error: ReplyError, shown: str) -> LoginRefused:
     return LoginRefused(f"Redis at {shown} refuses the login ({str(error)[:200]})", hint=login_hint(shown))
 
 
+def is_wrong_type(reply: object) -> bool:
+    """Whether it says that the key holds another type than the command is for."""
+    return isinstance(reply, ReplyError) and str(reply).startswith("WRONGTYPE")
+
+
 def raise_errors(replies: list[Any]) -> list[Any]:
     """The replies, if none is an error. Raises the first ReplyError among them as it is."""
     for reply in replies:

@@ -10,7 +10,7 @@ from sandboxrun.errors import ConfigGone, StoreError, TakenOver
 from sandboxrun.records import record
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, Run, this_host
-from sandboxrun.redis.replies import ReplyError, Within
+from sandboxrun.redis.replies import ReplyError, Within, is_wrong_type
 from sandboxrun.redis.transaction import optimistic
 
 TYPE_CHECKING = False
@@ -59,7 +59,7 @@ def _look(connection: Connection, run: Run) -> tuple[Loss | None, list[bytes | N
     try:
         values = _bounded(connection, "HMGET", run.key, *IDENTITY)
     except ReplyError as error:
-        if not str(error).startswith("WRONGTYPE"):
+        if not is_wrong_type(error):
             raise
         return lost_hash(connection, f"{run.key} is no hash any more: somebody has replaced it"), None
     if values is None:
@@ -135,7 +135,7 @@ def renew(connection: Connection, *runs: Run) -> list[Run]:
         with Within(connection, LOOK_MAX_BYTES + len(runs) * HELD_MAX_BYTES):
             done = optimistic(connection, [run.key for run in runs], decide, reads=reads, tries=1)
     except ReplyError as error:  # of a full server, for instance: the next renewal tries again
-        if not str(error).startswith("WRONGTYPE"):
+        if not is_wrong_type(error):
             return []
         done = False
     if done:

@@ -24,7 +24,7 @@ import time
 
 from sandboxrun.config import keys
 from sandboxrun.errors import ConnectionLost, LoginRefused, TakenOver
-from sandboxrun.protocol import GROUP
+from sandboxrun.protocol import GROUP, HANDED_BACK_MILLIS
 from sandboxrun.redis.connection import Connection, pack
 from sandboxrun.redis.replies import ReplyError, translated
 from sandboxrun.worker.batch import EXEC, MULTI, Entry, acknowledge
@@ -47,7 +47,6 @@ UNSENDABLE_TRIES = (7, 12)  # connections lost in all, after which a smaller rep
 ALONE_MILLIS, SUPERVISED_MILLIS = 1000, 2000  # that a read waits at most
 ALONE_SECONDS = 1.0  # between two tries to send a reply alone
 SETTLE_PART = 3  # takeoverMillis / 3, twice the time between renewals
-HANDED_BACK_MILLIS = 10**11  # an idle time that no claim reaches by itself, so that others take it at once
 
 
 class Claims(Session):

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError
-from sandboxrun.protocol import GROUP
+from sandboxrun.protocol import GROUP, HANDED_BACK_MILLIS
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker.base import BATCH_MOST, LOOK_SECONDS
 from sandboxrun.worker.batch import Entry
-from sandboxrun.worker.claims import HANDED_BACK_MILLIS, Claims
+from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.health import Health
 from sandboxrun.worker.outage import Backoff
 from sandboxrun.worker.streams import read_command, read_entries

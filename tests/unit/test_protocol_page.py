@@ -9,6 +9,7 @@ from sandboxrun import protocol
 from sandboxrun.client import put
 from sandboxrun.config import keys
 from sandboxrun.config.fields import ALIASES, LOOP_NAMES, LOOP_NUMBERS, parse_loop
+from sandboxrun.protocol import HANDED_BACK_MILLIS
 from sandboxrun.protocol.request import entry, trace_fields
 from sandboxrun.worker import batch, claims, kept, sweep
 
@@ -61,7 +62,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert f"EXPIRE req:REF:h  {protocol.TRACE_EXPIRE_SECONDS}\n" in PAGE
     assert f"EXPIRE req:fence-NAME:h {put.FENCE_EXPIRE_SECONDS}`" in PAGE
     assert f"MAXLEN ~ {batch.DEAD_STREAM_LIMIT} " in PAGE
-    assert f"IDLE {claims.HANDED_BACK_MILLIS} RETRYCOUNT 0 JUSTID" in PAGE
+    assert f"IDLE {HANDED_BACK_MILLIS} RETRYCOUNT 0 JUSTID" in PAGE
     assert f"IDLE takeoverMillis - + {sweep.TAKE_MOST}" in PAGE
     assert kept.RENEW_PART == 6 and "six times in\n`takeoverMillis`" in PAGE
     assert claims.SETTLE_PART == 3 and "a third of `takeoverMillis`" in PAGE
