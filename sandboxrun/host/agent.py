@@ -22,7 +22,7 @@ from sandboxrun.host.pool import Ended, Pool, PoolEvents, Running
 from sandboxrun.host.restarts import Until
 from sandboxrun.host.runplan import RunOptions
 from sandboxrun.host.saying import said, say_end
-from sandboxrun.host.slot import STUCK, Slot
+from sandboxrun.host.slot import Slot
 from sandboxrun.redis.connection import Connection, delays
 from sandboxrun.redis.lease import new_token, start_time, this_host
 from sandboxrun.redis.replies import ReplyError
@@ -175,7 +175,7 @@ class Agent(PoolEvents):
         slot.last_exit, slot.last_reason = ended.code, ended.reason.partition(";")[0]
         slot.noted = False
         if slot.next.counts:
-            name = restarts.label(ended.code, asked=asked, stuck=STUCK in ended.reason)
+            name = restarts.label(ended.code, asked=asked, stuck=ended.was_stuck)
             slot.restarts += 1
             slot.restarts_by[name] = slot.restarts_by.get(name, 0) + 1
         say_end(self._log, slot, ended, asked)

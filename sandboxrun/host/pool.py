@@ -49,13 +49,14 @@ _SIGTERM = 15
 @record
 class Ended:
     """How a run ended. `reason`: as the operator was told, empty if the worker has ended by itself. `error`: it could not be
-    started, or not be supervised; `code` is that error's then. `loss`: of its `pid`."""
+    started, or not be supervised; `code` is that error's then. `loss`: of its `pid`. `was_stuck`: as of Outcome."""
 
     code: int
     reason: str
     error: SandboxrunError | None
     seconds: float  # since it was ordered
     loss: Loss | None
+    was_stuck: bool = False
 
 
 class PoolEvents:
@@ -217,7 +218,8 @@ class Pool:
         running.state = "ending"
         self._forget(running)
         reason = outcome.reason or running.reason
-        on.ended(running, Ended(outcome.code, reason, error, time.monotonic() - begun, outcome.loss))
+        seconds = time.monotonic() - begun
+        on.ended(running, Ended(outcome.code, reason, error, seconds, outcome.loss, outcome.was_stuck))
 
 
 class _Worker:

@@ -90,11 +90,13 @@ KEY_SECONDS = 10  # for the key to come on standard input
 
 @record
 class Outcome:
-    """How a run ended. `reason`: as the operator was told, empty if the worker ended by itself. `loss`: of its `pid`."""
+    """How a run ended. `reason`: as the operator was told, empty if the worker ended by itself. `loss`: of its `pid`.
+    `was_stuck`: it was told to end because a handler stopped its loop."""
 
     code: int
     reason: str = ""
     loss: Loss | None = None
+    was_stuck: bool = False
 
 
 def run(options: RunOptions, log: Log, spawned: Spawned | None = None) -> int:
@@ -258,7 +260,8 @@ def _live(
     # Whoever ends the run by a signal gets the worker's own code, whatever became of the hash meanwhile.
     lost_code = losses[0].exit_code if losses and not supervisor.signalled else None
     reason = losses[0].reason if losses else supervisor.reason
-    return Outcome(code if lost_code is None else lost_code, reason, losses[0] if losses else None)
+    ended = code if lost_code is None else lost_code
+    return Outcome(ended, reason, losses[0] if losses else None, supervisor.was_stuck)
 
 
 def _brought(preparation: Preparation) -> dict[str, object]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from sandboxrun.host.restarts import Next
 
 _TICKS, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-STUCK = "--limit-handler"  # in the reason of an end
 TARGETS_MAX = 50  # of which denials are counted
 
 

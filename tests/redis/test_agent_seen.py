@@ -29,6 +29,7 @@ def handle(request):
 
 worker.run()
 """
+HANGS = "import time\nfrom sandboxrun import worker\n\n@worker.handler\ndef handle(request):\n    time.sleep(600)\n\nworker.run()\n"
 
 
 def until(ask: Callable[[], Any], true: Callable[[Any], bool] = bool) -> Any:
@@ -44,12 +45,20 @@ def test_an_agent_is_seen_in_all_ways(r: redis.Redis, run: Runner, local: Local,
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "worker.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "hangs").mkdir()
+    (tmp_path / "hangs" / "worker.py").write_text(HANGS)
+    r.hset("hangs:1:h", mapping={"url": str(tmp_path / "hangs"), "version": "local", "limitHandler": "1"})
+    r.xgroup_create("hangs:req:x", "worker", "0", mkstream=True)
+    r.xadd("hangs:req:x", {"ref": "h", "type": "hangs", "data": "{}"})
+    r.rpush("hangs:start:q", "1")
     r.hset("bad:1:h", mapping={"url": str(folder), "version": "local"})
     run.set_policy('[worker."*"]\nopen-redis = true\nallow-read = ["*"]\n')
     r.xgroup_create("t:req:x", "worker", "0", mkstream=True)
     r.rpush("t:start:q", "1")
     r.rpush("bad:start:q", "1")
-    with run.start("agent", "t", "bad", "--page", "127.0.0.1:0", "--metrics-file", str(tmp_path / "x.prom")) as agent:
+    with run.start(
+        "agent", "t", "bad", "hangs", "--page", "127.0.0.1:0", "--metrics-file", str(tmp_path / "x.prom")
+    ) as agent:
         try:
             until(lambda: "is running" in run("health", "t", "1").out)
             for fail in ("", "", "1"):
@@ -76,11 +85,15 @@ def test_an_agent_is_seen_in_all_ways(r: redis.Redis, run: Runner, local: Local,
             )
             assert 'sandboxrun_requests_total{type="t",id="1",code="500"} 1' in text
             assert re.search(r'sandboxrun_restarts_total\{type="bad",id="1",reason="failed"\} \d', text)
+            stuck = r'restarts_total\{type="hangs",id="1",reason="stuck"\} [1-9]'
+            until(lambda: re.search(stuck, (tmp_path / "x.prom").read_text()))
             done = run("health")
             assert done.code == 0 and "t 1: net access to 192.0.2.1:443" in done.out
             assert "hint: sandboxrun perms t 1 --net 192.0.2.1:443" in done.out
             out = until(lambda: run("ps").out, lambda out: bool(re.search(r"bad 1 .* (waiting|failing) .*3", out)))
-            assert re.search(r"^agent \S+ \(process \d+\): 2 of at most 200 workers of t, bad$", out, re.MULTILINE)
+            assert re.search(
+                r"^agent \S+ \(process \d+\): 3 of at most 200 workers of t, bad, hangs$", out, re.MULTILINE
+            )
         finally:
             agent.send_signal(signal.SIGTERM)
             agent.wait(SECONDS)

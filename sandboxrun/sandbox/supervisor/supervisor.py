@@ -78,6 +78,8 @@ class Supervisor:
         self._stop_reason: str | None = None
         self.reason = ""
         """Why the worker was told to end, or what has killed it; empty if it has ended by itself."""
+        self.was_stuck = False
+        """Whether it was told to end because a handler stops its loop."""
         self._stops, self._at_once = 0, False
         self.signalled = False  # whether a signal has asked for the end
         self._kill_at: float | None = None
@@ -383,6 +385,7 @@ class Supervisor:
         from sandboxrun.sandbox.supervisor.health import stuck
 
         if stuck(self._child.health(), limit, time.monotonic()):
+            self.was_stuck = True
             self.stop(self._policy.limits.reached("handler", self._key) + ": ending the worker")
 
 
