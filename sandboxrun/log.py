@@ -85,8 +85,10 @@ class Log:
             fields["hint"] = list(hint)
         if self.observer is not None:
             self.observer(level, event, message, fields)
-        if (level == "debug" and not self.debug_on) or (level == "info" and self._quiet):
-            return
+        if self.debug_on if level == "debug" else not (level == "info" and self._quiet):
+            self._show(level, event, message, fields, hint)
+
+    def _show(self, level: str, event: str, message: str, fields: dict[str, object], hint: tuple[str, ...]) -> None:
         if self._json:
             import json
             import time

@@ -332,15 +332,8 @@ class _WorkerLog(Log):
         super().__init__(debug=debug)
         self._running, self._on = running, on
 
-    def _write(
-        self, level: str, event: str, message: str, fields: dict[str, object], hint: tuple[str, ...] = ()
-    ) -> None:
-        if hint:
-            fields["hint"] = list(hint)
-        if self.observer is not None:
-            self.observer(level, event, message, fields)
-        if level != "debug" or self.debug_on:
-            self._on.said(self._running, level, event, escape(message)[:LINE_MAX_CHARS], fields)
+    def _show(self, level: str, event: str, message: str, fields: dict[str, object], hint: tuple[str, ...]) -> None:
+        self._on.said(self._running, level, event, escape(message)[:LINE_MAX_CHARS], fields)
 
 
 class _Slots:

@@ -5,9 +5,6 @@ One thread spawns all of them, and lives as long as they may: PDEATHSIG follows 
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import threading
 from collections import deque
 
@@ -46,7 +43,7 @@ class Spares:
                         raise found
                     if not readable(found.pidfd, 0):
                         return found
-                    _end(found)
+                    found.end()
             finally:
                 self._asking -= 1
                 self._changed.notify_all()
@@ -64,15 +61,14 @@ class Spares:
         while self._ready:
             found = self._ready.popleft()
             if not isinstance(found, OSError):
-                _end(found)
+                found.end()
 
     def _spawn(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or len(self._ready) < self._count + self._asking)
-                if (
-                    not self._asking
-                ):  # the one that was taken last begins first: posix_spawn(3) keeps other threads waiting
+                if not self._asking:
+                    # The one that was taken last begins first: posix_spawn(3) keeps other threads waiting.
                     self._changed.wait_for(lambda: self._closed or self._asking, _CALM_SECONDS)
                 if self._closed:
                     return
@@ -86,13 +82,3 @@ class Spares:
                     self._changed.notify_all()
                 if isinstance(made, OSError):
                     self._changed.wait_for(lambda: self._closed, _AGAIN_SECONDS)
-
-
-def _end(spawned: Spawned) -> None:
-    """Kill and reap one that nobody needs."""
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(spawned.pidfd, signal.SIGKILL)
-    os.waitpid(spawned.pid, 0)
-    ours = ("stdin", "stdout", "stderr", "questions", "answers", "plan", "health", "pidfd")
-    for fd in (getattr(spawned, name) for name in ours):
-        os.close(fd)

@@ -49,7 +49,7 @@ class Spawned:
         timing.mark("child started")
 
     def _keep(self, pid: int, pidfd: int, ours: list[int]) -> None:
-        self.pid, self.pidfd = pid, pidfd
+        self.pid, self.pidfd, self._ours = pid, pidfd, ours
         self.stdin, self.stdout, self.stderr, self.questions, self.answers, self.plan, self.health = ours
 
     @classmethod
@@ -58,6 +58,18 @@ class Spawned:
         made = cls.__new__(cls)
         made._keep(pid, pidfd, ours)
         return made
+
+    def end(self) -> None:
+        """Kill and reap one that nobody has taken, and close its descriptors."""
+        import _signal  # type: ignore[import-not-found]  # signal makes enums of all numbers
+
+        try:
+            _signal.pidfd_send_signal(self.pidfd, _signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        os.waitpid(self.pid, 0)
+        for fd in (*self._ours, self.pidfd):
+            os.close(fd)
 
 
 def start_python(program: str, words: list[str], fds: list[int]) -> int:

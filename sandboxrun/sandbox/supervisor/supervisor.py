@@ -35,6 +35,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
+    from sandboxrun.sandbox.supervisor.guard import Guard
+
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 HOUSEKEEPING_SECONDS = 1.0
 LEFT_SECONDS = 5.0  # after SIGKILL, until processes that have not ended are named
@@ -98,38 +100,41 @@ class Supervisor:
         )
         self._metadata = Metadata(self._calls, policy.write)
         self._calls.ended = self._end_calls
-        self._relays = [
+        self._relays = self._make_relays(output_log, shares)
+        self._cgroup = Cgroup.make(child.pid, policy.limits)  # before there is a guard, which would be one too many
+        self._guard = self._make_guard() if policy.execute else None
+        self._poll.register(child.pidfd, select.POLLIN)  # no callback: `serve` ends
+        for fd, callback in ((child.questions.fileno(), self._asked), (self._wake_read, self._woken)):
+            self._poll.register(fd, select.POLLIN)
+            self._callbacks[fd] = callback
+
+    def _make_relays(self, output_log: OutputLog | None, shares: Shares | None) -> list[Relay]:
+        limits = self._policy.limits
+        targets = (1, 2) if shares is None else (None, None)
+        kinds, names = (b"out", b"err"), ("standard output", "standard error")
+        return [
             Relay(
                 source,
                 target,
-                limit=limit_for(target, policy.limits.output, LIMITS["output"].default),
+                limit=limit_for(target, limits.output, LIMITS["output"].default),
                 slowed=lambda: self._reached("output"),
                 lost=functools.partial(self._output_lost, name),
                 log=output_log,
                 kind=kind,
                 heard=shares.heard if shares is not None else None,
             )
-            for source, target, kind, name in zip(
-                child.output,
-                (1, 2) if shares is None else (None, None),
-                (b"out", b"err"),
-                ("standard output", "standard error"),
-                strict=True,
-            )
+            for source, target, kind, name in zip(self._child.output, targets, kinds, names, strict=True)
         ]
-        self._cgroup = Cgroup.make(child.pid, policy.limits)  # before there is a guard, which would be one too many
-        self._guard = None
-        if policy.execute:
-            from sandboxrun.sandbox.supervisor.guard import Guard
 
-            counted = self._cgroup is not None and self._cgroup.counts_tasks
-            self._guard = Guard(child.pid, child.pidfd, limit=0 if counted else policy.limits.threads)
-            self._poll.register(self._guard.words, select.POLLIN)
-            self._callbacks[self._guard.words.fileno()] = self._told_by_guard
-        self._poll.register(child.pidfd, select.POLLIN)  # no callback: `serve` ends
-        for fd, callback in ((child.questions.fileno(), self._asked), (self._wake_read, self._woken)):
-            self._poll.register(fd, select.POLLIN)
-            self._callbacks[fd] = callback
+    def _make_guard(self) -> Guard:
+        from sandboxrun.sandbox.supervisor.guard import Guard
+
+        limits, child = self._policy.limits, self._child
+        counted = self._cgroup is not None and self._cgroup.counts_tasks
+        guard = Guard(child.pid, child.pidfd, limit=0 if counted else limits.threads)
+        self._poll.register(guard.words, select.POLLIN)
+        self._callbacks[guard.words.fileno()] = self._told_by_guard
+        return guard
 
     def stop(self, reason: str = "", *, at_once: bool = False) -> None:
         """Ask the worker to end: SIGTERM, then after GRACE_SECONDS or a second call SIGKILL. `at_once`: SIGKILL."""
