@@ -1,12 +1,12 @@
 """What many workers cost that one agent runs, beside Deno where that has an equal.
 
     pip install -e '.[bench-startup]'
-    python bench/fleet.py order [--rounds N]     # from the order to the first reply, and Deno's launch to its first reply
+    python bench/fleet.py order [--rounds N]     # order to first reply, beside Deno's launch to its first reply
     python bench/fleet.py start [--workers N]    # N workers ordered at once: until all of them read
     python bench/fleet.py idle [--workers N] [--seconds N] [--starts N] [--shared]
                                                  # N idle workers: memory, commands, connections, threads, files
 
-`--starts`: so many workers are started and ended before. `--shared`: the policy allows shared memory, so they are forked.
+`--starts`: the number of workers that are started and ended before. `--shared`: the workers are forked (share-memory).
 
 `order` is the return of LPUSH to TYPE:start:q. Each worker has a Redis user, a pinned and cached script from a URL, the default
 policy and an audit log. In `order`, a figure is the median over the rounds, followed by the median of its ratio to Deno in the

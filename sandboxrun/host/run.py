@@ -70,7 +70,7 @@ if TYPE_CHECKING:
             """The line of the key for the worker's secrets, checked. Raises SecretError, ConfigError."""
 
         def defer(self) -> None:
-            """From here on only `check` and `supervised` raise Signalled, because what is made now must be finished."""
+            """From now on only `check` and `supervised` may raise Signalled: what the run makes next must not be left half made."""
 
         def check(self) -> None: ...
         def supervisor(self, child: Child, listener: int, confinement: Confinement, kept: OutputLog) -> Supervisor: ...

@@ -88,8 +88,9 @@ class StatusSocket:
 
 
 def read_all(folder: str) -> Iterator[tuple[int, AgentStatus | str]]:
-    """For each agent of this user on this host: its pid, and its status or why there is none. A socket that was left behind
-    by one that was killed is removed."""
+    """The pid of each agent of this user on this host, with its status, or with the reason why it gave none.
+
+    Removes the socket of an agent that was killed."""
     for name in _names(folder):
         pid = int(name.removesuffix(SUFFIX))
         path = os.path.join(folder, name)

@@ -121,7 +121,7 @@ def is_held(run: Run, values: list[bytes | None]) -> bool:
 def renew(connection: Connection, *runs: Run) -> list[Run]:
     """Renew leases, in a transaction: a hash that was deleted meanwhile must not come back. Returns those that were renewed.
 
-    All together; if one of their hashes has changed meanwhile or is none any more, by halves.
+    One transaction renews all. If it fails because a hash has changed or is no hash any more, each half is tried by itself.
     """
     held: list[Run] = []
 

@@ -118,7 +118,7 @@ class Claims(Session):
             self.connection.set_wait(self.block_millis / 1000)
             self.opened += 1
             self._opened_at = time.monotonic()
-            if self.identified is not None:  # apart, because a login that may not ask is none that is refused
+            if self.identified is not None:  # by itself: a login without the right to ask may still work
                 self.expect((pack("CLIENT", "ID"),), 1, lambda replies, told: told(replies[0]), self.identified)
             _, expire = self.exchange(
                 ("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"),

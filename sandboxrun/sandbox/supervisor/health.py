@@ -89,7 +89,7 @@ def _codes(words: Sequence[int], handled: int) -> tuple[tuple[int, int], ...]:
 def stuck(health: Health, limit: float, now: float) -> bool:
     """Whether a request has been in hand for longer than `limit` seconds, and the loop has not turned since, or for as long.
 
-    A limit of 0 is none. A loop that turns has not stopped, however long one of its handlers takes.
+    0 means no limit. While the loop turns, a worker is not stuck, however long one of its handlers takes.
     """
     since = health.handling_since
     if not limit or not since or now - since <= limit:

@@ -59,8 +59,8 @@ class Relay:
         kind: bytes = b"out",
         heard: Callable[[bytes, bytes], None] | None = None,
     ) -> None:
-        """`target`: a descriptor, or None if the output is only kept. `limit`: bytes a second; 0 is none. `log`: keeps the
-        output, as of this `kind`. `heard`: called with the kind and what came, as it came."""
+        """`target`: the descriptor that the output is written to, or None. `limit`: bytes a second; 0 means no limit.
+        `log`: keeps the output, marked with `kind`. `heard`: called with `kind` and each piece of the output."""
         self._source, self._target, self._limit, self._slowed = source, target, limit, slowed
         self._lost: Callable[[OSError], None] | None = lost
         self._log, self._kind, self._heard = log, kind, heard
