@@ -72,19 +72,23 @@ def _no_package(desk: Desk) -> Callable[[], Done]:
     desk.local(f"import {name}\nprint('ran')")
 
     def start() -> Done:
-        command = [desk.folder / "env/bin/python", "-m", "sandboxrun", "t", "1"]
-        done = subprocess.run(
-            command,
-            env=desk.run.env,
-            cwd=desk.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        command: list[str | Path] = [desk.folder / "env/bin/python", "-m", "sandboxrun", "t", "1"]
+        return _done(desk, command)
 
     return start
+
+
+def _done(desk: Desk, command: list[str | Path]) -> Done:
+    done = subprocess.run(
+        command,
+        env=desk.run.env,
+        cwd=desk.folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def _default_profile(desk: Desk) -> Callable[[], Done]:
@@ -95,17 +99,8 @@ def _default_profile(desk: Desk) -> Callable[[], Done]:
         ours = desk.run.home / "seccomp.json"
         profile = ours if ours.exists() else ROOT / "tests/data/seccomp/docker-26.1.5.json"
         tool = ROOT / "tests/support/container_profile.py"
-        command = [sys.executable, str(tool), str(profile), *desk.run.command("t", "1", "--yes")]
-        done = subprocess.run(
-            command,
-            env=desk.run.env,
-            cwd=desk.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+        command: list[str | Path] = [sys.executable, str(tool), str(profile), *desk.run.command("t", "1", "--yes")]
+        return _done(desk, command)
 
     return start
 
