@@ -68,10 +68,11 @@ class AsyncClient:
         timeout: Timeout = 10.0,
         trace: dict[str, Any] | None = None,
         retry: bool = True,
+        method: str | None = None,
     ) -> dict[str, Any]:
         """As Client.call. A call that is cancelled before it is sent is never sent."""
         keys.check_type(type_)
-        request = Outgoing(type_, data, timeout, trace, retry=retry)
+        request = Outgoing(type_, data, timeout, trace, retry=retry, method=method)
         outcome = await self._line().call(request)
         if isinstance(outcome, Exception):
             raise outcome

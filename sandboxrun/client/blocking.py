@@ -32,11 +32,12 @@ def call(
     timeout: Timeout = 10.0,
     trace: dict[str, Any] | None = None,
     retry: bool = True,
+    method: str | None = None,
     url: str | None = None,
 ) -> dict[str, Any]:
     """One call on a connection of its own. See Client.call."""
     with Client(url) as client:
-        return client.call(type_, data, timeout=timeout, trace=trace, retry=retry)
+        return client.call(type_, data, timeout=timeout, trace=trace, retry=retry, method=method)
 
 
 class Client:
@@ -75,19 +76,20 @@ class Client:
         timeout: Timeout = 10.0,
         trace: dict[str, Any] | None = None,
         retry: bool = True,
+        method: str | None = None,
     ) -> dict[str, Any]:
         """Send `data` to a worker of the type, and return the fields of its reply.
 
         `data`: what json.dumps accepts, without NaN. `timeout`: seconds until CallTimeout, after which no worker begins
         the request; None or inf waits without limit. `trace`: more fields for the request's hash `req:REF:h`. `retry`:
         while Redis is away, or can accept nothing, retry until the time-out; if False, raise NotSent at once. A request
-        that Redis may have accepted is never sent again.
+        that Redis may have accepted is never sent again. `method`: of the service that is called, as `of` or `price.of`.
 
         Raises CallError; StoreError if Redis refuses the login or the request; ConfigError for a type that is not valid;
-        TypeError or ValueError for `data` that is not JSON.
+        TypeError or ValueError for `data` that is not JSON, or a method that is no name.
         """
         keys.check_type(type_)
-        request = Outgoing(type_, data, timeout, trace, retry=retry)
+        request = Outgoing(type_, data, timeout, trace, retry=retry, method=method)
         idle = self._idle
         exchange = Exchange(self._take())
         exchange.add(request)

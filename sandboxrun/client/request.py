@@ -15,7 +15,7 @@ from sandboxrun.errors import ConnectionLost
 from sandboxrun.protocol import OK, REPLY_MAX_BYTES, TRACE_EXPIRE_SECONDS
 from sandboxrun.protocol.call import CallError, CallTimeout, NotSent, RemoteError, error_of
 from sandboxrun.protocol.reply import Unusable, checked, decoded, error_text, reply_in
-from sandboxrun.protocol.request import encode, entry, iso, trace_fields
+from sandboxrun.protocol.request import encode, entry, is_method, iso, trace_fields
 from sandboxrun.redis.connection import pack
 
 TYPE_CHECKING = False
@@ -71,14 +71,23 @@ class Outgoing:
     """One request in flight."""
 
     __slots__ = (
-        "_text", "_trace", "_type", "began", "fence", "key", "look", "perhaps", "process", "reason", "ref", "retry", "state",
+        "_method", "_text", "_trace", "_type", "began", "fence", "key", "look", "perhaps", "process", "reason", "ref", "retry", "state",
         "timeout", "trace_key", "until",
     )  # fmt: skip
 
     def __init__(
-        self, type_: str, data: Payload, timeout: Timeout, trace: dict[str, Any] | None, *, retry: bool = True
+        self,
+        type_: str,
+        data: Payload,
+        timeout: Timeout,
+        trace: dict[str, Any] | None,
+        *,
+        retry: bool = True,
+        method: str | None = None,
     ) -> None:
-        """Raises TypeError or ValueError for `data` or `trace` that is not JSON."""
+        """Raises TypeError or ValueError for `data` or `trace` that is not JSON, and for a malformed `method`."""
+        if method is not None and not is_method(method):
+            raise ValueError(f"the method is {method[:80]!r}: expected a name, as of or price.of")
         self.timeout = seconds_of(timeout)
         self.ref = os.urandom(12).hex()
         self.key = keys.reply_key(self.ref).encode()
@@ -92,7 +101,7 @@ class Outgoing:
         self.look = False  # the reply may have been lost with a connection, so the trace is read
         self.reason = ""  # why it is not sent or not answered yet
         self.process = forks.generation
-        self._type, self._text = type_, encode(data)
+        self._type, self._text, self._method = type_, encode(data), method
         self._trace = {
             name: value if isinstance(value, str) else json.dumps(value) for name, value in (trace or {}).items()
         }
@@ -125,13 +134,13 @@ class Outgoing:
     def commands(self) -> bytes:
         """The packed commands for the trace and the entry; they have PUT_COMMANDS replies."""
         created = iso(int(self.began * 1000))
-        fields = {**self._trace, **trace_fields(self.ref, self._type, self._text, created)}
+        fields = {**self._trace, **trace_fields(self.ref, self._type, self._text, created, method=self._method)}
         words = chain.from_iterable(fields.items())
         if self.timeout is None:
             expire, deadline = UNLIMITED_EXPIRE_SECONDS, None
         else:
             expire, deadline = max(TRACE_EXPIRE_SECONDS, int(self.timeout) + 1), self.began + self.timeout
-        added = entry(self.ref, self._type, self._text, created, deadline)
+        added = entry(self.ref, self._type, self._text, created, deadline, method=self._method)
         return (
             pack("HSET", self.trace_key, *words)
             + pack("EXPIRE", self.trace_key, expire)

@@ -17,7 +17,7 @@ _RESERVED_TYPES = frozenset({"req", "res"})
 
 def check_type(type_: str) -> str:
     """Return `type_` unchanged, or raise ConfigError."""
-    if len(type_) > TYPE_MAX_CHARS or type_[:1] not in LOWER or not consists_of(_TYPE_CHARS, type_):
+    if not _reads_as_type(type_):
         raise ConfigError(
             f"worker type {_shown(type_)} is not valid: expected a lower-case letter, then up to "
             f"{TYPE_MAX_CHARS - 1} of a-z 0-9 - _, as in demo-worker"
@@ -25,6 +25,15 @@ def check_type(type_: str) -> str:
     if type_ in _RESERVED_TYPES:
         raise ConfigError(f"worker type {type_} is not valid: {type_}:… are keys of requests and replies")
     return type_
+
+
+def is_type(text: str) -> bool:
+    """Whether `check_type` accepts it."""
+    return _reads_as_type(text) and text not in _RESERVED_TYPES
+
+
+def _reads_as_type(text: str) -> bool:
+    return len(text) <= TYPE_MAX_CHARS and text[:1] in LOWER and consists_of(_TYPE_CHARS, text)
 
 
 def check_id(id_: str) -> str:

@@ -7,30 +7,75 @@ import time
 from sandboxrun.config import keys
 from sandboxrun.plainjson import decoder, dumps
 from sandboxrun.protocol import PAYLOAD_MAX_BYTES, BadRequest
+from sandboxrun.protocol.calling import PATH_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from sandboxrun.protocol.calling import Calling
+
 PATH_MAX_CHARS = 200
-_ENVELOPE = ("ref", "type", "time", "deadline")  # all other fields belong to the payload
+METHOD_MAX_CHARS = 128
+# All other fields belong to the payload.
+_ENVELOPE = ("ref", "type", "time", "deadline", "method", "traceparent", "path")
 
 
 # --- writing
 
 
-def entry(ref: str, type_: str, text: str, created: str, deadline: float | None = None) -> list[str]:
+def entry(
+    ref: str,
+    type_: str,
+    text: str,
+    created: str,
+    deadline: float | None = None,
+    *,
+    method: str | None = None,
+    traceparent: str = "",
+    path: Sequence[str] = (),
+) -> list[str]:
     """The words of the entry: field, value, field, value … `text`: of `encode`. `deadline`: seconds since the epoch."""
     words = ["ref", ref, "type", type_, "data", text, "time", created]
     if deadline is not None:
         words += ("deadline", str(int(deadline * 1000)))
+    if method is not None:
+        words += ("method", method)
+    if traceparent:
+        words += ("traceparent", traceparent)
+    if path:
+        words += ("path", ",".join(path))
     return words
 
 
-def trace_fields(ref: str, type_: str, text: str, created: str) -> dict[str, str]:
-    """The fields of `req:REF:h` that a client writes together with the entry."""
-    return {"ref": ref, "type": type_, "requestData": text, "created": created}
+def trace_fields(
+    ref: str,
+    type_: str,
+    text: str,
+    created: str,
+    *,
+    method: str | None = None,
+    traceparent: str = "",
+    caller: Calling | None = None,
+) -> dict[str, str]:
+    """The fields of `req:REF:h` that a client writes together with the entry. `caller`: the handler that calls."""
+    fields = {"ref": ref, "type": type_, "requestData": text, "created": created}
+    if method is not None:
+        fields["method"] = method
+    if traceparent:
+        from sandboxrun.protocol.tracing import parent_of
+
+        fields["traceparent"], fields["parentSpan"] = traceparent, parent_of(traceparent)
+    if caller is not None:
+        fields["caller"], fields["callerRef"] = caller.type, caller.ref
+    return fields
+
+
+def is_method(name: str) -> bool:
+    """Whether it is a method's name, as `of` or `price.of`: names of letters, digits, - and _ with dots in between."""
+    parts = name.replace("-", "_").split(".")
+    return len(name) <= METHOD_MAX_CHARS and all(part.isidentifier() for part in parts)
 
 
 def encode(data: Any) -> str:
@@ -97,6 +142,8 @@ def read(
     if type_ not in accepted:
         raise BadRequest(f"the request's type is {type_[:80]!r}, expected {' or '.join(sorted(accepted))}")
     deadline = _deadline(raw[b"deadline"].decode("utf-8", "replace")) if b"deadline" in raw else None
+    if b"path" in raw or b"method" in raw:
+        path_of(raw), method_of(raw)  # to refuse what is malformed
     if fields is not None:
         return ref, type_, {name: value for name, value in fields.items() if name not in _ENVELOPE}, deadline
     return ref, type_, _decoded(text or ""), deadline
@@ -107,6 +154,35 @@ def _deadline(text: str) -> float:
     if not (text.isascii() and text.isdigit() and len(text) <= 16):
         raise BadRequest(f"the request's deadline is {text[:40]!r}: expected milliseconds since 1970, as 1767225600000")
     return int(text) / 1000
+
+
+def method_of(raw: Mapping[bytes, bytes]) -> str | None:
+    """The method that the request is for, or None. Raises BadRequest."""
+    if b"method" not in raw:
+        return None
+    name = raw[b"method"].decode("utf-8", "replace")
+    if not is_method(name):
+        raise BadRequest(f"the request's method is {name[:80]!r}: expected a name, as of or price.of")
+    return name
+
+
+def path_of(raw: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    """The types through which the request has come, the first caller first. Raises BadRequest."""
+    text = raw.get(b"path", b"").decode("utf-8", "replace")
+    types = tuple(text.split(",")) if text else ()
+    if len(types) > PATH_MAX or not all(map(keys.is_type, types)):
+        raise BadRequest(f"the request's path is {text[:80]!r}: expected at most {PATH_MAX} types, as order,price")
+    return types
+
+
+def traceparent_of(raw: Mapping[bytes, bytes]) -> str:
+    """The traceparent of a new span for the request, under the one that the entry names; "" if it names none."""
+    text = raw.get(b"traceparent")
+    if text is None:
+        return ""
+    from sandboxrun.protocol.tracing import child_of
+
+    return child_of(text.decode("utf-8", "replace"))
 
 
 def _decoded(text: str) -> Any:

@@ -13,6 +13,7 @@ import time
 
 from sandboxrun.config import keys
 from sandboxrun.protocol import BAD_REQUEST, FAILED, OK, RESULT_MAX_BYTES, Expired, code_of
+from sandboxrun.protocol.calling import current
 from sandboxrun.protocol.reply import failure, last_resort, message_of
 from sandboxrun.protocol.request import now, read, ref_of
 from sandboxrun.worker.output import say
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from sandboxrun.protocol.calling import Caller
     from sandboxrun.worker.batch import Entry, Renderer
     from sandboxrun.worker.handlers import Handler
 
@@ -48,10 +50,11 @@ class Answers:
         render: Renderer,
         encoder: Encoder,
         tell: Callable[[Request, dict[str, Any]], None],
+        caller: Caller | None = None,
     ) -> None:
-        """`tell`: called by `request.progress`."""
+        """`tell`: called by `request.progress`. `caller`: this worker, for the calls of handlers."""
         self._handlers, self._type, self._consumer, self._render = handlers, type_, consumer, render
-        self._encoder, self._tell = encoder, tell
+        self._encoder, self._tell, self._caller = encoder, tell, caller
         self._dead = keys.dead_stream(type_)
         self.limited: Callable[[Handler, Request], Any] | None = (
             None  # calls a handler with a timeout; None: unsupported
@@ -65,19 +68,19 @@ class Answers:
         raw = entry.raw
         ref, type_, data, deadline = read(raw, self._handlers, self._type)
         entry.ref = ref
-        request = Request(
-            entry.xid.decode(), ref, type_, data, raw, deadline, entry.deliveries, self._encoder, self._tell
-        )
+        xid, encoder, tell = entry.xid.decode(), self._encoder, self._tell
+        request = Request(xid, ref, type_, data, raw, deadline, entry.deliveries, encoder, tell, self._caller)
         if deadline is not None:
             check_deadline(request)
         return self._handlers[type_], request
 
     def serve(self, entry: Entry) -> None:
-        """Parse the request, call its handler in this thread, and encode the reply."""
+        """Parse the request, call its handler in this thread, and encode the reply. It stays `current`."""
         received, request = now(), None
         try:
             handler, request = self.parse(entry)
             entry.begun = True
+            current.set(request)
             if handler.timeout is None or self.limited is None:
                 result = handler.call(request)
             else:
@@ -90,12 +93,15 @@ class Answers:
         """As `serve`, for a parsed request. Returns an awaitable that the reply depends on, or None if it is done."""
         try:
             check_deadline(request)
+            current.set(request)
             result = handler.call(request)
             if hasattr(result, "__await__"):  # a plain function that wraps an async one
                 return result
             self.finish(entry, received, request, result)
         except BaseException as error:
             self.fail(entry, received, request, error)
+        finally:
+            current.set(None)
         return None
 
     def finish(self, entry: Entry, received: str, request: Request, result: Any) -> None:

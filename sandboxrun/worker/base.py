@@ -63,7 +63,9 @@ class Worker:
         self._claims.warn = self._warn
         self._health = Health()
         self._claims.supervised = self._health.shared
-        self._answers = Answers(handlers, context.type, loop.consumer_id, self._render, encoder, self._tell)
+        self._answers = Answers(
+            handlers, context.type, loop.consumer_id, self._render, encoder, self._tell, context.caller
+        )
         self._answers.replied = self._health.replied
         self._signals = process.Signals()
         self._signals.forked.append(self._forked)

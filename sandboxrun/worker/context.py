@@ -8,6 +8,7 @@ import sys
 from sandboxrun.config import fields as settings
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, MissingSecret
+from sandboxrun.protocol.calling import NONCE, Caller
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError, refused
 
@@ -24,12 +25,16 @@ SOCKET_MARGIN_SECONDS = 5  # on top of BLOCK, so that a half-open connection is 
 class Context:
     """The worker's key from argv, REDIS_URL from the environment, the AES key from standard input."""
 
-    def __init__(self, worker_key: str, redis_url: str, hash_url: str | None, token: str = "") -> None:
+    def __init__(
+        self, worker_key: str, redis_url: str, hash_url: str | None, token: str = "", nonce: str | None = None
+    ) -> None:
         """`hash_url`: the login that reads the hashes, if it is not that of `redis_url`: Redis before 7 needs two logins.
-        `token`: the run's, from sandboxrun; "" if the worker was started without sandboxrun."""
+        `token`: the run's, from sandboxrun; "" if the worker was started without sandboxrun, and then its calls need no
+        grant. `nonce`: the run's, if allowCall names a type."""
         self.key = worker_key
         self.type, self.id = keys.split_worker_key(worker_key)
         self.redis_url, self.hash_url, self.token = redis_url, hash_url, token
+        self.caller = Caller(worker_key, self.type, nonce or ("" if token else os.urandom(8).hex()))
         # The request loop goes on with the connection that reads the hash.
         self.connection = Connection(redis_url, name=f"worker:{worker_key}", seconds=SOCKET_MARGIN_SECONDS)
         self._hash: tuple[dict[str, str], dict[str, str]] | None = None
@@ -138,7 +143,8 @@ def of_process() -> Context:
             hint=_dev_hint(script) if script.endswith(".py") else "",
         )
     token = getattr(sys, "_sandboxrun_token", "")  # from bootstrap.py, because the hash may have another run's by now
-    return Context(sys.argv[1], os.environ["REDIS_URL"], os.environ.get("SANDBOXRUN_HASH_URL"), token)
+    environ = os.environ
+    return Context(sys.argv[1], environ["REDIS_URL"], environ.get("SANDBOXRUN_HASH_URL"), token, environ.get(NONCE))
 
 
 def _dev_hint(script: str) -> str:

@@ -6,7 +6,9 @@ import time
 
 from sandboxrun.plainjson import encoder
 from sandboxrun.protocol import HandlerTimeout
+from sandboxrun.protocol.calling import Caller, Calling
 from sandboxrun.protocol.reply import enveloped
+from sandboxrun.protocol.request import method_of, path_of, traceparent_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,10 +40,12 @@ class Request(_OfPayload[T]):
     `data`: the JSON of the entry's field `data`, parsed; without that field, the entry's other fields as text. A handler
     with the parameter `request: Request[Order]` gets an Order there. `ref`, `type`, `xid` (the entry's ID) and `fields`
     are text, `deadline` is in seconds since the epoch or None, and `deliveries` counts how often the request was begun,
-    this time included.
+    this time included. Calls in the handler inherit `deadline`, `path` and `traceparent`.
     """
 
-    __slots__ = ("_encoder", "_noted", "_raw", "_tell", "data", "deadline", "deliveries", "ref", "type", "xid")
+    __slots__ = (
+        "_caller", "_calling", "_encoder", "_noted", "_raw", "_tell", "data", "deadline", "deliveries", "ref", "type", "xid",
+    )  # fmt: skip
 
     data: T
 
@@ -56,6 +60,7 @@ class Request(_OfPayload[T]):
         deliveries: int = 1,
         encoder: Encoder | None = None,
         tell: Tell | None = None,
+        caller: Caller | None = None,
     ) -> None:
         self.xid = xid
         self.ref = ref
@@ -66,6 +71,39 @@ class Request(_OfPayload[T]):
         self._raw = raw
         self._noted: dict[str, Any] | None = None
         self._encoder, self._tell = encoder, tell
+        self._caller = caller
+        self._calling: Calling | None = None
+
+    @property
+    def method(self) -> str | None:
+        """The method that is called, as `of` or `price.of`, or None."""
+        return method_of(self._raw)
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The types through which the request has come, the first caller first; empty if no worker has called."""
+        return path_of(self._raw)
+
+    @property
+    def traceparent(self) -> str:
+        """The W3C traceparent of this request's own span, for whatever the handler calls; "" if it is not traced."""
+        return self._as_calling().traceparent if b"traceparent" in self._raw else ""
+
+    def _as_calling(self) -> Calling:
+        """What the handler's calls inherit; always the same object."""
+        calling = self._calling
+        if calling is None:
+            caller = self._caller or Caller("", self.type, "")
+            calling = self._calling = Calling(
+                caller.type,
+                self.deadline,
+                (*self.path, caller.type),
+                traceparent_of(self._raw),
+                self.ref,
+                caller.nonce,
+                caller.key,
+            )
+        return calling
 
     @property
     def fields(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ import time
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError, StoreError
 from sandboxrun.healthpage import HANDLING_SINCE, READY, TICK
 from sandboxrun.protocol import HandlerTimeout
+from sandboxrun.protocol.calling import current
 from sandboxrun.protocol.reply import message_of
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker.base import BATCH_MOST, CUT_SECONDS, GRACE_SECONDS, RENEW_PART, GaveUp, Worker
@@ -270,6 +271,7 @@ class Serial(Worker):
                         times[HANDLING_SINCE] = at = started = time.monotonic()
                 until = at + QUICK_SECONDS
         finally:
+            current.set(None)
             times[HANDLING_SINCE] = 0.0
             self._handled += number
             self._quick += number - slow
@@ -300,6 +302,7 @@ class Serial(Worker):
             else:
                 self._answer(entry, began)
         finally:
+            current.set(None)
             self._times[HANDLING_SINCE] = 0.0
         ended = time.monotonic()
         self._health.took(ended - began)

@@ -22,6 +22,7 @@ from typing import Any
 from sandboxrun.config.fields import Loop
 from sandboxrun.errors import ConfigError, ConnectionLost, LoginRefused, SandboxrunError
 from sandboxrun.protocol import HandlerTimeout
+from sandboxrun.protocol.calling import current
 from sandboxrun.protocol.request import now
 from sandboxrun.redis.connection import RETRY_MOST_SECONDS, Connection
 from sandboxrun.redis.replies import ReplyError
@@ -218,6 +219,7 @@ class Tasks(Kept):
         entry, answers = job.entry, self._answers
         try:
             check_deadline(job.request)
+            current.set(job.request)
             result = await (self._awaited(job) if awaited is None else awaited)
             answers.finish(entry, job.received, job.request, result)
         except BaseException as error:

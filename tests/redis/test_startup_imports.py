@@ -60,7 +60,7 @@ WORKER = frozenset(
     atexit gc genericpath hiredis hiredis.hiredis hiredis.version itertools os os.path posixpath resource stat struct
     sandboxrun sandboxrun.config sandboxrun.config.fields sandboxrun.config.keys
     sandboxrun.errors sandboxrun.healthpage sandboxrun.modulecache sandboxrun.plainjson sandboxrun.protocol
-    sandboxrun.protocol.reply sandboxrun.protocol.request sandboxrun.redis
+    sandboxrun.protocol.calling sandboxrun.protocol.reply sandboxrun.protocol.request sandboxrun.redis
     sandboxrun.redis.address sandboxrun.redis.connection sandboxrun.redis.replies sandboxrun.worker
     sandboxrun.worker.answer sandboxrun.worker.app sandboxrun.worker.base sandboxrun.worker.batch
     sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers sandboxrun.worker.health

@@ -1,0 +1,99 @@
+"""Which request the running code handles: whatever it calls gets its deadline, its path and its trace from here. Pure.
+
+A worker sets `current` around each handler, to the request itself, because most handlers call nobody: the Calling is made
+when somebody asks for it.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import ContextVar, Token
+    from typing import Protocol
+
+    class Handled(Protocol):
+        """A worker's Request."""
+
+        def _as_calling(self) -> Calling: ...
+else:
+    from _contextvars import ContextVar  # contextvars is Python, and has nothing else
+
+PATH_MAX = 16  # types in a path
+NOTED_MAX = 100  # calls of one request that its trace names
+NONCE = "SANDBOXRUN_CALL_NONCE"  # environment of a worker with allowCall: what the refs of its calls begin with
+URL = "SANDBOXRUN_CALL_URL"  # and the login for its calls, if the login of REDIS_URL cannot make them
+
+
+class Caller:
+    """The worker that handles requests. `key`: its hash. `nonce`: "" if it may call nobody."""
+
+    __slots__ = ("key", "nonce", "type")
+
+    def __init__(self, key: str, type: str, nonce: str) -> None:
+        self.key, self.type, self.nonce = key, type, nonce
+
+
+class Calling:
+    """What a call inherits from the request that is handled.
+
+    `type`: of the worker that calls. `deadline`: of the request, in seconds since the epoch. `path`: the types from the
+    first caller on, ending with `type`. `traceparent`: of the handler's span, "" if the request is not traced. `ref`: of
+    the request. `nonce`: what the refs of calls begin with, "" if the worker may call nobody. `key`: the worker's hash.
+    """
+
+    __slots__ = ("deadline", "key", "nonce", "noted", "path", "ref", "traceparent", "type")
+
+    def __init__(
+        self,
+        type: str,
+        deadline: float | None,
+        path: tuple[str, ...],
+        traceparent: str = "",
+        ref: str = "",
+        nonce: str = "",
+        key: str = "",
+    ) -> None:
+        self.type, self.deadline, self.path, self.traceparent = type, deadline, path, traceparent
+        self.ref, self.nonce, self.key = ref, nonce, key
+        self.noted: list[str] = []  # the refs of its calls that the request's trace names
+
+    def inner(self, service: str) -> Calling:
+        """The Calling of a service that this one calls in process. Raises BadRequest for a circle."""
+        path = (*check_path(self, service), service)
+        inner = Calling(service, self.deadline, path, self.traceparent, self.ref, self.nonce, self.key)
+        inner.noted = self.noted
+        return inner
+
+
+class Current:
+    """The Calling of the running code, or None outside of a handler. As a ContextVar, it is per thread and per task."""
+
+    __slots__ = ("_held", "reset", "set")
+
+    set: Callable[[Handled | Calling | None], Token[Handled | Calling | None]]
+    reset: Callable[[Token[Handled | Calling | None]], None]
+
+    def __init__(self) -> None:
+        self._held: ContextVar[Handled | Calling | None] = ContextVar("sandboxrun_handled", default=None)
+        self.set, self.reset = self._held.set, self._held.reset  # without a call in between, for each request
+
+    def get(self) -> Calling | None:
+        held = self._held.get()
+        return held if held is None or isinstance(held, Calling) else held._as_calling()
+
+
+current = Current()
+
+
+def check_path(calling: Calling, callee: str) -> tuple[str, ...]:
+    """The path of a call of `callee`. Raises BadRequest if it would close a circle, or is too long."""
+    path = calling.path
+    if callee not in path and len(path) <= PATH_MAX:
+        return path
+    from sandboxrun.protocol.call import BadRequest
+
+    shown = " → ".join((*path, callee))
+    if callee in path:
+        raise BadRequest(f"{callee} calls itself: {shown}; it would wait for its own reply")
+    raise BadRequest(f"the call of {callee} has a path of {len(path)} types, at most {PATH_MAX} are: {shown}")
