@@ -46,7 +46,8 @@ SUPERVISOR = frozenset(
     sandboxrun.sandbox.supervisor.handlers sandboxrun.sandbox.supervisor.handlers.connect
     sandboxrun.sandbox.supervisor.handlers.listen sandboxrun.sandbox.supervisor.handlers.metadata
     sandboxrun.sandbox.supervisor.handlers.processes sandboxrun.sandbox.supervisor.listener
-    sandboxrun.sandbox.supervisor.output sandboxrun.sandbox.supervisor.resolver
+    sandboxrun.sandbox.supervisor.output sandboxrun.sandbox.supervisor.outputlog
+    sandboxrun.sandbox.supervisor.resolver
     sandboxrun.sandbox.supervisor.scratch sandboxrun.sandbox.supervisor.spawn
     sandboxrun.sandbox.supervisor.supervisor sandboxrun.sandbox.supervisor.target sandboxrun.sandbox.syscalls
     sandboxrun.timing
