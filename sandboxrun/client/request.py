@@ -84,9 +84,8 @@ class Outgoing:
     """One request in flight."""
 
     __slots__ = (
-        "_calling", "_method", "_note", "_path", "_text", "_trace", "_traceparent", "_type", "began", "deadline",
-        "count", "fence", "key", "look", "own", "perhaps", "process", "reason", "ref", "retry", "state", "timeout", "trace_key",
-        "until",
+        "_calling", "_method", "_note", "_path", "_text", "_trace", "_traceparent", "_type", "began", "count", "deadline",
+        "fence", "key", "look", "own", "perhaps", "process", "reason", "ref", "retry", "state", "timeout", "trace_key", "until",
     )  # fmt: skip
 
     def __init__(
