@@ -26,6 +26,7 @@ from __future__ import annotations
 from sandboxrun.client.blocking import Client, call
 from sandboxrun.client.redis_py import send, wait
 from sandboxrun.protocol.call import BadRequest, CallDenied, CallError, CallTimeout, Expired, NotSent, RemoteError
+from sandboxrun.protocol.tracing import new_traceparent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient", "BadRequest", "CallDenied", "CallError", "CallTimeout", "Client", "Expired", "NotSent", "RemoteError",
-    "call", "send", "wait",
+    "call", "new_traceparent", "send", "wait",
 ]  # fmt: skip
 
 

@@ -49,7 +49,7 @@ class Line:
         self._sender, self._waiter = (Link(login.url, f"sandboxrun-client-{name}") for name in ("sends", "waits"))
         self._tracer, self._tracing = Link(login.trace_url, "sandboxrun-client-traces"), asyncio.Lock()
         # A push to this list ends the wait, which then begins again with new keys.
-        self._wake = keys.reply_key(f"{login.nonce_of()}wake-{os.urandom(12).hex()}")
+        self._wake = keys.reply_key(f"{login.nonce}wake-{os.urandom(12).hex()}")
         self._calls: dict[bytes, Call] = {}  # by reply key
         self._unsent: deque[Call] = deque()
         self._unsure: list[Call] = []  # calls whose connection was lost while they were sent

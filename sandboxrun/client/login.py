@@ -11,10 +11,6 @@ import os
 from sandboxrun.protocol.calling import NONCE, URL
 from sandboxrun.redis.address import parse_url
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from sandboxrun.protocol.calling import Calling
-
 DEFAULT_URL = "redis://127.0.0.1:6379"
 
 
@@ -22,10 +18,10 @@ class Login:
     """`url`: where to call. `own`: whether it is the Redis of this process, so that a worker's grants and trace hold there.
 
     `separate`: whether it is a worker's login for calls alone, which cannot write the traces of others. `trace_url`: the
-    login that can.
+    login that can. `nonce`: what refs begin with.
     """
 
-    __slots__ = ("_nonce", "own", "separate", "trace_url", "url")
+    __slots__ = ("nonce", "own", "separate", "trace_url", "url")
 
     def __init__(self, url: str | None = None) -> None:
         """Raises ConfigError for a URL that is not valid."""
@@ -34,11 +30,5 @@ class Login:
         self.separate = self.own and bool(calls)
         self.url = (calls or usual or DEFAULT_URL) if self.own or not url else url
         self.trace_url = usual if self.separate and usual else self.url
-        self._nonce = os.environ.get(NONCE, "") if self.own else ""
+        self.nonce = os.environ.get(NONCE, "") if self.own else ""
         parse_url(self.url)
-
-    def new_ref(self, calling: Calling | None) -> str:
-        return self.nonce_of(calling) + os.urandom(12).hex()
-
-    def nonce_of(self, calling: Calling | None = None) -> str:
-        return calling.nonce if calling is not None and self.own else self._nonce

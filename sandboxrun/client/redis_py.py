@@ -12,7 +12,7 @@ from sandboxrun.protocol import TRACE_EXPIRE_SECONDS
 from sandboxrun.protocol.call import CallError, RemoteError
 from sandboxrun.protocol.calling import NONCE, check_path, current
 from sandboxrun.protocol.reply import decoded
-from sandboxrun.protocol.request import encode, entry, trace_fields
+from sandboxrun.protocol.request import encode, entry, entry_extras, trace_extras, trace_fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from sandboxrun.client.request import Payload, Timeout
 
 WAIT_SECONDS = 1.0  # of one BRPOP
-_NO_PATH: tuple[str, ...] = ()
 
 
 def send(redis: Redis, type_: str, data: Payload, *, now: str) -> str:
@@ -34,15 +33,15 @@ def send(redis: Redis, type_: str, data: Payload, *, now: str) -> str:
     """
     keys.check_type(type_)
     text, calling = encode(data), current.get()
+    ref = os.urandom(12).hex()
+    fields: dict[Any, Any]  # redis-py's type of keys is invariant
     if calling is None:
-        ref = os.environ.get(NONCE, "") + os.urandom(12).hex()
-        deadline, path, traceparent = None, _NO_PATH, ""
+        ref = os.environ.get(NONCE, "") + ref
+        words, fields = entry(ref, type_, text, now), {**trace_fields(ref, type_, text, now)}
     else:
-        ref = calling.nonce + os.urandom(12).hex()
-        deadline, path, traceparent = calling.deadline, check_path(calling, type_), calling.traceparent
-    words = entry(ref, type_, text, now, deadline, traceparent=traceparent, path=path)
-    # redis-py's type of keys is invariant
-    fields: dict[Any, Any] = {**trace_fields(ref, type_, text, now, traceparent=traceparent, caller=calling)}
+        path, ref = check_path(calling, type_), calling.nonce + ref
+        words = entry(ref, type_, text, now, calling.deadline) + entry_extras(None, calling.traceparent, path)
+        fields = {**trace_fields(ref, type_, text, now), **trace_extras(None, calling.traceparent, calling)}
     with redis.pipeline(transaction=True) as pipe:
         pipe.hset(keys.trace_key(ref), mapping=fields)
         pipe.expire(keys.trace_key(ref), TRACE_EXPIRE_SECONDS)

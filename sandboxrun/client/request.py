@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+import os
 import time
 from itertools import chain
 
@@ -16,7 +17,7 @@ from sandboxrun.protocol import OK, REPLY_MAX_BYTES, TRACE_EXPIRE_SECONDS
 from sandboxrun.protocol.call import CallDenied, CallError, CallTimeout, Expired, NotSent, RemoteError, error_of
 from sandboxrun.protocol.calling import check_path, current
 from sandboxrun.protocol.reply import Unusable, checked, decoded, error_text, reply_in
-from sandboxrun.protocol.request import encode, entry, is_method, iso, trace_fields
+from sandboxrun.protocol.request import encode, entry, entry_extras, is_method, iso, trace_extras, trace_fields
 from sandboxrun.protocol.tracing import accepted
 from sandboxrun.redis.connection import pack
 from sandboxrun.redis.replies import refused
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 UNLIMITED_EXPIRE_SECONDS = 24 * 3600  # expiry of the trace of a request without a time-out
 UNLIMITED_SECONDS = 1e9  # a time-out from 31 years counts as no limit
 PUT_COMMANDS = 3  # for one request
+REF_CHARS = 24  # of a ref, after the NONCE
 NOTE_COMMANDS = 2  # more, if it is noted in the trace of the request that is handled
 
 
@@ -80,12 +82,26 @@ def seconds_of(timeout: Timeout) -> float | None:
     return None if seconds >= UNLIMITED_SECONDS else seconds
 
 
+class Extras:
+    """What few requests have: a method, a trace, and what a handler's request inherits from the one that is handled."""
+
+    __slots__ = ("calling", "method", "note", "path", "traceparent")
+
+    def __init__(self, method: str | None, traceparent: str | None, calling: Calling | None) -> None:
+        """Raises ValueError for a malformed `method`."""
+        if method is not None and not is_method(method):
+            raise ValueError(f"the method is {method[:80]!r}: expected a name, as of or price.of")
+        self.method, self.traceparent, self.calling = method, accepted(traceparent) if traceparent else "", calling
+        self.path: tuple[str, ...] = ()
+        self.note = b""  # the commands that name the request in the trace of the one that is handled
+
+
 class Outgoing:
     """One request in flight."""
 
     __slots__ = (
-        "_calling", "_method", "_note", "_path", "_text", "_trace", "_traceparent", "_type", "began", "count", "deadline",
-        "fence", "key", "look", "own", "perhaps", "process", "reason", "ref", "retry", "state", "timeout", "trace_key", "until",
+        "_extras", "_text", "_trace", "_type", "began", "count", "deadline", "fence", "key", "look", "perhaps", "process",
+        "reason", "ref", "retry", "state", "timeout", "trace_key", "until",
     )  # fmt: skip
 
     def __init__(
@@ -105,22 +121,15 @@ class Outgoing:
         Raises TypeError or ValueError for `data` or `trace` that is not JSON, and for a malformed `method`; in a handler,
         CallDenied, BadRequest for a circle, and Expired if no time is left.
         """
-        if method is not None and not is_method(method):
-            raise ValueError(f"the method is {method[:80]!r}: expected a name, as of or price.of")
         self.timeout = seconds_of(timeout)
         self.began = time.time()
         self.deadline = None if self.timeout is None else self.began + self.timeout
-        self._path: tuple[str, ...] = ()
-        self._traceparent = accepted(traceparent) if traceparent else ""
-        self._type, self._text, self._method = type_, encode(data), method
-        self._calling = current.get()
+        self._type, self._text = type_, encode(data)
         login = login or Login()
-        self.own = login.own
-        self.ref = login.new_ref(self._calling)
-        self._note = b""  # the commands that name it in the trace of the request that is handled
-        if self._calling is not None:
-            self._inherit(self._calling, login)
-        self.count = PUT_COMMANDS + (NOTE_COMMANDS if self._note else 0)
+        self.ref = login.nonce + os.urandom(12).hex()
+        self.count, self._extras = PUT_COMMANDS, None
+        if method is not None or traceparent or current.held() is not None:
+            self._extend(Extras(method, traceparent, current.get()), login)
         self.key = keys.reply_key(self.ref).encode()
         self.trace_key = keys.trace_key(self.ref)
         self.until = math.inf if self.timeout is None else time.monotonic() + self.timeout
@@ -135,26 +144,38 @@ class Outgoing:
             name: value if isinstance(value, str) else json.dumps(value) for name, value in (trace or {}).items()
         }
 
-    def _inherit(self, calling: Calling, login: Login) -> None:
-        """Take the path, the trace and what is left of the time from the request that is handled."""
-        self._path = check_path(calling, self._type)
-        if login.own and not calling.nonce:
-            raise self.denied(calling)
+    _extras: Extras | None
+
+    def _extend(self, extras: Extras, login: Login) -> None:
+        self._extras = extras
+        calling = extras.calling
+        if calling is None:
+            return
+        extras.path = check_path(calling, self._type)
+        extras.traceparent = extras.traceparent or calling.traceparent
         deadline = calling.deadline
         if deadline is not None and (self.deadline is None or deadline < self.deadline):
             self.deadline, self.timeout = deadline, deadline - self.began
             if self.timeout <= 0:
                 raise Expired(f"{self._type} is not called: the deadline of the request that is handled has passed")
-        self._traceparent = self._traceparent or calling.traceparent
-        callee = self._type if self._method is None else f"{self._type} {self._method}"
-        note = calling.note(self.ref, callee) if login.own else None
+        if login.own:
+            self._belong(extras, calling, login)
+
+    def _belong(self, extras: Extras, calling: Calling, login: Login) -> None:
+        """At the worker's own Redis: take a ref that the worker may read, and a place in the trace of what it handles."""
+        if not calling.nonce:
+            raise self._denied(calling)
+        self.ref = calling.nonce + self.ref[-REF_CHARS:]
+        note = calling.note(self.ref, self._type if extras.method is None else f"{self._type} {extras.method}")
         if note is not None and login.separate:
             calling.later[note[0]] = note[1]
         elif note is not None:
-            key, left = keys.trace_key(calling.ref), None if deadline is None else deadline - self.began + 1
-            self._note = pack("HSET", key, *note) + pack("EXPIRE", key, _expire_seconds(left))
+            key = keys.trace_key(calling.ref)
+            left = None if calling.deadline is None else calling.deadline - self.began + 1
+            extras.note = pack("HSET", key, *note) + pack("EXPIRE", key, _expire_seconds(left))
+            self.count += NOTE_COMMANDS
 
-    def denied(self, calling: Calling) -> CallDenied:
+    def _denied(self, calling: Calling) -> CallDenied:
         return CallDenied(calling.caller.key, self._type, calling.caller.allowed)
 
     @property
@@ -184,19 +205,15 @@ class Outgoing:
 
     def commands(self) -> bytes:
         """The packed commands for the traces and the entry, which comes last; they have `count` replies."""
-        created = iso(int(self.began * 1000))
-        method, traceparent = self._method, self._traceparent
-        about = trace_fields(
-            self.ref, self._type, self._text, created, method=method, traceparent=traceparent, caller=self._calling
-        )
-        words = chain.from_iterable({**self._trace, **about}.items())
-        added = entry(
-            self.ref, self._type, self._text, created, self.deadline,
-            method=method, traceparent=traceparent, path=self._path,
-        )  # fmt: skip
+        created, extras = iso(int(self.began * 1000)), self._extras
+        fields = {**self._trace, **trace_fields(self.ref, self._type, self._text, created)}
+        added = entry(self.ref, self._type, self._text, created, self.deadline)
+        if extras is not None:
+            fields |= trace_extras(extras.method, extras.traceparent, extras.calling)
+            added += entry_extras(extras.method, extras.traceparent, extras.path)
         return (
-            self._note
-            + pack("HSET", self.trace_key, *words)
+            (b"" if extras is None else extras.note)
+            + pack("HSET", self.trace_key, *chain.from_iterable(fields.items()))
             + pack("EXPIRE", self.trace_key, _expire_seconds(self.timeout))
             + pack("XADD", keys.request_stream(self._type), "*", *added)
         )
@@ -211,8 +228,9 @@ class Outgoing:
 
     def refusal(self, error: ReplyError, shown: str, *, added: bool) -> SandboxrunError:
         """The error for an answer of Redis. `added`: whether it answers XADD. `shown`: the address of Redis."""
-        if added and self.own and self._calling is not None and str(error).startswith("NOPERM"):
-            return self.denied(self._calling)
+        extras = self._extras
+        if added and extras is not None and extras.calling is not None and str(error).startswith("NOPERM"):
+            return self._denied(extras.calling)
         found = refused(error, shown)
         return NotSent(f"{found}; the request was not sent") if isinstance(found, ConnectionLost) else found
 

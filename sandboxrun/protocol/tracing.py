@@ -21,7 +21,7 @@ def parse(text: str) -> tuple[str, str, int] | None:
     if not _VERSION_0_CHARS <= len(text) <= _MAX_CHARS or text[2] + text[35] + text[52] != "---":
         return None
     version, trace, parent, flags = text[:2], text[3:35], text[36:52], text[53:55]
-    if not all(keys.consists_of(_HEX, part) for part in (version, trace, parent, flags)):
+    if not keys.consists_of(_HEX, version + trace + parent + flags):
         return None
     if version == "ff" or not trace.strip("0") or not parent.strip("0"):
         return None
@@ -36,14 +36,14 @@ def accepted(text: str) -> str:
     return "" if parts is None else f"00-{parts[0]}-{parts[1]}-{parts[2]:02x}"
 
 
-def invented() -> str:
+def new_traceparent() -> str:
     """A traceparent for a request that nobody traces yet. Its parent does not exist: `parent_of` returns ""."""
     trace = os.urandom(16).hex()
-    return f"00-{trace}-{trace[:16]}-01" if trace[:16].strip("0") else invented()
+    return f"00-{trace}-{trace[:16]}-01" if trace[:16].strip("0") else new_traceparent()
 
 
 def parent_of(text: str) -> str:
-    """The id of the span that a valid traceparent names; "" for one of `invented`."""
+    """The id of the span that a valid traceparent names; "" for one of `new_traceparent`."""
     return "" if text[3:19] == text[36:52] else text[36:52]
 
 

@@ -13,7 +13,7 @@ import time
 
 from sandboxrun.config import keys
 from sandboxrun.protocol import BAD_REQUEST, FAILED, OK, RESULT_MAX_BYTES, Expired, code_of
-from sandboxrun.protocol.calling import current
+from sandboxrun.protocol.calling import Serving, current
 from sandboxrun.protocol.reply import failure, last_resort, message_of
 from sandboxrun.protocol.request import now, read, ref_of
 from sandboxrun.worker.output import say
@@ -61,6 +61,7 @@ class Answers:
             None  # calls a handler with a timeout; None: unsupported
         )
         self.replied: Callable[[int], None] = lambda code: None  # called with the code of each reply that is not OK
+        self.serving = Serving()
         self.is_child = False  # a handler has forked this process, which answers nothing
         self._no_ref, self._no_ref_due = 0, 0.0
 
@@ -76,12 +77,12 @@ class Answers:
         return self._handlers[type_], request
 
     def serve(self, entry: Entry) -> None:
-        """Parse the request, call its handler in this thread, and encode the reply. It stays `current`."""
+        """Parse the request, call its handler in this thread, and encode the reply. `serving` keeps it."""
         received, request = now(), None
         try:
             handler, request = self.parse(entry)
             entry.begun = True
-            current.set(request)
+            self.serving.request = request
             if handler.timeout is None or self.limited is None:
                 result = handler.call(request)
             else:
@@ -120,7 +121,8 @@ class Answers:
             raise ResultError(f"the reply has {len(body)} bytes: at most {RESULT_MAX_BYTES} are sent")
         try:
             span = span_of(entry, request) if b"traceparent" in entry.raw else None
-            self._render.reply(entry, OK, body, received, done, request._notes(), span)
+            notes = request._noted if request._calling is None else request._notes()
+            self._render.reply(entry, OK, body, received, done, notes, span)
         except BaseException as error:
             raise ResultError(message_of(error)) from error
 

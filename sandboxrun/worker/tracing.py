@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sandboxrun.config import keys
 from sandboxrun.protocol.request import is_method, traceparent_of
-from sandboxrun.protocol.tracing import accepted, parent_of
+from sandboxrun.protocol.tracing import parent_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def span_of(raw: Mapping[bytes, bytes], request: Request | None) -> Span | None:
     own = traceparent_of(raw) if request is None else request.traceparent
     if not own:
         return None
-    parent = parent_of(accepted(_text(raw, b"traceparent")))
+    parent = parent_of(_text(raw, b"traceparent"))
     caller, method = _text(raw, b"path").rpartition(",")[2], _text(raw, b"method")
     named = caller if keys.is_type(caller) else "", method if is_method(method) else ""
     return own.encode(), parent.encode(), named[0].encode(), named[1].encode()

@@ -14,7 +14,7 @@ from runner import Runner
 
 from sandboxrun import client
 from sandboxrun.errors import StoreError
-from sandboxrun.protocol.tracing import invented, parse
+from sandboxrun.protocol.tracing import new_traceparent, parse
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
@@ -106,7 +106,7 @@ def test_a_request_that_is_not_traced_has_the_record_that_it_always_had(
 
 def test_a_trace_that_begins_with_the_request_has_no_parent(r: redis.Redis, redis_url: str, c: client.Client) -> None:
     with plain_workers(r, redis_url, "order"):
-        reply = c.call("order", {}, timeout=20, traceparent=invented())
+        reply = c.call("order", {}, timeout=20, traceparent=new_traceparent())
         assert record(r, "order")["parentSpan"] == ""
         assert record(r, "order")["traceparent"] == reply["traceparent"]
 

@@ -9,8 +9,18 @@ import pytest
 
 from sandboxrun.protocol import BadRequest, call
 from sandboxrun.protocol.calling import PATH_MAX, Caller, Calling, check_path, current
-from sandboxrun.protocol.request import entry, is_method, method_of, path_of, read, trace_fields, traceparent_of
-from sandboxrun.protocol.tracing import child_of, invented, parent_of, parse
+from sandboxrun.protocol.request import (
+    entry,
+    entry_extras,
+    is_method,
+    method_of,
+    path_of,
+    read,
+    trace_extras,
+    trace_fields,
+    traceparent_of,
+)
+from sandboxrun.protocol.tracing import child_of, new_traceparent, parent_of, parse
 from sandboxrun.worker.request import Request
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -27,7 +37,7 @@ def request_of(**fields: str) -> Request:
 
 
 def test_an_entry_carries_method_trace_and_path_and_none_of_them_is_payload() -> None:
-    words = entry("r", "price", "{}", "t", 1.5, method="of", traceparent=PARENT, path=("shop", "order"))
+    words = entry("r", "price", "{}", "t", 1.5) + entry_extras("of", PARENT, ("shop", "order"))
     raw = raw_of(*words)
     assert (method_of(raw), path_of(raw)) == ("of", ("shop", "order"))
     assert parent_of(raw[b"traceparent"].decode()) == SPAN
@@ -38,6 +48,7 @@ def test_an_entry_carries_method_trace_and_path_and_none_of_them_is_payload() ->
 def test_an_entry_without_them_is_as_it_was() -> None:
     assert entry("r", "price", "{}", "t") == ["ref", "r", "type", "price", "data", "{}", "time", "t"]
     assert trace_fields("r", "price", "{}", "t") == {"ref": "r", "type": "price", "requestData": "{}", "created": "t"}
+    assert (entry_extras(None, "", ()), trace_extras(None, "", None)) == ([], {})
 
 
 @pytest.mark.parametrize(
@@ -101,7 +112,7 @@ def test_a_span_of_our_own_stays_in_the_trace_with_the_flags_that_we_know(text: 
 
 
 def test_an_invented_traceparent_has_a_parent_that_does_not_exist() -> None:
-    text = invented()
+    text = new_traceparent()
     assert parse(text) is not None
     assert parent_of(text) == ""
     assert parent_of(child_of(text)) != ""
