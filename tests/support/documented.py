@@ -19,6 +19,9 @@ COMMANDS = {
     "pip install '.[dev]'": BY_HAND,
     "sandboxrun check": "tests/kernel/test_check.py",
     "sandboxrun set greeter url=https://raw.githubusercontent.com/OWNER/REPO/main/worker.py version=v1.0.0": BY_HAND,
+    # tests/redis/identity/test_calling.py pastes such commands from the hint of an error
+    "sandboxrun set order 1 allowCall=price,bank": BY_HAND,
+    "sandboxrun approve order 1": BY_HAND,
     "sandboxrun agent greeter": BY_HAND,  # tests/redis/test_agent.py does so with other types
     "sandboxrun scale greeter 50": BY_HAND,
     "sandboxrun agent greeter resizer --key-file common.key --key-file resizer=resizer.key": BY_HAND,
