@@ -88,7 +88,7 @@ def taken(batch: Sequence[Outgoing], replies: Sequence[Any], shown: str) -> list
         queued = replies[1 + first : 1 + end]
         added = results[end - 1] if isinstance(results, list) else None if begun else queued[-1]
         if isinstance(added, bytes) and added != b"QUEUED":
-            request.state, request.reason = State.SENT, ""
+            request.taken()
             continue
         request.not_taken()
         reasons = (queued[-1], added, *queued, replies[0])
@@ -128,12 +128,12 @@ def looked(requests: Sequence[Outgoing], replies: Sequence[Any]) -> tuple[list[O
     for number, request in enumerate(requests):
         length, exists = replies[count + LOOK_COMMANDS * number :][:LOOK_COMMANDS]
         if isinstance(length, int) and length > 0:
-            request.state = State.SENT
+            request.taken()
             (answered if length <= REPLY_MAX_BYTES else too_large).append(request)
         elif isinstance(exists, ReplyError) or request.state is State.SENT:
             continue
         elif exists:
-            request.state, request.reason = State.SENT, ""
+            request.taken()
         elif broken and request.resendable:
             request.state = State.UNSENT
     return answered, too_large

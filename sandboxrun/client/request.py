@@ -85,7 +85,7 @@ def seconds_of(timeout: Timeout) -> float | None:
 class Extras:
     """What few requests have: a method, a trace, and what a handler's request inherits from the one that is handled."""
 
-    __slots__ = ("calling", "method", "note", "path", "traceparent")
+    __slots__ = ("calling", "later", "method", "note", "path", "traceparent")
 
     def __init__(self, method: str | None, traceparent: str | None, calling: Calling | None) -> None:
         """Raises ValueError for a malformed `method`."""
@@ -94,6 +94,7 @@ class Extras:
         self.method, self.traceparent, self.calling = method, accepted(traceparent) if traceparent else "", calling
         self.path: tuple[str, ...] = ()
         self.note = b""  # the commands that name the request in the trace of the one that is handled
+        self.later: tuple[str, str] | None = None  # or the field that does so, and its value, for the reply to bring
 
 
 class Outgoing:
@@ -167,8 +168,8 @@ class Outgoing:
             raise self._denied(calling)
         self.ref = calling.nonce + self.ref[-REF_CHARS:]
         note = calling.note(self.ref, self._type if extras.method is None else f"{self._type} {extras.method}")
-        if note is not None and login.separate:
-            calling.later[note[0]] = note[1]
+        if login.separate:
+            extras.later = note
         elif note is not None:
             key = keys.trace_key(calling.ref)
             left = None if calling.deadline is None else calling.deadline - self.began + 1
@@ -221,6 +222,13 @@ class Outgoing:
     def sending(self, fence: str) -> None:
         """Note that its commands are about to be sent on the connection with this fence."""
         self.state, self.fence = State.UNSURE, fence
+
+    def taken(self) -> None:
+        """Note that it is in the stream."""
+        self.state, self.reason = State.SENT, ""
+        extras = self._extras
+        if extras is not None and extras.calling is not None and extras.later is not None:
+            extras.calling.later[extras.later[0]] = extras.later[1]
 
     def not_taken(self) -> None:
         """Note that Redis has refused it."""
