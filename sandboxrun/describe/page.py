@@ -111,7 +111,7 @@ class _View:
 
     def header(self) -> list[str]:
         status = self.status
-        count = len(status.workers)
+        count = sum(worker.state != "stopped" for worker in status.workers)
         words = [
             f"{count} of at most {status.most} workers",
             f"Redis {_text(status.redis)}",

@@ -108,6 +108,7 @@ def test_twenty_workers_of_one_hash_come_and_go_by_a_number(f: redis.Redis, agen
     assert not lives(gone)
     assert home("scale", "t", "0").code == 0
     wait_for(lambda: not f.exists("t:1:h", "t:2:h"))
+    assert "no worker of type t is known to" in home("ps", "t", "--all").out
 
 
 def test_a_worker_that_dies_is_started_again_and_its_request_is_begun_at_once(
@@ -152,6 +153,8 @@ def test_stop_lasts_until_start(f: redis.Redis, agent: Agent, home: Runner) -> N
     assert (done.code, done.out.startswith(f"t 1 has ended (process {before})")) == (0, True), done
     assert queues(f) == [[], ["2"], ["1"]]
     assert f.hkeys("t:1:h") == ["pidStopped"]
+    wait_for(lambda: "t 1 is stopped for " in home("health", "t", "1").out)
+    assert ", 1 is stopped\n" in home("health").out
     assert home("stop", "t", "1").out == "t 1 does not run, and is not started until: sandboxrun start t 1\n"
     assert home("scale", "t", "2").out.startswith("t has count 2\n")
     assert home("start", "t").out.startswith("t 1 is ordered\n")
@@ -239,6 +242,9 @@ def test_a_drained_agent_hands_over_to_another(f: redis.Redis, starts: Starts, h
     before = pids(f, "1", "2", "3", type_="u")
     first.process.terminate()
     assert first.ends() == 0
+    assert [line for line in first.lines if "drain" in line or "ending" in line] == [
+        "sandboxrun: draining: signal SIGTERM; 3 workers end, and others may take them"
+    ]
     wait_for(lambda: all(is_running(f, id_, *before, type_="u") for id_ in "123"))
     assert queues(f, "u") == [[], ["1", "2", "3"], []]
     assert not any(map(lives, before))
