@@ -50,6 +50,7 @@ def main(args: list[str]) -> int:
     options = parser.parse_args(args)
 
     from sandboxrun.host.folders import Folders
+    from sandboxrun.host.queuedlog import QueuedLog
 
     folders = Folders.of_user()
     agent_options = _options(options, folders)
@@ -57,20 +58,28 @@ def main(args: list[str]) -> int:
     log = Log(json=options.json_logs, debug=options.debug)
     _check_redis(agent_options, log)
     _check_types(agent_options, log, parser, args, named=bool(options.types))
+    queued = QueuedLog(json=options.json_logs, debug=options.debug)
+    try:
+        return _serve(agent_options, folders, _Listening(servers, parser, args), queued)
+    finally:
+        queued.flush()
 
+
+def _serve(options: AgentOptions, folders: Folders, listening: _Listening, log: Log) -> int:
+    """Run the agent; its exit code."""
     from sandboxrun.host.agent import Agent
     from sandboxrun.host.notify import Notifier
 
     notifier = Notifier()  # before any child has its variables
-    zygote = _zygote(agent_options, folders, log)
-    agent = Agent(agent_options, folders, log, zygote=zygote, tell=notifier.ready)
+    zygote = _zygote(options, folders, log)
+    agent = Agent(options, folders, log, zygote=zygote, tell=notifier.ready)
     with contextlib.ExitStack() as stack:
         if zygote is not None:
             stack.callback(zygote.close)
-        _show(agent, agent_options, folders, log, _Listening(servers, parser, args), stack)
+        _show(agent, options, folders, log, listening, stack)
         notifier.start_watchdog(lambda: time.monotonic() - agent.turned < HANGING_SECONDS)
-        types = ", ".join(agent_options.types)
-        log.info("agent", f"serving {types} as {agent.name}, at most {agent_options.most} workers")
+        types = ", ".join(options.types)
+        log.info("agent", f"serving {types} as {agent.name}, at most {options.most} workers")
         code = agent.run()
         notifier.stopping()
     return code

@@ -12,6 +12,7 @@ from runner import Runner
 
 from sandboxrun.errors import ConfigError
 from sandboxrun.host import agentfile
+from sandboxrun.host.folders import Folders
 
 
 def configured(r: redis.Redis, run: Runner, key: str = "greeter:h") -> None:
@@ -73,13 +74,19 @@ FAULTS = {
 }
 
 
-def test_a_fault_of_the_file_is_named_as_the_files(run: Runner) -> None:
+def test_a_fault_of_the_file_is_named_as_the_files(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     path = run.policy.with_name("agent.toml")
+    monkeypatch.setenv("HOME", str(run.home))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     for text, said in FAULTS.items():
         path.write_text(text + "\n")
-        done = run("agent", "t")
-        assert (done.code, "--" in done.err.partition("reach it")[0]) == (78, False), done
-        assert done.err.startswith("error: ") and said.replace("FILE", str(path)) in done.err, done
+        with pytest.raises(ConfigError) as caught:
+            agentfile.read(Folders.of_user())
+        found = str(caught.value)
+        assert said.replace("FILE", str(path)) in found and "--" not in found
+        assert (caught.value.exit_code, caught.value.hint) == (78, ())
+    done = run("agent", "t")
+    assert (done.code, done.err) == (78, f"error: {found}\n")
 
 
 def test_the_hint_for_a_taken_port_names_a_free_one(r: redis.Redis, run: Runner) -> None:
