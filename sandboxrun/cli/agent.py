@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 HANGING_SECONDS = 30.0  # without a turn of its loop the agent is no healthy service
 METRICS_SECONDS = 15.0
+STATUS_SECONDS = 0.5  # a status is made at most so often for `sandboxrun health`
 _EPILOG = """\
 examples:
   sandboxrun agent greeter                             in another terminal: sandboxrun scale greeter 3
@@ -128,10 +129,11 @@ def _show(
 ) -> None:
     """What others see of the agent: a socket, the page and the metrics, until the end of the stack. Raises ConfigError."""
     from sandboxrun.fleet.status import as_json
-    from sandboxrun.host.statuses import StatusSocket
+    from sandboxrun.host.statuses import Cached, StatusSocket
 
     try:
-        stack.callback(StatusSocket(folders.agents, lambda: as_json(agent.status())).close)
+        status = Cached(lambda: as_json(agent.status()), STATUS_SECONDS)
+        stack.callback(StatusSocket(folders.agents, status).close)
     except OSError as error:
         log.warning("status", f"sandboxrun health cannot see this agent: {folders.agents}: {error.strerror}")
     if listening.servers:

@@ -6,7 +6,9 @@ import json
 import os
 import socket
 import stat
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from runner import Runner
 
 from sandboxrun.fleet.status import AgentStatus, as_json
 from sandboxrun.host import statuses
-from sandboxrun.host.statuses import StatusSocket, read_all
+from sandboxrun.host.statuses import Cached, StatusSocket, read_all
 from sandboxrun.records import replace
 from sandboxrun.redis.lease import start_time, this_host
 
@@ -105,6 +107,32 @@ def test_readers_that_read_nothing_hold_neither_agent_nor_others(folder: str, mo
     for each in deaf:
         each.close()
     made.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="connects as another user")
+def test_another_user_is_told_nothing_whatever_the_modes() -> None:
+    code = (
+        "import os, socket, sys\nos.setuid(int(sys.argv[2]))\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\n"
+        "print(len(s.recv(9)))"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        made = StatusSocket(folder, lambda: as_json(STATUS))
+        os.chmod(folder, 0o755)
+        os.chmod(made.path, 0o666)
+        try:
+            for user, count in ((0, "9\n"), (65534, "0\n")):
+                command = [sys.executable, "-I", "-S", "-c", code, made.path, str(user)]
+                assert subprocess.check_output(command, text=True, timeout=60) == count
+        finally:
+            made.close()
+
+
+def test_a_status_is_made_once_for_many_readers() -> None:
+    made: list[int] = []
+    cached = Cached(lambda: made.append(1) or len(made), 3600)  # type: ignore[func-returns-value]
+    assert [cached() for _ in range(100)] == [1] * 100
+    always = Cached(lambda: made.append(1) or len(made), 0)  # type: ignore[func-returns-value]
+    assert [always() for _ in range(3)] == [2, 3, 4]
 
 
 def test_without_an_agent_nothing_is_healthy(run: Runner) -> None:
