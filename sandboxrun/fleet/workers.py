@@ -20,7 +20,7 @@ from sandboxrun.fleet import agents, queues
 from sandboxrun.protocol import GROUP
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
-from sandboxrun.redis.lease import AGENT_FIELDS, LEASE_SECONDS, PID_FIELDS, holder, is_alive, this_host
+from sandboxrun.redis.lease import AGENT_FIELDS, PID_FIELDS, holder, is_alive, is_recent, this_host
 from sandboxrun.redis.replies import ReplyError, is_wrong_type
 
 SCAN_SECONDS = 5.0
@@ -126,7 +126,7 @@ def state_of(held: Mapping[str, str | None], key: str, now: int) -> State:
         seen = held["pidSeen"]
         if held["pidHost"] is None:
             return State.STOPPED
-        recent = seen is not None and seen.isascii() and seen.isdigit() and now - int(seen[:12]) < LEASE_SECONDS
+        recent = seen is not None and seen.isascii() and seen.isdigit() and is_recent(int(seen[:12]), now)
         return State.ENDING if recent else State.STALE
     if is_alive(held, key, now):
         return State.RUNNING

@@ -283,6 +283,12 @@ class Agent(PoolEvents):
     def _beat(self, now: float) -> None:
         """Renew this agent's entry, and read the others'."""
         self._know(now)
+        if self.token not in self._known:  # at first, after FLUSHALL, and if they are too many to be read
+            with next(iter(self._orders.values())).saying(self._redis):
+                removed = agents.clean(self._redis)
+                if removed:
+                    self._log.info("agents", f"removed {removed} entries of agents that are gone from {agents.AGENTS}")
+                self._know(now)
         agents.remove_dead(self._redis, self._known, self._clock)
         self._registered = self._registered or self._clock
         entry = agents.Agent(

@@ -18,7 +18,7 @@ from sandboxrun.fleet.backlog import Backlog, backlog
 from sandboxrun.fleet.orphans import Orphans
 from sandboxrun.fleet.queues import read_queue
 from sandboxrun.redis.connection import Connection
-from sandboxrun.redis.lease import LEASE_SECONDS, start_time, this_host
+from sandboxrun.redis.lease import AHEAD_SECONDS, LEASE_SECONDS, start_time, this_host
 
 
 @contextlib.contextmanager
@@ -244,17 +244,19 @@ def test_ids_of_agents_that_are_gone_are_moved_back(r: redis.Redis, c: Connectio
     agent(c, "dead", pid=4_000_000)
     agent(c, "far", host="elsewhere/1")
     agent(c, "silent", host="elsewhere/1", age=LEASE_SECONDS + 1)
+    agent(c, "ahead", host="elsewhere/1", age=-1_000_000)
     r.hset("sandboxrun:agents", mapping={"broken": "{", "odd": "[]", "deep": "[" * 50_000})
-    for token in ("living", "dead", "far", "silent", "unknown", "broken"):
+    for token in ("living", "dead", "far", "silent", "ahead", "unknown", "broken"):
         r.lpush("t:started:q", token)
         r.hset(f"t:{token}:h", "pidAgent", token)
-    r.lpush("t:started:q", "runs", "original", "mine")
-    r.hset("t:runs:h", mapping={**lease(r), "pidAgent": "unknown"})
+    r.lpush("t:started:q", "runs", "forged", "original", "mine")
+    r.hset("t:runs:h", mapping={**lease(r, age=-AHEAD_SECONDS // 2), "pidAgent": "unknown"})
+    r.hset("t:forged:h", mapping={**lease(r, age=-1_000_000), "pidAgent": "unknown"})
     r.hset("t:original:h", "pid", "4000000000")
     known, clock = agents.read(c)
     orphans = Orphans("t")
     moved = orphans.move(c, mine={"mine"}, known=known, clock=clock)
-    assert sorted(moved) == ["broken", "dead", "silent", "unknown"]
+    assert sorted(moved) == ["ahead", "broken", "dead", "forged", "silent", "unknown"]
     assert r.lrange("t:start:q", 0, -1)[0] == "waits"
     assert sorted(queues(r)[1]) == ["far", "living", "mine", "original", "runs"]
     assert orphans.move(c, mine={"mine"}, known=known, clock=clock) == ()
@@ -266,6 +268,31 @@ def test_ids_of_agents_that_are_gone_are_moved_back(r: redis.Redis, c: Connectio
     r.rename("agents", "sandboxrun:agents")
     agents.remove_dead(c, known, clock)
     assert sorted(r.hkeys("sandboxrun:agents")) == ["broken", "deep", "far", "living", "odd"]
+
+
+def test_what_thousands_of_agents_have_left_is_removed(r: redis.Redis, c: Connection) -> None:
+    """The hash is too large to be read whole, so that nobody knew any agent."""
+    agent(c, "living")
+    agent(c, "dead", pid=4_000_000)
+    left = r.hget("sandboxrun:agents", "dead")
+    r.hset("sandboxrun:agents", mapping={f"dead{number}": left for number in range(3000)})
+    r.hset("sandboxrun:agents", mapping={"long": "x" * (2 << 20), "\x1b[2J": "{", "y" * 100_000: "1"})
+    assert agents.read(c)[0] == {}
+    for _ in range(100):  # each time takes a part of a second at most
+        with contextlib.suppress(ConfigError):
+            if not agents.clean(c):
+                break
+    assert list(agents.read(c)[0]) == r.hkeys("sandboxrun:agents") == ["living"]
+
+
+def test_entries_that_look_alive_are_left_and_said(r: redis.Redis, c: Connection) -> None:
+    agent(c, "far", host="elsewhere/1")
+    entry = r.hget("sandboxrun:agents", "far")
+    r.hset("sandboxrun:agents", mapping={f"far{number}": entry for number in range(4000)})
+    with pytest.raises(ConfigError, match="more than 512 KiB, so that agents do not know of each other") as caught:
+        agents.clean(c)
+    assert caught.value.hint == ('redis-cli -u "$REDIS_URL" DEL sandboxrun:agents',)
+    assert agents.read(c)[0] == {}
 
 
 def test_an_id_that_no_agent_had_is_moved_once_a_loop_must_have_started_it(r: redis.Redis, c: Connection) -> None:
