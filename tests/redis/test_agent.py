@@ -258,15 +258,23 @@ def test_a_drained_agent_hands_over_to_another(f: redis.Redis, starts: Starts, h
 def test_a_killed_agent_leaves_nothing_and_another_takes_over_at_once(
     f: redis.Redis, starts: Starts, home: Runner
 ) -> None:
+    """And its requests are begun again at once, long before takeoverMillis."""
+    f.hset("u:h", "takeoverMillis", 3_600_000)
     first = starts("u")
     home("scale", "u", "3")
     wait_for(lambda: all(pids(f, "1", "2", "3", type_="u")))
     before = pids(f, "1", "2", "3", type_="u")
+    hold, until = home.home / "data" / "held-by-u", home.home / "data" / "until-u"
+    f.xadd("u:req:x", {"ref": "r", "type": "u", "data": json.dumps({"hold": str(hold), "until": str(until)})})
+    wait_for(lambda: hold.exists() and bool(hold.read_text()))
     first.kill()
     wait_for(lambda: not any(map(lives, before)))
     second = starts("u")
     wait_for(lambda: all(is_running(f, id_, *before, type_="u") for id_ in "123"))
     assert queues(f, "u") == [[], ["1", "2", "3"], []]
+    wait_for(lambda: len(hold.read_text().split()) == 2)
+    until.touch()
+    wait_for(lambda: f.exists("res:r"))
     users = [user for user in f.acl_users() if user.startswith("sandboxrun:u:")]
     assert len(users) == 3
     second.process.terminate()

@@ -17,6 +17,7 @@ from sandboxrun.fleet.agents import Agent
 from sandboxrun.fleet.backlog import Backlog, backlog
 from sandboxrun.fleet.orphans import Orphans
 from sandboxrun.fleet.queues import read_queue
+from sandboxrun.protocol import HANDED_BACK_MILLIS
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import AHEAD_SECONDS, LEASE_SECONDS, start_time, this_host
 
@@ -309,6 +310,33 @@ def test_an_id_that_no_agent_had_is_moved_once_a_loop_must_have_started_it(r: re
     orphans._since["a"] -= LEASE_SECONDS
     assert orphans.move(c, mine=(), known=known, clock=clock) == ("a",)
     assert queues(r) == (["a"], [], [])
+
+
+@pytest.mark.parametrize(
+    ("here", "fields", "handed"),
+    [
+        (True, {}, True),
+        (True, {"requestStream": "t:other:x"}, True),
+        (True, {"requestStream": "victim:req:x"}, False),
+        (True, {"consumerId": "another"}, False),
+        (False, {}, False),  # it may still handle the request: takeoverMillis decides
+    ],
+)
+def test_requests_of_a_killed_agents_workers_are_handed_back(
+    r: redis.Redis, c: Connection, here: bool, fields: dict[str, str], handed: bool
+) -> None:
+    agent(c, "looks")
+    stream = fields.get("requestStream", "t:req:x")
+    r.xgroup_create(stream, "worker", "0", mkstream=True)
+    r.xadd(stream, {"ref": "r"})
+    r.xreadgroup("worker", "1", {stream: ">"}, count=1)
+    r.lpush("t:started:q", "1")
+    held = {**lease(r, age=LEASE_SECONDS + 1), "pid": "4000000", "pidAgent": "gone"}
+    r.hset("t:1:h", mapping={**held, **({"pidHost": this_host()} if here else {}), **fields})
+    known, clock = agents.read(c)
+    assert Orphans("t").move(c, mine=(), known=known, clock=clock) == ("1",)
+    idle = r.xpending_range(stream, "worker", "-", "+", 10)[0]["time_since_delivered"]
+    assert (idle >= HANDED_BACK_MILLIS) is handed
 
 
 def test_what_waits_is_counted_and_has_an_age(r: redis.Redis, c: Connection) -> None:
