@@ -155,8 +155,7 @@ class Agent(PoolEvents):
         elif slot is None or slot.running is not running:
             return
         elif event[0] == "started":
-            slot.begun, slot.said, slot.seen = True, "", ""
-            slot.version = running.plan.worker.version if running.plan is not None else ""
+            slot.begin(running.plan)
         else:
             self._ended(slot, event[2])
 
@@ -320,7 +319,8 @@ class Agent(PoolEvents):
             self._seldom.warning(f"lost {orders.type}", "queue", text)
         for id_ in lost:
             self._let_go(mine.pop(id_), "its id was removed from the queue: ending the worker")
-        orders.keep(self._redis, {*mine, *taken.ids}, self._known, self._clock)
+        streams = {slot.stream for slot in mine.values() if slot.stream}
+        orders.keep(self._redis, {*mine, *taken.ids}, self._known, self._clock, streams=streams)
 
     def _room(self) -> int:
         starting = sum(slot.state == "starting" for slot in self._slots.values())

@@ -91,8 +91,16 @@ class Orders:
             return desired.lost(connection, self.type, list(ids), self._token, idle=idle)
         return set()
 
-    def keep(self, connection: Connection, mine: Collection[str], known: dict[str, Entry], clock: int) -> None:
-        """Move orphans back, and keep to the count, if it is time for that."""
+    def keep(
+        self,
+        connection: Connection,
+        mine: Collection[str],
+        known: dict[str, Entry],
+        clock: int,
+        *,
+        streams: Collection[str],
+    ) -> None:
+        """Move orphans back, and keep to the count, if it is time for that. `streams`: those that the agent's workers read."""
         now = time.monotonic()
         with self.saying(connection):
             if now >= self._orphans_at:
@@ -101,7 +109,7 @@ class Orders:
         with self.saying(connection):
             if now >= self._count_at:
                 self._count_at = now + (TOLD_SECONDS if self.are_told else COUNT_SECONDS)
-                self._backlog = backlog(connection, self.type)
+                self._backlog = backlog(connection, self.type, streams)
                 self._stopped = stopped_workers(connection, self.type)
                 found = count.reconcile(connection, self.type)
                 self.count = found.count

@@ -353,3 +353,17 @@ def test_what_waits_is_counted_and_has_an_age(r: redis.Redis, c: Connection) -> 
     r.xtrim("t:req:x", maxlen=0)
     r.xadd("t:req:x", {"data": "x"})
     assert 0 <= (backlog(c, "t").oldest_waiting or 0) < 30
+
+
+def test_what_waits_is_that_of_the_streams_that_are_read(r: redis.Redis, c: Connection) -> None:
+    for name, entries in (("t:req:x", 1), ("t:more:x", 2), ("t:most:x", 4)):
+        r.xgroup_create(name, "worker", "0", mkstream=True)
+        for _ in range(entries):
+            r.xadd(name, {"ref": "r"})
+    r.xreadgroup("worker", "1", {"t:most:x": ">"}, count=1)
+    assert backlog(c, "t").lag == 1
+    assert (backlog(c, "t", ["t:more:x", "t:most:x"]).lag, backlog(c, "t", ["t:most:x"]).pending) == (5, 1)
+    r.hset("t:h", "requestStream", "t:more:x")
+    assert backlog(c, "t").lag == 2
+    r.hset("t:h", "requestStream", "t:h")
+    assert backlog(c, "t") == Backlog(dead=0)
