@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from sandboxrun.config import keys
@@ -10,6 +11,7 @@ from sandboxrun.fleet.handback import hand_back
 from sandboxrun.fleet.queues import Queues, read_fields, read_queue, transact
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import LEASE_SECONDS, PID_FIELDS, holder, is_alive, this_host
+from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,7 +102,8 @@ class Orphans:
             )
             stream = stream or keys.request_stream(self._queues.type)
             if consumer in ("", id_) and stream.startswith(f"{self._queues.type}:"):
-                hand_back(connection, key, stream, id_)
+                with contextlib.suppress(ReplyError):  # takeoverMillis does it, and the id is moved in any case
+                    hand_back(connection, key, stream, id_)
 
     def _move(self, connection: Connection, ids: list[str], living: set[str], clock: int) -> tuple[str, ...]:
         queues, moved = self._queues, list[str]()

@@ -141,8 +141,8 @@ def find(
     seconds: float = SCAN_SECONDS,
     everything: bool = False,
 ) -> Found:
-    """The hashes of workers, of one type or of all. `known`: workers that are included if they have a hash, although SCAN may not find it.
-    `everything`: look at all keys, however many there are.
+    """The hashes of workers, of one type or of all. `known`: workers that are included if they have a hash, although SCAN may
+    not find it. `everything`: look at all keys, however many there are.
     """
     found: set[tuple[str, str]] = set()
     users = connection.pipeline_within([("ACL", "USERS")], SCAN_MAX_BYTES, reopen=True)
@@ -168,9 +168,8 @@ def _existing(connection: Connection, known: Iterable[tuple[str, str]]) -> set[t
     for at in range(0, len(workers), PAGE):
         page = workers[at : at + PAGE]
         replies = connection.pipeline([("EXISTS", keys.worker_key(*worker)) for worker in page])
-        found.update(
-            worker for worker, reply in zip(page, replies, strict=True) if reply != 0
-        )  # or it may not be asked
+        # An error, because this login may not ask, says nothing.
+        found.update(worker for worker, reply in zip(page, replies, strict=True) if reply != 0)
     return found
 
 

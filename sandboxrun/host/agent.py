@@ -315,8 +315,10 @@ class Agent(PoolEvents):
                 mine[id_].due = 0.0
         lost = orders.lost(self._redis, mine, [id_ for id_, slot in mine.items() if slot.running is None])
         if lost:
-            text = f"{orders.type}:started:q does not hold {some(tuple(sorted(lost)))} any more: these workers end, and are not started again"
-            self._seldom.warning(f"lost {orders.type}", "queue", text)
+            text = f"{orders.type}:started:q does not hold {some(tuple(sorted(lost)))} any more"
+            self._seldom.warning(
+                f"lost {orders.type}", "queue", f"{text}: these workers end, and are not started again"
+            )
         for id_ in lost:
             self._let_go(mine.pop(id_), "its id was removed from the queue: ending the worker")
         streams = {slot.stream for slot in mine.values() if slot.stream}
