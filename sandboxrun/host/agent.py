@@ -20,7 +20,7 @@ from sandboxrun.host.orders import Orders
 from sandboxrun.host.pool import Ended, Pool, PoolEvents, Running
 from sandboxrun.host.restarts import Until
 from sandboxrun.host.runplan import RunOptions
-from sandboxrun.host.saying import Seldom, not_again, said, say_end, some
+from sandboxrun.host.saying import Seldom, not_again, said, say_end
 from sandboxrun.host.slot import Slot
 from sandboxrun.redis.connection import Connection, delays
 from sandboxrun.redis.lease import new_token, start_time, this_host
@@ -42,6 +42,7 @@ KNOWN_SECONDS = 2.0  # between two looks at the other agents
 BEAT_SECONDS = 5.0
 LOOK_SECONDS = 0.25  # at what a worker waits for: another run's lease
 CHANGE_SECONDS = 1.0  # or a change of its hash or the policy
+REST_SECONDS = 0.015  # after new orders: about as long as a start takes
 STARTING_MAX = 16  # workers at once, so that other agents take some
 END_SECONDS = 15.0  # for workers to end, before all are killed
 EVENTS_AT_ONCE = 200
@@ -72,7 +73,7 @@ class Agent(PoolEvents):
         self._orders = {type_: Orders(type_, self.token, log, self._seldom) for type_ in options.types}
         self._known: dict[str, agents.Agent] = {}
         self._clock, self._beat_at, self._known_at, self._registered = 0, 0.0, 0.0, 0
-        self._is_away, self._retry_at = False, 0.0
+        self._is_away, self._has_taken, self._retry_at = False, False, 0.0
         self._delays = delays()
         self._signals, self._draining, self._end_at = 0, False, 0.0
 
@@ -86,6 +87,9 @@ class Agent(PoolEvents):
             while not (self._draining and not self._slots):
                 self._wait()
                 self._with_redis()
+                if self._has_taken:
+                    self._has_taken = False
+                    time.sleep(REST_SECONDS)  # somebody waits for the worker, and its thread needs the interpreter
                 if self._draining and time.monotonic() >= self._end_at:
                     self._kill()
             self._ask_redis(lambda: agents.leave(self._redis, self.token))
@@ -211,10 +215,9 @@ class Agent(PoolEvents):
                 self._redis.open()
             act()
         except ReplyError as error:
-            text = f"Redis refuses a command: {str(error)[:200]}"
-            self._seldom.warning(text, "redis", text)
+            self._seldom.warning("redis", f"Redis refuses a command: {str(error)[:200]}")
         except ConfigError as error:
-            self._seldom.warning(str(error), "queue", str(error), hint=error.hint)
+            self._seldom.warning("queue", str(error), hint=error.hint)
         except StoreError as error:
             self._lose_redis(error)
 
@@ -284,8 +287,7 @@ class Agent(PoolEvents):
         self._know(now)
         if self.token not in self._known:  # at first, after FLUSHALL, and if they are too many to be read
             with next(iter(self._orders.values())).saying(self._redis):
-                removed = agents.clean(self._redis)
-                if removed:
+                if removed := agents.clean(self._redis):
                     self._log.info("agents", f"removed {removed} entries of agents that are gone from {agents.AGENTS}")
                 self._know(now)
         agents.remove_dead(self._redis, self._known, self._clock)
@@ -313,16 +315,13 @@ class Agent(PoolEvents):
         for id_ in taken.again:
             if id_ in mine:
                 mine[id_].due = 0.0
-        lost = orders.lost(self._redis, mine, [id_ for id_, slot in mine.items() if slot.running is None])
-        if lost:
-            text = f"{orders.type}:started:q does not hold {some(tuple(sorted(lost)))} any more"
-            self._seldom.warning(
-                f"lost {orders.type}", "queue", f"{text}: these workers end, and are not started again"
-            )
-        for id_ in lost:
+        if taken.ids:
+            self._has_taken = True
+            return  # what else is due comes in the next turn
+        for id_ in orders.lost(self._redis, mine, [id_ for id_, slot in mine.items() if slot.running is None]):
             self._let_go(mine.pop(id_), "its id was removed from the queue: ending the worker")
         streams = {slot.stream for slot in mine.values() if slot.stream}
-        orders.keep(self._redis, {*mine, *taken.ids}, self._known, self._clock, streams=streams)
+        orders.keep(self._redis, mine, self._known, self._clock, streams=streams)
 
     def _room(self) -> int:
         starting = sum(slot.state == "starting" for slot in self._slots.values())

@@ -88,7 +88,12 @@ class Orders:
         if not ids:
             return set()
         with self.saying(connection):
-            return desired.lost(connection, self.type, list(ids), self._token, idle=idle)
+            found = desired.lost(connection, self.type, list(ids), self._token, idle=idle)
+            if found:
+                text = f"{self.type}:started:q does not hold {some(tuple(sorted(found)))} any more"
+                text += ": these workers end, and are not started again"
+                self._seldom.warning("queue", text, subject=f"lost {self.type}")
+            return found
         return set()
 
     def keep(
@@ -115,7 +120,7 @@ class Orders:
                 self.count = found.count
                 if found.removed:
                     text = f"{self.type} has count {found.count}: removing {some(found.removed)}"
-                    self._seldom.warning(f"count {self.type}", "count", text)
+                    self._seldom.warning("count", text, subject=f"count {self.type}")
 
     def note(self, connection: Connection, slot: Slot, plan: RunPlan | None) -> bool:
         """How a run has ended, and that others may take its requests; whether it is to be started again. Raises ConfigError,

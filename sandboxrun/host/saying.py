@@ -28,8 +28,9 @@ class Seldom:
         self._log = log
         self._said: dict[str, tuple[float, int]] = {}  # by subject: since when it is counted, and how many there were
 
-    def warning(self, subject: str, event: str, text: str, *, hint: tuple[str, ...] = ()) -> None:
-        now = time.monotonic()
+    def warning(self, event: str, text: str, *, subject: str = "", hint: tuple[str, ...] = ()) -> None:
+        """`subject`: the text itself, unless said otherwise."""
+        subject, now = subject or text, time.monotonic()
         since, count = self._said.pop(subject, (now, 0))
         left_out = 0
         if now - since >= SELDOM_SECONDS:

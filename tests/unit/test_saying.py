@@ -15,11 +15,11 @@ def test_a_repeated_warning_is_said_once_and_then_with_a_count(monkeypatch: pyte
     stream = io.StringIO()
     seldom = Seldom(Log(stream=stream))
     for number in range(1000):
-        seldom.warning("count t", "count", f"t has count {number}")
-    seldom.warning("count u", "count", "u has count 1")
+        seldom.warning("count", f"t has count {number}", subject="count t")
+    seldom.warning("count", "u has count 1", subject="count u")
     monkeypatch.setattr(saying, "SELDOM_SECONDS", 0)
-    seldom.warning("count t", "count", "t has count 5")
-    seldom.warning("count t", "count", "t has count 6")
+    seldom.warning("count", "t has count 5", subject="count t")
+    seldom.warning("count", "t has count 6", subject="count t")
     assert stream.getvalue().splitlines() == [
         "warning: t has count 0",
         "warning: t has count 1",
@@ -33,5 +33,5 @@ def test_a_repeated_warning_is_said_once_and_then_with_a_count(monkeypatch: pyte
 def test_subjects_fill_no_memory() -> None:
     seldom = Seldom(Log(stream=io.StringIO()))
     for number in range(10_000):
-        seldom.warning(str(number), "queue", "x")
+        seldom.warning("queue", str(number))
     assert len(seldom._said) == saying.SUBJECTS_MAX
