@@ -91,6 +91,26 @@ def test_what_a_group_has_not_read_or_not_acknowledged_stays(
         wait_for(lambda: r.xlen("t:res:x") < 4000)
 
 
+@CODE
+def test_a_group_that_lags_while_replies_arrive_reads_every_one_of_them(
+    r: redis.Redis, run: Runner, local: Callable[..., Path], code: str
+) -> None:
+    """As an exporter of traces does, which acknowledges what it has sent."""
+    local(code, responseStreamLimit="100")
+    r.xgroup_create("t:res:x", "export", id="0", mkstream=True)
+    seen: list[str] = []
+    with run.start("t", "1"):
+        refs = {send_many(r, 1000) for _ in range(5)}
+        while len(seen) < 5000:
+            lags = added(r) < 5000
+            found = read(r, "export", 10 if lags else 1000)
+            assert found or lags, f"only {len(seen)} of 5000 are left"
+            seen += [fields["ref"] for _, fields in found]
+            if found:
+                r.xack("t:res:x", "export", *[xid for xid, _ in found])
+        assert len(set(seen)) == 5000 and refs <= set(seen)
+
+
 def test_a_group_that_is_made_at_full_speed_loses_nothing_from_then_on(
     r: redis.Redis, run: Runner, local: Callable[..., Path]
 ) -> None:
