@@ -85,7 +85,7 @@ def seconds_of(timeout: Timeout) -> float | None:
 class Extras:
     """What few requests have: a method, a trace, and what a handler's request inherits from the one that is handled."""
 
-    __slots__ = ("calling", "later", "method", "note", "path", "traceparent")
+    __slots__ = ("calling", "granted", "later", "method", "note", "path", "traceparent")
 
     def __init__(self, method: str | None, traceparent: str | None, calling: Calling | None) -> None:
         """Raises ValueError for a malformed `method`."""
@@ -93,6 +93,7 @@ class Extras:
             raise ValueError(f"the method is {method[:80]!r}: expected a name, as of or price.of")
         self.method, self.traceparent, self.calling = method, accepted(traceparent) if traceparent else "", calling
         self.path: tuple[str, ...] = ()
+        self.granted = False  # it is sent under the worker's own grant, allowCall
         self.note = b""  # the commands that name the request in the trace of the one that is handled
         self.later: tuple[str, str] | None = None  # or the field that does so, and its value, for the reply to bring
 
@@ -166,6 +167,7 @@ class Outgoing:
         """At the worker's own Redis: take a ref that the worker may read, and a place in the trace of what it handles."""
         if not calling.nonce:
             raise self._denied(calling)
+        extras.granted = True
         self.ref = calling.nonce + self.ref[-REF_CHARS:]
         note = calling.note(self.ref, self._type if extras.method is None else f"{self._type} {extras.method}")
         if login.separate:
@@ -237,7 +239,7 @@ class Outgoing:
     def refusal(self, error: ReplyError, shown: str, *, added: bool) -> SandboxrunError:
         """The error for an answer of Redis. `added`: whether it answers XADD. `shown`: the address of Redis."""
         extras = self._extras
-        if added and extras is not None and extras.calling is not None and str(error).startswith("NOPERM"):
+        if added and extras is not None and extras.granted and extras.calling and str(error).startswith("NOPERM"):
             return self._denied(extras.calling)
         found = refused(error, shown)
         return NotSent(f"{found}; the request was not sent") if isinstance(found, ConnectionLost) else found

@@ -16,6 +16,9 @@ from runner import Runner
 from scripts import script
 
 from sandboxrun import client
+from sandboxrun.errors import StoreError
+from sandboxrun.protocol.calling import Caller, Calling, current
+from sandboxrun.protocol.tracing import new_traceparent
 
 SECONDS = 30
 MODES = pytest.mark.parametrize("mode", ["serial", "threads", "tasks"])
@@ -179,6 +182,36 @@ def test_a_callee_that_is_killed_is_replaced_within_the_same_call(
         found = c.call("order", data_of(step("price", kill=True)), timeout=20)["calls"][0]
         killed, replaced = sorted([workers["price"], second["price"]], key=lambda process: process.poll() is None)
         assert (killed.wait(SECONDS), found["pid"]) == (-9, replaced.pid)
+
+
+def test_a_request_over_redis_py_inherits_as_well(r: redis.Redis) -> None:
+    caller = Caller("order:1:h", "order", "ab" * 8)
+    calling = Calling("order", 1e10, ("shop", "order"), new_traceparent(), "own", caller.nonce, caller)
+    token = current.set(calling)
+    try:
+        ref = client.send(r, "price", {}, now="2026-01-02T03:04:05.000Z")
+        with pytest.raises(client.BadRequest, match="shop calls itself: shop → order → shop"):
+            client.send(r, "shop", {}, now="2026-01-02T03:04:05.000Z")
+    finally:
+        current.reset(token)
+    ((_, fields),) = r.xrange("price:req:x")
+    assert (fields["ref"], fields["path"], fields["deadline"]) == (ref, "shop,order", "10000000000000")
+    assert (ref[:16], fields["traceparent"]) == (caller.nonce, calling.traceparent)
+    assert r.hget(f"req:{ref}:h", "callerRef") == "own"
+
+
+def test_a_refusal_of_another_redis_is_no_missing_grant(r: redis.Redis, redis_url: str) -> None:
+    """A client with a URL of its own: the worker's grant says nothing about that server."""
+    r.acl_setuser("other", enabled=True, passwords=["+pw"], reset=True, commands=["+@all"], keys=["res:*", "req:*"])
+    url = f"redis://other:pw@{redis_url.rpartition('@')[2].removeprefix('redis://')}"
+    token = current.set(Calling("order", None, ("order",), "", "own", "ab" * 8))
+    try:
+        with client.Client(url) as c, pytest.raises(StoreError, match="NOPERM") as error:
+            c.call("price", {}, timeout=5)
+        assert not isinstance(error.value, client.CallDenied)
+    finally:
+        current.reset(token)
+        r.acl_deluser("other")
 
 
 def test_a_client_outside_of_a_handler_sends_what_it_always_did(r: redis.Redis, c: client.Client) -> None:
