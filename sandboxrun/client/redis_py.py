@@ -12,7 +12,7 @@ from sandboxrun.protocol import TRACE_EXPIRE_SECONDS
 from sandboxrun.protocol.call import CallError, RemoteError
 from sandboxrun.protocol.calling import NONCE, check_path, current
 from sandboxrun.protocol.reply import decoded
-from sandboxrun.protocol.request import encode, entry, entry_extras, trace_extras, trace_fields
+from sandboxrun.protocol.request import encode, entry, trace_fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ def send(redis: Redis, type_: str, data: Payload, *, now: str) -> str:
         words, fields = entry(ref, type_, text, now), {**trace_fields(ref, type_, text, now)}
     else:
         path, ref = check_path(calling, type_), calling.nonce + ref
-        words = entry(ref, type_, text, now, calling.deadline) + entry_extras(None, calling.traceparent, path)
-        fields = {**trace_fields(ref, type_, text, now), **trace_extras(None, calling.traceparent, calling)}
+        parent = calling.traceparent
+        words = entry(ref, type_, text, now, calling.deadline, traceparent=parent, path=path)
+        fields = {**trace_fields(ref, type_, text, now, traceparent=parent, caller=calling)}
     with redis.pipeline(transaction=True) as pipe:
         pipe.hset(keys.trace_key(ref), mapping=fields)
         pipe.expire(keys.trace_key(ref), TRACE_EXPIRE_SECONDS)

@@ -17,7 +17,7 @@ from sandboxrun.protocol import OK, REPLY_MAX_BYTES, TRACE_EXPIRE_SECONDS
 from sandboxrun.protocol.call import CallDenied, CallError, CallTimeout, Expired, NotSent, RemoteError, error_of
 from sandboxrun.protocol.calling import check_path, current
 from sandboxrun.protocol.reply import Unusable, checked, decoded, error_text, reply_in
-from sandboxrun.protocol.request import encode, entry, entry_extras, is_method, iso, trace_extras, trace_fields
+from sandboxrun.protocol.request import encode, entry, is_method, iso, trace_fields
 from sandboxrun.protocol.tracing import accepted
 from sandboxrun.redis.connection import pack
 from sandboxrun.redis.replies import refused
@@ -209,16 +209,19 @@ class Outgoing:
     def commands(self) -> bytes:
         """The packed commands for the traces and the entry, which comes last; they have `count` replies."""
         created, extras = iso(int(self.began * 1000)), self._extras
-        fields = {**self._trace, **trace_fields(self.ref, self._type, self._text, created)}
-        added = entry(self.ref, self._type, self._text, created, self.deadline)
-        if extras is not None:
-            fields |= trace_extras(extras.method, extras.traceparent, extras.calling)
-            added += entry_extras(extras.method, extras.traceparent, extras.path)
+        ref, type_, text = self.ref, self._type, self._text
+        if extras is None:
+            note, about = b"", trace_fields(ref, type_, text, created)
+            added = entry(ref, type_, text, created, self.deadline)
+        else:
+            note, method, parent = extras.note, extras.method, extras.traceparent
+            about = trace_fields(ref, type_, text, created, method=method, traceparent=parent, caller=extras.calling)
+            added = entry(ref, type_, text, created, self.deadline, method=method, traceparent=parent, path=extras.path)
         return (
-            (b"" if extras is None else extras.note)
-            + pack("HSET", self.trace_key, *chain.from_iterable(fields.items()))
+            note
+            + pack("HSET", self.trace_key, *chain.from_iterable({**self._trace, **about}.items()))
             + pack("EXPIRE", self.trace_key, _expire_seconds(self.timeout))
-            + pack("XADD", keys.request_stream(self._type), "*", *added)
+            + pack("XADD", keys.request_stream(type_), "*", *added)
         )
 
     def sending(self, fence: str) -> None:

@@ -25,17 +25,23 @@ _ENVELOPE = ("ref", "type", "time", "deadline", "method", "traceparent", "path")
 # --- writing
 
 
-def entry(ref: str, type_: str, text: str, created: str, deadline: float | None = None) -> list[str]:
+def entry(
+    ref: str,
+    type_: str,
+    text: str,
+    created: str,
+    deadline: float | None = None,
+    *,
+    method: str | None = None,
+    traceparent: str = "",
+    path: Sequence[str] = (),
+) -> list[str]:
     """The words of the entry: field, value, field, value … `text`: of `encode`. `deadline`: seconds since the epoch."""
     words = ["ref", ref, "type", type_, "data", text, "time", created]
     if deadline is not None:
         words += ("deadline", str(int(deadline * 1000)))
-    return words
-
-
-def entry_extras(method: str | None, traceparent: str, path: Sequence[str]) -> list[str]:
-    """The words of the entry that few have."""
-    words = [] if method is None else ["method", method]
+    if method is not None:
+        words += ("method", method)
     if traceparent:
         words += ("traceparent", traceparent)
     if path:
@@ -43,14 +49,20 @@ def entry_extras(method: str | None, traceparent: str, path: Sequence[str]) -> l
     return words
 
 
-def trace_fields(ref: str, type_: str, text: str, created: str) -> dict[str, str]:
-    """The fields of `req:REF:h` that a client writes together with the entry."""
-    return {"ref": ref, "type": type_, "requestData": text, "created": created}
-
-
-def trace_extras(method: str | None, traceparent: str, caller: Calling | None) -> dict[str, str]:
-    """The fields of `req:REF:h` that few have. `caller`: the handler that calls."""
-    fields = {} if method is None else {"method": method}
+def trace_fields(
+    ref: str,
+    type_: str,
+    text: str,
+    created: str,
+    *,
+    method: str | None = None,
+    traceparent: str = "",
+    caller: Calling | None = None,
+) -> dict[str, str]:
+    """The fields of `req:REF:h` that a client writes together with the entry. `caller`: the handler that calls."""
+    fields = {"ref": ref, "type": type_, "requestData": text, "created": created}
+    if method is not None:
+        fields["method"] = method
     if traceparent:
         from sandboxrun.protocol.tracing import parent_of
 

@@ -11,12 +11,10 @@ from sandboxrun.protocol import BadRequest, call
 from sandboxrun.protocol.calling import PATH_MAX, Caller, Calling, check_path, current
 from sandboxrun.protocol.request import (
     entry,
-    entry_extras,
     is_method,
     method_of,
     path_of,
     read,
-    trace_extras,
     trace_fields,
     traceparent_of,
 )
@@ -37,7 +35,7 @@ def request_of(**fields: str) -> Request:
 
 
 def test_an_entry_carries_method_trace_and_path_and_none_of_them_is_payload() -> None:
-    words = entry("r", "price", "{}", "t", 1.5) + entry_extras("of", PARENT, ("shop", "order"))
+    words = entry("r", "price", "{}", "t", 1.5, method="of", traceparent=PARENT, path=("shop", "order"))
     raw = raw_of(*words)
     assert (method_of(raw), path_of(raw)) == ("of", ("shop", "order"))
     assert parent_of(raw[b"traceparent"].decode()) == SPAN
@@ -48,7 +46,6 @@ def test_an_entry_carries_method_trace_and_path_and_none_of_them_is_payload() ->
 def test_an_entry_without_them_is_as_it_was() -> None:
     assert entry("r", "price", "{}", "t") == ["ref", "r", "type", "price", "data", "{}", "time", "t"]
     assert trace_fields("r", "price", "{}", "t") == {"ref": "r", "type": "price", "requestData": "{}", "created": "t"}
-    assert (entry_extras(None, "", ()), trace_extras(None, "", None)) == ([], {})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from sandboxrun.config import keys
 from sandboxrun.config.fields import ALIASES, LOOP_NAMES, LOOP_NUMBERS, parse_loop
 from sandboxrun.protocol import HANDED_BACK_MILLIS
 from sandboxrun.protocol.calling import NOTE, NOTED_MAX, PATH_MAX
-from sandboxrun.protocol.request import METHOD_MAX_CHARS, entry, entry_extras, trace_fields
+from sandboxrun.protocol.request import METHOD_MAX_CHARS, entry, trace_fields
 from sandboxrun.worker import batch, claims, kept, sweep, tracing
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
@@ -55,7 +55,7 @@ def test_the_fields_of_a_call_are_those_that_the_client_writes() -> None:
     assert "ref REF  type TYPE  data JSON  time TIME  deadline MILLISECONDS" in block
     assert entry("", "", "", "", 0.0)[::2] == ["ref", "type", "data", "time", "deadline"]
     table = PAGE.partition("| field of the entry |")[2].partition("\n\n")[0]
-    for name in (*entry("", "", "", "", 0.0)[::2], *entry_extras("m", "t", "p")[::2]):
+    for name in entry("", "", "", "", 0.0, method="m", traceparent="t", path="p")[::2]:
         assert f"| `{name}` |" in table
     for name in tracing.FIELDS:
         assert f"`{name}`" in PAGE.partition("### Trace context")[2].partition("### ")[0]
