@@ -10,12 +10,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import ContextVar, Token
-    from typing import Protocol
+    from typing import Protocol, TypeAlias
 
     class Handled(Protocol):
-        """A worker's Request, or Serving."""
+        """A worker's Request."""
 
-        def _as_calling(self) -> Calling | None: ...
+        def _as_calling(self) -> Calling: ...
+
+    Held: TypeAlias = "Handled | Calling | Serving | None"
 else:
     from _contextvars import ContextVar  # contextvars is Python, and has nothing else
 
@@ -99,12 +101,12 @@ class Current:
 
     __slots__ = ("held", "reset", "set")
 
-    held: Callable[[], Handled | Calling | None]  # as `get`, but makes nothing
-    set: Callable[[Handled | Calling | None], Token[Handled | Calling | None]]
-    reset: Callable[[Token[Handled | Calling | None]], None]
+    held: Callable[[], Held]  # as `get`, but makes nothing
+    set: Callable[[Held], Token[Held]]
+    reset: Callable[[Token[Held]], None]
 
     def __init__(self) -> None:
-        held: ContextVar[Handled | Calling | None] = ContextVar("sandboxrun_handled", default=None)
+        held: ContextVar[Held] = ContextVar("sandboxrun_handled", default=None)
         self.held, self.set, self.reset = held.get, held.set, held.reset  # without a call in between, for each request
 
     def get(self) -> Calling | None:
