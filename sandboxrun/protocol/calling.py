@@ -10,12 +10,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import ContextVar, Token
-    from typing import Protocol
+    from typing import Any, Protocol
 
     class Handled(Protocol):
         """A worker's Request."""
 
         def _as_calling(self) -> Calling: ...
+
+        def _joining(self) -> Any: ...
+
+    class Joining(Protocol):
+        """What effects of the requests of a worker need."""
+
+        context: Any
+
+        def begin(self) -> None:
+            """Called when a reply has effects."""
 else:
     from _contextvars import ContextVar  # contextvars is Python, and has nothing else
 
@@ -28,10 +38,11 @@ URL = "SANDBOXRUN_CALL_URL"  # and the login for its calls, if the login of REDI
 class Caller:
     """The worker that handles requests. `key`: its hash. `nonce`: "" if it may call nobody."""
 
-    __slots__ = ("key", "nonce", "type")
+    __slots__ = ("joining", "key", "nonce", "type")
 
     def __init__(self, key: str, type: str, nonce: str) -> None:
         self.key, self.type, self.nonce = key, type, nonce
+        self.joining: Joining | None = None  # once its request loop is made
 
 
 class Calling:
@@ -40,9 +51,10 @@ class Calling:
     `type`: of the worker that calls. `deadline`: of the request, in seconds since the epoch. `path`: the types from the
     first caller on, ending with `type`. `traceparent`: of the handler's span, "" if the request is not traced. `ref`: of
     the request. `nonce`: what the refs of calls begin with, "" if the worker may call nobody. `key`: the worker's hash.
+    `request`: the request itself, whose reply effects join.
     """
 
-    __slots__ = ("deadline", "key", "nonce", "noted", "path", "ref", "traceparent", "type")
+    __slots__ = ("deadline", "key", "nonce", "noted", "path", "ref", "request", "traceparent", "type")
 
     def __init__(
         self,
@@ -53,15 +65,16 @@ class Calling:
         ref: str = "",
         nonce: str = "",
         key: str = "",
+        request: Handled | None = None,
     ) -> None:
         self.type, self.deadline, self.path, self.traceparent = type, deadline, path, traceparent
-        self.ref, self.nonce, self.key = ref, nonce, key
+        self.ref, self.nonce, self.key, self.request = ref, nonce, key, request
         self.noted: list[str] = []  # the refs of its calls that the request's trace names
 
     def inner(self, service: str) -> Calling:
         """The Calling of a service that this one calls in process. Raises BadRequest for a circle."""
         path = (*check_path(self, service), service)
-        inner = Calling(service, self.deadline, path, self.traceparent, self.ref, self.nonce, self.key)
+        inner = Calling(service, self.deadline, path, self.traceparent, self.ref, self.nonce, self.key, self.request)
         inner.noted = self.noted
         return inner
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sandboxrun.config.fields import Loop
+    from sandboxrun.worker.effects import Effects, Emit
 
 DEAD_STREAM_LIMIT = 10_000  # entries, approximate
 MULTI, EXEC = pack("MULTI"), pack("EXEC")
@@ -34,8 +35,10 @@ class Entry:
         "at",
         "begun",
         "commands",
+        "conflicts",
         "count",
         "deliveries",
+        "effects",
         "losses",
         "raw",
         "ref",
@@ -55,6 +58,8 @@ class Entry:
         self.answered = False  # `commands` has the reply
         self.losses = 0  # lost connections while the reply was on its way
         self.sent = False  # the reply was sent, and is not confirmed by Redis yet
+        self.effects: Effects | None = None  # that join the reply
+        self.conflicts = 0  # how often a state had changed when the reply was to be written
 
 
 class Renderer:
@@ -106,7 +111,7 @@ class Renderer:
             b"$%d\r\n%b\r\n" % (size, name), b"$%d\r\n%b\r\n" % (len(type_), type_),
             b"$%d\r\n%b\r\n" % (len(xid), xid), b"$3\r\n%d\r\n" % code, word,
         )  # fmt: skip
-        entry.answered = True
+        entry.answered, entry.effects = True, None
         if not name:
             entry.commands, entry.count = self._record % record, 1
             return
@@ -127,16 +132,28 @@ class Renderer:
             entry.commands += pack("EXPIRE", keys.trace_key(entry.ref), TRACE_EXPIRE_SECONDS)
             entry.count += 1
 
-    def add_dead_letter(self, entry: Entry, reason: str, consumer: str, time: str) -> None:
-        """Add the dead letter to the entry's commands: reason, deliveries, consumer, and the request's own fields."""
+    def add_dead_letter(self, entry: Entry, reason: str, consumer: str, time: str, *, emitted: str = "") -> None:
+        """Add the dead letter to the entry's commands: reason, deliveries, consumer, and the request's own fields.
+
+        `emitted`: the type of the workers that it was emitted to.
+        """
         words: list[str | bytes | int] = [
             "xid", entry.xid, "ref", entry.ref or "", "reason", reason, "deliveries", entry.deliveries,
             "consumer", consumer, "time", time,
         ]  # fmt: skip
+        if emitted:
+            words += ("emitted", emitted)
         for name, value in entry.raw.items():
             words += (b"request." + name, value)
         entry.commands += pack("XADD", self._dead, "MAXLEN", "~", DEAD_STREAM_LIMIT, "*", *words)
         entry.count += 1
+
+    def undelivered(self, entry: Entry, emit: Emit, reason: str, consumer: str, time: str) -> bytes:
+        """The dead letter of an emit: as of a request of its own, with the type of the workers that it was for."""
+        letter = Entry(entry.xid, emit.raw, entry.deliveries)
+        letter.ref = emit.ref
+        self.add_dead_letter(letter, reason, consumer, time, emitted=emit.type)
+        return letter.commands
 
 
 def acknowledge(stream: str, xids: Sequence[bytes]) -> bytes:
