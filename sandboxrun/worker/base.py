@@ -212,12 +212,13 @@ class Worker:
             if self._claims.joined is None:
                 self._claims.joined = made
 
-    def changed(self, entry: Entry) -> None:
-        if entry.conflicts < CONFLICTS_MOST:
-            self._handle_again(entry)
+    def changed(self, entry: Entry, again: Entry) -> None:
+        if again.conflicts < CONFLICTS_MOST:
+            self._handle_again(entry, again)
         else:
-            self._answers.give_up_state(entry)
-            self._send_soon(entry)
+            self.committed(entry)
+            self._answers.give_up_state(again)
+            self._send_soon(again)
 
     def refused(self, entry: Entry, error: ReplyError) -> None:
         self._answers.refuse_effects(entry, error)
@@ -233,7 +234,7 @@ class Worker:
     def committed(self, entry: Entry) -> None:
         pass
 
-    def _handle_again(self, entry: Entry) -> None:
+    def _handle_again(self, entry: Entry, again: Entry) -> None:
         raise NotImplementedError
 
     def _send_soon(self, entry: Entry) -> None:

@@ -61,6 +61,12 @@ class Entry:
         self.effects: Effects | None = None  # that join the reply
         self.conflicts = 0  # how often a state had changed when the reply was to be written
 
+    def again(self) -> Entry:
+        """The same delivery, to be handled again because a state had changed."""
+        entry = Entry(self.xid, self.raw, self.deliveries)
+        entry.begun, entry.conflicts = True, self.conflicts + 1
+        return entry
+
 
 class Renderer:
     """Renders the commands of a worker's replies: docs/protocol.md, "Replying"."""

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     class Owner(Protocol):
         """The worker. Each method is called under the lock of the claims, in any thread."""
 
-        def changed(self, entry: Entry) -> None:
-            """The reply was not written, because a state had changed: the request is to be handled again."""
+        def changed(self, entry: Entry, again: Entry) -> None:
+            """The reply was not written, because a state had changed: the request is to be handled again, as `again`."""
 
         def refused(self, entry: Entry, error: ReplyError) -> None:
             """Redis refuses the effects: the reply is to be replaced by one without them. It is sent by `verify`."""
@@ -110,12 +110,12 @@ class Joined:
             self._not_written(entry, error)
 
     def _not_written(self, entry: Entry, error: ReplyError | None) -> None:
-        entry.sent = False
         if error is None or is_wrong_type(error):
-            entry.answered, entry.effects = False, None
-            entry.conflicts += 1
-            self._owner.changed(entry)
+            # Another object, so that whoever still holds the first one cannot write its reply.
+            self._claims.hand[entry.xid] = again = entry.again()
+            self._owner.changed(entry, again)
         else:
+            entry.sent = False
             self._owner.refused_state(entry, error)
 
     def _watched(self, replies: list[Any], _: Any) -> None:

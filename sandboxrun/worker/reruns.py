@@ -39,11 +39,10 @@ class Reruns:
         if job is not None:
             self.finished(job)
 
-    def changed(self, entry: Entry) -> None:
-        """The reply was not written."""
-        job = self._unsure.pop(entry, None)
-        if job is None:
-            return
+    def changed(self, entry: Entry, again: Entry) -> None:
+        """The reply was not written: `again` is to be handled."""
+        job = self._unsure.pop(entry)
+        job.entry = again
         if self._running is entry:
             self._running = None
         self._space.retake()
@@ -52,7 +51,7 @@ class Reruns:
 
     def look(self) -> None:
         """Go on without requests that are another worker's by now."""
-        for entry in [entry for entry in self._unsure if not self._claims.has(entry)]:
+        for entry in [entry for entry in self._unsure if entry.xid not in self._claims.hand]:
             self.committed(entry)
 
     def _go_on(self) -> None:

@@ -295,8 +295,8 @@ class Serial(Worker):
                 claims.flush()
         self._times[HANDLING_SINCE] = time.monotonic()
 
-    def _handle_again(self, entry: Entry) -> None:
-        self._todo.appendleft(entry)
+    def _handle_again(self, entry: Entry, again: Entry) -> None:
+        self._todo.appendleft(again)
 
     def _send_soon(self, entry: Entry) -> None:
         self._ready.append(entry)

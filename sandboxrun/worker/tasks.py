@@ -221,16 +221,16 @@ class Tasks(Kept):
     def committed(self, entry: Entry) -> None:
         self._call(self._reruns.committed, entry)
 
-    def _handle_again(self, entry: Entry) -> None:
-        self._call(self._reruns.changed, entry)
+    def _handle_again(self, entry: Entry, again: Entry) -> None:
+        self._call(self._reruns.changed, entry, again)
 
     def _send_soon(self, entry: Entry) -> None:
         self._call(self._finished, entry)
 
     def _finished(self, entry: Entry) -> None:
+        self._reruns.committed(entry)
         self._space.retake()
         self._done(entry)
-        self._reruns.committed(entry)
 
     def _work(self, job: Job) -> None:
         """In a thread of the pool."""
