@@ -15,23 +15,25 @@
 until its time-out; `retry=False` opts out.
 
 A call without a result raises a CallError. Its `may_have_run` says whether the handler may have run: not after BadRequest,
-Expired and NotSent; it did after RemoteError, except for an unusable reply; unknown after CallTimeout. A StoreError that is
-no CallError means that Redis refuses the login or the request for good, and that nothing was sent.
+CallDenied, Expired and NotSent; it did after RemoteError, except for an unusable reply; unknown after CallTimeout. A
+StoreError that is no CallError means that Redis refuses the login or the request for good, and that nothing was sent.
+
+In the handler of a worker, a call inherits deadline, path and trace of the request that is handled: docs/calling-workers.md.
 """
 
 from __future__ import annotations
 
 from sandboxrun.client.blocking import Client, call
 from sandboxrun.client.redis_py import send, wait
-from sandboxrun.protocol.call import BadRequest, CallError, CallTimeout, Expired, NotSent, RemoteError
+from sandboxrun.protocol.call import BadRequest, CallDenied, CallError, CallTimeout, Expired, NotSent, RemoteError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandboxrun.client.awaiting import AsyncClient
 
 __all__ = [
-    "AsyncClient", "BadRequest", "CallError", "CallTimeout", "Client", "Expired", "NotSent", "RemoteError", "call", "send",
-    "wait",
+    "AsyncClient", "BadRequest", "CallDenied", "CallError", "CallTimeout", "Client", "Expired", "NotSent", "RemoteError",
+    "call", "send", "wait",
 ]  # fmt: skip
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 from sandboxrun.client import forks
-from sandboxrun.client.blocking import DEFAULT_URL
 from sandboxrun.client.line import Line
+from sandboxrun.client.login import Login
 from sandboxrun.client.request import Outgoing
 from sandboxrun.config import keys
-from sandboxrun.redis.address import parse_url
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +25,12 @@ class AsyncClient:
     """
 
     def __init__(self, url: str | None = None) -> None:
-        self._url = url or os.environ.get("REDIS_URL") or DEFAULT_URL
-        parse_url(self._url)  # raises for a mistake in it
+        self._login = Login(url)
         self._lines: dict[asyncio.AbstractEventLoop, Line] = {}
         self._process = forks.generation
 
     def __reduce__(self) -> tuple[type[AsyncClient], tuple[str]]:
-        return AsyncClient, (self._url,)  # pickled for a spawned process, without connections
+        return AsyncClient, (self._login.url,)  # pickled for a spawned process, without connections
 
     async def __aenter__(self) -> AsyncClient:
         """Connect. Raises StoreError if the login or the certificate is refused; an outage of Redis is waited for."""
@@ -69,10 +66,13 @@ class AsyncClient:
         trace: dict[str, Any] | None = None,
         retry: bool = True,
         method: str | None = None,
+        traceparent: str | None = None,
     ) -> dict[str, Any]:
         """As Client.call. A call that is cancelled before it is sent is never sent."""
         keys.check_type(type_)
-        request = Outgoing(type_, data, timeout, trace, retry=retry, method=method)
+        request = Outgoing(
+            type_, data, timeout, trace, retry=retry, method=method, traceparent=traceparent, login=self._login
+        )
         outcome = await self._line().call(request)
         if isinstance(outcome, Exception):
             raise outcome
@@ -87,7 +87,7 @@ class AsyncClient:
             for other in list(self._lines):
                 if other.is_closed() and (gone := self._lines.pop(other, None)):
                     gone.silence()
-            line = self._lines[loop] = Line(self._url)
+            line = self._lines[loop] = Line(self._login)
         return line
 
     def _forget_parents(self) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 
 from sandboxrun.client.exchange import Exchange
+from sandboxrun.client.login import Login
 from sandboxrun.client.request import Outgoing, seconds_of
 from sandboxrun.client.wire import Wire
 from sandboxrun.config import keys
 from sandboxrun.errors import StoreError
 from sandboxrun.protocol.call import BadRequest, CallError
-from sandboxrun.redis.address import parse_url
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from sandboxrun.client.request import Payload, Timeout
 
-DEFAULT_URL = "redis://127.0.0.1:6379"
 WINDOW = 200  # requests of call_many in flight at once
 
 
@@ -33,11 +31,14 @@ def call(
     trace: dict[str, Any] | None = None,
     retry: bool = True,
     method: str | None = None,
+    traceparent: str | None = None,
     url: str | None = None,
 ) -> dict[str, Any]:
     """One call on a connection of its own. See Client.call."""
     with Client(url) as client:
-        return client.call(type_, data, timeout=timeout, trace=trace, retry=retry, method=method)
+        return client.call(
+            type_, data, timeout=timeout, trace=trace, retry=retry, method=method, traceparent=traceparent
+        )
 
 
 class Client:
@@ -49,12 +50,11 @@ class Client:
     """
 
     def __init__(self, url: str | None = None) -> None:
-        self._url = url or os.environ.get("REDIS_URL") or DEFAULT_URL
-        parse_url(self._url)  # raises for a mistake in it
+        self._login = Login(url)
         self._idle: list[Wire] = []  # append and pop are atomic, so there is no lock that a fork could leave locked
 
     def __reduce__(self) -> tuple[type[Client], tuple[str]]:
-        return Client, (self._url,)  # pickled for a spawned process, without connections
+        return Client, (self._login.url,)  # pickled for a spawned process, without connections
 
     def __enter__(self) -> Client:
         return self
@@ -77,6 +77,7 @@ class Client:
         trace: dict[str, Any] | None = None,
         retry: bool = True,
         method: str | None = None,
+        traceparent: str | None = None,
     ) -> dict[str, Any]:
         """Send `data` to a worker of the type, and return the fields of its reply.
 
@@ -84,12 +85,18 @@ class Client:
         the request; None or inf waits without limit. `trace`: more fields for the request's hash `req:REF:h`. `retry`:
         while Redis is away, or can accept nothing, retry until the time-out; if False, raise NotSent at once. A request
         that Redis may have accepted is never sent again. `method`: of the service that is called, as `of` or `price.of`.
+        `traceparent`: of the span that calls, as W3C has it; a malformed one is ignored.
+
+        In the handler of a worker, the time-out is at most what is left until the deadline of the request that is handled,
+        and the trace goes on. A worker needs the grant `allowCall`; without it, CallDenied is raised.
 
         Raises CallError; StoreError if Redis refuses the login or the request; ConfigError for a type that is not valid;
         TypeError or ValueError for `data` that is not JSON, or a method that is no name.
         """
         keys.check_type(type_)
-        request = Outgoing(type_, data, timeout, trace, retry=retry, method=method)
+        request = Outgoing(
+            type_, data, timeout, trace, retry=retry, method=method, traceparent=traceparent, login=self._login
+        )
         idle = self._idle
         exchange = Exchange(self._take())
         exchange.add(request)
@@ -134,9 +141,12 @@ class Client:
                     if not more:
                         break
                     try:
-                        request = Outgoing(type_, data, timeout, None, retry=retry)
+                        request = Outgoing(type_, data, timeout, None, retry=retry, login=self._login)
                     except (TypeError, ValueError, RecursionError) as error:
                         yield index, BadRequest(f"item {index} is not JSON: {error}"), 0.0
+                        continue
+                    except CallError as error:  # of the handler that calls
+                        yield index, error, 0.0
                         continue
                     indices[request.key] = index
                     exchange.add(request)
@@ -159,7 +169,7 @@ class Client:
             if wire.usable:
                 return wire
             wire.close()
-        return Wire(self._url)
+        return Wire(self._login.url)
 
 
 def _give_back(wire: Wire, idle: list[Wire] | None) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
 
+    from sandboxrun.client.login import Login
     from sandboxrun.client.request import Outcome
 
 WAIT_SECONDS = 1
@@ -44,10 +45,10 @@ class Call:
 class Line:
     """Belongs to the event loop in which it is made. It ends by `close` or `stop`, or if its tasks are cancelled."""
 
-    def __init__(self, url: str) -> None:
-        self._sender, self._waiter = (Link(url, f"sandboxrun-client-{name}") for name in ("sends", "waits"))
+    def __init__(self, login: Login) -> None:
+        self._sender, self._waiter = (Link(login.url, f"sandboxrun-client-{name}") for name in ("sends", "waits"))
         # A push to this list ends the wait, which then begins again with new keys.
-        self._wake = keys.reply_key(f"wake-{os.urandom(12).hex()}")
+        self._wake = keys.reply_key(f"{login.nonce_of()}wake-{os.urandom(12).hex()}")
         self._calls: dict[bytes, Call] = {}  # by reply key
         self._unsent: deque[Call] = deque()
         self._unsure: list[Call] = []  # calls whose connection was lost while they were sent

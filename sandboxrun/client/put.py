@@ -5,6 +5,8 @@ Requests are sent as one transaction, behind a fence:
     WATCH F                                        at the start of each connection, which has a name F of its own
     MULTI · HSET req:REF:h … · EXPIRE · XADD … · EXEC · WATCH F
 
+In a handler, a request is also named in the trace of the request that is handled, by HSET and EXPIRE before these.
+
 A connection may be lost before the answer to EXEC, and the transaction may still arrive at Redis later, from the buffer of
 a proxy or of a suspended server. So a new connection first writes F. That changes a watched key, and from then on the old
 transaction does nothing. After that `req:REF:h` exists if and only if the transaction was executed; if it does not exist,
@@ -19,18 +21,18 @@ from __future__ import annotations
 
 import os
 
-from sandboxrun.client.request import PUT_COMMANDS, Outgoing, State
+from sandboxrun.client.request import Outgoing, State
 from sandboxrun.config import keys
-from sandboxrun.errors import ConnectionLost, SandboxrunError
 from sandboxrun.protocol import REPLY_MAX_BYTES
-from sandboxrun.protocol.call import NotSent
 from sandboxrun.redis.connection import pack
-from sandboxrun.redis.replies import ReplyError, refused
+from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
+
+    from sandboxrun.errors import SandboxrunError
 
 SEND_BYTES = 256 * 1024  # of requests in one transaction
 FENCE_EXPIRE_SECONDS = 5
@@ -69,7 +71,7 @@ def put(batch: Sequence[Outgoing], fence: str) -> tuple[bytes, int]:
     data = [pack("MULTI"), *[request.commands() for request in batch], pack("EXEC")]
     if fence:
         data.append(pack("WATCH", fence))
-    return b"".join(data), PUT_COMMANDS * len(batch) + 2 + bool(fence)
+    return b"".join(data), sum([request.count for request in batch]) + 2 + bool(fence)
 
 
 def taken(batch: Sequence[Outgoing], replies: Sequence[Any], shown: str) -> list[tuple[Outgoing, SandboxrunError]]:
@@ -78,12 +80,13 @@ def taken(batch: Sequence[Outgoing], replies: Sequence[Any], shown: str) -> list
     `shown`: the address of Redis.
     """
     begun = not isinstance(replies[0], ReplyError)  # else Redis has executed each command by itself
-    results = replies[1 + PUT_COMMANDS * len(batch)]
+    results = replies[1 + sum([request.count for request in batch])]
     refusals: list[tuple[Outgoing, SandboxrunError]] = []
-    for number, request in enumerate(batch):
-        first = PUT_COMMANDS * number
-        queued = replies[1 + first : 1 + first + PUT_COMMANDS]
-        added = results[first + PUT_COMMANDS - 1] if isinstance(results, list) else None if begun else queued[-1]
+    end = 0
+    for request in batch:
+        first, end = end, end + request.count
+        queued = replies[1 + first : 1 + end]
+        added = results[end - 1] if isinstance(results, list) else None if begun else queued[-1]
         if isinstance(added, bytes) and added != b"QUEUED":
             request.state, request.reason = State.SENT, ""
             continue
@@ -91,16 +94,11 @@ def taken(batch: Sequence[Outgoing], replies: Sequence[Any], shown: str) -> list
         reasons = (queued[-1], added, *queued, replies[0])
         reason = next((reply for reply in reasons if isinstance(reply, ReplyError)), None)
         if reason is not None:  # if none: the fence was broken, or another request of the transaction was refused
-            refusals.append((request, _not_sent(reason, shown)))
+            refusals.append((request, request.refusal(reason, shown, added=reason is queued[-1])))
     if isinstance(results, ReplyError) and not refusals:  # EXEC itself was refused
         unsent = [request for request in batch if request.state is State.UNSENT]
-        refusals = [(request, _not_sent(results, shown)) for request in unsent]
+        refusals = [(request, request.refusal(results, shown, added=False)) for request in unsent]
     return refusals
-
-
-def _not_sent(reason: ReplyError, shown: str) -> SandboxrunError:
-    error = refused(reason, shown)
-    return NotSent(f"{error}; the request was not sent") if isinstance(error, ConnectionLost) else error
 
 
 def look(requests: Sequence[Outgoing]) -> tuple[bytes, int]:

@@ -10,6 +10,7 @@ from sandboxrun.client.request import seconds_of
 from sandboxrun.config import keys
 from sandboxrun.protocol import TRACE_EXPIRE_SECONDS
 from sandboxrun.protocol.call import CallError, RemoteError
+from sandboxrun.protocol.calling import NONCE, check_path, current
 from sandboxrun.protocol.reply import decoded
 from sandboxrun.protocol.request import encode, entry, trace_fields
 
@@ -22,18 +23,26 @@ if TYPE_CHECKING:
     from sandboxrun.client.request import Payload, Timeout
 
 WAIT_SECONDS = 1.0  # of one BRPOP
+_NO_PATH: tuple[str, ...] = ()
 
 
 def send(redis: Redis, type_: str, data: Payload, *, now: str) -> str:
     """Put a request on the stream of the type, with its trace, and return the `ref` for `wait`.
 
-    `data`: what json.dumps accepts, without NaN. `now`: the time in ISO 8601, as 2026-01-02T03:04:05.000Z.
+    `data`: what json.dumps accepts, without NaN. `now`: the time in ISO 8601, as 2026-01-02T03:04:05.000Z. In a handler, the
+    request inherits deadline, path and trace of the one that is handled.
     """
     keys.check_type(type_)
-    ref = os.urandom(12).hex()
-    text = encode(data)
-    words = entry(ref, type_, text, now)
-    fields: dict[Any, Any] = trace_fields(ref, type_, text, now)  # redis-py's type of keys is invariant
+    text, calling = encode(data), current.get()
+    if calling is None:
+        ref = os.environ.get(NONCE, "") + os.urandom(12).hex()
+        deadline, path, traceparent = None, _NO_PATH, ""
+    else:
+        ref = calling.nonce + os.urandom(12).hex()
+        deadline, path, traceparent = calling.deadline, check_path(calling, type_), calling.traceparent
+    words = entry(ref, type_, text, now, deadline, traceparent=traceparent, path=path)
+    # redis-py's type of keys is invariant
+    fields: dict[Any, Any] = {**trace_fields(ref, type_, text, now, traceparent=traceparent, caller=calling)}
     with redis.pipeline(transaction=True) as pipe:
         pipe.hset(keys.trace_key(ref), mapping=fields)
         pipe.expire(keys.trace_key(ref), TRACE_EXPIRE_SECONDS)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import enum
 import json
 import math
-import os
 import time
 from itertools import chain
 
 from sandboxrun.client import forks
+from sandboxrun.client.login import Login
 from sandboxrun.config import keys
 from sandboxrun.errors import ConnectionLost
 from sandboxrun.protocol import OK, REPLY_MAX_BYTES, TRACE_EXPIRE_SECONDS
-from sandboxrun.protocol.call import CallError, CallTimeout, NotSent, RemoteError, error_of
+from sandboxrun.protocol.call import CallDenied, CallError, CallTimeout, Expired, NotSent, RemoteError, error_of
+from sandboxrun.protocol.calling import check_path, current
 from sandboxrun.protocol.reply import Unusable, checked, decoded, error_text, reply_in
 from sandboxrun.protocol.request import encode, entry, is_method, iso, trace_fields
+from sandboxrun.protocol.tracing import accepted
 from sandboxrun.redis.connection import pack
+from sandboxrun.redis.replies import refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from typing import Any
 
+    from sandboxrun.errors import SandboxrunError
+    from sandboxrun.protocol.calling import Calling
+    from sandboxrun.redis.replies import ReplyError
+
     Payload = Mapping[str, Any] | list[Any] | tuple[Any, ...] | str | float | None  # what JSON has
     Timeout = float | Decimal | timedelta | None  # seconds
     Outcome = dict[str, Any] | Exception
@@ -32,6 +39,12 @@ if TYPE_CHECKING:
 UNLIMITED_EXPIRE_SECONDS = 24 * 3600  # expiry of the trace of a request without a time-out
 UNLIMITED_SECONDS = 1e9  # a time-out from 31 years counts as no limit
 PUT_COMMANDS = 3  # for one request
+NOTE_COMMANDS = 2  # more, if it is noted in the trace of the request that is handled
+
+
+def _expire_seconds(timeout: float | None) -> int:
+    """Of the trace of a request with this time-out."""
+    return UNLIMITED_EXPIRE_SECONDS if timeout is None else max(TRACE_EXPIRE_SECONDS, int(timeout) + 1)
 
 
 class State(enum.Enum):
@@ -71,8 +84,9 @@ class Outgoing:
     """One request in flight."""
 
     __slots__ = (
-        "_method", "_text", "_trace", "_type", "began", "fence", "key", "look", "perhaps", "process", "reason", "ref", "retry", "state",
-        "timeout", "trace_key", "until",
+        "_calling", "_deadline", "_method", "_note", "_path", "_text", "_trace", "_traceparent", "_type", "began",
+        "count", "fence", "key", "look", "own", "perhaps", "process", "reason", "ref", "retry", "state", "timeout", "trace_key",
+        "until",
     )  # fmt: skip
 
     def __init__(
@@ -84,15 +98,32 @@ class Outgoing:
         *,
         retry: bool = True,
         method: str | None = None,
+        traceparent: str | None = None,
+        login: Login | None = None,
     ) -> None:
-        """Raises TypeError or ValueError for `data` or `trace` that is not JSON, and for a malformed `method`."""
+        """In a handler, it inherits from the request that is handled.
+
+        Raises TypeError or ValueError for `data` or `trace` that is not JSON, and for a malformed `method`; in a handler,
+        CallDenied, BadRequest for a circle, and Expired if no time is left.
+        """
         if method is not None and not is_method(method):
             raise ValueError(f"the method is {method[:80]!r}: expected a name, as of or price.of")
         self.timeout = seconds_of(timeout)
-        self.ref = os.urandom(12).hex()
+        self.began = time.time()
+        self._deadline = None if self.timeout is None else self.began + self.timeout
+        self._path: tuple[str, ...] = ()
+        self._traceparent = accepted(traceparent) if traceparent else ""
+        self._type, self._text, self._method = type_, encode(data), method
+        self._calling = current.get()
+        login = login or Login()
+        self.own = login.own
+        self.ref = login.new_ref(self._calling)
+        self._note = b""  # the commands that name it in the trace of the request that is handled
+        if self._calling is not None:
+            self._inherit(self._calling, login)
+        self.count = PUT_COMMANDS + (NOTE_COMMANDS if self._note else 0)
         self.key = keys.reply_key(self.ref).encode()
         self.trace_key = keys.trace_key(self.ref)
-        self.began = time.time()
         self.until = math.inf if self.timeout is None else time.monotonic() + self.timeout
         self.retry = retry
         self.state = State.UNSENT
@@ -101,10 +132,31 @@ class Outgoing:
         self.look = False  # the reply may have been lost with a connection, so the trace is read
         self.reason = ""  # why it is not sent or not answered yet
         self.process = forks.generation
-        self._type, self._text, self._method = type_, encode(data), method
         self._trace = {
             name: value if isinstance(value, str) else json.dumps(value) for name, value in (trace or {}).items()
         }
+
+    def _inherit(self, calling: Calling, login: Login) -> None:
+        """Take the path, the trace and what is left of the time from the request that is handled."""
+        self._path = check_path(calling, self._type)
+        if login.own and not calling.nonce:
+            raise self.denied(calling)
+        deadline = calling.deadline
+        if deadline is not None and (self._deadline is None or deadline < self._deadline):
+            self._deadline, self.timeout = deadline, deadline - self.began
+            if self.timeout <= 0:
+                raise Expired(f"{self._type} is not called: the deadline of the request that is handled has passed")
+        self._traceparent = self._traceparent or calling.traceparent
+        callee = self._type if self._method is None else f"{self._type} {self._method}"
+        note = calling.note(self.ref, callee) if login.own else None
+        if note is not None and login.separate:
+            calling.later[note[0]] = note[1]
+        elif note is not None:
+            key, left = keys.trace_key(calling.ref), None if deadline is None else deadline - self.began + 1
+            self._note = pack("HSET", key, *note) + pack("EXPIRE", key, _expire_seconds(left))
+
+    def denied(self, calling: Calling) -> CallDenied:
+        return CallDenied(calling.caller.key, self._type, calling.caller.allowed)
 
     @property
     def size(self) -> int:
@@ -132,18 +184,21 @@ class Outgoing:
             raise CallError(f"the process was forked during the call of {self._type}: the reply goes to the parent")
 
     def commands(self) -> bytes:
-        """The packed commands for the trace and the entry; they have PUT_COMMANDS replies."""
+        """The packed commands for the traces and the entry, which comes last; they have `count` replies."""
         created = iso(int(self.began * 1000))
-        fields = {**self._trace, **trace_fields(self.ref, self._type, self._text, created, method=self._method)}
-        words = chain.from_iterable(fields.items())
-        if self.timeout is None:
-            expire, deadline = UNLIMITED_EXPIRE_SECONDS, None
-        else:
-            expire, deadline = max(TRACE_EXPIRE_SECONDS, int(self.timeout) + 1), self.began + self.timeout
-        added = entry(self.ref, self._type, self._text, created, deadline, method=self._method)
+        method, traceparent = self._method, self._traceparent
+        about = trace_fields(
+            self.ref, self._type, self._text, created, method=method, traceparent=traceparent, caller=self._calling
+        )
+        words = chain.from_iterable({**self._trace, **about}.items())
+        added = entry(
+            self.ref, self._type, self._text, created, self._deadline,
+            method=method, traceparent=traceparent, path=self._path,
+        )  # fmt: skip
         return (
-            pack("HSET", self.trace_key, *words)
-            + pack("EXPIRE", self.trace_key, expire)
+            self._note
+            + pack("HSET", self.trace_key, *words)
+            + pack("EXPIRE", self.trace_key, _expire_seconds(self.timeout))
             + pack("XADD", keys.request_stream(self._type), "*", *added)
         )
 
@@ -154,6 +209,13 @@ class Outgoing:
     def not_taken(self) -> None:
         """Note that Redis has refused it."""
         self.state = State.UNSENT
+
+    def refusal(self, error: ReplyError, shown: str, *, added: bool) -> SandboxrunError:
+        """The error for an answer of Redis. `added`: whether it answers XADD. `shown`: the address of Redis."""
+        if added and self.own and self._calling is not None and str(error).startswith("NOPERM"):
+            return self.denied(self._calling)
+        found = refused(error, shown)
+        return NotSent(f"{found}; the request was not sent") if isinstance(found, ConnectionLost) else found
 
     def lost(self, reason: str) -> CallError | None:
         """Note that a connection was lost. Returns the error that ends the request, unless it is retried."""

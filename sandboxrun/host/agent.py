@@ -43,6 +43,7 @@ KNOWN_SECONDS = 2.0  # between two looks at the other agents
 BEAT_SECONDS = 5.0
 LOOK_SECONDS = 0.25  # at what a worker waits for: another run's lease
 CHANGE_SECONDS = 1.0  # or a change of its hash or the policy
+REST_SECONDS = 0.015  # after new orders: about as long as a start takes
 STARTING_MAX = 16  # workers at once, so that other agents take some
 END_SECONDS = 15.0  # for workers to end, before all are killed
 EVENTS_AT_ONCE = 200
@@ -73,6 +74,7 @@ class Agent(PoolEvents):
         self._known: dict[str, agents.Agent] = {}
         self._clock, self._beat_at, self._known_at, self._registered = 0, 0.0, 0.0, 0
         self._is_away, self._retry_at = False, 0.0
+        self._has_taken = False
         self._delays = delays()
         self._signals, self._draining, self._end_at = 0, False, 0.0
 
@@ -86,6 +88,9 @@ class Agent(PoolEvents):
             while not (self._draining and not self._slots):
                 self._wait()
                 self._with_redis()
+                if self._has_taken:
+                    self._has_taken = False
+                    time.sleep(REST_SECONDS)  # somebody waits for the worker, and its thread needs the interpreter
                 if self._draining and time.monotonic() >= self._end_at:
                     self._kill()
             self._ask_redis(lambda: agents.leave(self._redis, self.token))
@@ -320,10 +325,13 @@ class Agent(PoolEvents):
         for id_ in taken.again:
             if id_ in mine:
                 mine[id_].due = 0.0
+        if taken.ids:
+            self._has_taken = True
+            return  # what else is due comes in the next turn
         for id_ in orders.lost(self._redis, mine, [id_ for id_, slot in mine.items() if slot.running is None]):
             slot = mine.pop(id_)
             self._let_go(slot, "its id was removed from the queue: ending the worker")
-        orders.keep(self._redis, {*mine, *taken.ids}, self._known, self._clock)
+        orders.keep(self._redis, mine, self._known, self._clock)
 
     def _room(self) -> int:
         starting = sum(slot.state == "starting" for slot in self._slots.values())

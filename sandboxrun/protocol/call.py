@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sandboxrun import protocol
-from sandboxrun.errors import ConnectionLost, SandboxrunError
+from sandboxrun.config import keys
+from sandboxrun.errors import ConnectionLost, SandboxrunError, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,27 @@ class Expired(CallError, protocol.Expired):
 
     exit_code = 75
     may_have_run = False
+
+
+class CallDenied(CallError, StoreError):
+    """The worker may not call this type, because its `allowCall` did not name it when it was started. Nothing was sent."""
+
+    exit_code = 77
+    may_have_run = False
+
+    def __init__(self, key: str, callee: str, allowed: str = "") -> None:
+        """`key`: the worker's hash. `allowed`: its `allowCall`."""
+        from shlex import quote
+
+        entries, words = (
+            quote(f"allowCall={allowed},{callee}" if allowed else f"allowCall={callee}"),
+            keys.in_words(key),
+        )
+        super().__init__(
+            f"{key} may not call {callee}: allowCall did not name it when the worker was started",
+            hint=f"sandboxrun set {words} {entries} && sandboxrun approve {words}",
+        )
+        self.callee = callee
 
 
 class RemoteError(CallError):

@@ -30,18 +30,22 @@ else:
     from _contextvars import ContextVar  # contextvars is Python, and has nothing else
 
 PATH_MAX = 16  # types in a path
+NOTE = "call:"  # begins the field of a trace that names an inner call; its ref follows
 NOTED_MAX = 100  # calls of one request that its trace names
 NONCE = "SANDBOXRUN_CALL_NONCE"  # environment of a worker with allowCall: what the refs of its calls begin with
 URL = "SANDBOXRUN_CALL_URL"  # and the login for its calls, if the login of REDIS_URL cannot make them
 
 
 class Caller:
-    """The worker that handles requests. `key`: its hash. `nonce`: "" if it may call nobody."""
+    """The worker that handles requests.
 
-    __slots__ = ("joining", "key", "nonce", "type")
+    `key`: its hash. `nonce`: "" if it may call nobody. `allowed`: the field `allowCall`, for a hint.
+    """
+
+    __slots__ = ("allowed", "joining", "key", "nonce", "type")
 
     def __init__(self, key: str, type: str, nonce: str) -> None:
-        self.key, self.type, self.nonce = key, type, nonce
+        self.key, self.type, self.nonce, self.allowed = key, type, nonce, ""
         self.joining: Joining | None = None  # once its request loop is made
 
 
@@ -50,11 +54,11 @@ class Calling:
 
     `type`: of the worker that calls. `deadline`: of the request, in seconds since the epoch. `path`: the types from the
     first caller on, ending with `type`. `traceparent`: of the handler's span, "" if the request is not traced. `ref`: of
-    the request. `nonce`: what the refs of calls begin with, "" if the worker may call nobody. `key`: the worker's hash.
+    the request. `nonce`: what the refs of calls begin with, "" if the worker may call nobody. `caller`: the worker.
     `request`: the request itself, whose reply effects join.
     """
 
-    __slots__ = ("deadline", "key", "nonce", "noted", "path", "ref", "request", "traceparent", "type")
+    __slots__ = ("caller", "deadline", "later", "nonce", "noted", "path", "ref", "request", "traceparent", "type")
 
     def __init__(
         self,
@@ -64,19 +68,32 @@ class Calling:
         traceparent: str = "",
         ref: str = "",
         nonce: str = "",
-        key: str = "",
+        caller: Caller | None = None,
         request: Handled | None = None,
     ) -> None:
         self.type, self.deadline, self.path, self.traceparent = type, deadline, path, traceparent
-        self.ref, self.nonce, self.key, self.request = ref, nonce, key, request
-        self.noted: list[str] = []  # the refs of its calls that the request's trace names
+        self.ref, self.nonce = ref, nonce
+        self.caller = caller or Caller("", type, nonce)
+        self.request = request
+        self.noted: set[str] = set()  # the refs of its calls that the request's trace names
+        self.later: dict[str, str] = {}  # fields of the trace that the reply brings
 
     def inner(self, service: str) -> Calling:
         """The Calling of a service that this one calls in process. Raises BadRequest for a circle."""
         path = (*check_path(self, service), service)
-        inner = Calling(service, self.deadline, path, self.traceparent, self.ref, self.nonce, self.key, self.request)
-        inner.noted = self.noted
+        inner = Calling(service, self.deadline, path, self.traceparent, self.ref, self.nonce, self.caller, self.request)
+        inner.noted, inner.later = self.noted, self.later
         return inner
+
+    def note(self, ref: str, callee: str) -> tuple[str, str] | None:
+        """The field of the request's trace, and its value, for a call of `callee`; None after NOTED_MAX calls.
+
+        `sandboxrun trace` finds the inner calls by it.
+        """
+        if len(self.noted) >= NOTED_MAX:
+            return None
+        self.noted.add(ref)
+        return NOTE + ref, callee
 
 
 class Current:

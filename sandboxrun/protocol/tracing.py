@@ -30,6 +30,12 @@ def parse(text: str) -> tuple[str, str, int] | None:
     return trace, parent, int(flags, 16) & _SAMPLED
 
 
+def accepted(text: str) -> str:
+    """A traceparent of somebody else as it is handed on; "" for a malformed one."""
+    parts = parse(text)
+    return "" if parts is None else f"00-{parts[0]}-{parts[1]}-{parts[2]:02x}"
+
+
 def invented() -> str:
     """A traceparent for a request that nobody traces yet. Its parent does not exist: `parent_of` returns ""."""
     trace = os.urandom(16).hex()

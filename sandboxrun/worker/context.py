@@ -78,6 +78,7 @@ class Context:
             known.update(settings.read_fields(raw, name))
         if connection is not self.connection:
             connection.close()
+        self.caller.allowed = everything.get("allowCall", "")
         return everything, known
 
     def config(self) -> dict[str, str]:

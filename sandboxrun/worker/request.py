@@ -103,7 +103,7 @@ class Request(_OfPayload[T]):
                 traceparent_of(self._raw),
                 self.ref,
                 caller.nonce,
-                caller.key,
+                caller,
                 self,
             )
         return calling

@@ -125,7 +125,7 @@ def test_a_path_is_bounded() -> None:
 
 
 def test_a_service_in_process_has_the_path_with_itself() -> None:
-    outer = Calling("order", 1.5, ("order",), PARENT, "r", "ab" * 8, "order:1:h")
+    outer = Calling("order", 1.5, ("order",), PARENT, "r", "ab" * 8)
     inner = outer.inner("price")
     assert (inner.type, inner.path, inner.deadline, inner.ref) == ("price", ("order", "price"), 1.5, "r")
     assert inner.noted is outer.noted
@@ -144,7 +144,7 @@ def test_a_request_says_what_its_calls_inherit() -> None:
     assert calling is not None
     assert calling is request._as_calling()
     assert (calling.type, calling.path, calling.ref) == ("order", ("shop", "order"), "r")
-    assert (calling.deadline, calling.nonce, calling.key) == (12.5, "ab" * 8, "order:1:h")
+    assert (calling.deadline, calling.nonce, calling.caller.key) == (12.5, "ab" * 8, "order:1:h")
     assert calling.traceparent == request.traceparent
     assert parse(request.traceparent) == (TRACE, request.traceparent[36:52], 1)
     assert current.get() is None

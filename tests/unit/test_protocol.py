@@ -17,6 +17,7 @@ from sandboxrun.client.request import Outgoing
 from sandboxrun.config import keys
 from sandboxrun.config.fields import parse_loop
 from sandboxrun.protocol.call import CallError, error_of
+from sandboxrun.protocol.calling import current
 from sandboxrun.worker.answer import Answers
 from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.handlers import Handler
@@ -69,6 +70,7 @@ def answered(request: Outgoing, type_: str, handle: Any) -> Entry:
     )
     entry = Entry(b"1-0", entry_of(request))
     answers.serve(entry)
+    current.set(None)  # as the loop does after a batch
     return entry
 
 

@@ -119,6 +119,9 @@ def _explanation(error: BaseException, plan: Mapping[str, Any]) -> list[str]:
         from sandboxrun.sandbox.child import programs
 
         return programs.lines(programs.of_command(error), _grants(plan))
+    callee = getattr(error, "callee", None)
+    if type(error).__name__ == "CallDenied" and isinstance(callee, str):
+        return [_grants(plan).denial("call", callee, callee)]
     if type(error).__module__.partition(".")[0] in ("redis", "valkey"):
         from sandboxrun.sandbox.child import redis_refusals
 

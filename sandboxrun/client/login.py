@@ -1,0 +1,42 @@
+"""The login of a client, and what the refs of its requests begin with.
+
+A worker may only read replies to refs that begin with the NONCE of its run, and before Redis 7 it needs a login of its own
+for calls.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sandboxrun.protocol.calling import NONCE, URL
+from sandboxrun.redis.address import parse_url
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.protocol.calling import Calling
+
+DEFAULT_URL = "redis://127.0.0.1:6379"
+
+
+class Login:
+    """`url`: where to call. `own`: whether it is the Redis of this process, so that a worker's grants and trace hold there.
+
+    `separate`: whether it is a worker's login for calls alone, which cannot write the trace of the request that is handled.
+    """
+
+    __slots__ = ("_nonce", "own", "separate", "url")
+
+    def __init__(self, url: str | None = None) -> None:
+        """Raises ConfigError for a URL that is not valid."""
+        usual, calls = os.environ.get("REDIS_URL"), os.environ.get(URL)
+        self.own = not url or url in (usual, calls)
+        self.separate = self.own and bool(calls)
+        self.url = (calls or usual or DEFAULT_URL) if self.own or not url else url
+        self._nonce = os.environ.get(NONCE, "") if self.own else ""
+        parse_url(self.url)
+
+    def new_ref(self, calling: Calling | None) -> str:
+        return self.nonce_of(calling) + os.urandom(12).hex()
+
+    def nonce_of(self, calling: Calling | None = None) -> str:
+        return calling.nonce if calling is not None and self.own else self._nonce
