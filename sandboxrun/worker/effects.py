@@ -12,6 +12,7 @@ import time
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.protocol import PAYLOAD_MAX_BYTES, RESULT_MAX_BYTES, TRACE_EXPIRE_SECONDS
+from sandboxrun.protocol.call import BadRequest, CallDenied
 from sandboxrun.protocol.calling import PATH_MAX, URL
 from sandboxrun.protocol.request import entry as entry_words
 from sandboxrun.protocol.request import is_method, now, trace_fields
@@ -78,7 +79,7 @@ class Effects:
         self.emits: list[Emit] = []
         self.states: dict[str, State] = {}
         self.start = 0  # index of the first command among those of the entry
-        self.state_commands = 0  # their number; they are followed by EMIT_COMMANDS for each emit
+        self.first_emit = 0  # and of the first one of the emits, each of which has EMIT_COMMANDS
         self.lock = _thread.allocate_lock()
         self._size = 0
         self._over = False
@@ -135,23 +136,27 @@ class Effects:
         for key in [key for key, state in self.states.items() if not state.is_read]:
             del self.states[key]
         changes = [command for state in self.states.values() for command in state.commands()]
-        self.start, self.state_commands = entry.count, len(changes)
+        calling = self._request._as_calling()
+        notes = [word for emit in self.emits for word in calling.note(emit.ref, emit.type) or ()]
+        if notes and entry.ref is not None:
+            changes.append(pack("HSET", keys.trace_key(entry.ref), *notes))  # where sandboxrun trace finds them
+        self.start, self.first_emit = entry.count, entry.count + len(changes)
         entry.commands = b"".join([entry.commands, *changes, *[emit.commands for emit in self.emits]])
         entry.count += len(changes) + EMIT_COMMANDS * len(self.emits)
         entry.effects = self
 
     def emit_at(self, index: int) -> Emit | None:
         """The emit whose XADD is the entry's command with this index."""
-        number, part = divmod(index - self.start - self.state_commands, EMIT_COMMANDS)
+        number, part = divmod(index - self.first_emit, EMIT_COMMANDS)
         return self.emits[number] if part == EMIT_COMMANDS - 1 and 0 <= number < len(self.emits) else None
 
     def has(self, index: int) -> bool:
         """Whether the entry's command with this index is one of these."""
-        return 0 <= index - self.start < self.state_commands + EMIT_COMMANDS * len(self.emits)
+        return self.start <= index < self.first_emit + EMIT_COMMANDS * len(self.emits)
 
 
 def check_call(context: Context, calling: Calling, type_: str) -> None:
-    """Raise ConfigError unless the worker may send requests to the type, and CallError if too many have led to this one.
+    """Raise CallDenied unless the worker may send requests to the type, and BadRequest if too many have led to this one.
 
     The first time for each type, Redis is asked: it alone knows what was granted, also on the command line. A type may come
     again in the path, because nobody waits: two services may converse. The path's length ends what would go on for ever.
@@ -160,10 +165,8 @@ def check_call(context: Context, calling: Calling, type_: str) -> None:
         raise TypeError(f"the type is {type_!r:.80}: expected text, as in 'price'")
     keys.check_type(type_)
     if not calling.nonce:
-        raise _not_granted(context, type_)
+        raise CallDenied(context.key, type_, context.caller.allowed)
     if len(calling.path) > PATH_MAX:
-        from sandboxrun.protocol.call import BadRequest
-
         raise BadRequest(
             f"the request to {type_} is refused: {PATH_MAX} others have led to it: {' → '.join(calling.path)}"
         )
@@ -185,16 +188,5 @@ def check_call(context: Context, calling: Calling, type_: str) -> None:
     finally:
         connection.close()
     if isinstance(reply, ReplyError) and str(reply).startswith("NOPERM"):
-        raise _not_granted(context, type_)
+        raise CallDenied(context.key, type_, context.caller.allowed)
     context.callees.add(type_)
-
-
-def _not_granted(context: Context, type_: str) -> ConfigError:
-    import shlex
-
-    listed = context.config().get("allowCall", "")
-    words, types = keys.in_words(context.key), f"{listed},{type_}" if listed else type_
-    return ConfigError(
-        f"{context.key} may not send requests to {type_}: its allowCall does not list it",
-        hint=f"sandboxrun set {words} {shlex.quote(f'allowCall={types}')} && sandboxrun approve {words}",
-    )

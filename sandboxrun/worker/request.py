@@ -132,7 +132,7 @@ class Request(_OfPayload[T]):
         """Send a request to workers of another type together with the reply, and return its ref. Nobody waits for its reply.
 
         It is sent if and only if the handler's result becomes the reply, and so not if the handler raises. `data`: what a
-        result may contain. `timeout`: seconds from now, after which its handler does not begin. Raises ConfigError without
+        result may contain. `timeout`: seconds from now, after which its handler does not begin. Raises CallDenied without
         the grant allowCall, TypeError or ValueError for data that is not JSON or too much, RuntimeError once the handler has
         returned.
         """

@@ -214,7 +214,7 @@ def test_without_the_grant_emit_is_refused_at_once_with_the_command_that_grants_
     with plain(r, url, tmp_path, KINDS["plain"], allowCall="bank") as worker:
         reply = answer(r, send(r, n=1))
         assert (reply["code"], reply["err"]["message"]) == (
-            500, "t:1:h may not send requests to log: its allowCall does not list it",
+            500, "t:1:h may not call log: allowCall did not name it when the worker was started",
         )  # fmt: skip
     assert "hint: sandboxrun set t 1 allowCall=bank,log && sandboxrun approve t 1" in worker.errors.read_text()
     assert (r.exists("log:req:x"), r.exists("count:ann:h")) == (0, 0)
