@@ -78,6 +78,10 @@ class AsyncClient:
             raise outcome
         return outcome
 
+    async def trace(self, ref: str, /, **fields: Any) -> None:
+        """As Client.trace."""
+        await self._line().trace(ref, fields)
+
     def _line(self) -> Line:
         """The connections of the running loop."""
         self._forget_parents()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sandboxrun.client.exchange import Exchange
 from sandboxrun.client.login import Login
 from sandboxrun.client.request import Outgoing, seconds_of
-from sandboxrun.client.wire import Wire
+from sandboxrun.client.wire import SILENT_SECONDS, Wire
 from sandboxrun.config import keys
 from sandboxrun.errors import StoreError
 from sandboxrun.protocol.call import BadRequest, CallError
@@ -109,6 +109,27 @@ class Client:
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    def trace(self, ref: str, /, **fields: Any) -> None:
+        """Add fields to the trace of a request, `req:REF:h`. Text stays as it is, other values become JSON.
+
+        Raises StoreError; TypeError or ValueError for a value that is not JSON, or more than 1 MiB of them.
+        """
+        from sandboxrun.client.noting import NOTE_COMMANDS, expire, note, without_nx
+
+        data, idle = note(ref, fields), self._idle
+        wire = Wire(self._login.trace_url) if self._login.separate else self._take()
+        try:
+            if not wire.is_open:
+                wire.open_within(SILENT_SECONDS)
+            wire.ask(data, NOTE_COMMANDS, left=SILENT_SECONDS)
+            if ask := without_nx(ref, wire.read_many(NOTE_COMMANDS), wire.address.shown):
+                wire.ask(ask, 1, left=SILENT_SECONDS)
+                if more := expire(ref, wire.read()):
+                    wire.ask(more, 1, left=SILENT_SECONDS)
+                    wire.read()
+        finally:
+            _give_back(wire, None if self._login.separate or idle is not self._idle else idle)
 
     def call_many(
         self, type_: str, items: Iterable[Payload], *, timeout: Timeout = 10.0, retry: bool = True

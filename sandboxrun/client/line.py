@@ -1,4 +1,4 @@
-"""The calls of one event loop: two connections, and a task for each."""
+"""The calls of one event loop: two connections, and a task for each; a third one, from its first use, for traces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sandboxrun.redis.replies import ReplyError, is_wrong_type, refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from typing import Any
 
     from sandboxrun.client.login import Login
@@ -47,6 +47,7 @@ class Line:
 
     def __init__(self, login: Login) -> None:
         self._sender, self._waiter = (Link(login.url, f"sandboxrun-client-{name}") for name in ("sends", "waits"))
+        self._tracer, self._tracing = Link(login.trace_url, "sandboxrun-client-traces"), asyncio.Lock()
         # A push to this list ends the wait, which then begins again with new keys.
         self._wake = keys.reply_key(f"{login.nonce_of()}wake-{os.urandom(12).hex()}")
         self._calls: dict[bytes, Call] = {}  # by reply key
@@ -72,6 +73,17 @@ class Line:
         finally:
             self._calls.pop(request.key, None)
             call.future.cancel()  # nobody waits for it, so it is not sent
+
+    async def trace(self, ref: str, fields: Mapping[str, Any]) -> None:
+        from sandboxrun.client.noting import NOTE_COMMANDS, expire, note, without_nx
+
+        data, link = note(ref, fields), self._tracer
+        async with self._tracing:
+            await link.ensure_open()
+            if ask := without_nx(ref, await link.exchange(data, NOTE_COMMANDS), link.address.shown):
+                (ttl,) = await link.exchange(ask, 1)
+                if more := expire(ref, ttl):
+                    await link.exchange(more, 1)
 
     async def open(self) -> None:
         """Connect now. Raises StoreError if Redis refuses the login; if Redis cannot be reached, the calls retry."""
@@ -101,7 +113,7 @@ class Line:
 
     def _end_all(self, outcome: Callable[[Call], Outcome]) -> None:
         self.over = True
-        for link in (self._sender, self._waiter):
+        for link in (self._sender, self._waiter, self._tracer):
             link.close()
         for call in list(self._calls.values()):
             call.end(outcome(call))

@@ -21,10 +21,11 @@ DEFAULT_URL = "redis://127.0.0.1:6379"
 class Login:
     """`url`: where to call. `own`: whether it is the Redis of this process, so that a worker's grants and trace hold there.
 
-    `separate`: whether it is a worker's login for calls alone, which cannot write the trace of the request that is handled.
+    `separate`: whether it is a worker's login for calls alone, which cannot write the traces of others. `trace_url`: the
+    login that can.
     """
 
-    __slots__ = ("_nonce", "own", "separate", "url")
+    __slots__ = ("_nonce", "own", "separate", "trace_url", "url")
 
     def __init__(self, url: str | None = None) -> None:
         """Raises ConfigError for a URL that is not valid."""
@@ -32,6 +33,7 @@ class Login:
         self.own = not url or url in (usual, calls)
         self.separate = self.own and bool(calls)
         self.url = (calls or usual or DEFAULT_URL) if self.own or not url else url
+        self.trace_url = usual if self.separate and usual else self.url
         self._nonce = os.environ.get(NONCE, "") if self.own else ""
         parse_url(self.url)
 

@@ -84,9 +84,8 @@ class Outgoing:
     """One request in flight."""
 
     __slots__ = (
-        "_calling", "_deadline", "_method", "_note", "_path", "_text", "_trace", "_traceparent", "_type", "began",
-        "count", "fence", "key", "look", "own", "perhaps", "process", "reason", "ref", "retry", "state", "timeout", "trace_key",
-        "until",
+        "_calling", "_method", "_note", "_path", "_text", "_trace", "_traceparent", "_type", "began", "count", "deadline",
+        "fence", "key", "look", "own", "perhaps", "process", "reason", "ref", "retry", "state", "timeout", "trace_key", "until",
     )  # fmt: skip
 
     def __init__(
@@ -110,7 +109,7 @@ class Outgoing:
             raise ValueError(f"the method is {method[:80]!r}: expected a name, as of or price.of")
         self.timeout = seconds_of(timeout)
         self.began = time.time()
-        self._deadline = None if self.timeout is None else self.began + self.timeout
+        self.deadline = None if self.timeout is None else self.began + self.timeout
         self._path: tuple[str, ...] = ()
         self._traceparent = accepted(traceparent) if traceparent else ""
         self._type, self._text, self._method = type_, encode(data), method
@@ -142,8 +141,8 @@ class Outgoing:
         if login.own and not calling.nonce:
             raise self.denied(calling)
         deadline = calling.deadline
-        if deadline is not None and (self._deadline is None or deadline < self._deadline):
-            self._deadline, self.timeout = deadline, deadline - self.began
+        if deadline is not None and (self.deadline is None or deadline < self.deadline):
+            self.deadline, self.timeout = deadline, deadline - self.began
             if self.timeout <= 0:
                 raise Expired(f"{self._type} is not called: the deadline of the request that is handled has passed")
         self._traceparent = self._traceparent or calling.traceparent
@@ -192,7 +191,7 @@ class Outgoing:
         )
         words = chain.from_iterable({**self._trace, **about}.items())
         added = entry(
-            self.ref, self._type, self._text, created, self._deadline,
+            self.ref, self._type, self._text, created, self.deadline,
             method=method, traceparent=traceparent, path=self._path,
         )  # fmt: skip
         return (

@@ -83,7 +83,7 @@ def gather(connection: Connection, ref: str, type_: str | None) -> Facts:
 
 def _gather(connection: Connection, ref: str, type_: str | None) -> Facts:
     notes: list[str] = []
-    trace = _trace(connection, keys.trace_key(ref), notes)
+    trace = read_trace(connection, keys.trace_key(ref), notes)
     reply, reply_millis = _reply(connection, keys.reply_key(ref), notes)
     kept = _expiry(connection, keys.trace_key(ref))
     now = _millis(connection.call("TIME"))
@@ -106,7 +106,7 @@ def _is_type(name: str) -> bool:
         return False
 
 
-def _trace(connection: Connection, key: str, notes: list[str]) -> dict[str, str]:
+def read_trace(connection: Connection, key: str, notes: list[str]) -> dict[str, str]:
     """The fields of a trace, without those that are too long."""
     kind, count = connection.pipeline([("TYPE", key), ("HLEN", key)])
     if kind != b"hash":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sandboxrun.describe.fields import mask
 from sandboxrun.describe.paint import Paint
 from sandboxrun.describe.requests import Facts, parse_millis
+from sandboxrun.protocol.calling import NOTE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _STYLES = {"answered": "good", "dead": "bad", "failed": "bad", "being handled": 
 
 def timeline(facts: Facts) -> Json | None:
     """As values of JSON, with times in milliseconds since 1970; None if nothing is known."""
-    stories = dict(_stories(facts))
+    stories = dict(_told(facts.trace))
     reply = None if _stale(facts) else _reply(facts, stories)
     events = sorted(_events(facts, stories), key=lambda event: event["at"])
     if not (facts.trace or facts.entry or facts.response or facts.dead or facts.reply):
@@ -40,25 +41,32 @@ def timeline(facts: Facts) -> Json | None:
         "durations": {} if _stale(facts) else _durations(events),
         "pending": _pending(facts),
         "deadline": _deadline(facts),
-        "progress": _cut(facts.trace["progress"]) if "progress" in facts.trace else None,
-        "request": _cut(_request(facts)),
-        "reply": _cut(json.dumps(reply, ensure_ascii=False)) if reply else None,
-        "trace": {name: _cut(text) for name, text in facts.trace.items() if name not in _OWN and name not in stories},
+        "progress": cut(facts.trace["progress"]) if "progress" in facts.trace else None,
+        "request": cut(_request(facts)),
+        "reply": cut(json.dumps(reply, ensure_ascii=False)) if reply else None,
+        "trace": noted(facts.trace),
         "kept_millis": {"trace": facts.trace_millis, "reply": facts.reply_millis},
-        "notes": [_cut(note) for note in facts.notes],
+        "notes": [cut(note) for note in facts.notes],
     }
 
 
-def _stories(facts: Facts) -> Iterator[tuple[str, Json]]:
+def _told(trace: Mapping[str, str]) -> Iterator[tuple[str, Json]]:
     """Fields of the trace, such as demoWorkerTrace, that say when a service received the request and how it answered."""
-    for name, text in facts.trace.items():
+    for name, text in trace.items():
         if name.endswith("Trace"):
-            found = _object(text)
+            found = object_of(text)
             if found is not None and ("received" in found or "completed" in found):
                 yield name, found
 
 
-def _object(text: str | None) -> Json | None:
+def noted(trace: Mapping[str, str]) -> Json:
+    """The fields of a trace that services have added."""
+    stories = {name for name, _ in _told(trace)}
+    names = (name for name in trace if name not in _OWN and name not in stories and not name.startswith(NOTE))
+    return {name: cut(trace[name]) for name in names}
+
+
+def object_of(text: str | None) -> Json | None:
     try:
         found = json.loads(text or "")
     except (ValueError, RecursionError):
@@ -69,7 +77,7 @@ def _object(text: str | None) -> Json | None:
 def _reply(facts: Facts, stories: dict[str, Json]) -> Json | None:
     """The reply, from the first place that still has it."""
     texts = (facts.reply, facts.response.fields.get("res") if facts.response is not None else None)
-    found = next((one for one in map(_object, texts) if one is not None), None)
+    found = next((one for one in map(object_of, texts) if one is not None), None)
     if found is None:
         results = [story.get("res") for story in stories.values()]
         found = next((one for one in results if isinstance(one, dict) and one.get("ref") == facts.ref), None)
@@ -112,7 +120,7 @@ def _events(facts: Facts, stories: dict[str, Json]) -> Iterator[Json]:
 
 
 def _event(at: int, name: str, detail: str, clock: str) -> Json:
-    return {"at": at, "time": iso(at), "event": name, "detail": _cut(detail), "clock": clock}
+    return {"at": at, "time": iso(at), "event": name, "detail": cut(detail), "clock": clock}
 
 
 def iso(millis: int) -> str:
@@ -183,7 +191,7 @@ def _request(facts: Facts) -> str | None:
     return None
 
 
-def _cut(text: str | None) -> Any:
+def cut(text: str | None) -> Any:
     if text is None:
         return None
     text = mask(text[: 4 * TEXT_MAX_CHARS])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sandboxrun.worker.batch import Entry, Renderer
     from sandboxrun.worker.effects import Emit
     from sandboxrun.worker.handlers import Handler
+    from sandboxrun.worker.tracing import Span
 
 NO_REF_SECONDS = 10.0  # between two warnings about requests without a valid ref
 NO_REF = "the request has no ref that can be answered: expected 1 to 256 characters of UTF-8, none of them a control character"
@@ -119,9 +120,10 @@ class Answers:
         if len(body) > RESULT_MAX_BYTES:
             raise ResultError(f"the reply has {len(body)} bytes: at most {RESULT_MAX_BYTES} are sent")
         try:
+            span = span_of(entry, request) if b"traceparent" in entry.raw else None
             effects = request._effects
             request._effects = False
-            self._render.reply(entry, OK, body, received, done, request._noted)
+            self._render.reply(entry, OK, body, received, done, request._notes(), span)
             if effects:
                 effects.join(entry)
         except BaseException as error:
@@ -153,11 +155,12 @@ class Answers:
         if len(body) > RESULT_MAX_BYTES:
             result = failure(error, entry.raw, with_payload=False)
             body = self._encoder.reply(entry.ref, self._type, code, result, done)
-        notes = request._noted if request is not None else None
+        notes = request._notes() if request is not None else None
+        span = span_of(entry, request) if b"traceparent" in entry.raw else None
         try:
-            self._render.reply(entry, code, body, received, done, notes)
+            self._render.reply(entry, code, body, received, done, notes, span)
         except BaseException:  # a trace field that cannot be encoded
-            self._render.reply(entry, code, body, received, done)
+            self._render.reply(entry, code, body, received, done, span=span)
         self.replied(code)
         if entry.ref is None and code == BAD_REQUEST:
             self._render.add_dead_letter(entry, NO_REF, self._consumer, done)
@@ -238,6 +241,13 @@ class Answers:
 
 def conflicted(entry: Entry) -> str:
     return f"the state that the handler had read was changed by others {entry.conflicts} times"
+
+
+def span_of(entry: Entry, request: Request | None) -> Span | None:
+    """For an entry with a traceparent: what the record of its reply says about it; None if it is malformed."""
+    from sandboxrun.worker import tracing
+
+    return tracing.span_of(entry.raw, request)
 
 
 def check_deadline(request: Request) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sandboxrun.config.fields import Loop
     from sandboxrun.worker.effects import Effects, Emit
+    from sandboxrun.worker.tracing import Span
 
 DEAD_STREAM_LIMIT = 10_000  # entries, approximate
 MULTI, EXEC = pack("MULTI"), pack("EXEC")
@@ -75,20 +76,7 @@ class Renderer:
         self._type, self._dead = type_, dead_stream
         self.expire_nx = True  # the server knows EXPIRE … NX, from Redis 7
         self._loop = loop
-        self._record = (
-            b"*13\r\n"
-            + _words("XADD", loop.response_stream)
-            + _words("*", "ref")
-            + b"%b"
-            + _words("type")
-            + b"%b"
-            + _words("xid")
-            + b"%b"
-            + _words("code")
-            + b"%b"
-            + _words("res")
-            + b"%b"
-        )
+        self._record, self._traced = self._record_with("ref", "type", "xid", "code", "res"), b""
         self._push = (
             b"*3\r\n" + _words("LPUSH") + b"$%d\r\n" + _REPLY + b"\r\n%b"
             b"*3\r\n" + _words("EXPIRE") + b"$%d\r\n" + _REPLY + b"\r\n" + _words(loop.reply_expire_seconds)
@@ -105,29 +93,56 @@ class Renderer:
         )
         self._usual = self._push + self._record + self._trace + self._lasting
 
+    def _record_with(self, *names: str) -> bytes:
+        """The template of a reply's record with these fields."""
+        words = [_words("XADD", self._loop.response_stream), _words("*")]
+        for name in names:
+            words += (_words(name), b"%b")
+        return b"*%d\r\n" % (3 + 2 * len(names)) + b"".join(words)
+
+    def _traced_record(self) -> bytes:
+        """The template of the record of a traced request."""
+        if not self._traced:
+            from sandboxrun.worker.tracing import FIELDS
+
+            self._traced = self._record_with("ref", "type", "xid", "code", "res", *FIELDS)
+        return self._traced
+
     def reply(
-        self, entry: Entry, code: int, body: str, received: str, completed: str, notes: Mapping[str, Any] | None = None
+        self,
+        entry: Entry,
+        code: int,
+        body: str,
+        received: str,
+        completed: str,
+        notes: Mapping[str, Any] | None = None,
+        span: Span | None = None,
     ) -> None:
         """Set the entry's commands: the reply, its record, the trace. `body` is the reply's JSON."""
         text = body.encode()
         word = b"$%d\r\n%b\r\n" % (len(text), text)
         name = (entry.ref or "").encode()
         size, xid, type_ = len(name), entry.xid, entry.raw.get(b"type", b"")
-        record = (
+        record: tuple[bytes, ...] = (
             b"$%d\r\n%b\r\n" % (size, name), b"$%d\r\n%b\r\n" % (len(type_), type_),
             b"$%d\r\n%b\r\n" % (len(xid), xid), b"$3\r\n%d\r\n" % code, word,
         )  # fmt: skip
+        begin, end = received.encode(), completed.encode()
+        template, usual = self._record, self._usual
+        if span is not None:
+            template = self._traced_record()
+            record = (*record, *map(_word, (*span, begin, end)))
+            usual = self._push + template + self._trace + self._lasting
         entry.answered, entry.effects = True, None
         if not name:
-            entry.commands, entry.count = self._record % record, 1
+            entry.commands, entry.count = template % record, 1
             return
-        begin, end = received.encode(), completed.encode()
         push = (size + _REPLY_BYTES, name, word, size + _REPLY_BYTES, name)
         trace = (size + _TRACE_BYTES, name, len(begin) + len(end) + len(text) + STORY_BYTES, begin, end, text)
         if self.expire_nx:
-            entry.commands, entry.count = self._usual % (*push, *record, *trace, size + _TRACE_BYTES, name), 5
+            entry.commands, entry.count = usual % (*push, *record, *trace, size + _TRACE_BYTES, name), 5
         else:
-            entry.commands, entry.count = (self._push + self._record + self._trace) % (*push, *record, *trace), 4
+            entry.commands, entry.count = (self._push + template + self._trace) % (*push, *record, *trace), 4
         if notes:
             entry.commands += pack("HSET", _TRACE % name, *noted(notes))
             entry.count += 1

@@ -113,6 +113,13 @@ class Request(_OfPayload[T]):
         """All fields of the entry, as text."""
         return {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in self._raw.items()}
 
+    def _notes(self) -> dict[str, Any] | None:
+        """The fields of the trace that the reply brings."""
+        calling = self._calling
+        if calling is None or not calling.later:
+            return self._noted
+        return {**(self._noted or {}), **calling.later}
+
     def trace(self, **fields: Any) -> None:
         """Add fields to `req:REF:h`, written together with the reply. Text stays as it is, other values become JSON.
 

@@ -209,11 +209,3 @@ def test_a_worker_without_the_grant_calls_nobody_and_says_which_is_missing(
     if mode == "serial":
         line = 'Requires call access to "price"; grant it with: --allow-call=price (field allowCall of order:1:h)'
         assert err.decode().count(line) == 1
-
-
-def test_redis_py_that_sends_a_request_misses_the_grant_of_a_call(
-    r: redis.Redis, run: Runner, local: Callable[..., Path]
-) -> None:
-    local("from sandboxrun import worker\nworker.connect().xadd('price:req:x', {'ref': 'r'})\n", key="order:1:h")
-    err = run("order", "1").err
-    assert 'Requires call access to "price"; grant it with: --allow-call=price (field allowCall of order:1:h)' in err

@@ -10,6 +10,7 @@ import pytest
 from sandboxrun.config import keys
 from sandboxrun.config.fields import parse_loop
 from sandboxrun.errors import ConfigError
+from sandboxrun.protocol.calling import current
 from sandboxrun.worker.answer import Answers
 from sandboxrun.worker.app import App
 from sandboxrun.worker.batch import Entry, Renderer
@@ -32,6 +33,7 @@ def reply(app: App, type_: str, told: list[Any]) -> Any:
     bodies: list[str] = []
     render.reply = lambda entry, code, body, *rest: bodies.append(body)  # type: ignore[method-assign,misc,assignment]
     answers.serve(Entry(b"1-0", {b"ref": b"r", b"type": type_.encode(), b"data": b"{}"}))
+    current.set(None)  # as the loop does after a batch
     return json.loads(bodies[0])
 
 

@@ -150,7 +150,7 @@ def test_what_a_handler_raises_is_what_its_caller_gets(
 
 def test_an_expired_request_is_an_expired_call() -> None:
     request = Outgoing("t", None, 0.001, None)
-    request.began -= 60
+    request.deadline = request.began - 60
     push, *_ = commands(answered(request, "t", lambda request: {}).commands)
     found = request.outcome(push[2])
     assert type(found) is client.Expired

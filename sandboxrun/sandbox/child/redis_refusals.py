@@ -44,7 +44,6 @@ _COUNTED = {
 _SHOWN_MAX = 4
 # What an entry of allowRedis can name. Of a key with a wildcard in its name, the entry would cover other keys too.
 _NAME = re.compile(r"[A-Za-z0-9_:.\-/@#{}]{1,256}")
-_REQUESTS = re.compile(r"([a-z][-a-z0-9_]{0,63}):req:x")  # the stream that allowCall opens for XADD
 _PATTERN = re.compile(r"[A-Za-z0-9_:.\-/@#{}*?]{1,256}")
 
 
@@ -66,10 +65,7 @@ def lines(error: BaseException, grants: Grants) -> list[str]:
     found = [grants.denial("redis", f"+{name}", f"+{name}")] if name in _SCRIPTS else []
     own = (key, f"{key.partition(':')[0]}:h")
     for target in _keys(name, words[1:])[:_SHOWN_MAX]:
-        callee = _REQUESTS.fullmatch(target) if name == "xadd" else None
-        if callee is not None:
-            found.append(grants.denial("call", callee[1], callee[1]))
-        elif target in own and name not in _READS:
+        if target in own and name not in _READS:
             found.append(never(f"writing {target}", "a worker could change what it is granted"))
         elif target not in own:
             found.append(_entry(f"%R~{target}" if name in _READS else target, target, grants))
