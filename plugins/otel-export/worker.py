@@ -73,6 +73,9 @@ def span_of(fields):
             {"key": "sandboxrun.code", "value": {"intValue": str(code)}},
         ],
     }
+    if fields.get(b"method"):
+        made["name"] = f"{type_}.{text(fields, b'method')}"
+        made["attributes"].append({"key": "rpc.method", "value": {"stringValue": text(fields, b"method")}})
     if not 0 <= code <= 999:
         raise ValueError("no code")
     if fields.get(b"parentSpan"):

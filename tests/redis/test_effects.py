@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,7 +12,18 @@ import pytest
 import redis
 from arena import wait_for
 from effect_workers import KINDS, emitted, plain
+from hints import is_of, paste
 from loop_workers import answer, answered, pending, send
+from runner import Runner
+
+from sandboxrun.config.fields import parse_loop
+from sandboxrun.redis.replies import ReplyError
+from sandboxrun.worker.batch import Entry, Renderer
+from sandboxrun.worker.claims import Claims
+from sandboxrun.worker.context import Context
+from sandboxrun.worker.effects import Emit
+from sandboxrun.worker.joined import Joined
+from sandboxrun.worker.request import Encoder, Request
 
 HEAD = """
 import asyncio, os, threading, time
@@ -342,3 +354,107 @@ worker.run(concurrency=8, key=lambda request: "same")
         replies = [answer(r, ref) for ref in [send(r, n=n) for n in range(20)]]
     assert r.hget("a:1:h", "order") == "".join(f" {n}" for n in range(20))
     assert replies[-1]["runs"] == 20  # none of them met the change of another
+
+
+# --- in the sandbox, with the login that its grants make
+
+
+def test_each_effect_is_granted_by_the_command_that_its_refusal_prints(
+    r: redis.Redis, run: Runner, local: Callable[..., Path]
+) -> None:
+    local(KINDS["plain"], allowRedis="other:*")
+    for field in ("allowRedis", "allowCall"):
+        with run.start("t", "1", "--yes") as process:
+            reply = answer(r, send(r, n=1))
+            assert reply["code"] == 500
+            process.terminate()
+            _, err = process.communicate(timeout=20)
+        assert (r.exists("log:req:x"), r.exists("count:ann:h")) == (0, 0)
+        hints = [line for line in err.decode().splitlines() if line.strip().startswith("hint: ")]
+        hint = hints[-1].strip().removeprefix("hint: ")
+        assert is_of("sandboxrun set {} {} && sandboxrun approve {}", hint), err
+        assert field in hint
+        pasted = paste(hint, run.env, run.home)
+        assert pasted.returncode == 0, pasted
+    assert r.hget("t:1:h", "allowRedis") == "other:*,count:ann:h"
+    with run.start("t", "1"):
+        assert [answer(r, send(r, n=n))["total"] for n in (1, 2)] == [1, 2]
+    assert emitted(r) == [{"n": 1}, {"n": 2}]
+
+
+def test_a_dead_letter_of_an_emit_is_not_sent_to_whom_it_names_with_the_operators_login(
+    r: redis.Redis, run: Runner
+) -> None:
+    """A worker writes its dead letters itself."""
+    r.xadd("t:dead:x", {"ref": "r1", "emitted": "bank\x1b[1m", "request.ref": "r1", "request.data": "{}"})
+    done = run("dead", "t", "requeue", "all")
+    assert done.out == "sent once more: 0\n"
+    assert r"was emitted to bank\x1b[1m, not sent to t: it stays where it is" in done.err
+    assert (r.xlen("t:dead:x"), r.exists("t:req:x"), r.exists("bank:req:x")) == (1, 0, 0)
+
+
+# --- what an outage leaves
+
+
+class Owner:
+    """What a worker does with effects, without a loop."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.again: list[Entry] = []
+        context.caller.joining = self
+
+    def begin(self) -> None:
+        pass
+
+    def changed(self, entry: Entry, again: Entry) -> None:
+        self.again.append(again)
+
+    def committed(self, entry: Entry) -> None:
+        pass
+
+    def refused(self, entry: Entry, error: ReplyError) -> None:
+        raise error
+
+    refused_state = refused
+
+    def undelivered(self, entry: Entry, emit: Emit, error: ReplyError) -> bytes:
+        raise error
+
+
+def test_a_reply_that_was_kept_is_never_written_after_its_state_has_changed(r: redis.Redis, redis_url: str) -> None:
+    """A loop that has met an error while it sent its replies sends them all again, whatever has become of them."""
+    r.hset("t:1:h", mapping={"pid": "7", "pidHost": "x"})
+    r.xadd("t:req:x", {"ref": "r1", "type": "t"})
+    context = Context("t:1:h", redis_url, None)
+    claims = Claims(context.connection, parse_loop({}, "t", "1"), "t:1:h", "7")
+    owner = Owner(context)
+    claims.joined = Joined(claims, owner)
+    claims.open()
+    claims.ask(1, block=False)
+    while not claims.arrived:
+        claims.receive()
+    ((entry,), _) = claims.arrived.popleft()
+    request = Request("1-1", "r1", "t", {}, entry.raw, encoder=Encoder(), caller=context.caller)
+    effects = request._joining()
+    state = effects.state("a:1:h")
+    state["n"] = int(state.get("n", 0)) + 1
+    entry.ref = "r1"
+    Renderer(claims.loop, "t", "t:dead:x").reply(entry, 200, "{}", "A", "B")
+    effects.join(entry)
+    r.hset("a:1:h", "n", 41)
+    for _ in range(2):
+        claims.write([entry])
+        claims.flush()
+        while claims.waiting:
+            claims.receive()
+    claims.verify()
+    claims.flush()
+    while claims.waiting:
+        claims.receive()
+    claims.connection.close()
+    assert context.aside is not None
+    context.aside._connection.close()
+    assert (r.hget("a:1:h", "n"), r.exists("res:r1")) == ("41", 0)
+    assert [(again.xid, again.conflicts) for again in owner.again] == [(entry.xid, 1)]
+    assert pending(r) == 1

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 from arena import wait_for
+from effect_workers import plain
 from otlp import Collector
 from runner import Runner
 
@@ -107,6 +108,57 @@ def test_a_tree_of_requests_is_a_tree_of_spans(r: redis.Redis, run: Runner, coll
         "sandboxrun.caller": "order",
     }  # fmt: skip
     assert [r.xpending(f"{type_}:res:x", "otel-export")["pending"] for type_ in ("order", "price")] == [0, 0]
+
+
+ORDER = """
+import os
+from sandboxrun import client, worker
+
+prices = client.Client(os.environ["REDIS_URL"])
+
+@worker.handler
+def handle(request):
+    request.emit("mail", {"to": "ann"})
+    try:
+        prices.call("price", {}, timeout=20, method="of")
+    except client.RemoteError as error:
+        return {"no": "price"}
+
+worker.run()
+"""
+PRICE = """
+from sandboxrun import worker
+
+@worker.handler
+def handle(request):
+    raise ValueError("no price")
+
+worker.run()
+"""
+MAIL = PRICE.replace('raise ValueError("no price")', "return {}")
+
+
+def test_calls_and_emits_of_real_workers_are_one_trace(
+    r: redis.Redis, redis_url: str, run: Runner, collector: Collector, tmp_path: Path
+) -> None:
+    with contextlib.ExitStack() as stack:
+        for type_, code in (("order", ORDER), ("price", PRICE), ("mail", MAIL)):
+            stack.enter_context(plain(r, redis_url, tmp_path, code, type_=type_))
+        stack.enter_context(exporter(r, run, collector, allowRedis="order:res:x,price:res:x,mail:res:x"))
+        traceparent = f"00-{TRACE}-{'cd' * 8}-01"
+        r.xadd("order:req:x", {"ref": "r1", "type": "order", "data": "{}", "traceparent": traceparent})
+        wait_for(lambda: len(collector.spans) == 3, 30)
+    assert collector.faults == []
+    spans = dict(collector.spans)
+    root = spans["order"]
+    assert (root.trace_id.hex(), root.parent_span_id.hex()) == (TRACE, "cd" * 8)
+    assert {name: span.parent_span_id for name, span in spans.items() if name != "order"} == {
+        "price": root.span_id,
+        "mail": root.span_id,
+    }
+    assert {span.trace_id for span in spans.values()} == {root.trace_id}
+    assert {name: span.status.code for name, span in spans.items()} == {"order": 0, "price": 2, "mail": 0}
+    assert (spans["price"].name, spans["price"].status.message) == ("price.of", "no price")
 
 
 def test_what_is_malformed_is_skipped_and_counted(r: redis.Redis, run: Runner, collector: Collector) -> None:

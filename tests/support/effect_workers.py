@@ -43,13 +43,15 @@ KINDS = {
 
 
 class Plain:
-    """One worker of type t. It can be killed and started again, with the same name or another."""
+    """One worker. It can be killed and started again, with the same name or another."""
 
-    def __init__(self, r: redis.Redis, url: str, folder: Path, code: str, id_: str = "1", **fields: str) -> None:
-        self._r, self._url, self._key = r, url, f"t:{id_}:h"
-        self._path = folder / f"worker-{id_}.py"
+    def __init__(
+        self, r: redis.Redis, url: str, folder: Path, code: str, id_: str = "1", *, type_: str = "t", **fields: str
+    ) -> None:
+        self._r, self._url, self._key = r, url, f"{type_}:{id_}:h"
+        self._path = folder / f"{type_}-{id_}.py"
         self._path.write_text(code)
-        self.errors = folder / f"errors-{id_}.txt"
+        self.errors = folder / f"errors-{type_}-{id_}.txt"
         self._fields = {"takeoverMillis": "400", "responseStreamLimit": "0", **fields}
         self.process = self._start()
 
@@ -71,8 +73,10 @@ class Plain:
 
 
 @contextlib.contextmanager
-def plain(r: redis.Redis, url: str, folder: Path, code: str, id_: str = "1", **fields: str) -> Iterator[Plain]:
-    worker = Plain(r, url, folder, code, id_, **fields)
+def plain(
+    r: redis.Redis, url: str, folder: Path, code: str, id_: str = "1", *, type_: str = "t", **fields: str
+) -> Iterator[Plain]:
+    worker = Plain(r, url, folder, code, id_, type_=type_, **fields)
     try:
         yield worker
         if worker.process.poll() is not None:
