@@ -49,7 +49,6 @@ class Aside:
                 try:
                     return self._try(commands, max_bytes)
                 except ConnectionLost:
-                    self._connection.close()
                     if time.monotonic() + delay > until:
                         raise
                     time.sleep(delay)
@@ -59,8 +58,12 @@ class Aside:
         connection = self._connection
         if not connection.is_open:
             connection.open()
-        with Within(connection, max_bytes):
-            replies = connection.pipeline(commands)
+        try:
+            with Within(connection, max_bytes):
+                replies = connection.pipeline(commands)
+        except BaseException:  # a handler's time was up, for instance
+            connection.close()  # the reply would be taken for that to the next command
+            raise
         for reply in replies:
             if isinstance(reply, ReplyError):
                 passing = translated(reply, connection.address.shown)

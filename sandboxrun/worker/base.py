@@ -221,6 +221,7 @@ class Worker:
             self._send_soon(again)
 
     def refused(self, entry: Entry, error: ReplyError) -> None:
+        self.context.callees.clear()  # ask again
         self._answers.refuse_effects(entry, error)
         self.committed(entry)
 

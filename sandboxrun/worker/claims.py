@@ -75,6 +75,7 @@ class Claims(Session):
         # A write that changes nothing, and that a full server refuses.
         self.keep_fence: Sequence[str | bytes | int] = ()
         self._armed = False  # the fence is known to be intact and watched, so a transaction may be sent
+        self._verifying = False  # replies to earlier commands may arrive meanwhile, and must begin nothing
         self._reads: dict[tuple[int, bool], bytes] = {}
         self.opened = 0
         self._opened_at = 0.0
@@ -376,6 +377,17 @@ class Claims(Session):
 
     def verify(self) -> None:
         """Make a new fence, drop the entries that are no longer ours, and send again the replies that were not written."""
+        self._verifying = True
+        try:
+            self._verify()
+        finally:
+            self._verifying = False
+        if self.joined is not None:
+            self.joined.clear()
+        self._write_again([entry for entry in self.hand.values() if entry.sent])
+        self.renew()  # at once, because nobody could while Redis was full or away
+
+    def _verify(self) -> None:
         self._stop_if_taken()
         self.generation += 1
         mine = {*self.hand, *self.suspects}
@@ -401,10 +413,6 @@ class Claims(Session):
             lost = mine - self._pending_of(mine)
             self.hand = {xid: entry for xid, entry in self.hand.items() if xid not in lost}
             self.suspects = {xid: count for xid, count in self.suspects.items() if xid not in lost}
-        if self.joined is not None:
-            self.joined.clear()
-        self._write_again([entry for entry in self.hand.values() if entry.sent])
-        self.renew()  # at once, because nobody could while Redis was full or away
 
     def _write_again(self, entries: list[Entry]) -> None:
         """Send the replies again, but keep apart those over which the connection was lost repeatedly."""

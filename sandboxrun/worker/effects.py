@@ -184,7 +184,7 @@ def check_call(context: Context, calling: Calling, type_: str) -> None:
         # Refused in either case: without the grant, or else because of the ID, before Redis looks at the stream.
         reply = connection.pipeline([("XADD", keys.request_stream(type_), "NOMKSTREAM", "0-0", "-", "-")])[0]
     except StoreError:
-        return  # the transaction of the reply will show it: refusals.py
+        reply = None  # it is asked once; the transaction of the reply will show it: refusals.py
     finally:
         connection.close()
     if isinstance(reply, ReplyError) and str(reply).startswith("NOPERM"):

@@ -77,7 +77,7 @@ class Joined:
     def begin(self) -> None:
         """Queue the second reading for all that waits, if no transaction is in flight."""
         claims = self._claims
-        if not self._waiting or not claims._armed:
+        if not self._waiting or not claims._armed or claims._verifying:
             return
         entries, self._waiting = self._waiting, []
         keys = [key for entry in entries for key in _states(entry)]
@@ -158,7 +158,9 @@ class Joined:
             self._claims.expect(letters, len(letters), self._sent, letters)
 
     def _sent(self, replies: list[Any], letters: list[bytes]) -> None:
-        self._claims.lasting_error(replies)
+        error = self._claims.lasting_error(replies)
+        if error is not None:
+            self._claims.warn(f"a dead letter was refused by Redis: {str(error)[:200]}")
         for letter in letters:
             self._letters.remove(letter)
 

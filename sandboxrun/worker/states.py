@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from sandboxrun.worker.effects import Effects
 
 KEY_MAX_CHARS = 512
-STATE_MAX_BYTES = 1024 * 1024  # of a hash that is read, and of the changes
+STATE_MAX_BYTES = 1024 * 1024  # of a hash that is written
+READ_MAX_BYTES = 2 * STATE_MAX_BYTES  # of a hash that others have written
+FIELD_BYTES = 32  # that a field counts beside its text
+_GRANTED = keys.LETTERS + keys.DIGITS + "_:.-/@#{}"  # what an entry of allowRedis may consist of
 
 
 class State(MutableMapping[str, str]):
@@ -86,9 +89,9 @@ class State(MutableMapping[str, str]):
         """Raises ConfigError if the key is not granted, TypeError if it is no hash, ValueError for a large one."""
         context = self._effects.context
         try:
-            reply = Aside.of(context).exchange([("HGETALL", self.key)], STATE_MAX_BYTES)[0]
+            reply = Aside.of(context).exchange([("HGETALL", self.key)], READ_MAX_BYTES)[0]
         except TooManyBytes:
-            raise ValueError(f"the state {self.key[:80]!r} has more than {STATE_MAX_BYTES} bytes") from None
+            raise ValueError(f"the state {self.key[:80]!r} has more than {READ_MAX_BYTES} bytes") from None
         if is_wrong_type(reply):
             raise TypeError(f"the state {self.key[:80]!r} is not a hash")
         if isinstance(reply, ReplyError):
@@ -100,6 +103,7 @@ class State(MutableMapping[str, str]):
             self._effects.check_open()
             if self._read is None:  # another thread of the handler may have been first
                 self._read, self._now = found, dict(found)
+                self._size = sum([len(_raw(name)) + len(value) + FIELD_BYTES for name, value in found.items()])
 
     def __getitem__(self, name: str) -> str:
         return self._fresh()[name].decode("utf-8", "surrogateescape")
@@ -122,9 +126,13 @@ class State(MutableMapping[str, str]):
         raw = _raw(self._effects.encoder.text(value, name))
         with self._effects.lock:
             self._effects.check_open()
-            size = self._size + len(_raw(name)) + len(raw)
+            size = self._size + len(raw) - len(fields.get(name, b""))
+            if name not in fields:
+                size += len(_raw(name)) + FIELD_BYTES
             if size > STATE_MAX_BYTES:
-                raise ValueError(f"the changes of the state {self.key[:80]!r} have more than {STATE_MAX_BYTES} bytes")
+                raise ValueError(
+                    f"the state {self.key[:80]!r} would have {size} bytes: at most {STATE_MAX_BYTES} are kept"
+                )
             self._size = size
             fields[name] = raw
 
@@ -132,7 +140,7 @@ class State(MutableMapping[str, str]):
         fields = self._fresh()
         with self._effects.lock:
             self._effects.check_open()
-            del fields[name]
+            self._size -= len(_raw(name)) + len(fields.pop(name)) + FIELD_BYTES
 
 
 def not_granted(effects: Effects, key: str) -> ConfigError:
@@ -144,7 +152,9 @@ def not_granted(effects: Effects, key: str) -> ConfigError:
     words, entries = keys.in_words(context.key), f"{listed},{key}" if listed else key
     return ConfigError(
         f"{context.key} is not granted its state {key[:80]!r}: allowRedis does not list the key for reading and writing",
-        hint=f"sandboxrun set {words} {shlex.quote(f'allowRedis={entries}')} && sandboxrun approve {words}",
+        hint=f"sandboxrun set {words} {shlex.quote(f'allowRedis={entries}')} && sandboxrun approve {words}"
+        if keys.consists_of(_GRANTED, key) and len(key) <= 256
+        else "",
     )
 
 

@@ -207,6 +207,8 @@ class Tasks(Kept):
     def _start_again(self, job: Job) -> None:
         """Start the handler of a request whose reply was not written, because a state had changed."""
         entry, received, request = job.entry, now(), None
+        if self._winding:
+            return  # it is handed back
         try:
             handler, request = self._answers.parse(entry)
         except BaseException as error:

@@ -89,6 +89,9 @@ def handle(request):
     attempt("states", lambda: [worker.state(f"a:{n}:h") for n in range(101)])
     state = worker.state("a:1:h")
     attempt("change", lambda: state.update({"a": "x" * 1024 * 1024}))
+    for _ in range(4):
+        state["b"] = "x" * 500 * 1000
+    state.clear()
     attempt("value", lambda: state.update({"a": float("inf")}))
     attempt("name", lambda: state.update({1: 2}))
     return found
@@ -101,7 +104,7 @@ def test_what_is_too_much_or_no_json_is_an_error_for_the_handler_at_once(
     r: redis.Redis, redis_url: str, tmp_path: Path
 ) -> None:
     r.rpush("a:list", "x")
-    r.hset("a:huge:h", "a", "x" * 1024 * 1024)
+    r.hset("a:huge:h", "a", "x" * 2 * 1024 * 1024)
     with plain(r, redis_url, tmp_path, BOUNDS):
         found = answer(r, send(r))
     assert {name: text.partition(":")[0] for name, text in found.items() if name not in ("ref", "source", "code", "time")} == {

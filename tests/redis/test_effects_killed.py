@@ -98,3 +98,19 @@ def test_an_answer_to_exec_that_is_lost_repeats_no_effect(
         assert emitted(r) == [{"n": n} for n in range(4)]
         assert r.hgetall("count:ann:h") == {"total": "4"}
     assert set(answered(r).values()) == {1}
+
+
+def test_a_reading_that_is_interrupted_by_a_time_out_is_no_other_requests_state(
+    r: redis.Redis, proxy: Proxy, tmp_path: Path
+) -> None:
+    """Its reply is on its way when the handler's time is up, and would be the first one that the next handler reads."""
+    code = KINDS["plain"].replace("@worker.handler", "@worker.handler(timeout=0.3)")
+    r.hset("count:ann:h", "total", 100)
+    with plain(r, f"redis://127.0.0.1:{proxy.port}", tmp_path, code):
+        assert answer(r, send(r, n=0, user="eve"))["total"] == 1
+        proxy.stall("worker-aside:")
+        reply = answer(r, send(r, n=1))
+        assert (reply["code"], "took longer than its timeout" in reply["err"]["message"]) == (500, True)
+        proxy.resume(keep=True)
+        assert answer(r, send(r, n=2, user="bob"))["total"] == 1
+    assert (r.hgetall("count:ann:h"), r.hgetall("count:bob:h")) == ({"total": "100"}, {"total": "1"})
