@@ -179,7 +179,7 @@ class Answers:
         """Replace a reply over which the connection was lost repeatedly by a small 500 and a dead letter."""
         reason = f"its reply cannot be sent: the connection was lost {entry.losses} times over its {len(entry.commands)} bytes"
         at = now()
-        entry.ref = ref_of(entry.raw)
+        entry.ref, entry.effects = ref_of(entry.raw), None
         if entry.spent:
             entry.raw = {b"type": entry.raw.get(b"type", b"")}  # the dead letter with all fields failed as well
         entry.spent = True
@@ -191,6 +191,7 @@ class Answers:
     def refuse_effects(self, entry: Entry, error: Exception) -> None:
         """Replace the reply by a 500 without effects, because Redis refuses to write them."""
         reason = f"what the handler wrote or sent was refused by Redis, so nothing of it was: {str(error)[:200]}"
+        entry.effects = None
         self.fail(entry, now(), None, RuntimeError(reason))
         say(f"request {entry.xid.decode()} is answered 500: {reason}")
 

@@ -36,7 +36,6 @@ class Entry:
         "at",
         "begun",
         "commands",
-        "conflicts",
         "count",
         "deliveries",
         "effects",
@@ -47,6 +46,8 @@ class Entry:
         "spent",
         "xid",
     )
+
+    conflicts = 0  # how often a state had changed when the reply was to be written
 
     def __init__(self, xid: bytes, raw: Mapping[bytes, bytes], deliveries: int = 1) -> None:
         self.xid, self.raw, self.deliveries = xid, raw, deliveries
@@ -60,13 +61,18 @@ class Entry:
         self.losses = 0  # lost connections while the reply was on its way
         self.sent = False  # the reply was sent, and is not confirmed by Redis yet
         self.effects: Effects | None = None  # that join the reply
-        self.conflicts = 0  # how often a state had changed when the reply was to be written
 
     def again(self) -> Entry:
         """The same delivery, to be handled again because a state had changed."""
-        entry = Entry(self.xid, self.raw, self.deliveries)
+        entry = Again(self.xid, self.raw, self.deliveries)
         entry.begun, entry.conflicts = True, self.conflicts + 1
         return entry
+
+
+class Again(Entry):
+    """A request that is handled again."""
+
+    __slots__ = ("conflicts",)
 
 
 class Renderer:
@@ -133,7 +139,7 @@ class Renderer:
             template = self._traced_record()
             record = (*record, *map(_word, (*span, begin, end)))
             usual = self._push + template + self._trace + self._lasting
-        entry.answered, entry.effects = True, None
+        entry.answered = True
         if not name:
             entry.commands, entry.count = template % record, 1
             return
