@@ -129,7 +129,17 @@ def _requeue(connection: Connection, type_: str, stream: str, ids: list[str] | N
             print(f"note: {letter.xid} has {_TOO_LARGE}: it stays where it is", file=sys.stderr)
             continue
         prefix = b"request."
-        pairs = zip(letter.fields[::2], letter.fields[1::2], strict=True)
+        pairs = list(zip(letter.fields[::2], letter.fields[1::2], strict=True))
+        other = dict(pairs).get(b"emitted")
+        if other is not None:  # to where a worker's letter says, nothing is sent with the operator's login
+            print(
+                escape(
+                    f"note: {letter.xid} was emitted to {other.decode('utf-8', 'replace')[:80]}, not sent to {type_}: "
+                    "it stays where it is; show prints what it asked for"
+                ),
+                file=sys.stderr,
+            )
+            continue
         words = [
             word
             for name, value in pairs

@@ -73,5 +73,7 @@ def _reshaped(kind: Kind, entry: str) -> str:
             return re.sub(r"^(localhost)?:?([0-9]+)$", r"127.0.0.1:\2", entry)
         case Kind.ENV:
             return entry.removeprefix("$").partition("=")[0]
+        case Kind.CALL:  # TYPE, of its stream TYPE:req:x too
+            return entry.partition(":")[0].lower()
         case _:
             return entry

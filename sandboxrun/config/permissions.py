@@ -25,7 +25,7 @@ from sandboxrun.config.targets import embedded_address as embedded_address
 from sandboxrun.config.targets import endpoint as endpoint
 from sandboxrun.config.targets import is_own_data as is_own_data
 from sandboxrun.config.targets import is_public as is_public
-from sandboxrun.config.targets import parse_env, parse_folder, parse_program
+from sandboxrun.config.targets import parse_env, parse_folder, parse_program, parse_type
 from sandboxrun.config.targets import parse_path as parse_path
 from sandboxrun.enums import StrEnum
 from sandboxrun.errors import ConfigError
@@ -122,6 +122,15 @@ class Kind(StrEnum):
         "keys and channels without a wildcard in front of the first colon; no commands",
         "KEYS",
         "ask about reading and writing these keys; %R~KEYS: only reading; %W~KEYS: only writing; also +pubsub:CHANNEL and +COMMAND",
+    )
+    CALL = (
+        "call",
+        parse_type,
+        "the type of a worker, as in price",
+        "send requests to workers of the type {}, and read their replies",
+        "every type, by its name",
+        "TYPE",
+        "ask about sending requests to workers of this type",
     )
 
     def __new__(

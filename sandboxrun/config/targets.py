@@ -1,4 +1,4 @@
-"""The entries of permission lists: hosts and addresses, paths, programs, variables, keys of Redis. Pure."""
+"""The entries of permission lists: hosts and addresses, paths, programs, variables, keys of Redis, types of workers. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import ipaddress
 import os.path
 from collections.abc import Iterable
 
-from sandboxrun.config.keys import DIGITS, LETTERS, LOWER, consists_of
+from sandboxrun.config.keys import DIGITS, LETTERS, LOWER, TYPE_MAX_CHARS, check_type, consists_of
+from sandboxrun.errors import ConfigError
 from sandboxrun.records import record
 
 TYPE_CHECKING = False
@@ -270,6 +271,16 @@ def parse_env(text: str) -> str:
     return text
 
 
+def parse_type(text: str) -> str:
+    """The type of a worker. Raises ValueError."""
+    try:
+        return check_type(text)
+    except ConfigError as error:
+        raise ValueError(
+            f"not a type: a type is a lower-case letter, then up to {TYPE_MAX_CHARS - 1} of a-z 0-9 - _, and not req or res"
+        ) from error
+
+
 @record
 class RedisTarget:
     """One entry of a redis list, in the spelling of Redis's ACL rules: `chat:*` or `~chat:*` is keys to read and write,
@@ -324,7 +335,9 @@ _REDIS_NEVER = frozenset(
     "swapdb sync wait waitaof".split()
 )
 
-_OWN_ENV = frozenset({"REDIS_URL", "SANDBOXRUN_HASH_URL", "SANDBOXRUN_DATA", "PATH", "LANG", "HOME", "TMPDIR"})
+_OWN_ENV = frozenset(
+    "REDIS_URL SANDBOXRUN_HASH_URL SANDBOXRUN_CALL_URL SANDBOXRUN_CALL_NONCE SANDBOXRUN_DATA PATH LANG HOME TMPDIR".split()
+)
 
 
 def endpoint(host: str, port: int) -> str:

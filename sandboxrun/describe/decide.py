@@ -68,6 +68,8 @@ def decide(
             return _env(target, config)
         case Kind.REDIS:
             return _redis(target, config)
+        case Kind.CALL:
+            return _call(target, config)
         case Kind.RUN:
             return _run(target, config, policy)
         case Kind.READ | Kind.WRITE:
@@ -146,6 +148,12 @@ def _env(name: str, config: WorkerConfig) -> Decision:
     if granted is not None and name not in os.environ:
         granted = Decision(granted.verdict, granted.entry, granted.where, "but it is not set here")
     return _first(_found(config, Verdict.DENY, Kind.ENV, same), granted)
+
+
+def _call(type_: str, config: WorkerConfig) -> Decision:
+    same = lambda entry: entry == type_  # noqa: E731
+    denied, granted = _found(config, Verdict.DENY, Kind.CALL, same), _found(config, Verdict.ALLOW, Kind.CALL, same)
+    return _first(denied, granted)
 
 
 def _redis(target: RedisTarget, config: WorkerConfig) -> Decision:

@@ -272,6 +272,8 @@ class Ceiling:
                 return _beyond_default_net(target)
             case Kind.REDIS:
                 return _beyond_default_redis(target, self.worker)
+            case Kind.CALL:  # less than the default policy allows of Redis, and it has no wildcards
+                return ""
             case Kind.READ | Kind.WRITE:
                 return "" if _covered(kind, [self.data], target, real) else f"only what is in {self.data}"
             case Kind.RUN | Kind.LISTEN | Kind.ENV:

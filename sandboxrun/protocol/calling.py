@@ -10,12 +10,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import ContextVar, Token
-    from typing import Protocol, TypeAlias
+    from typing import Any, Protocol, TypeAlias
 
     class Handled(Protocol):
         """A worker's Request."""
 
         def _as_calling(self) -> Calling: ...
+
+        def _joining(self) -> Any: ...
+
+    class Joining(Protocol):
+        """What effects of the requests of a worker need."""
+
+        context: Any
+
+        def begin(self) -> None:
+            """Called when a reply has effects."""
 
     Held: TypeAlias = "Handled | Calling | Serving | None"
 else:
@@ -34,10 +44,11 @@ class Caller:
     `key`: its hash. `nonce`: "" if it may call nobody. `allowed`: the field `allowCall`, for a hint.
     """
 
-    __slots__ = ("allowed", "key", "nonce", "type")
+    __slots__ = ("allowed", "joining", "key", "nonce", "type")
 
     def __init__(self, key: str, type: str, nonce: str) -> None:
         self.key, self.type, self.nonce, self.allowed = key, type, nonce, ""
+        self.joining: Joining | None = None  # once its request loop is made
 
 
 class Calling:
@@ -46,9 +57,10 @@ class Calling:
     `type`: of the worker that calls. `deadline`: of the request, in seconds since the epoch. `path`: the types from the
     first caller on, ending with `type`. `traceparent`: of the handler's span, "" if the request is not traced. `ref`: of
     the request. `nonce`: what the refs of calls begin with, "" if the worker may call nobody. `caller`: the worker.
+    `request`: the request itself, whose reply effects join.
     """
 
-    __slots__ = ("caller", "deadline", "later", "nonce", "noted", "path", "ref", "traceparent", "type")
+    __slots__ = ("caller", "deadline", "later", "nonce", "noted", "path", "ref", "request", "traceparent", "type")
 
     def __init__(
         self,
@@ -59,17 +71,19 @@ class Calling:
         ref: str = "",
         nonce: str = "",
         caller: Caller | None = None,
+        request: Handled | None = None,
     ) -> None:
         self.type, self.deadline, self.path, self.traceparent = type, deadline, path, traceparent
         self.ref, self.nonce = ref, nonce
         self.caller = caller or Caller("", type, nonce)
+        self.request = request
         self.noted: set[str] = set()  # the refs of its calls that the request's trace names
         self.later: dict[str, str] = {}  # fields of the trace that the reply brings
 
     def inner(self, service: str) -> Calling:
         """The Calling of a service that this one calls in process. Raises BadRequest for a circle."""
         path = (*check_path(self, service), service)
-        inner = Calling(service, self.deadline, path, self.traceparent, self.ref, self.nonce, self.caller)
+        inner = Calling(service, self.deadline, path, self.traceparent, self.ref, self.nonce, self.caller, self.request)
         inner.noted, inner.later = self.noted, self.later
         return inner
 

@@ -5,10 +5,12 @@ keeps, or make Redis write files. Its user can do what the request loop needs, a
 
 - read its own hash and its type's, and write neither;
 - use its request and response streams, and the stream of dead letters, and fence others off its request stream;
-- write replies (`res:*`) and traces (`req:*:h`), and read nobody's.
+- write replies (`res:*`) and traces (`req:*:h`), and read nobody's;
+- send requests to the types that `allowCall` lists, and read the replies and traces of its own requests alone: their refs
+  begin with the run's NONCE.
 
 Selectors (Redis 7, Valkey) say which commands hold for which keys. A server without them gets two users: one for the
-streams and replies, one that only reads, for the hashes.
+streams and replies, one that only reads, for the hashes; and a third, for calls, if the worker may call others.
 
 users.py makes and removes the users at the server.
 
@@ -29,7 +31,10 @@ from sandboxrun.records import field, record
 
 PREFIX = "sandboxrun"  # of our users' names
 HASH_URL = "SANDBOXRUN_HASH_URL"  # where a server without selectors lets a worker read its hashes
-_READER = "reader"
+CALL_URL = "SANDBOXRUN_CALL_URL"  # where a server without selectors lets a worker call others
+CALL_NONCE = "SANDBOXRUN_CALL_NONCE"  # what the refs of its requests begin with
+NONCE_BYTES = 8
+_READER, _CALLER = "reader", "caller"
 _NUMBER_DIGITS = (10, 20, 12)  # at most, of the three numbers in a user's name
 
 # What a client says before it says anything: none of it touches a key, another client or the server. Not CLIENT SETINFO,
@@ -42,9 +47,15 @@ _STREAM = (
     "+watch +xadd +xlen +xrange +xrevrange +xread +xreadgroup +xack +xpending +xclaim +xautoclaim +xdel +xtrim +exists +type "
     "+xgroup|create +xgroup|createconsumer +xgroup|delconsumer +xinfo|stream +xinfo|groups +xinfo|consumers"
 ).split()
-_REPLY = "+watch +lpush +rpush +expire +pexpire +del +unlink +exists".split()
-_TRACE = "+watch +hset +hsetnx +hexists +hdel +expire +pexpire +del +unlink +exists".split()
+# No DEL: everybody's replies and traces have such names.
+_REPLY = "+watch +lpush +rpush +expire +pexpire +exists".split()
+_TRACE = "+watch +hset +hsetnx +hexists +expire +pexpire +exists".split()
 _FENCE = "+watch +hset +hexists +del".split()
+# Of its own requests: to wait for their replies, and to look for those that a lost connection has taken (client/put.py).
+_OWN_REPLY = "+brpop +blpop +rpop +lpop +del +type".split()
+_OWN_TRACE = "+hget +hstrlen".split()
+# Without selectors, each of these holds for the streams of the callees too: so no DEL. EXPIRE is needed, for traces.
+_FLAT_CALL = "+watch +xadd +hset +hget +hstrlen +expire +exists +type +lpush +brpop +blpop +rpop +lpop".split()
 # Whole categories, less what reaches more than its keys. The order counts: later rules win.
 _LESS = "-@admin -@dangerous -@scripting -scan -randomkey -dbsize -copy -move -object -select".split()
 _READS = ["+watch", "+@read", *_LESS]
@@ -76,7 +87,7 @@ class Owner:
     @classmethod
     def of_user(cls, name: str) -> Owner | None:
         """None if it is not the name of a worker's user."""
-        prefix, *parts = name.removesuffix(f":{_READER}").split(":")
+        prefix, *parts = name.removesuffix(f":{_READER}").removesuffix(f":{_CALLER}").split(":")
         if prefix != PREFIX or len(parts) != 4:
             return None
         type_, id_, host, rest = parts
@@ -109,6 +120,13 @@ class Identity:
     user: User
     flat: User  # the same name and password
     reader: User  # beside `flat`
+    caller: User | None  # beside `flat`, if the worker may call others
+    nonce: str  # of its requests' refs; empty if it may not
+
+    @property
+    def without_selectors(self) -> tuple[User, ...]:
+        """The users of a server that has none: for the request loop, for the hashes, and perhaps for calls."""
+        return (self.flat, self.reader) if self.caller is None else (self.flat, self.reader, self.caller)
 
 
 def identity(config: WorkerConfig, *, owner: Owner, database: int = 0) -> Identity:
@@ -117,11 +135,57 @@ def identity(config: WorkerConfig, *, owner: Owner, database: int = 0) -> Identi
     _check_streams(config, granted)
     connection = [*_CONNECTION, *([f"+select|{database}"] if database else [])]
     password = os.urandom(32).hex()
+    calls = _Calls.of(config)
+
+    def beside(name: str, rules: Iterable[str]) -> User:
+        return _user(f"{owner.name}:{name}", os.urandom(32).hex(), [*connection, *rules])
+
     return Identity(
-        user=_user(owner.name, password, [*connection, *_selectors(config, granted)]),
+        user=_user(owner.name, password, [*connection, *_selectors(config, granted, calls)]),
         flat=_user(owner.name, password, [*connection, *_flat(config, granted)]),
-        reader=_user(f"{owner.name}:{_READER}", os.urandom(32).hex(), [*connection, *_flat_reader(config, granted)]),
+        reader=beside(_READER, _flat_reader(config, granted)),
+        caller=beside(_CALLER, calls.flat) if calls.types else None,
+        nonce=calls.nonce,
     )
+
+
+@record
+class _Calls:
+    """The requests that a worker may send: to whom, and under which refs."""
+
+    types: tuple[str, ...]
+    nonce: str  # empty if there are no types
+
+    @classmethod
+    def of(cls, config: WorkerConfig) -> _Calls:
+        denied = config.permissions.deny.get("call", ())
+        types = tuple(type_ for type_ in config.permissions.allow.get("call", ()) if type_ not in denied)
+        return cls(types, os.urandom(NONCE_BYTES).hex() if types else "")
+
+    @property
+    def selectors(self) -> list[str]:
+        if not self.types:
+            return []
+        streams = [f"%W~{keys.request_stream(type_)}" for type_ in self.types]
+        return [
+            _selector(streams, ["+xadd"]),
+            _selector([f"~{self._replies}"], _OWN_REPLY),
+            _selector([f"%R~{self._traces}"], _OWN_TRACE),
+        ]
+
+    @property
+    def flat(self) -> list[str]:
+        """Every command for every key: so this user has none of the worker's own keys."""
+        names = [*map(keys.request_stream, self.types), self._replies, self._traces, keys.trace_key("fence-*")]
+        return [*(f"~{name}" for name in names), *_FLAT_CALL, *_CONNECTION_AGAIN]
+
+    @property
+    def _replies(self) -> str:
+        return keys.reply_key(f"{self.nonce}*")
+
+    @property
+    def _traces(self) -> str:
+        return keys.trace_key(f"{self.nonce}*")
 
 
 def url_for(url: str, user: User) -> str:
@@ -207,6 +271,11 @@ def _fences(config: WorkerConfig) -> str:
     return keys.fence_pattern(literal(config.loop.request_stream))
 
 
+def _old_fences(config: WorkerConfig) -> str:
+    """Those of workers of 0.1, which have the form of traces. In a selector no pattern can have a space."""
+    return keys.old_fence_key(literal(config.loop.request_stream), "*").replace(" ", "?")
+
+
 def _hashes(config: WorkerConfig) -> list[str]:
     return [config.key, keys.type_key(config.type)]
 
@@ -215,15 +284,16 @@ def _by_access(granted: Iterable[RedisTarget], *accesses: str) -> list[str]:
     return [target.pattern for target in granted if target.access in accesses]
 
 
-def _selectors(config: WorkerConfig, granted: tuple[RedisTarget, ...]) -> list[str]:
+def _selectors(config: WorkerConfig, granted: tuple[RedisTarget, ...], calls: _Calls) -> list[str]:
     extra = [f"+{command}" for command in _by_access(granted, "command")]
     never = ["-@admin", "-@dangerous"] if extra else []
     found = [
         _selector([f"%R~{name}" for name in _hashes(config)], _HASH_READS),
         _selector([f"~{literal(name)}" for name in _streams(config)], _STREAM),
-        _selector([f"~{_fences(config)}"], _FENCE),
+        _selector([f"~{_fences(config)}", f"~{_old_fences(config)}"], _FENCE),
         _selector([f"%W~{keys.reply_key('*')}"], _REPLY),
         _selector([f"%W~{keys.trace_key('*')}"], _TRACE),
+        *calls.selectors,
     ]
     for access, prefix, commands in (("rw", "~", _BOTH), ("r", "%R~", _READS), ("w", "%W~", _WRITES)):
         patterns = [prefix + pattern for pattern in _by_access(granted, access)]

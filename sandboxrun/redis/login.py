@@ -11,7 +11,7 @@ from sandboxrun.errors import SandboxError, StoreError
 from sandboxrun.log import Log
 from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.records import record
-from sandboxrun.redis.acl import HASH_URL, Identity, Owner, identity, url_for
+from sandboxrun.redis.acl import CALL_NONCE, CALL_URL, HASH_URL, Identity, Owner, identity, url_for
 from sandboxrun.redis.lease import start_time, this_host
 from sandboxrun.redis.store import Store
 from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD, SELECTORS_SINCE
@@ -47,6 +47,7 @@ def admitted(
 
 def _admit(made: Identity, owner: Owner, ceiling: Ceiling, store: Store, degraded: Collection[str], log: Log) -> Login:
     forgone = []
+    nonce = {CALL_NONCE: made.nonce} if made.nonce else {}
     if store.open_to_all and REDIS_ACL not in degraded:
         if REDIS_PASSWORD not in degraded and not ceiling.accepts_open_redis(store.address.shown):
             from sandboxrun.redis.acceptance import refusal
@@ -60,7 +61,7 @@ def _admit(made: Identity, owner: Owner, ceiling: Ceiling, store: Store, degrade
         if REDIS_ACL not in degraded:
             raise
         log.warning("degraded", f"degraded: without {REDIS_ACL}, the worker can do at Redis whatever your login can")
-        return Login({"REDIS_URL": store.url}, [REDIS_ACL])
+        return Login({"REDIS_URL": store.url, **nonce}, [REDIS_ACL])
     if len(users) > 1:
         log.warning(
             "redis",
@@ -68,4 +69,4 @@ def _admit(made: Identity, owner: Owner, ceiling: Ceiling, store: Store, degrade
             f"reads its hash at {HASH_URL} only",
         )
     urls = [url_for(store.url, user) for user in users]
-    return Login(dict(zip(("REDIS_URL", HASH_URL), urls, strict=False)), forgone)
+    return Login({**dict(zip(("REDIS_URL", HASH_URL, CALL_URL), urls, strict=False)), **nonce}, forgone)

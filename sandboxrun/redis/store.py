@@ -88,7 +88,7 @@ class Store:
         return _without_pid(hashes.shared.fields), _without_pid(hashes.own.fields)
 
     def admit(self, identity: Identity, owner: Owner) -> tuple[User, ...]:
-        """Make the run's users: one, or on a server without selectors two, of which the second reads the hashes.
+        """Make the run's users: one, or on a server without selectors two or three (Identity).
 
         Users that killed supervisors have left are removed. Raises SandboxError if the login may not manage users.
         """

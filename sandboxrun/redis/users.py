@@ -45,11 +45,11 @@ class Users:
         return () if self._ended else tuple(user.name for user in self._users)
 
     def admit(self, connection: Connection, identity: Identity, owner: Owner, *, selectors: bool) -> tuple[User, ...]:
-        """Make them: one, or on a server without `selectors` two, of which the second reads the hashes.
+        """Make them: one, or on a server without `selectors` two or three (Identity).
 
         Users that killed supervisors have left are removed. Raises SandboxError if the login may not manage users.
         """
-        users = (identity.user,) if selectors else (identity.flat, identity.reader)
+        users = (identity.user,) if selectors else identity.without_selectors
         self._users = users  # from here on they may exist
         *replies, names = connection.pipeline([*map(_set_user, users), ("ACL", "USERS")])
         try:

@@ -29,7 +29,7 @@ from __future__ import annotations
 from sandboxrun.protocol import BadRequest, HandlerTimeout
 from sandboxrun.worker.app import default
 from sandboxrun.worker.context import Context
-from sandboxrun.worker.request import Request
+from sandboxrun.worker.request import Request, joining
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from redis import Redis
+
+    from sandboxrun.worker.states import State
 
 __all__ = [
     "BadRequest",
@@ -50,6 +52,7 @@ __all__ = [
     "handler",
     "run",
     "secrets",
+    "state",
 ]
 
 handler, encoder, run = default.handler, default.encoder, default.run
@@ -74,6 +77,15 @@ def secrets() -> dict[str, Any]:
 def data() -> Path:
     """This worker's own data folder, which stays when the worker ends. Raises ConfigError if it is not granted."""
     return default.context.data()
+
+
+def state(key: str) -> State:
+    """The hash `key` as text by field, whose changes are written in the transaction of the reply, or not at all.
+
+    In a handler, or in what it calls. If others change the hash meanwhile, nothing is written and the handler runs again. An
+    async handler awaits it: `state = await worker.state(key)`. Raises RuntimeError outside of a handler.
+    """
+    return joining().state(key)
 
 
 def connect() -> Redis:

@@ -12,7 +12,7 @@ import sys
 import time
 
 from sandboxrun.config import keys
-from sandboxrun.protocol import BAD_REQUEST, FAILED, OK, RESULT_MAX_BYTES, Expired, code_of
+from sandboxrun.protocol import BAD_REQUEST, EXPIRED, FAILED, OK, RESULT_MAX_BYTES, Expired, code_of
 from sandboxrun.protocol.calling import Serving, current
 from sandboxrun.protocol.reply import failure, last_resort, message_of
 from sandboxrun.protocol.request import now, read, ref_of
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from sandboxrun.protocol.calling import Caller
     from sandboxrun.worker.batch import Entry, Renderer
+    from sandboxrun.worker.effects import Emit
     from sandboxrun.worker.handlers import Handler
     from sandboxrun.worker.tracing import Span
 
@@ -122,7 +123,11 @@ class Answers:
         try:
             span = span_of(entry, request) if b"traceparent" in entry.raw else None
             notes = request._noted if request._calling is None else request._notes()
+            effects = request._effects
+            request._effects = False
             self._render.reply(entry, OK, body, received, done, notes, span)
+            if effects:
+                effects.join(entry)
         except BaseException as error:
             raise ResultError(message_of(error)) from error
 
@@ -137,7 +142,11 @@ class Answers:
             self._render.reply(entry, FAILED, last_resort(entry.ref, self._type, received), received, received)
 
     def _fail(self, entry: Entry, received: str, request: Request | None, error: BaseException) -> None:
+        if request is not None:
+            request._effects = False
         code = code_of(type(error))  # isinstance would evaluate the error's own __class__
+        if code == EXPIRED and entry.conflicts:  # it has run before, and may have done more than it has written
+            code, error = FAILED, RuntimeError(f"{conflicted(entry)}, until its deadline had passed")
         if request is None:
             entry.ref = ref_of(entry.raw)
         if code == FAILED:
@@ -172,7 +181,7 @@ class Answers:
         """Replace a reply over which the connection was lost repeatedly by a small 500 and a dead letter."""
         reason = f"its reply cannot be sent: the connection was lost {entry.losses} times over its {len(entry.commands)} bytes"
         at = now()
-        entry.ref = ref_of(entry.raw)
+        entry.ref, entry.effects = ref_of(entry.raw), None
         if entry.spent:
             entry.raw = {b"type": entry.raw.get(b"type", b"")}  # the dead letter with all fields failed as well
         entry.spent = True
@@ -180,6 +189,26 @@ class Answers:
         self._render.reply(entry, FAILED, self._encoder.reply(entry.ref, self._type, FAILED, body, at), at, at)
         self._render.add_dead_letter(entry, reason, self._consumer, at)
         self._say_dead(f"request {entry.xid.decode()}: {reason}; it is in {self._dead}")
+
+    def refuse_effects(self, entry: Entry, error: Exception) -> None:
+        """Replace the reply by a 500 without effects, because Redis refuses to write them."""
+        reason = f"what the handler wrote or sent was refused by Redis, so nothing of it was: {str(error)[:200]}"
+        entry.effects = None
+        self.fail(entry, now(), None, RuntimeError(reason))
+        say(f"request {entry.xid.decode()} is answered 500: {reason}")
+
+    def give_up_state(self, entry: Entry) -> None:
+        """Encode the 500 of a request whose state was changed by others too often."""
+        reason = f"{conflicted(entry)}, so nothing was written"
+        self.fail(entry, now(), None, RuntimeError(reason))
+        say(f"request {entry.xid.decode()} is answered 500: {reason}")
+
+    def undelivered(self, entry: Entry, emit: Emit, error: Exception) -> bytes:
+        """The commands of the dead letter of an emit that Redis has refused after the reply was written."""
+        reason = f"the reply was written, and this request to {emit.type} was refused by Redis: {str(error)[:200]}"
+        letter = self._render.undelivered(entry, emit, reason, self._consumer, now())
+        self._say_dead(f"request {entry.xid.decode()}: {reason}; it is in {self._dead}")
+        return letter
 
     def say_no_ref(self, *, last: bool = False) -> None:
         """Warn how many requests had no valid ref, at most every NO_REF_SECONDS. `last`: warn now if there are any."""
@@ -211,6 +240,10 @@ class Answers:
                 f"request {entry.xid.decode()} is answered 500: {message_of(error)} "
                 f"(its traceback cannot be printed: {message_of(worse)})"
             )
+
+
+def conflicted(entry: Entry) -> str:
+    return f"the state that the handler had read was changed by others {entry.conflicts} times"
 
 
 def span_of(entry: Entry, request: Request | None) -> Span | None:

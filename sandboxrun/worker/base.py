@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sandboxrun.config.fields import Loop
+    from sandboxrun.redis.replies import ReplyError
     from sandboxrun.worker.context import Context
+    from sandboxrun.worker.effects import Emit
     from sandboxrun.worker.handlers import Handler
     from sandboxrun.worker.request import Encoder, Request
 
@@ -42,6 +44,7 @@ GRACE_SECONDS = 3.0  # from SIGTERM until unfinished requests are handed back; s
 CUT_SECONDS = 1.0  # for handing back to a Redis that does not answer
 TELL_SECONDS = 0.2  # that `request.progress` waits for the connection
 LOGIN_SECONDS = 30.0  # in which sandboxrun makes the worker's user again after a restart or failover of Redis
+CONFLICTS_MOST = 100  # how often a handler runs again because others have changed its state
 RENEW_PART = 6  # takeoverMillis / 6: how often a claim is renewed
 
 
@@ -67,6 +70,8 @@ class Worker:
             handlers, context.type, loop.consumer_id, self._render, encoder, self._tell, context.caller
         )
         self._answers.replied = self._health.replied
+        context.caller.joining = self
+        self.context = context
         self._signals = process.Signals()
         self._signals.forked.append(self._forked)
         self._pid = os.getpid()
@@ -195,6 +200,47 @@ class Worker:
         except (ConnectionLost, LoginRefused):
             pass  # a left-over fence, or the pid of a dead process, blocks nobody
         self._claims.close()
+
+    # --- effects of handlers: joined.py calls these under the lock, in any thread
+
+    def begin(self) -> None:
+        """A reply has effects. Called in the handler's thread, without the lock."""
+        if self._claims.joined is None:
+            from sandboxrun.worker.joined import Joined
+
+            made = Joined(self._claims, self)
+            if self._claims.joined is None:
+                self._claims.joined = made
+
+    def changed(self, entry: Entry, again: Entry) -> None:
+        if again.conflicts < CONFLICTS_MOST:
+            self._handle_again(entry, again)
+        else:
+            self.committed(entry)
+            self._answers.give_up_state(again)
+            self._send_soon(again)
+
+    def refused(self, entry: Entry, error: ReplyError) -> None:
+        self.context.callees.clear()  # ask again
+        self._answers.refuse_effects(entry, error)
+        self.committed(entry)
+
+    def refused_state(self, entry: Entry, error: ReplyError) -> None:
+        self._answers.refuse_effects(entry, error)
+        self._send_soon(entry)
+
+    def undelivered(self, entry: Entry, emit: Emit, error: ReplyError) -> bytes:
+        return self._answers.undelivered(entry, emit, error)
+
+    def committed(self, entry: Entry) -> None:
+        pass
+
+    def _handle_again(self, entry: Entry, again: Entry) -> None:
+        raise NotImplementedError
+
+    def _send_soon(self, entry: Entry) -> None:
+        """Send a reply that was made again."""
+        raise NotImplementedError
 
     # --- one request
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sandboxrun.config.fields import Loop
+    from sandboxrun.worker.effects import Effects, Emit
     from sandboxrun.worker.tracing import Span
 
 DEAD_STREAM_LIMIT = 10_000  # entries, approximate
@@ -37,6 +38,7 @@ class Entry:
         "commands",
         "count",
         "deliveries",
+        "effects",
         "losses",
         "raw",
         "ref",
@@ -44,6 +46,8 @@ class Entry:
         "spent",
         "xid",
     )
+
+    conflicts = 0  # how often a state had changed when the reply was to be written
 
     def __init__(self, xid: bytes, raw: Mapping[bytes, bytes], deliveries: int = 1) -> None:
         self.xid, self.raw, self.deliveries = xid, raw, deliveries
@@ -56,6 +60,19 @@ class Entry:
         self.answered = False  # `commands` has the reply
         self.losses = 0  # lost connections while the reply was on its way
         self.sent = False  # the reply was sent, and is not confirmed by Redis yet
+        self.effects: Effects | None = None  # that join the reply
+
+    def again(self) -> Entry:
+        """The same delivery, to be handled again because a state had changed."""
+        entry = Again(self.xid, self.raw, self.deliveries)
+        entry.begun, entry.conflicts = True, self.conflicts + 1
+        return entry
+
+
+class Again(Entry):
+    """A request that is handled again."""
+
+    __slots__ = ("conflicts",)
 
 
 class Renderer:
@@ -142,16 +159,28 @@ class Renderer:
             entry.commands += pack("EXPIRE", keys.trace_key(entry.ref), TRACE_EXPIRE_SECONDS)
             entry.count += 1
 
-    def add_dead_letter(self, entry: Entry, reason: str, consumer: str, time: str) -> None:
-        """Add the dead letter to the entry's commands: reason, deliveries, consumer, and the request's own fields."""
+    def add_dead_letter(self, entry: Entry, reason: str, consumer: str, time: str, *, emitted: str = "") -> None:
+        """Add the dead letter to the entry's commands: reason, deliveries, consumer, and the request's own fields.
+
+        `emitted`: the type of the workers that it was emitted to.
+        """
         words: list[str | bytes | int] = [
             "xid", entry.xid, "ref", entry.ref or "", "reason", reason, "deliveries", entry.deliveries,
             "consumer", consumer, "time", time,
         ]  # fmt: skip
+        if emitted:
+            words += ("emitted", emitted)
         for name, value in entry.raw.items():
             words += (b"request." + name, value)
         entry.commands += pack("XADD", self._dead, "MAXLEN", "~", DEAD_STREAM_LIMIT, "*", *words)
         entry.count += 1
+
+    def undelivered(self, entry: Entry, emit: Emit, reason: str, consumer: str, time: str) -> bytes:
+        """The dead letter of an emit: as of a request of its own, with the type of the workers that it was for."""
+        letter = Entry(entry.xid, emit.raw, entry.deliveries)
+        letter.ref = emit.ref
+        self.add_dead_letter(letter, reason, consumer, time, emitted=emit.type)
+        return letter.commands
 
 
 def acknowledge(stream: str, xids: Sequence[bytes]) -> bytes:

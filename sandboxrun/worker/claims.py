@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sandboxrun.config.fields import Loop
+    from sandboxrun.worker.joined import Joined
 else:
     from _collections import deque  # collections is Python, and imports more of it
 
@@ -74,6 +75,7 @@ class Claims(Session):
         # A write that changes nothing, and that a full server refuses.
         self.keep_fence: Sequence[str | bytes | int] = ()
         self._armed = False  # the fence is known to be intact and watched, so a transaction may be sent
+        self._verifying = False  # replies to earlier commands may arrive meanwhile, and must begin nothing
         self._reads: dict[tuple[int, bool], bytes] = {}
         self.opened = 0
         self._opened_at = 0.0
@@ -101,6 +103,7 @@ class Claims(Session):
         # Called with the connection's number at Redis.
         self.identified: Callable[[object], None] | None = None
         self.unsendable: Callable[[Entry], None] = lambda entry: None  # replaces the entry's reply by a small one
+        self.joined: Joined | None = None  # once a reply has had effects
 
     # --- the connection
 
@@ -128,6 +131,8 @@ class Claims(Session):
             if self._sees_pid:
                 self._set_pid()
             self.verify()
+            if self.joined is not None:
+                self.joined.send_again()
         except BaseException:
             self.close()
             raise
@@ -147,6 +152,8 @@ class Claims(Session):
         for entry in self._writing:
             entry.losses += 1
         self._writing = []
+        if self.joined is not None:
+            self.joined.clear()
 
     def looked(self, found: Any) -> None:
         """Process the reply to `look_at_pid`."""
@@ -249,8 +256,16 @@ class Claims(Session):
 
     def _write(self, entries: list[Entry]) -> None:
         """Queue the replies of these entries, which are in hand and not sent."""
-        if not entries:
+        if self.joined is None:
+            if entries:
+                self._write_plain(entries)
             return
+        entries = self.joined.take(entries)
+        if entries:
+            self._write_plain(entries)
+        self.joined.begin()
+
+    def _write_plain(self, entries: list[Entry]) -> None:
         data = self._replies(entries)  # before the wait: Redis is at work on the last transaction meanwhile
         if not self._armed:
             while self.busy:
@@ -260,12 +275,16 @@ class Claims(Session):
                 if not still:
                     return
                 entries, data = still, self._replies(still)
+        self._transaction(data, self._count(entries), self._written, entries)
+
+    def _count(self, entries: list[Entry]) -> int:
+        """Note that these replies are sent now; the number of their commands."""
         count = 1
         for entry in entries:
             entry.sent = True
             count += entry.count
         self._writing = entries
-        self._transaction(data, count, self._written, entries)
+        return count
 
     def _unsent(self, entries: Iterable[Entry]) -> list[Entry]:
         get = self.hand.get
@@ -301,6 +320,9 @@ class Claims(Session):
         if self.broken:
             take(None, detail)
             return
+        self._execute(commands, count, take, detail)
+
+    def _execute(self, commands: bytes, count: int, take: Callable[[list[Any] | None, Any], None], detail: Any) -> None:
         self._armed = False
         self.expect((MULTI, commands, EXEC, self._watch), count + 4, self._executed, (take, detail))
 
@@ -310,12 +332,16 @@ class Claims(Session):
         if isinstance(results, ReplyError):  # EXECABORT: the refused command has the reason
             self._writing = []  # they were refused, and did not end the connection
             self.broken = True  # `verify` writes the replies again, and everything else waits for it
+            if self.joined is not None and detail.__class__ is list and self.joined.refused(detail, replies[1:-3]):
+                return
             reason = next((reply for reply in replies if isinstance(reply, ReplyError)), results)
             self._raise_passing(reason)
             raise translated(reason, self.connection.address.shown)
         self._armed = watched == b"OK" and whole == 1
         self.broken = not self._armed or results is None
         take(results, detail)
+        if self.joined is not None and not self.broken:
+            self.joined.begin()
 
     def _written(self, results: list[Any] | None, entries: list[Entry]) -> None:
         self._writing = []
@@ -331,12 +357,37 @@ class Claims(Session):
         if record.__class__ is bytes:
             self.last_record = record
         if ReplyError in set(map(type, results)):  # faster than a look at each of them
+            if self.joined is not None:
+                self.joined.report(entries, results)
+                return
             for result in results:
                 if result.__class__ is ReplyError:
-                    self.warn(f"a part of a reply was refused by Redis: {str(result)[:200]}")
+                    self.warn_part(result)
+
+    def warn_part(self, error: ReplyError) -> None:
+        self.warn(f"a part of a reply was refused by Redis: {str(error)[:200]}")
+
+    def lasting_error(self, replies: Iterable[Any]) -> ReplyError | None:
+        """The first error among them. Raises ConnectionLost for one that passes."""
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                super()._raise_passing(reply)
+                return reply
+        return None
 
     def verify(self) -> None:
         """Make a new fence, drop the entries that are no longer ours, and send again the replies that were not written."""
+        self._verifying = True
+        try:
+            self._verify()
+        finally:
+            self._verifying = False
+        if self.joined is not None:
+            self.joined.clear()
+        self._write_again([entry for entry in self.hand.values() if entry.sent])
+        self.renew()  # at once, because nobody could while Redis was full or away
+
+    def _verify(self) -> None:
         self._stop_if_taken()
         self.generation += 1
         mine = {*self.hand, *self.suspects}
@@ -362,8 +413,6 @@ class Claims(Session):
             lost = mine - self._pending_of(mine)
             self.hand = {xid: entry for xid, entry in self.hand.items() if xid not in lost}
             self.suspects = {xid: count for xid, count in self.suspects.items() if xid not in lost}
-        self._write_again([entry for entry in self.hand.values() if entry.sent])
-        self.renew()  # at once, because nobody could while Redis was full or away
 
     def _write_again(self, entries: list[Entry]) -> None:
         """Send the replies again, but keep apart those over which the connection was lost repeatedly."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from sandboxrun.worker.aside import Aside
+
 SOCKET_MARGIN_SECONDS = 5  # on top of BLOCK, so that a half-open connection is noticed
 
 
@@ -39,6 +41,8 @@ class Context:
         self.connection = Connection(redis_url, name=f"worker:{worker_key}", seconds=SOCKET_MARGIN_SECONDS)
         self._hash: tuple[dict[str, str], dict[str, str]] | None = None
         self._secrets: dict[str, Any] | None = None
+        self.callees: set[str] = set()  # types that Redis has let it send requests to
+        self.aside: Aside | None = None  # once a handler has state
 
     def connect(self) -> Redis:
         """A new redis.Redis for the script's own use."""

@@ -53,6 +53,11 @@ class Room:
             if self._left is not None:
                 self._left -= count
 
+    def retake(self) -> None:
+        """Take the place of a request again that is handled once more. It does not count for the limit."""
+        with self._changed:
+            self._free -= 1
+
     def take_old(self) -> bool:
         """Take a place for an old claim, unless there is none or it is the reader's turn."""
         with self._changed:

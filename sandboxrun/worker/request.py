@@ -6,17 +6,18 @@ import time
 
 from sandboxrun.plainjson import encoder
 from sandboxrun.protocol import HandlerTimeout
-from sandboxrun.protocol.calling import Caller, Calling
+from sandboxrun.protocol.calling import Caller, Calling, current
 from sandboxrun.protocol.reply import enveloped
 from sandboxrun.protocol.request import method_of, path_of, traceparent_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, Generic
+    from typing import Any, Generic, Literal
 
     from typing_extensions import TypeVar  # the checker brings it; typing's has no `default` before Python 3.13
 
+    from sandboxrun.worker.effects import Effects
     from sandboxrun.worker.results import Forms
 
     T = TypeVar("T", default=Any)
@@ -44,7 +45,7 @@ class Request(_OfPayload[T]):
     """
 
     __slots__ = (
-        "_caller", "_calling", "_encoder", "_noted", "_raw", "_tell", "data", "deadline", "deliveries", "ref", "type", "xid",
+        "_caller", "_calling", "_effects", "_encoder", "_noted", "_raw", "_tell", "data", "deadline", "deliveries", "ref", "type", "xid",
     )  # fmt: skip
 
     data: T
@@ -73,6 +74,7 @@ class Request(_OfPayload[T]):
         self._encoder, self._tell = encoder, tell
         self._caller = caller
         self._calling: Calling | None = None
+        self._effects: Effects | Literal[False] | None = None  # False: the reply is made
 
     @property
     def method(self) -> str | None:
@@ -102,6 +104,7 @@ class Request(_OfPayload[T]):
                 self.ref,
                 caller.nonce,
                 caller,
+                self,
             )
         return calling
 
@@ -132,9 +135,45 @@ class Request(_OfPayload[T]):
         if self._tell is not None:
             self._tell(self, {"progress": text})
 
+    def emit(self, type: str, data: Any = None, *, method: str | None = None, timeout: float | None = None) -> str:
+        """Send a request to workers of another type together with the reply, and return its ref. Nobody waits for its reply.
+
+        It is sent if and only if the handler's result becomes the reply, and so not if the handler raises. `data`: what a
+        result may contain. `timeout`: seconds from now, after which its handler does not begin. Raises CallDenied without
+        the grant allowCall, TypeError or ValueError for data that is not JSON or too much, RuntimeError once the handler has
+        returned.
+        """
+        return self._joining().emit(type, data, method, timeout)
+
+    def _joining(self) -> Effects:
+        """The effects that will join the reply. Raises RuntimeError once the handler has returned."""
+        effects = self._effects
+        if effects is None and self._caller is not None and self._caller.joining is not None:
+            from sandboxrun.worker.effects import Effects
+
+            made = Effects(self, self._caller.joining, self._encoder or Encoder())
+            # There is no call in between, so no other thread runs, and none loses what another one adds.
+            if self._effects is None:
+                self._effects = made
+            effects = self._effects
+        if not effects:
+            raise RuntimeError("the request has no handler any more, so nothing can join its reply")
+        return effects
+
     def remaining(self) -> float | None:
         """Seconds until the deadline, negative once it has passed; None without a deadline."""
         return None if self.deadline is None else self.deadline - time.time()
+
+
+def joining() -> Effects:
+    """The effects that will join the reply of the request that the running code handles. Raises RuntimeError without one."""
+    calling = current.get()
+    if calling is None or calling.request is None:
+        raise RuntimeError(
+            "there is no request: worker.state is for a handler, and for what it calls in its thread or task"
+        )
+    found: Effects = calling.request._joining()
+    return found
 
 
 class Encoder:
@@ -171,8 +210,10 @@ class Encoder:
 
     def text(self, value: Any, path: str) -> str:
         """Text as it is, other values as JSON. Raises TypeError or ValueError with the path, which begins with `path`."""
-        if isinstance(value, str):
-            return _unicode(value)
+        return _unicode(value) if isinstance(value, str) else self.json(value, path)
+
+    def json(self, value: Any, path: str) -> str:
+        """As JSON. Raises TypeError or ValueError with the path."""
         try:
             return "".join(self._chunks(value, 0))
         except HandlerTimeout:  # the signal arrived meanwhile

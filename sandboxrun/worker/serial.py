@@ -258,6 +258,8 @@ class Serial(Worker):
                     continue  # it was lost with the connection
                 self._answer(entry, at)
                 self._ready.append(entry)
+                if entry.effects is not None and entry.effects.states:
+                    self._commit()
                 number += 1
                 at = time.monotonic()
                 if at > until:
@@ -278,6 +280,27 @@ class Serial(Worker):
             self._quick += number - slow
             self._seconds += at - started
         return at
+
+    def _commit(self) -> None:
+        """Write a reply that depends on state, and wait for Redis: the next handler may read the same state."""
+        self._times[HANDLING_SINCE] = 0.0  # Redis may let us wait
+        claims = self._claims
+        self._send(self._ready)
+        self._ready = []
+        claims.flush()
+        while claims.waiting or claims.broken:
+            if claims.waiting:
+                claims.receive()
+            else:  # a key was changed between the second reading and EXEC; a read that waits must not come before
+                claims.verify()
+                claims.flush()
+        self._times[HANDLING_SINCE] = time.monotonic()
+
+    def _handle_again(self, entry: Entry, again: Entry) -> None:
+        self._todo.appendleft(again)
+
+    def _send_soon(self, entry: Entry) -> None:
+        self._ready.append(entry)
 
     def _answer(self, entry: Entry, at: float) -> None:
         """Handle one request without the lock, because `request.progress` takes it, also from a result's own code."""

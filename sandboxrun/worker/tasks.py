@@ -38,6 +38,7 @@ from sandboxrun.worker.kept import Kept
 from sandboxrun.worker.outage import Backoff
 from sandboxrun.worker.reader import Reader, Room
 from sandboxrun.worker.request import Encoder, Request
+from sandboxrun.worker.reruns import Reruns
 
 CONFIRMED_SECONDS = 0.002  # before a retry of replies that wait for the confirmation of others
 
@@ -66,6 +67,7 @@ class Tasks(Kept):
         self._space = Room(concurrency, loop.request_limit)
         self._reader = self._make_reader()
         self._lines: dict[Any, deque[Job]] = {}  # requests that wait behind one with an equal key
+        self._reruns = Reruns(self._claims, self._space, self._start_again, self._next)
         self._flushing = False
         self._watched = -1  # a duplicate of the connection's descriptor, watched by the event loop
         self._stopped = False  # the reader has stopped
@@ -202,6 +204,36 @@ class Tasks(Kept):
                 self._answers.fail(job.entry, job.received, job.request, error)
                 self._asyncio.call_soon(self._answered, job)
 
+    def _start_again(self, job: Job) -> None:
+        """Start the handler of a request whose reply was not written, because a state had changed."""
+        entry, received, request = job.entry, now(), None
+        if self._winding:
+            return  # it is handed back
+        try:
+            handler, request = self._answers.parse(entry)
+        except BaseException as error:
+            self._answers.fail(entry, received, request, error)
+            self._done(entry)
+            self._asyncio.call_soon(self._reruns.finished, job)
+            return
+        self._start(Job(entry, handler, request, received, job.key))
+
+    # --- effects: in any thread, under the lock
+
+    def committed(self, entry: Entry) -> None:
+        self._call(self._reruns.committed, entry)
+
+    def _handle_again(self, entry: Entry, again: Entry) -> None:
+        self._call(self._reruns.changed, entry, again)
+
+    def _send_soon(self, entry: Entry) -> None:
+        self._call(self._finished, entry)
+
+    def _finished(self, entry: Entry) -> None:
+        self._reruns.committed(entry)
+        self._space.retake()
+        self._done(entry)
+
     def _work(self, job: Job) -> None:
         """In a thread of the pool."""
         if job.take():
@@ -240,7 +272,10 @@ class Tasks(Kept):
         else:
             self._health.took(seconds)
         self._done(job.entry)
-        self._next(job)
+        if job.entry.effects is not None and job.entry.effects.states:
+            self._reruns.wait(job)
+        else:
+            self._reruns.finished(job)
 
     async def _awaited(self, job: Job) -> Any:
         timeout = job.handler.timeout
@@ -390,6 +425,7 @@ class Tasks(Kept):
         if not self._over.is_set():
             self._asyncio.call_later(LOOK_SECONDS, self._tick)
             self._turned()
+            self._reruns.look()
             self._check_end()
 
     def _has_place(self) -> bool:
@@ -404,7 +440,7 @@ class Tasks(Kept):
             for entry, task in [*self._running.items()]:
                 if task is not None and task.cancel():
                     self._running.pop(entry, None)
-        waiting = [job.entry for line in self._lines.values() for job in line]
+        waiting = [job.entry for line in (*self._lines.values(), self._reruns.line) for job in line]
         if self._late or not (self._running or waiting):
             self._winding = True
             self._wake.set()

@@ -63,6 +63,7 @@ def test_the_answer_is_what_the_worker_finds(
             "chat:1", "%R~conf:1", "%W~conf:1", "conf:1", "%W~log:1", "%R~log:1", "half:1", "other", "gone:1", "%R~t:1:h",
             "%W~t:1:h", "%W~res:x", "%R~res:x", "+pubsub:news", "+pubsub:other", "+eval",
         )),
+        *(("--call", type_) for type_ in ("price", "bank", "cash")),
     ]  # fmt: skip
     folder = local(
         script("questions"),
@@ -77,13 +78,15 @@ def test_the_answer_is_what_the_worker_finds(
         denyEnv="SHAPE",
         allowRedis="chat:*,%R~conf:*,%W~log:*,%R~half:*,%W~half:*,gone:*,+pubsub:news",
         denyRedis="gone:*",
+        allowCall="price,bank",
+        denyCall="bank",
     )
     (folder / "ask.json").write_text(json.dumps(questions))
     done = run("t", "1")
     assert done.code == 0, done.err
     found = asked(run, *(word for question in questions for word in question))
     # perms takes them kind by kind.
-    order = ["--net", "--read", "--write", "--run", "--listen", "--env", "--redis-keys"]
+    order = ["--net", "--read", "--write", "--run", "--listen", "--env", "--redis-keys", "--call"]
     worked = dict(zip(questions, json.loads(done.out), strict=True))
     expected = [worked[question] for question in sorted(questions, key=lambda question: order.index(question[0]))]
     assert [(one["question"], one["allowed"]) for one in found] == [
@@ -104,6 +107,7 @@ def test_the_answer_is_what_the_worker_finds(
         ("--env", "TZ"),
         ("--redis-keys", "log:*"),
         ("--redis-keys", "+eval"),
+        ("--call", "price"),
     ],
 )
 def test_the_command_that_it_names_grants_it_and_keeps_the_rest(
@@ -171,7 +175,7 @@ def test_what_the_policy_refuses_is_said_with_its_line(run: Runner, local: Local
 def test_without_a_question_all_is_listed_in_words(run: Runner, local: Local, redis_url: str) -> None:
     local(
         SCRIPT, allowNet="*,10.0.0.1,*.a.example:1", allowRead="/etc/hosts", allowWrite="/srv", allowRun="true",
-        allowListen="0.0.0.0:0,[::1]:1", allowEnv="TZ", allowRedis="a:*,%R~b,%W~c,+pubsub:d,+eval",
+        allowListen="0.0.0.0:0,[::1]:1", allowEnv="TZ", allowRedis="a:*,%R~b,%W~c,+pubsub:d,+eval", allowCall="price",
     )  # fmt: skip
     done = run("perms", "t", "1")
     assert done.code == 0
@@ -188,6 +192,7 @@ def test_without_a_question_all_is_listed_in_words(run: Runner, local: Local, re
         "read and write the Redis keys a:*",
         "read the Redis keys b",
         "write the Redis keys c",
+        "send requests to workers of the type price, and read their replies",
         "publish and subscribe to the Redis channel d",
         "use the Redis command eval",
     ):

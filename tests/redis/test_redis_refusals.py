@@ -110,3 +110,14 @@ def test_another_error_of_redis_is_not_explained(r: redis.Redis, run: Runner, lo
     local(SCRIPT.replace("{statement}", statement))
     done = run("t", "1")
     assert done.code == 1 and "Requires" not in done.err, done.err
+
+
+def test_a_request_to_another_type_is_granted_by_the_type(run: Runner, local: Local) -> None:
+    """Not by allowRedis, which would let it read and delete the other's requests as well."""
+    code = SCRIPT.replace("{statement}", "c.xadd('price:req:x', {'ref': '1'})")
+    local(code)
+    done = run("t", "1")
+    line = 'Requires call access to "price"; grant it with: --allow-call=price (field allowCall of t:1:h)'
+    assert line in done.err.splitlines()
+    local(code, allowCall="price")
+    assert run("t", "1", "--yes").out == "works\n"

@@ -211,7 +211,7 @@ def test_what_is_installed_checks_the_sandbox_and_runs_its_plugins(
     if way == "uv tool":
         _a_package_is_installed_once_pip_is_there(built, run, tmp_path)
     if way == "pip":
-        _another_worker_in_its_place_is_refused(run, folder / "worker.py")
+        _another_worker_in_its_place_is_refused(run, folder.parent / "http-get/worker.py")
     shutil.rmtree(venv)
 
 

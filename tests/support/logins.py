@@ -39,9 +39,14 @@ def connect(url):
     return ask
 
 ask = connect(os.environ["REDIS_URL"])
-read = connect(os.environ["SANDBOXRUN_HASH_URL"]) if "SANDBOXRUN_HASH_URL" in os.environ else ask
-for number, command in enumerate(json.loads(sys.stdin.readline().split(" ", 1)[1])):
-    print(json.dumps((read if command[:1] == ["read"] else ask)(*command[command[:1] == ["read"]:])), flush=True)
+logins = {
+    name: connect(os.environ[variable]) if variable in os.environ else ask
+    for name, variable in (("read", "SANDBOXRUN_HASH_URL"), ("call", "SANDBOXRUN_CALL_URL"))
+}
+nonce = os.environ.get("SANDBOXRUN_CALL_NONCE", "")
+for command in json.loads(sys.stdin.readline().split(" ", 1)[1]):
+    words = [str(word).replace("{NONCE}", nonce) for word in command]
+    print(json.dumps(logins[words[0]](*words[1:]) if words[0] in logins else ask(*words)), flush=True)
 """
 
 
@@ -68,15 +73,17 @@ def users(server: Server) -> list[str]:
 
 
 class Probe:
-    """Sends commands as a worker does, and returns the answers of the server."""
+    """Sends commands as a worker does, and returns the answers of the server. The first word of a command may be a login:
+    "read" or "call"; {NONCE} in it is that of the run. `fields`: of the worker's hash."""
 
-    def __init__(self, server: Server, run: Runner, tmp_path: Path) -> None:
+    def __init__(self, server: Server, run: Runner, tmp_path: Path, **fields: str) -> None:
         self.server, self._run, self._folder = server, run, tmp_path
+        self.fields = fields
 
     def __call__(self, *commands: tuple[Any, ...], **fields: str) -> list[Any]:
         # The commands stand in the script: it reads nothing.
         code = PROBE.replace('sys.stdin.readline().split(" ", 1)[1]', repr(json.dumps(commands)))
-        write_worker(self.server, self._folder, code, **fields)
+        write_worker(self.server, self._folder, code, **self.fields, **fields)
         done: Done = self._run("t", "1")
         assert done.code == 0, done.err
         return [json.loads(line) for line in done.out.splitlines()]

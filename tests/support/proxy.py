@@ -101,12 +101,16 @@ class Proxy:
 
     def cut_before(self, text: bytes, *, times: int = 1, prefix: str = "") -> None:
         """Cut when a client sends these bytes; what precedes them in the same write still arrives."""
+        self.before(text, Link.cut, times=times, prefix=prefix)
+
+    def before(self, text: bytes, then: Callable[[Link], None], *, times: int = 1, prefix: str = "") -> None:
+        """Do it when a client sends these bytes. What precedes them in the same write still arrives, and nothing else does."""
 
         def when(link: Link, direction: str, data: bytes) -> int | None:
             at = data.find(text) if direction == UP and link.name.startswith(prefix) else -1
             return at if at >= 0 else None
 
-        self._add(Rule(when, Link.cut, times))
+        self._add(Rule(when, then, times))
 
     def lose_answer(self, text: bytes, *, times: int = 1, prefix: str = "") -> None:
         """Let the write with these bytes arrive, and cut as soon as the server answers."""

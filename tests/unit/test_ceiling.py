@@ -152,12 +152,13 @@ def test_an_empty_list_grants_nothing_and_what_no_file_sets_is_the_defaults(kind
         "listen": "127.0.0.1:1",
         "env": "TZ",
         "redis": "a:*",
+        "call": "price",
     }
     field = KINDS[kind].field()
     with pytest.raises(PolicyError, match=r"/p0.toml:2 does not allow"):
         check({field: example[kind]}, all_of(**{f"allow-{kind}": "[]"}))
     other = all_of(**{f"allow-{'net' if kind != 'net' else 'read'}": "[]"})
-    if kind in ("net", "read", "write", "redis"):
+    if kind in ("net", "read", "write", "redis", "call"):
         check({field: example[kind]}, other)
     else:
         with pytest.raises(PolicyError, match="the default policy does not allow"):

@@ -98,6 +98,7 @@ def test_every_kind_has_words_and_a_default_policy() -> None:
     lists = {
         "net": "*,*:1,a.b,*.a.b:1,10.0.0.0/8,[::1]:2", "read": "/a", "write": "/a", "run": "ls,/bin/ls", "env": "TZ",
         "listen": "127.0.0.1:0,0.0.0.0:80,[::1]:1", "redis": "a,%R~a,%W~a,+pubsub:a,+eval",
+        "call": "price",
     }  # fmt: skip
     assert set(lists) == set(KINDS)
     config = worker(**{kind.field(verdict): lists[kind] for kind in KINDS.values() for verdict in ("allow", "deny")})
@@ -124,6 +125,7 @@ def test_paint_escapes_before_it_colours() -> None:
         ("net", "example.com"), ("net", "*:80"), ("net", "*.a:80"), ("net", "10.0.0.0/8:80"), ("net", "a:0"), ("net", ""),
         ("read", "relative"), ("read", "/a/../b"), ("read", "/a,b"), ("run", "a/b"), ("listen", "127.0.0.1"),
         ("listen", "host:80"), ("env", "LD_PRELOAD"), ("env", "a b"), ("redis", "a b"), ("redis", "+flushall"),
+        ("call", "Price"), ("call", "price:req:x"), ("call", "res"), ("call", "*"), ("call", "a" * 65), ("call", ""),
     ],
 )  # fmt: skip
 def test_what_is_no_question(kind: str, text: str) -> None:

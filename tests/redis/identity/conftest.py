@@ -34,6 +34,7 @@ def run(server: Server, tmp_path: Path) -> Runner:
     return Runner(server.url, home)
 
 
-@pytest.fixture
-def probe(server: Server, run: Runner, tmp_path: Path) -> Probe:
-    return Probe(server, run, tmp_path)
+@pytest.fixture(params=[{}, {"allowCall": "price"}], ids=["", "calls"])
+def probe(request: pytest.FixtureRequest, server: Server, run: Runner, tmp_path: Path) -> Probe:
+    """Of a worker that may call nobody, and of one that may: it can do nothing else that it could not."""
+    return Probe(server, run, tmp_path, **request.param)

@@ -33,7 +33,8 @@ def test_a_worker_with_default_rights_does_not_hold_up_another_type(
     assert evil.returncode == 0, err
     tried, refused = map(int, out.split())
     assert tried > 100
-    assert refused == tried // 2  # all that was tried on the fence itself
+    # All that was tried on the fence itself, and DEL of a key that has the form of a trace.
+    assert refused == tried * (3 if server.selectors else 2) // 4
     assert len(fields) == 1
     assert fields != ["x"]
 

@@ -43,6 +43,8 @@ def keys(text):
         r.execute_command(text[1:], "return 1", 0)
     elif text.startswith("%R~"):
         r.type(text[3:])
+    elif text.startswith("%W~res:"):
+        r.lpush(text[3:], "x")
     elif text.startswith("%W~"):
         r.delete(text[3:])
     else:
@@ -57,6 +59,7 @@ TRY = {
     "--redis-keys": keys,
     "--run": lambda name: subprocess.run([name], check=True),
     "--env": lambda name: os.environ[name],
+    "--call": lambda type_: r.xadd(f"{type_}:req:x", {"ref": "1"}),
 }
 found = []
 for flag, value in json.loads(Path(__file__).with_name("ask.json").read_text()):
