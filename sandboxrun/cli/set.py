@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from sandboxrun.cli.looking import first_fault, painter, run_options, to_json
+from sandboxrun.cli.looking import asking, first_fault, painter, run_options, to_json
 from sandboxrun.cli.mistakes import again_hint
 from sandboxrun.cli.parser import Parser, worker_parser
 from sandboxrun.cli.redis import connected
@@ -19,6 +19,7 @@ from sandboxrun.log import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandboxrun.host.neighbours import Ask
     from sandboxrun.host.plan import Preparation
     from sandboxrun.redis.connection import Connection
     from sandboxrun.redis.hashes import Hashes
@@ -59,7 +60,7 @@ def main(args: list[str]) -> int:
 
     with connected(options.redis) as connection, _of_the_type(options.type, by_type):
         change = plan(_read(connection, options, by_type), wanted)
-        before, after = _examined(options, change, by_type)
+        before, after = _examined(options, change, by_type, asking(connection))
         if change.names and after.faults:
             raise _refused(parser, args, change, after)
         for warning in change.warnings:
@@ -163,7 +164,7 @@ def _refused(parser: Parser, args: list[str], change: Change, after: Preparation
     return type(fault)(f"{fault} (nothing was written)", hint=hint)
 
 
-def _examined(options: argparse.Namespace, change: Change, by_type: bool) -> tuple[Preparation, Preparation]:
+def _examined(options: argparse.Namespace, change: Change, by_type: bool, ask: Ask) -> tuple[Preparation, Preparation]:
     """The hash before and after, as a run would find it."""
     from sandboxrun.describe import defaults
     from sandboxrun.describe.bring import bringer
@@ -176,7 +177,7 @@ def _examined(options: argparse.Namespace, change: Change, by_type: bool) -> tup
     if options.allow_import is not None:
         run = replace(run, allowed=ImportList.parse(options.allow_import))
     look = defaults.examined if by_type else examine
-    before = look(change.before, run, folders)
+    before = look(change.before, run, folders, ask)
     get = bringer(
         folders,
         needed=lambda config: bool(change.names) and moves(before.config, config),
@@ -185,7 +186,7 @@ def _examined(options: argparse.Namespace, change: Change, by_type: bool) -> tup
         cached_only=options.cached_only,
         warn=lambda message: Log().warning("fetch", message),
     )
-    return before, look(change.after, run, folders, get)
+    return before, look(change.after, run, folders, ask, get)
 
 
 def _result(change: Change, before: Preparation, after: Preparation, name: str, *, written: bool) -> dict[str, Any]:
