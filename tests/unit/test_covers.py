@@ -194,7 +194,9 @@ SHORT_NAMES = ["".join(letters) for length in range(7) for letters in itertools.
 
 @many(first=st.text("ab:*?", max_size=3), second=st.text("ab:*?", max_size=3))
 def test_two_patterns_meet_if_some_name_matches_both(first: str, second: str) -> None:
-    assert globs_meet(first, second) == any(fnmatchcase(name, first) and fnmatchcase(name, second) for name in SHORT_NAMES)
+    assert globs_meet(first, second) == any(
+        fnmatchcase(name, first) and fnmatchcase(name, second) for name in SHORT_NAMES
+    )
 
 
 @pytest.mark.parametrize(
