@@ -19,10 +19,13 @@ from sandboxrun.log import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandboxrun.config.worker import WorkerConfig
     from sandboxrun.host.neighbours import Ask
     from sandboxrun.host.plan import Preparation
     from sandboxrun.redis.connection import Connection
     from sandboxrun.redis.hashes import Hashes
+
+TYPES_MAX = 16  # of allowCall, that are looked for
 
 _EXAMPLE = """\
   sandboxrun set demo-worker 1 url=https://raw.githubusercontent.com/OWNER/REPO/main/worker.py version=v1.2.0
@@ -65,6 +68,8 @@ def main(args: list[str]) -> int:
             raise _refused(parser, args, change, after)
         for warning in change.warnings:
             Log().warning("field", warning)
+        if change.names and after.config is not None:
+            _look_at_types(options, after.config)
         if change.names:
             _look_at_redis(options, name)
         if change.names and not options.dry_run:
@@ -110,6 +115,20 @@ def _look_at_redis(options: argparse.Namespace, name: str) -> None:
         )
     except SandboxError as error:
         log.warning("redis", f"{error}; sandboxrun {name} is refused", hint=error.hint)
+
+
+def _look_at_types(options: argparse.Namespace, config: WorkerConfig) -> None:
+    """Say which types of allowCall have no worker yet: one may be misspelt."""
+    from sandboxrun.cli.known import types_instead_of
+    from sandboxrun.cli.mistakes import nearest, question
+    from sandboxrun.config.permissions import Kind
+
+    url = run_options(options).redis_url
+    for type_ in config.asked.permissions.allow.get(Kind.CALL, ())[:TYPES_MAX]:
+        unknown = types_instead_of(url, type_)
+        if unknown is not None:
+            near = nearest(type_, set(unknown[1]) - {config.type})
+            Log().warning("call", f"Redis knows no worker type {type_}{question(near)}")
 
 
 @contextlib.contextmanager
