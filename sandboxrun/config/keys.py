@@ -27,6 +27,13 @@ def check_type(type_: str) -> str:
     return type_
 
 
+def is_type(text: str) -> bool:
+    try:
+        return check_type(text) == text
+    except ConfigError:
+        return False
+
+
 def check_id(id_: str) -> str:
     """Return `id_` unchanged, or raise ConfigError."""
     if len(id_) > ID_MAX_CHARS or id_[:1] in ("-", "_", ".") or not consists_of(_ID_CHARS, id_):

@@ -139,9 +139,10 @@ def _note_writer(path: str, permissions: Permissions) -> None:
     for target in written(permissions):
         head, colon, _ = target.pattern.partition(":")
         of_type, of_all = _writers(folder, head)
-        place = of_all if set(head) & set("*?") else of_type if colon and not set(head) & set("/.") else None
-        if place is not None:
-            _touch(place, name)
+        if set(head) & set("*?"):
+            _touch(of_all, name)
+        elif colon and keys.is_type(head):
+            _touch(of_type, name)
 
 
 def _touch(folder: str, name: str) -> None:
