@@ -30,16 +30,13 @@ def refused(run: Runner, *args: str, said: str, code: int = 77) -> str:
     return hint_of(done.err)
 
 
-@pytest.mark.parametrize("entry", ["chat:*", "%W~chat:?:h", "chat:h", "%W~chat:1:h", "c*:h", "%W~*:*:h", "?hat*"])
+@pytest.mark.parametrize("entry", ["chat:*", "%W~chat:1:h", "c*:h"])
 def test_a_grant_that_covers_hashes_of_a_type_that_is_there_is_refused(
     r: redis.Redis, run: Runner, local: Local, entry: str
 ) -> None:
     local(RAN, allowRedis=f"order:*,{entry}")
     local(RAN, "chat:1:h")
     assert run("chat", "1").code == 0  # recorded here, so that a wildcard in front is known to cover it
-    if entry == "%W~*:*:h":  # its own type too
-        refused(run, "t", "1", said="the worker could change what it is granted", code=78)
-        return
     said = COVERS.format("chat:1:h")
     hint = refused(run, "t", "1", said=said)
     assert refused(run, "approve", "t", "1", said=said) == hint
@@ -54,7 +51,7 @@ def test_a_grant_that_covers_hashes_of_a_type_that_is_there_is_refused(
 
 @pytest.mark.parametrize(
     ("key", "queue"),
-    [("chat:h", ""), ("chat:1:h", ""), ("chat:far:h", "chat:start:q"), ("chat:far:h", "chat:started:q"), ("chat:far:h", "chat:stopped:q")],
+    [("chat:h", ""), ("chat:1:h", ""), ("chat:far:h", "chat:start:q"), ("chat:far:h", "chat:stopped:q")],
 )  # fmt: skip
 def test_a_type_is_there_by_what_redis_says(r: redis.Redis, run: Runner, local: Local, key: str, queue: str) -> None:
     """It runs on another host, so that nothing is recorded here."""
@@ -75,9 +72,7 @@ def test_data_with_names_like_hashes_is_no_type(r: redis.Redis, run: Runner, loc
     assert run("t", "1").out == "ran\n"
 
 
-@pytest.mark.parametrize(
-    "entry", ["%R~chat:*", "chat:req:x", "chat:log:1", "chat:*:z", "chatter:*", "chat", "+pubsub:chat:*"]
-)
+@pytest.mark.parametrize("entry", ["%R~chat:*", "chat:*:z,chatter:*,chat:req:x,+pubsub:chat:*"])
 def test_a_grant_that_covers_no_hash_of_the_type_is_none_of_its_business(
     r: redis.Redis, run: Runner, local: Local, entry: str
 ) -> None:
@@ -144,9 +139,7 @@ def test_a_grant_of_the_command_line_is_refused_too(run: Runner, local: Local) -
     assert run("chat", "1").code == 0
 
 
-@pytest.mark.parametrize(
-    "entry", ["res:*", "%R~res:*", "%W~res:x", "req:*", "%R~req:1:h", "re?:x", "%R~*", "%R~*:x", "r*"]
-)
+@pytest.mark.parametrize("entry", ["%W~res:x", "%R~req:1:h", "%R~*"])
 def test_replies_and_requests_of_others_are_granted_by_nothing(run: Runner, local: Local, entry: str) -> None:
     local(RAN, allowRedis=f"order:*,{entry}")
     hint = refused(run, "t", "1", said=f"has {entry}, which covers replies or requests of others", code=78)
@@ -155,7 +148,7 @@ def test_replies_and_requests_of_others_are_granted_by_nothing(run: Runner, loca
     assert run("t", "1").out == "ran\n"
 
 
-@pytest.mark.parametrize("entry", ["t:*", "%W~t:2:h", "t:?*:h", "*:h", "t:data:*"])
+@pytest.mark.parametrize("entry", ["%W~t:2:h", "*:*:h", "t:data:*"])
 def test_hashes_of_its_own_type_are_granted_to_no_worker(run: Runner, local: Local, entry: str) -> None:
     local(RAN, allowRedis=entry)
     refused(run, "t", "1", said="the worker could change what it is granted", code=78)

@@ -170,7 +170,7 @@ def test_what_a_worker_trims_itself_is_no_loss(server: Server, at: Runner) -> No
         r.xreadgroup("worker", "1", {STREAM: ">"})
         r.xack(STREAM, "worker", *ids)
         r.xtrim(STREAM, minid=ids[-1], approximate=False)
-        assert faults(at) == []
+    assert faults(at) == []
     assert at("stream", "t", "trim", "-n", "0").code == 0
     assert faults(at) == []
 
@@ -217,12 +217,11 @@ def test_a_request_in_hand_whose_id_is_kept_is_answered_once(server: Server, at:
     r.hset("price:1:h", mapping={"url": str(folder), "version": "local", "takeoverMillis": "1000"})
     with at.start("price", "1") as worker:
         wait_for(lambda: r.hget("price:1:h", "pid") and r.exists("price:req:x"), 20)
-        ref = asked(r, n=1, sleep=3)
+        ref = asked(r, n=1, sleep=2)
         wait_for(lambda: r.xpending("price:req:x", "worker")["pending"], 20)
         r.xadd("price:req:x", {"ref": "last", "type": "price", "data": '{"n": 2}'}, id=LAST)
-        done = at("stream", "price", "repair")
-        assert done.code == 0, done.err
-        assert r.xpending("price:req:x", "worker")["pending"] >= 1
+        # It waits for an entry whose id cannot be kept, and says so if that takes too long.
+        wait_for(lambda: at("stream", "price", "repair").code == 0, 30)
         reply = answer(r, ref)
         assert (reply["begun"], reply["deliveries"]) == (1, 1)
         assert answer(r, "last")["begun"] == 1
