@@ -5,6 +5,8 @@
     python bench/fleet.py start [--workers N]    # N workers ordered at once: until all of them read
     python bench/fleet.py idle [--workers N] [--seconds N] [--starts N] [--shared]
                                                  # N idle workers: memory, commands, connections, threads, files
+    python bench/fleet.py outage [--workers N] [--rounds N]
+                                                 # Redis killed under load, and back with its data 2 s later
 
 `--starts`: the number of workers that are started and ended before. `--shared`: the workers are forked (share-memory).
 
@@ -18,15 +20,22 @@ import argparse
 import contextlib
 import os
 import random
+import secrets
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import redis
 from startup import BASE, MIB, OURS, SECONDS, Bench, raw_host
 
+from sandboxrun.client import CallError, Client
+from sandboxrun.errors import StoreError
 from sandboxrun.redis import embedded
 
 TYPE = "cached"
@@ -177,6 +186,85 @@ def idle(fleet: Fleet, workers: int, seconds: int, starts: int, *, shared: bool)
         print(f"threads            {threads:8}\ndescriptors        {files:8}")
 
 
+def outage(fleet: Fleet, kill: Callable[[], None], start: Callable[[], None], workers: int, rounds: int) -> None:
+    """Calls with a time-out of 20 s while Redis is away for 2 s, again and again."""
+    ids = [*map(str, range(1, workers + 1))]
+    done = threading.Event()
+    seconds: list[float] = []
+    errors: list[str] = []
+
+    def calls() -> None:
+        with Client(fleet.bench.url) as client:
+            while not done.is_set():
+                begin = time.monotonic()
+                try:
+                    assert client.call(TYPE, {"text": "hi"}, timeout=20)["text"] == "hi"
+                except (CallError, StoreError) as error:
+                    errors.append(str(error))
+                seconds.append(time.monotonic() - begin)
+                time.sleep(0.01)
+
+    with fleet.serving():
+        fleet.order(*ids)
+        fleet.reading(workers)
+        began = [fleet.r.hmget(f"{TYPE}:{id_}:h", "pid", "pidToken") for id_ in ids]
+        callers = [threading.Thread(target=calls) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for _ in range(rounds):
+            time.sleep(3)
+            kill()
+            time.sleep(2)
+            start()
+        time.sleep(3)
+        done.set()
+        for caller in callers:
+            caller.join()
+        ended = sum(
+            fleet.r.hmget(f"{TYPE}:{id_}:h", "pid", "pidToken") != was for id_, was in zip(ids, began, strict=True)
+        )
+    print(f"{rounds} times without Redis for 2 s, {workers} workers")
+    print(f"calls {len(seconds)}, errors {len(errors)} {errors[:1]}, the longest took {max(seconds):.1f} s")
+    print(f"workers that ended {ended}")
+
+
+@contextlib.contextmanager
+def lasting(folder: Path) -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
+    """A Redis that has lost nothing when it is started again: its URL, and what kills and starts it."""
+    password = secrets.token_hex(16)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    settings = folder / "redis.conf"
+    settings.write_text(
+        f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {folder}\n"
+        'save ""\nappendonly yes\nappendfsync always\nlogfile redis.log\n'
+    )
+    settings.chmod(0o600)
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        running.append(subprocess.Popen([embedded.find_server(), settings]))
+        with redis.Redis(port=port, password=password) as client:
+            deadline = time.monotonic() + SECONDS
+            while time.monotonic() < deadline:
+                with contextlib.suppress(redis.RedisError):
+                    client.ping()
+                    return
+                time.sleep(0.02)
+        sys.exit("Redis does not start")
+
+    def kill() -> None:
+        running[-1].kill()
+        running.pop().wait()
+
+    start()
+    try:
+        yield f"redis://:{password}@127.0.0.1:{port}", kill, start
+    finally:
+        kill()
+
+
 def rolled(pid: int) -> int:
     """PSS in KiB."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
@@ -199,20 +287,27 @@ def main() -> None:
             command.add_argument("--seconds", type=int, default=20, metavar="N")
             command.add_argument("--starts", type=int, default=0, metavar="N")
             command.add_argument("--shared", action="store_true")
+    away = commands.add_parser("outage")
+    away.add_argument("--workers", type=int, default=20, metavar="N")
+    away.add_argument("--rounds", type=int, default=3, metavar="N")
     options = vars(parser.parse_args())
     command = options.pop("command")
     with (
         tempfile.TemporaryDirectory(prefix="sandboxrun-bench-") as folder,
-        embedded.server() as url,
+        contextlib.ExitStack() as held,
         raw_host() as host,
     ):
+        if command == "outage":
+            url, options["kill"], options["start"] = held.enter_context(lasting(Path(folder)))
+        else:
+            url = held.enter_context(embedded.server())
         host.files["/bench/worker/v1.0.0/worker.py"] = OURS
         bench = Bench(url, Path(folder), host.url)
         policy = Path(folder) / "home/.config/sandboxrun/policy.toml"
         policy.parent.mkdir(parents=True)
         policy.write_text('[worker."*"]\nallow-net = ["127.0.0.1"]\n')
         policy.chmod(0o600)
-        {"order": order, "start": start, "idle": idle}[command](Fleet(bench), **options)
+        {"order": order, "start": start, "idle": idle, "outage": outage}[command](Fleet(bench), **options)
 
 
 if __name__ == "__main__":

@@ -89,20 +89,25 @@ class Log:
             self._show(level, event, message, fields, hint)
 
     def _show(self, level: str, event: str, message: str, fields: dict[str, object], hint: tuple[str, ...]) -> None:
+        self._print(self._line(level, event, message, fields, hint))
+
+    def _line(self, level: str, event: str, message: str, fields: dict[str, object], hint: tuple[str, ...]) -> str:
         if self._json:
             import json
             import time
 
             record = {"time": round(time.time(), 3), "level": level, "event": event, "message": message, **fields}
-            line = json.dumps(record)
-        else:
-            line = escape(message)[:LINE_MAX_CHARS]
-            line = {"info": "sandboxrun: ", "denied": ""}.get(level, f"{level}: ") + line
-            shown = shown_hint(hint)
-            if shown:
-                line += "\n" + shown
-            if self._stream is None and os.environ.get("TERM", "dumb") != "dumb" and os.isatty(2):
-                line = PLAIN + line
+            return json.dumps(record)
+        line = escape(message)[:LINE_MAX_CHARS]
+        line = {"info": "sandboxrun: ", "denied": ""}.get(level, f"{level}: ") + line
+        shown = shown_hint(hint)
+        if shown:
+            line += "\n" + shown
+        if self._stream is None and os.environ.get("TERM", "dumb") != "dumb" and os.isatty(2):
+            line = PLAIN + line
+        return line
+
+    def _print(self, line: str) -> None:
         try:
             if self._stream is not None:
                 self._stream.write(line + "\n")

@@ -9,8 +9,9 @@ import time
 
 from sandboxrun.cli.parser import Parser, connect_option
 from sandboxrun.config import keys
-from sandboxrun.errors import ConnectionLost, UsageError
+from sandboxrun.errors import ConfigError, ConnectionLost, NotConfigured, UsageError
 from sandboxrun.log import Log
+from sandboxrun.records import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,15 +20,17 @@ if TYPE_CHECKING:
     from sandboxrun.host.agent import Agent
     from sandboxrun.host.agentfile import AgentOptions
     from sandboxrun.host.folders import Folders
-    from sandboxrun.host.page import Address
+    from sandboxrun.host.page import Address, Routes, Server
     from sandboxrun.sandbox.supervisor.zygote import Zygote
 
 HANGING_SECONDS = 30.0  # without a turn of its loop the agent is no healthy service
 METRICS_SECONDS = 15.0
+STATUS_SECONDS = 0.5  # a status is made at most so often for `sandboxrun health`
 _EPILOG = """\
 examples:
   sandboxrun agent greeter                             in another terminal: sandboxrun scale greeter 3
   sandboxrun agent greeter resizer --most 50
+  sandboxrun agent greeter --page 127.0.0.1:9300       shows its workers at http://127.0.0.1:9300/
   sandboxrun agent                                     the types of agent.toml, which lies beside policy.toml
   sandboxrun agent greeter --key-file greeter=greeter.key
 
@@ -48,26 +51,36 @@ def main(args: list[str]) -> int:
     options = parser.parse_args(args)
 
     from sandboxrun.host.folders import Folders
+    from sandboxrun.host.queuedlog import QueuedLog
 
     folders = Folders.of_user()
     agent_options = _options(options, folders)
     servers = _servers(agent_options)
     log = Log(json=options.json_logs, debug=options.debug)
     _check_redis(agent_options, log)
+    _check_types(agent_options, log, parser, args, named=bool(options.types))
+    queued = QueuedLog(json=options.json_logs, debug=options.debug)
+    try:
+        return _serve(agent_options, folders, _Listening(servers, parser, args), queued)
+    finally:
+        queued.flush()
 
+
+def _serve(options: AgentOptions, folders: Folders, listening: _Listening, log: Log) -> int:
+    """Run the agent; its exit code."""
     from sandboxrun.host.agent import Agent
     from sandboxrun.host.notify import Notifier
 
     notifier = Notifier()  # before any child has its variables
-    zygote = _zygote(agent_options, folders, log)
-    agent = Agent(agent_options, folders, log, zygote=zygote, tell=notifier.ready)
+    zygote = _zygote(options, folders, log)
+    agent = Agent(options, folders, log, zygote=zygote, tell=notifier.ready)
     with contextlib.ExitStack() as stack:
         if zygote is not None:
             stack.callback(zygote.close)
-        _show(agent, agent_options, folders, log, servers, stack)
+        _show(agent, options, folders, log, listening, stack)
         notifier.start_watchdog(lambda: time.monotonic() - agent.turned < HANGING_SECONDS)
-        types = ", ".join(agent_options.types)
-        log.info("agent", f"serving {types} as {agent.name}, at most {agent_options.most} workers")
+        types = ", ".join(options.types)
+        log.info("agent", f"serving {types} as {agent.name}, at most {options.most} workers")
         code = agent.run()
         notifier.stopping()
     return code
@@ -111,29 +124,51 @@ def _show(
     options: AgentOptions,
     folders: Folders,
     log: Log,
-    servers: list[tuple[Address, bool]],
+    listening: _Listening,
     stack: contextlib.ExitStack,
 ) -> None:
     """What others see of the agent: a socket, the page and the metrics, until the end of the stack. Raises ConfigError."""
     from sandboxrun.fleet.status import as_json
-    from sandboxrun.host.statuses import StatusSocket
+    from sandboxrun.host.statuses import Cached, StatusSocket
 
     try:
-        stack.callback(StatusSocket(folders.agents, lambda: as_json(agent.status())).close)
+        status = Cached(lambda: as_json(agent.status()), STATUS_SECONDS)
+        stack.callback(StatusSocket(folders.agents, status).close)
     except OSError as error:
         log.warning("status", f"sandboxrun health cannot see this agent: {folders.agents}: {error.strerror}")
-    if servers:
+    if listening.servers:
         from sandboxrun.describe.page import Page
-        from sandboxrun.host.page import Server
 
         page = Page(agent.status)
-        for address, is_whole in servers:
-            server = Server(address, page.routes(text=is_whole))
+        for address, is_whole in listening.servers:
+            server = listening.server(address, page.routes(text=is_whole), "--page" if is_whole else "--metrics")
             stack.callback(server.close)
             server.start()
     if options.metrics_file:
         written = _MetricsFile(options.metrics_file, agent, log)
         stack.callback(written.close)
+
+
+class _Listening:
+    """Where the agent listens, by its command line. `servers`: as `_servers` returns them."""
+
+    def __init__(self, servers: list[tuple[Address, bool]], parser: Parser, args: list[str]) -> None:
+        self.servers, self._parser, self._args = servers, parser, args
+
+    def server(self, address: Address, routes: Routes, option: str) -> Server:
+        """Raises ConfigError."""
+        from sandboxrun.host.page import PortTaken, Server, free_port
+
+        try:
+            return Server(address, routes)
+        except PortTaken as error:
+            port = free_port(address)
+            if port is None:
+                raise
+            from sandboxrun.cli.mistakes import again_hint, with_option
+
+            words = with_option(self._args, option, str(replace(address, port=port)))
+            raise ConfigError(str(error), hint=again_hint(self._parser, words)) from error
 
 
 class _MetricsFile:
@@ -232,6 +267,25 @@ def _options(options: argparse.Namespace, folders: Folders) -> AgentOptions:
         audit=tuple(options.audit),
         key_lines=agentfile.key_lines(options.key_file, os.environ),
     )
+
+
+def _check_types(options: AgentOptions, log: Log, parser: Parser, args: list[str], *, named: bool) -> None:
+    """A type that nobody has configured is probably misspelt if one of a near name is. Of agent.toml, or without such a name,
+    it is only said: an agent may be started before its types are configured. Raises NotConfigured."""
+    from sandboxrun.cli.known import has_url, unconfigured
+    from sandboxrun.cli.mistakes import again_hint
+    from sandboxrun.cli.redis import connected
+
+    with contextlib.suppress(ConnectionLost), connected(options.redis_url) as connection:
+        for type_ in options.types:
+            if has_url(connection, type_):
+                continue
+            message, near = unconfigured(connection, type_)
+            if named and near is not None:
+                meant = list(args)
+                meant[meant.index(type_)] = near
+                raise NotConfigured(message, hint=again_hint(parser, meant))
+            log.warning("type", f"{message} yet", hint=(f"sandboxrun set {type_} url=URL version=VERSION",))
 
 
 def _check_redis(options: AgentOptions, log: Log) -> None:

@@ -11,6 +11,7 @@ from sandboxrun.cli.parser import type_parser
 from sandboxrun.cli.redis import connected, record, text
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
+from sandboxrun.fleet.backlog import stream_of
 from sandboxrun.fleet.units import duration
 from sandboxrun.host import statuses
 from sandboxrun.host.folders import Folders
@@ -42,8 +43,10 @@ def main(args: list[str]) -> int:
         before = look(connection, options.type)
         if before["requests"] is None:
             raise ConfigError(
-                f"{keys.request_stream(options.type)} does not exist: no worker of type {options.type} has run yet",
-                hint=f"sandboxrun stream {options.type} create",
+                f"{escape(before['stream'])[:80]} does not exist: no worker of type {options.type} has run yet",
+                hint=f"sandboxrun stream {options.type} create"
+                if before["stream"] == keys.request_stream(options.type)
+                else "",
             )
         while True:
             time.sleep(options.watch if options.watch and options.watch > 0 else SAMPLE_SECONDS)
@@ -59,7 +62,7 @@ def main(args: list[str]) -> int:
 
 def look(connection: Any, type_: str) -> dict[str, Any]:
     """All figures at this moment."""
-    stream, responses, dead = keys.request_stream(type_), keys.response_stream(type_), keys.dead_stream(type_)
+    stream, responses, dead = stream_of(connection, type_), keys.response_stream(type_), keys.dead_stream(type_)
     commands = [
         ("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, GROUP),
         ("XPENDING", stream, GROUP, "-", "+", PENDING_SHOWN), ("XLEN", responses), ("XLEN", dead), ("XLEN", stream),
@@ -74,7 +77,7 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
         if reply is None
     ]
     found: dict[str, Any] = {
-        "type": type_, "at": time.time(), "requests": None, "added": None, "responses": _number(length),
+        "type": type_, "stream": stream, "at": time.time(), "requests": None, "added": None, "responses": _number(length),
         "dead": _number(letters), "group": None, "consumers": [], "pending": [], "notes": notes,
     }  # fmt: skip
     if whole is None:  # it has the first and the last entry in it, whatever their size

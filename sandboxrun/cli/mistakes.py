@@ -210,5 +210,17 @@ def _put(words: Sequence[str], action: argparse.Action) -> list[str]:
     return done
 
 
+def with_option(words: Sequence[str], option: str, value: str) -> list[str]:
+    """The words with this value of an option, in place of those that they have."""
+    rest, done = iter(words), []
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name != option:
+            done.append(word)
+        elif not equals:
+            next(rest, None)
+    return [*done, option, value]
+
+
 def _quoted(word: str) -> str:
     return repr(word[:WORD_MAX_CHARS])

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
 
 from sandboxrun.cli.fleet import known_here
@@ -18,7 +19,8 @@ from sandboxrun.fleet import workers as fleet
 from sandboxrun.fleet.agents import Agent
 from sandboxrun.fleet.units import age, size
 from sandboxrun.fleet.workers import State, Worker
-from sandboxrun.host import usage
+from sandboxrun.host import statuses, usage
+from sandboxrun.host.folders import Folders
 from sandboxrun.log import escape, shown_hint
 from sandboxrun.records import never
 from sandboxrun.redis.connection import Connection
@@ -39,6 +41,8 @@ states:
   unknown    sandboxrun did not set the pid (there is no pidHost), and no process of this host has it
   waiting    an agent has it and starts it again: after a while, or once its hash or the policy has changed
   failing    the same, after {fleet.FAILING} restarts or more
+  stuck      an agent of this host says so: a handler takes longer than limitHandler
+  stopped    it has a hash, and does not run (--all)
 
 Memory and CPU time are known on this host only. PENDING counts the requests that the worker has begun.
 """
@@ -66,7 +70,8 @@ def main(args: list[str]) -> int:
     workers = [
         w for w in workers if (options.all or w.shown_state != "stopped") and (_is_here(w, known) or not options.here)
     ]
-    rows = [row(worker, used) for used in [usage.by_session()] for worker in workers]
+    stuck = _stuck_here()
+    rows = [row(worker, used, stuck) for used in [usage.by_session()] for worker in workers]
     if options.json:
         print(json.dumps(rows))
     elif rows:
@@ -87,6 +92,12 @@ def main(args: list[str]) -> int:
         if shown:
             print(shown, file=sys.stderr)
     return 0
+
+
+def _stuck_here() -> set[tuple[str, str, int | None]]:
+    """Type, id and pid of the workers that this user's agents of this host call stuck, which Redis does not know."""
+    found = (status for _, status in statuses.read_all(Folders.of_user().agents) if not isinstance(status, str))
+    return {(w.type, w.id, w.pid) for status in found for w in status.workers if w.state == "stuck"}
 
 
 def _agents(connection: Connection) -> tuple[dict[str, Agent], int]:
@@ -120,8 +131,10 @@ def _all_hint(type_: str | None) -> str:
     return f"sandboxrun ps {type_} --all" if type_ else "sandboxrun ps --all"
 
 
-def row(worker: Worker, used: dict[int, usage.Usage]) -> dict[str, Any]:
-    """For --json: bytes, seconds, Unix times."""
+def row(
+    worker: Worker, used: dict[int, usage.Usage], stuck: Collection[tuple[str, str, int | None]] = ()
+) -> dict[str, Any]:
+    """For --json: bytes, seconds, Unix times. `stuck`: as `_stuck_here` returns them."""
     held = worker.held
     alive_here = worker.here and worker.state == State.RUNNING and worker.pid is not None
     mine = used.get(worker.pid or 0) if alive_here else None
@@ -135,7 +148,7 @@ def row(worker: Worker, used: dict[int, usage.Usage]) -> dict[str, Any]:
         "host": held["pidName"],
         "here": worker.here,
         "pid": worker.pid if held["pid"] is None or worker.pid is not None else held["pid"],
-        "state": worker.shown_state,
+        "state": "stuck" if alive_here and (worker.type, worker.id, worker.pid) in stuck else worker.shown_state,
         "since": since,
         "seen": _number(held["pidSeen"]),
         "memory": mine.memory if mine else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sandboxrun.cli.known import check_configured
 from sandboxrun.cli.mistakes import help_hint
 from sandboxrun.cli.parser import Parser, type_parser
 from sandboxrun.cli.redis import connected
@@ -10,6 +11,8 @@ from sandboxrun.config import keys
 from sandboxrun.errors import UsageError
 from sandboxrun.fleet import count as counting
 from sandboxrun.fleet.count import COUNT_MAX
+from sandboxrun.fleet.queues import Queues
+from sandboxrun.redis.connection import Connection
 
 _EPILOG = """\
 examples:
@@ -31,6 +34,8 @@ def main(args: list[str]) -> int:
             f"N is {options.count[:40]!r}: expected a number from 0 to {COUNT_MAX}", hint=help_hint(parser)
         )
     with connected(options.redis) as connection:
+        if int(options.count) or not _has_orders(connection, type_):
+            check_configured(connection, parser, args, type_)
         done = counting.scale(connection, type_, int(options.count))
         for words, ids in (("added", done.added), ("removed", done.removed)):
             if ids:
@@ -39,6 +44,12 @@ def main(args: list[str]) -> int:
         if done.count:
             say_who_serves(connection, type_)
     return 0
+
+
+def _has_orders(connection: Connection, type_: str) -> bool:
+    """Whether there is something to end, even if nothing says any more what these workers ran."""
+    queues = Queues(type_)
+    return bool(connection.call("EXISTS", keys.type_key(type_), queues.start, queues.started, queues.stopped))
 
 
 def _shown(ids: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sandboxrun.cli.known import check_configured
 from sandboxrun.cli.parser import Parser, type_parser
 from sandboxrun.cli.redis import connected
 from sandboxrun.config import keys
@@ -33,6 +34,7 @@ def main(args: list[str]) -> int:
                 raise NotConfigured(
                     f"no worker of type {type_} was stopped, and no ID is given", hint=f"sandboxrun start {type_} 1"
                 )
+        check_configured(connection, parser, args, type_, ids)
         done = desired.start(connection, type_, ids)
         for id_ in done.running:
             print(f"{type_} {id_} runs already")

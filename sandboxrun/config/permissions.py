@@ -6,7 +6,6 @@ A list that is unset or empty grants nothing; deny beats allow.
 
 from __future__ import annotations
 
-import enum
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -28,6 +27,7 @@ from sandboxrun.config.targets import is_own_data as is_own_data
 from sandboxrun.config.targets import is_public as is_public
 from sandboxrun.config.targets import parse_env, parse_folder, parse_program, parse_type
 from sandboxrun.config.targets import parse_path as parse_path
+from sandboxrun.enums import StrEnum
 from sandboxrun.errors import ConfigError
 from sandboxrun.records import field, record
 
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 TARGETS_MAX = 256  # entries in one list
 
 
-class Verdict(enum.StrEnum):
+class Verdict(StrEnum):
     """Whether a list allows or denies its entries."""
 
     ALLOW = "allow"
     DENY = "deny"
 
 
-class Kind(enum.StrEnum):
+class Kind(StrEnum):
     """The kinds of permission, each with its row of the one table.
 
     `parse` reads an entry of a list and raises ValueError. `expected` completes "expected …" in an error. `words` describe the

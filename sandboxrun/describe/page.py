@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import threading
 import time
+from functools import partial
 
 from sandboxrun.describe import metrics
 from sandboxrun.describe.style import POLICY, STYLE
@@ -17,6 +18,7 @@ from sandboxrun.fleet.problems import Problem, grant_command, healthy, last_end,
 from sandboxrun.fleet.status import AgentStatus, TypeStatus, WorkerStatus
 from sandboxrun.fleet.units import age, duration, size
 from sandboxrun.host.page import Reply
+from sandboxrun.host.statuses import Cached
 from sandboxrun.log import escape
 from sandboxrun.records import record
 
@@ -40,7 +42,9 @@ _STATES = {
 
 
 class Page:
-    """The paths of the agent's server, made from `status`, which is called from several threads."""
+    """The paths of the agent's server, made from `status`, which is called from several threads.
+
+    Any program of the host may ask as often as it likes, so each reply is made at most once in STATUS_SECONDS."""
 
     def __init__(self, status: Callable[[], AgentStatus]) -> None:
         self._status, self._lock = status, threading.Lock()
@@ -48,8 +52,19 @@ class Page:
 
     def routes(self, *, text: bool = True) -> Mapping[str, Route]:
         """By path. `text`: also what shows text of workers; without it only /metrics and /healthz."""
-        routes: dict[str, Route] = {"/metrics": self._metrics, "/healthz": self._health}
-        return routes | {"/": self._page, "/status.json": self._json} if text else routes
+        plain, other = _cached(partial(self._metrics, False)), _cached(partial(self._metrics, True))
+        health = _cached(self._health)
+        routes: dict[str, Route] = {
+            "/metrics": lambda _, headers: (other if metrics.is_openmetrics(headers.get("accept", "")) else plain)(),
+            "/healthz": lambda *_: health(),
+        }
+        if not text:
+            return routes
+        page, still, json = _cached(partial(self._page, True)), _cached(partial(self._page, False)), _cached(self._json)
+        return routes | {
+            "/": lambda query, _: (still if query == "still" else page)(),
+            "/status.json": lambda *_: json(),
+        }
 
     def _now(self) -> AgentStatus:
         with self._lock:
@@ -65,22 +80,25 @@ class Page:
             (first, before), (last, now) = self._samples[0], self._samples[-1]
         return fleet.rates(before, now, last - first)
 
-    def _page(self, query: str, _: Mapping[str, str]) -> Reply:
+    def _page(self, refresh: bool) -> Reply:
         status = self._now()
-        body = render(status, self._rates(), clock=time.monotonic(), now=time.time(), refresh=query != "still")
+        body = render(status, self._rates(), clock=time.monotonic(), now=time.time(), refresh=refresh)
         return Reply(body.encode(), "text/html; charset=utf-8", policy=POLICY)
 
-    def _json(self, *_: object) -> Reply:
+    def _json(self) -> Reply:
         return Reply(fleet.as_json(self._now()), "application/json")
 
-    def _metrics(self, _: str, headers: Mapping[str, str]) -> Reply:
-        wanted = metrics.is_openmetrics(headers.get("accept", ""))
-        body = metrics.render(self._now(), clock=time.monotonic(), openmetrics=wanted)
-        return Reply(body.encode(), metrics.OPENMETRICS if wanted else metrics.TEXT)
+    def _metrics(self, openmetrics: bool) -> Reply:
+        body = metrics.render(self._now(), clock=time.monotonic(), openmetrics=openmetrics)
+        return Reply(body.encode(), metrics.OPENMETRICS if openmetrics else metrics.TEXT)
 
-    def _health(self, *_: object) -> Reply:
+    def _health(self) -> Reply:
         status = self._now()
         return Reply(b"healthy\n") if healthy(status) else Reply(b"no worker works\n", code=503)
+
+
+def _cached(make: Callable[[], Reply]) -> Cached:
+    return Cached(make, STATUS_SECONDS)
 
 
 def render(status: AgentStatus, rates: Rates, *, clock: float, now: float, refresh: bool = True) -> str:
@@ -111,7 +129,7 @@ class _View:
 
     def header(self) -> list[str]:
         status = self.status
-        count = len(status.workers)
+        count = sum(worker.state != "stopped" for worker in status.workers)
         words = [
             f"{count} of at most {status.most} workers",
             f"Redis {_text(status.redis)}",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 from collections.abc import Callable
 
+from sandboxrun.enums import StrEnum
 from sandboxrun.errors import FetchError, IntegrityError
 from sandboxrun.fetch import integrity
 from sandboxrun.fetch.cache import Cache, Pin
@@ -13,7 +13,7 @@ from sandboxrun.fetch.resolve import ImportList, LocalSource, Source
 from sandboxrun.records import record, replace
 
 
-class Obtained(enum.StrEnum):
+class Obtained(StrEnum):
     """How an artifact was obtained."""
 
     LOCAL = "local"  # from the worker's own folder or file

@@ -7,13 +7,13 @@ its own for tags, the script is asked for there: a branch of the same name is no
 
 from __future__ import annotations
 
-import enum
 import os
 import stat
 from collections.abc import Iterable
 
 from sandboxrun.config import keys
 from sandboxrun.config.permissions import canonical_host
+from sandboxrun.enums import StrEnum
 from sandboxrun.errors import ConfigError, FetchError, UsageError
 from sandboxrun.records import record
 
@@ -45,7 +45,7 @@ _COMMIT = r"[0-9a-fA-F]{40}|[0-9a-fA-F]{64}"  # SHA-1 and SHA-256
 _RELEASE = r"v?[0-9]+(\.[0-9]+){2,}([-_.]?(alpha|beta|preview|pre|post|rev|dev|rc|a|b|c|r)[-_.]?[0-9]+)*(\+[0-9a-z]+([-.][0-9a-z]+)*)?"
 
 
-class RefKind(enum.StrEnum):
+class RefKind(StrEnum):
     """What a version names."""
 
     BRANCH = "branch"  # or something of which that cannot be told: its content may change

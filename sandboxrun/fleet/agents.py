@@ -5,12 +5,14 @@ The hash `sandboxrun:agents` has a field for each agent, named by its token; `sa
 
 from __future__ import annotations
 
+import time
+
 from sandboxrun.errors import ConfigError
 from sandboxrun.fleet.queues import remove_hint
 from sandboxrun.log import escape
 from sandboxrun.records import asdict, record
 from sandboxrun.redis.connection import Connection
-from sandboxrun.redis.lease import LEASE_SECONDS, start_time, this_host
+from sandboxrun.redis.lease import is_recent, start_time, this_host
 from sandboxrun.redis.replies import ReplyError, is_wrong_type
 
 TYPE_CHECKING = False
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 AGENTS = "sandboxrun:agents"
 DRAIN = "sandboxrun:drain"
 AGENTS_MAX_BYTES = 512 * 1024  # a thousand agents; it is read by each of them every 2 s
+SCAN_COUNT, SCAN_MAX_BYTES = 100, 16 * 1024 * 1024
+CLEAN_SECONDS = 0.5  # of an agent's loop
 TEXT_MAX_CHARS = 256
 TYPES_MAX = 64  # of an agent, in its entry
 
@@ -45,7 +49,7 @@ class Agent:
         """`now`: Redis's clock, in seconds."""
         if self.host == this_host():
             return start_time(self.pid) == self.started
-        return now - self.seen < LEASE_SECONDS
+        return is_recent(self.seen, now)
 
 
 def write(connection: Connection, agent: Agent) -> None:
@@ -111,6 +115,42 @@ def remove_dead(connection: Connection, found: Mapping[str, Agent], now: int) ->
     dead = [token for token, agent in found.items() if not agent.lives(now)]
     if dead:
         connection.pipeline([("HDEL", AGENTS, *dead), ("HDEL", DRAIN, *dead)])
+
+
+def clean(connection: Connection) -> int:
+    """Remove all that is no entry of a living agent; how many entries. For a hash that has become too large to be read whole.
+
+    Raises ConfigError if it still is, because not all was looked at in time, or an entry has more than SCAN_MAX_BYTES.
+    """
+    removed, until, cursor = 0, time.monotonic() + CLEAN_SECONDS, b"0"
+    while (found := _scanned(connection, cursor)) is not None:
+        cursor, pairs, now = found
+        wrong = [name for name, value in pairs if not _lives(value, now)]
+        if wrong:
+            removed += int(connection.call("HDEL", AGENTS, *wrong))
+        if cursor == b"0" or time.monotonic() >= until:  # the next call finds less
+            break
+    if connection.pipeline_within([("HGETALL", AGENTS)], AGENTS_MAX_BYTES, reopen=True) is None:
+        text = f"{AGENTS} has more than {AGENTS_MAX_BYTES >> 10} KiB, so that agents do not know of each other"
+        raise ConfigError(text, hint=remove_hint(AGENTS))
+    return removed
+
+
+def _scanned(connection: Connection, cursor: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], int] | None:
+    """The next cursor, entries, and Redis's clock; None if they are too large, or the key is no hash."""
+    for count, most in ((SCAN_COUNT, AGENTS_MAX_BYTES), (1, SCAN_MAX_BYTES)):
+        replies = connection.pipeline_within([("HSCAN", AGENTS, cursor, "COUNT", count), ("TIME",)], most, reopen=True)
+        if replies is not None:
+            if is_wrong_type(replies[0]):
+                return None
+            after, flat = connection.checked(replies[0])
+            return after, list(zip(flat[::2], flat[1::2], strict=True)), int(connection.checked(replies[1])[0])
+    return None
+
+
+def _lives(value: bytes, now: int) -> bool:
+    agent = _parsed("", value) if len(value) < AGENTS_MAX_BYTES else None
+    return agent is not None and agent.lives(now)
 
 
 def ask_to_drain(connection: Connection, tokens: Iterable[str]) -> None:

@@ -1,8 +1,9 @@
-"""How much work of a type waits, is in hand, and was given up, from its stream. Changes nothing."""
+"""How much work of a type waits, is in hand, and was given up, from its streams. Changes nothing."""
 
 from __future__ import annotations
 
 from sandboxrun.config import keys
+from sandboxrun.fleet.queues import read_fields
 from sandboxrun.protocol import GROUP
 from sandboxrun.records import record
 from sandboxrun.redis.connection import Connection
@@ -10,8 +11,10 @@ from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any
 
+STREAMS_MAX = 8  # of one type
 REPLY_MAX_BYTES = 256 * 1024
 ENTRY_MAX_BYTES = 1024 * 1024  # of the oldest request that waits; of a larger one the age is not known
 
@@ -27,19 +30,39 @@ class Backlog:
     dead: int | None = None
 
 
-def backlog(connection: Connection, type_: str) -> Backlog:
-    """Raises ConnectionLost."""
-    stream = keys.request_stream(type_)
-    commands = [
-        ("XINFO", "GROUPS", stream),
-        ("XPENDING", stream, GROUP),
-        ("XLEN", keys.dead_stream(type_)),
-        ("TIME",),
-    ]
+def backlog(connection: Connection, type_: str, streams: Collection[str] = ()) -> Backlog:
+    """Of the streams that the workers of a type read, together; if none is named, of the type's. Raises ConnectionLost."""
+    names = sorted(streams)[:STREAMS_MAX] or [stream_of(connection, type_)]
+    found = [_of_stream(connection, name) for name in names]
+    dead = connection.pipeline([("XLEN", keys.dead_stream(type_))])[0]
+    return Backlog(
+        lag=_together(sum, [each.lag for each in found]),
+        pending=_together(sum, [each.pending for each in found]),
+        oldest_waiting=_together(max, [each.oldest_waiting for each in found]),
+        oldest_handling=_together(max, [each.oldest_handling for each in found]),
+        dead=dead if isinstance(dead, int) else None,
+    )
+
+
+def stream_of(connection: Connection, type_: str) -> str:
+    """The stream that workers of the type read unless their own hash names another one. Raises ConnectionLost, ReplyError."""
+    values = read_fields(connection, [keys.type_key(type_)], ["requestStream"])[0]
+    name = values[0] if values is not None else None
+    return name.decode("utf-8", "replace") if name else keys.request_stream(type_)
+
+
+def _together(combine: Any, values: list[Any]) -> Any:
+    known = [value for value in values if value is not None]
+    return combine(known) if known else None
+
+
+def _of_stream(connection: Connection, stream: str) -> Backlog:
+    """Without dead letters, which are the type's."""
+    commands = [("XINFO", "GROUPS", stream), ("XPENDING", stream, GROUP), ("TIME",)]
     replies = connection.pipeline_within(commands, REPLY_MAX_BYTES, reopen=True)
     if replies is None:
         return Backlog()
-    groups, summary, dead, time = replies
+    groups, summary, time = replies
     now = int(time[0]) + int(time[1]) / 1e6 if isinstance(time, list) else 0.0
     group = _group(groups)
     lag = group.get(b"lag")
@@ -50,7 +73,6 @@ def backlog(connection: Connection, type_: str) -> Backlog:
         pending=pending if isinstance(pending, int) else None,
         oldest_waiting=_first_after(connection, stream, group.get(b"last-delivered-id"), now) if lag else None,
         oldest_handling=_age(oldest, now),
-        dead=dead if isinstance(dead, int) else None,
     )
 
 

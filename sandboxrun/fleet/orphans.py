@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
+from sandboxrun.config import keys
 from sandboxrun.fleet import agents
+from sandboxrun.fleet.handback import hand_back
 from sandboxrun.fleet.queues import Queues, read_fields, read_queue, transact
 from sandboxrun.redis.connection import Connection
-from sandboxrun.redis.lease import LEASE_SECONDS, PID_FIELDS, holder, is_alive
+from sandboxrun.redis.lease import LEASE_SECONDS, PID_FIELDS, holder, is_alive, this_host
+from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     Values = Sequence[bytes | None] | None
 
 _FIELDS = (*PID_FIELDS, "pidAgent")
+LOOP = ("requestStream", "consumerId")
 OWNER_SECONDS = 30.0  # for so long an id counts as that of the living agent that had it
 
 
@@ -54,6 +59,7 @@ class Orphans:
         known, clock = agents.read(connection)
         if not known:  # not even this agent: the entries cannot be read, or are about to be written again
             return ()
+        self._hand_back(connection, found)
         return self._move(connection, found, {token for token, each in known.items() if each.lives(clock)}, clock)
 
     def _forget(self, taken: Sequence[str]) -> None:
@@ -74,6 +80,30 @@ class Orphans:
             self._since.pop(id_, None)
             return False
         return bool(agent) or now - self._since.setdefault(id_, now) >= LEASE_SECONDS
+
+    def _hand_back(self, connection: Connection, ids: list[str]) -> None:
+        """Let others take the requests of those whose process was one of this host, because only of these it is certain that
+        they are dead. One of another host that is not seen may still handle its request, so takeoverMillis decides."""
+        keys_ = list(map(self._queues.hash, ids))
+        held = read_fields(connection, keys_, PID_FIELDS)
+        here = this_host()
+        dead = [
+            (id_, key)
+            for id_, key, values in zip(ids, keys_, held, strict=True)
+            if values is not None and holder(values)["pid"] is not None and holder(values)["pidHost"] == here
+        ]
+        if not dead:
+            return
+        shared, *own = read_fields(connection, [keys.type_key(self._queues.type), *(key for _, key in dead)], LOOP)
+        for (id_, key), values in zip(dead, own, strict=True):
+            stream, consumer = (
+                (mine or common or b"").decode("utf-8", "replace")
+                for mine, common in zip(values or [None] * len(LOOP), shared or [None] * len(LOOP), strict=True)
+            )
+            stream = stream or keys.request_stream(self._queues.type)
+            if consumer in ("", id_) and stream.startswith(f"{self._queues.type}:"):
+                with contextlib.suppress(ReplyError):  # takeoverMillis does it, and the id is moved in any case
+                    hand_back(connection, key, stream, id_)
 
     def _move(self, connection: Connection, ids: list[str], living: set[str], clock: int) -> tuple[str, ...]:
         queues, moved = self._queues, list[str]()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 WAITING_SECONDS = 30.0  # a request that waits for so long is a problem
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/@")  # for a shell
+REFUSED = 77  # PolicyError's exit code
 NAMES_MAX = 3  # workers that one line names
 
 
@@ -81,7 +82,7 @@ def _failing(workers: tuple[WorkerStatus, ...], now: float) -> Iterator[Problem]
             "waiting",
             True,
             f"{_count(waiting)} {verb} for a change of hash or policy: {_named(waiting)}: {last_end(first)}",
-            _line("show", first.type, first.id),
+            _line("approve" if first.last_exit == REFUSED else "show", first.type, first.id),
         )
 
 

@@ -20,7 +20,7 @@ from sandboxrun.fleet import agents, queues
 from sandboxrun.protocol import GROUP
 from sandboxrun.redis.acl import Owner
 from sandboxrun.redis.connection import Connection
-from sandboxrun.redis.lease import AGENT_FIELDS, LEASE_SECONDS, PID_FIELDS, holder, is_alive, this_host
+from sandboxrun.redis.lease import AGENT_FIELDS, PID_FIELDS, holder, is_alive, is_recent, this_host
 from sandboxrun.redis.replies import ReplyError, is_wrong_type
 
 SCAN_SECONDS = 5.0
@@ -126,7 +126,7 @@ def state_of(held: Mapping[str, str | None], key: str, now: int) -> State:
         seen = held["pidSeen"]
         if held["pidHost"] is None:
             return State.STOPPED
-        recent = seen is not None and seen.isascii() and seen.isdigit() and now - int(seen[:12]) < LEASE_SECONDS
+        recent = seen is not None and seen.isascii() and seen.isdigit() and is_recent(int(seen[:12]), now)
         return State.ENDING if recent else State.STALE
     if is_alive(held, key, now):
         return State.RUNNING
@@ -141,10 +141,10 @@ def find(
     seconds: float = SCAN_SECONDS,
     everything: bool = False,
 ) -> Found:
-    """The hashes of workers, of one type or of all. `known`: workers that are included although SCAN may not find them.
-    `everything`: look at all keys, however many there are.
+    """The hashes of workers, of one type or of all. `known`: workers that are included if they have a hash, although SCAN may
+    not find it. `everything`: look at all keys, however many there are.
     """
-    found = {worker for worker in known if type_ in (None, worker[0])}
+    found: set[tuple[str, str]] = set()
     users = connection.pipeline_within([("ACL", "USERS")], SCAN_MAX_BYTES, reopen=True)
     cut = f"ACL USERS has more than {SCAN_MAX_BYTES >> 20} MiB, so not read" if users is None else ""
     for name in users[0] if users is not None and isinstance(users[0], list) else ():
@@ -155,9 +155,22 @@ def find(
         cut = NOT_SCANNED
     else:
         cut = _scan(connection, type_, found, seconds) or cut
+    found |= _existing(connection, {worker for worker in known if type_ in (None, worker[0])} - found)
     if len(found) > WORKERS_MAX:
         cut = f"there are more than {WORKERS_MAX} hashes of workers, and no more are shown"
     return Found(sorted(found)[:WORKERS_MAX], cut, by_type=len(found) > WORKERS_MAX)
+
+
+def _existing(connection: Connection, known: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those that have a hash: of the others nothing is left, as of workers that were scaled down."""
+    workers = sorted(known)
+    found: set[tuple[str, str]] = set()
+    for at in range(0, len(workers), PAGE):
+        page = workers[at : at + PAGE]
+        replies = connection.pipeline([("EXISTS", keys.worker_key(*worker)) for worker in page])
+        # An error, because this login may not ask, says nothing.
+        found.update(worker for worker, reply in zip(page, replies, strict=True) if reply != 0)
+    return found
 
 
 def _add_queued(connection: Connection, type_: str | None, found: set[tuple[str, str]]) -> bool:

@@ -12,7 +12,6 @@ import time
 
 from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, StoreError
 from sandboxrun.fleet import agents, desired
-from sandboxrun.fleet.handback import hand_back
 from sandboxrun.fleet.status import AgentStatus
 from sandboxrun.host import restarts
 from sandboxrun.host.changes import Changes
@@ -21,7 +20,7 @@ from sandboxrun.host.orders import Orders
 from sandboxrun.host.pool import Ended, Pool, PoolEvents, Running
 from sandboxrun.host.restarts import Until
 from sandboxrun.host.runplan import RunOptions
-from sandboxrun.host.saying import said, say_end
+from sandboxrun.host.saying import Seldom, not_again, said, say_end
 from sandboxrun.host.slot import Slot
 from sandboxrun.redis.connection import Connection, delays
 from sandboxrun.redis.lease import new_token, start_time, this_host
@@ -43,6 +42,7 @@ KNOWN_SECONDS = 2.0  # between two looks at the other agents
 BEAT_SECONDS = 5.0
 LOOK_SECONDS = 0.25  # at what a worker waits for: another run's lease
 CHANGE_SECONDS = 1.0  # or a change of its hash or the policy
+REST_SECONDS = 0.015  # after new orders: about as long as a start takes
 STARTING_MAX = 16  # workers at once, so that other agents take some
 END_SECONDS = 15.0  # for workers to end, before all are killed
 EVENTS_AT_ONCE = 200
@@ -69,10 +69,11 @@ class Agent(PoolEvents):
         self._changes = Changes(options.redis_url)
         self._look_at = 0.0  # time.monotonic: when the next look at Redis is due
         self._slots: dict[str, Slot] = {}
-        self._orders = {type_: Orders(type_, self.token, log) for type_ in options.types}
+        self._seldom = Seldom(log)
+        self._orders = {type_: Orders(type_, self.token, log, self._seldom) for type_ in options.types}
         self._known: dict[str, agents.Agent] = {}
         self._clock, self._beat_at, self._known_at, self._registered = 0, 0.0, 0.0, 0
-        self._is_away, self._retry_at = False, 0.0
+        self._is_away, self._has_taken, self._retry_at = False, False, 0.0
         self._delays = delays()
         self._signals, self._draining, self._end_at = 0, False, 0.0
 
@@ -86,6 +87,9 @@ class Agent(PoolEvents):
             while not (self._draining and not self._slots):
                 self._wait()
                 self._with_redis()
+                if self._has_taken:
+                    self._has_taken = False
+                    time.sleep(REST_SECONDS)  # somebody waits for the worker, and its thread needs the interpreter
                 if self._draining and time.monotonic() >= self._end_at:
                     self._kill()
             self._ask_redis(lambda: agents.leave(self._redis, self.token))
@@ -150,12 +154,12 @@ class Agent(PoolEvents):
         running: Running = event[1]
         slot = self._slots.get(running.key)
         if event[0] == "said":
-            said(self._log, running, *event[2:])
+            if slot is None or slot.is_wanted or event[3] != "stop":  # of those that it lets go it has said so together
+                said(self._log, running, *event[2:])
         elif slot is None or slot.running is not running:
             return
         elif event[0] == "started":
-            slot.begun, slot.said, slot.seen = True, "", ""
-            slot.version = running.plan.worker.version if running.plan is not None else ""
+            slot.begin(running.plan)
         else:
             self._ended(slot, event[2])
 
@@ -178,26 +182,12 @@ class Agent(PoolEvents):
             name = restarts.label(ended.code, asked=asked, stuck=ended.was_stuck)
             slot.restarts += 1
             slot.restarts_by[name] = slot.restarts_by.get(name, 0) + 1
-        say_end(self._log, slot, ended, asked)
         self._ask_redis(lambda: self._note(slot, running))
+        say_end(self._log, slot, ended, asked, is_gone=slot.key not in self._slots)
 
     def _note(self, slot: Slot, running: Running | None) -> None:
         """In Redis: how the run ended, and that others may take its requests."""
-        assert slot.next is not None and slot.last_exit is not None
-        plan = running.plan if running is not None else None
-        if plan is not None:
-            loop = plan.worker.loop
-            if loop.consumer_id == slot.id and loop.request_stream.startswith(f"{slot.type}:"):
-                hand_back(self._redis, slot.key, loop.request_stream, loop.consumer_id)
-        again = desired.ended(
-            self._redis,
-            slot.type,
-            slot.id,
-            self.token,
-            code=slot.last_exit,
-            reason=slot.last_reason or restarts.in_words(slot.last_exit),
-            counts=slot.next.counts,
-        )
+        again = self._orders[slot.type].note(self._redis, slot, running.plan if running is not None else None)
         slot.noted = True
         if not again:
             self._forget(slot)
@@ -225,9 +215,9 @@ class Agent(PoolEvents):
                 self._redis.open()
             act()
         except ReplyError as error:
-            self._log.warning("redis", f"Redis refuses a command: {str(error)[:200]}")
+            self._seldom.warning("redis", f"Redis refuses a command: {str(error)[:200]}")
         except ConfigError as error:
-            self._log.warning("queue", str(error), hint=error.hint)
+            self._seldom.warning("queue", str(error), hint=error.hint)
         except StoreError as error:
             self._lose_redis(error)
 
@@ -295,6 +285,11 @@ class Agent(PoolEvents):
     def _beat(self, now: float) -> None:
         """Renew this agent's entry, and read the others'."""
         self._know(now)
+        if self.token not in self._known:  # at first, after FLUSHALL, and if they are too many to be read
+            with next(iter(self._orders.values())).saying(self._redis):
+                if removed := agents.clean(self._redis):
+                    self._log.info("agents", f"removed {removed} entries of agents that are gone from {agents.AGENTS}")
+                self._know(now)
         agents.remove_dead(self._redis, self._known, self._clock)
         self._registered = self._registered or self._clock
         entry = agents.Agent(
@@ -320,10 +315,13 @@ class Agent(PoolEvents):
         for id_ in taken.again:
             if id_ in mine:
                 mine[id_].due = 0.0
+        if taken.ids:
+            self._has_taken = True
+            return  # what else is due comes in the next turn
         for id_ in orders.lost(self._redis, mine, [id_ for id_, slot in mine.items() if slot.running is None]):
-            slot = mine.pop(id_)
-            self._let_go(slot, "its id was removed from the queue: ending the worker")
-        orders.keep(self._redis, {*mine, *taken.ids}, self._known, self._clock)
+            self._let_go(mine.pop(id_), "its id was removed from the queue: ending the worker")
+        streams = {slot.stream for slot in mine.values() if slot.stream}
+        orders.keep(self._redis, mine, self._known, self._clock, streams=streams)
 
     def _room(self) -> int:
         starting = sum(slot.state == "starting" for slot in self._slots.values())
@@ -346,6 +344,8 @@ class Agent(PoolEvents):
         """Start a worker that has waited for what has come."""
         if not slot.noted:
             self._note(slot, None)
+            if slot.key not in self._slots:
+                self._log.warning("restart", f"{slot.name}: {not_again(slot)}")
         if not slot.noted or slot.key not in self._slots or now < slot.due:
             return
         match slot.waits_for:

@@ -17,7 +17,7 @@ from sandboxrun.config import keys
 from sandboxrun.config.limits import LIMITS
 from sandboxrun.config.secrets import KEY_LINE_MAX_BYTES, parse_key_line
 from sandboxrun.config.toml import line_fault
-from sandboxrun.errors import ConfigError, SecretError
+from sandboxrun.errors import ConfigError, SecretError, UsageError
 from sandboxrun.host.folders import Folders
 from sandboxrun.policy.file import read_text
 from sandboxrun.records import field, record
@@ -85,16 +85,18 @@ def _checked(name: str, value: Any, path: str) -> Any:
         case "types":
             if not isinstance(value, list) or len(value) > TYPES_MAX or not all(isinstance(t, str) for t in value):
                 raise ConfigError(f'{where} is no list of types: expected at most {TYPES_MAX}, as in ["greeter"]')
-            return tuple(map(keys.check_type, value))
+            return tuple(dict.fromkeys(_type(type_, where) for type_ in value))
         case "most-workers":
-            return number(value, where, 1, WORKERS_MAX)
+            return number(_no_text(value, where), where, 1, WORKERS_MAX)
         case "spares":
-            return number(value, where, 0, SPARES_MAX)
+            return number(_no_text(value, where), where, 0, SPARES_MAX)
         case "memory":
             return memory(str(value), where)
-        case "page" | "metrics-file":
-            if not isinstance(value, str):
-                raise ConfigError(f"{where} is no text")
+        case "page":
+            return _page(_text(value, where), where)
+        case "metrics-file":
+            if not os.path.isabs(_text(value, where)):
+                raise ConfigError(f"{where} is {value[:80]!r}: expected an absolute path")
             return value
         case _:
             import difflib
@@ -102,6 +104,36 @@ def _checked(name: str, value: Any, path: str) -> Any:
             near = difflib.get_close_matches(name[:80], NAMES, 1)
             meant = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{path} has {name[:80]!r}: expected one of {', '.join(NAMES)}{meant}")
+
+
+def _type(text: str, where: str) -> str:
+    try:
+        return keys.check_type(text)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _no_text(value: Any, where: str) -> Any:
+    """In TOML a number has no quotes."""
+    if isinstance(value, str):
+        raise ConfigError(f"{where} is the text {value[:40]!r}: expected a number, without quotes")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{where} is {str(value)[:40]!r}: expected a text, in quotes")
+    return value
+
+
+def _page(text: str, where: str) -> str:
+    from sandboxrun.host.page import parse_address
+
+    try:
+        parse_address(text, where, "", loopback=True)
+    except UsageError as error:
+        raise ConfigError(str(error)) from error  # its hint is for the command line
+    return text
 
 
 def number(value: object, where: str, least: int, most: int) -> int:
@@ -161,8 +193,10 @@ def _key_line(path: str, forbidden: int) -> bytes:
                 raise ConfigError(f"the key file {path} is not a file")
             if status.st_mode & forbidden:
                 mode = stat.S_IMODE(status.st_mode)
+                may_mend = status.st_uid == os.geteuid() or not os.geteuid()
                 raise ConfigError(
-                    f"the key file {path} can be read by others (mode {mode:o})", hint=f"chmod 600 {quote(path)}"
+                    f"the key file {path} can be read by others (mode {mode:o})",
+                    hint=f"chmod 600 -- {quote(path)}" if may_mend else "",
                 )
             line = file.read(KEY_LINE_MAX_BYTES).partition(b"\n")[0] + b"\n"
     except OSError as error:

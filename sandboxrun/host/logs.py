@@ -1,4 +1,4 @@
-"""Read the logs that sandbox/supervisor/output.py writes: entries, lines of text, and what is appended meanwhile."""
+"""Read the logs that sandbox/supervisor/outputlog.py writes: entries, lines of text, and what is appended meanwhile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from sandboxrun.sandbox.supervisor.output import LOG_MARK, LOG_MAX_BYTES
+from sandboxrun.sandbox.supervisor.outputlog import LOG_MARK, LOG_MAX_BYTES
 
 OUT, ERR, END = "out", "err", "end"  # of the worker, and its end with the exit code; any other kind is a level of ours
 _HEAD = re.compile(rb"(\d{1,15}) ([a-z]{1,16})\n")

@@ -10,8 +10,12 @@ from sandboxrun.fleet import count, desired
 from sandboxrun.fleet.agents import Agent as Entry
 from sandboxrun.fleet.backlog import Backlog, backlog
 from sandboxrun.fleet.desired import Taken
+from sandboxrun.fleet.handback import hand_back
 from sandboxrun.fleet.orphans import Orphans
 from sandboxrun.fleet.status import TypeStatus, WorkerStatus
+from sandboxrun.fleet.stopped import stopped_workers
+from sandboxrun.host import restarts
+from sandboxrun.host.saying import some
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError, TooManyBytes
 
@@ -19,6 +23,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from sandboxrun.host.runplan import RunPlan
+    from sandboxrun.host.saying import Seldom
+    from sandboxrun.host.slot import Slot
     from sandboxrun.log import Log
 
 LOST_SECONDS = 0.5  # how soon a removed id is noticed, if Redis does not say what changes
@@ -31,21 +38,23 @@ TOGETHER = 8  # ids that are taken at once, so that several agents share
 class Orders:
     """Faults of the queues are said once for each text."""
 
-    def __init__(self, type_: str, token: str, log: Log) -> None:
+    def __init__(self, type_: str, token: str, log: Log, seldom: Seldom) -> None:
         self.type = type_
         self.count: int | None = None
         self.waiting = 0  # ids that nobody has taken
-        self._token, self._log = token, log
+        self._token, self._log, self._seldom = token, log, seldom
         self._orphans = Orphans(type_)
         self._said: set[str] = set()
         self._backlog = Backlog()
+        self._stopped: tuple[WorkerStatus, ...] = ()
         self._take_at = self._lost_at = self._orphans_at = self._count_at = 0.0
         self.are_told = False  # whether Redis says what changes
 
     @property
     def keys(self) -> list[str]:
         """Those that are to be watched."""
-        return [keys.start_queue(self.type), keys.started_queue(self.type), keys.type_key(self.type)]
+        queues = (keys.start_queue, keys.started_queue, keys.stopped_queue, keys.type_key)
+        return [name(self.type) for name in queues]
 
     def look_again(self) -> None:
         """Something has changed: the next looks are due."""
@@ -79,11 +88,24 @@ class Orders:
         if not ids:
             return set()
         with self.saying(connection):
-            return desired.lost(connection, self.type, list(ids), self._token, idle=idle)
+            found = desired.lost(connection, self.type, list(ids), self._token, idle=idle)
+            if found:
+                text = f"{self.type}:started:q does not hold {some(tuple(sorted(found)))} any more"
+                text += ": these workers end, and are not started again"
+                self._seldom.warning("queue", text, subject=f"lost {self.type}")
+            return found
         return set()
 
-    def keep(self, connection: Connection, mine: Collection[str], known: dict[str, Entry], clock: int) -> None:
-        """Move orphans back, and keep to the count, if it is time for that."""
+    def keep(
+        self,
+        connection: Connection,
+        mine: Collection[str],
+        known: dict[str, Entry],
+        clock: int,
+        *,
+        streams: Collection[str],
+    ) -> None:
+        """Move orphans back, and keep to the count, if it is time for that. `streams`: those that the agent's workers read."""
         now = time.monotonic()
         with self.saying(connection):
             if now >= self._orphans_at:
@@ -92,18 +114,39 @@ class Orders:
         with self.saying(connection):
             if now >= self._count_at:
                 self._count_at = now + (TOLD_SECONDS if self.are_told else COUNT_SECONDS)
-                self._backlog = backlog(connection, self.type)
+                self._backlog = backlog(connection, self.type, streams)
+                self._stopped = stopped_workers(connection, self.type)
                 found = count.reconcile(connection, self.type)
                 self.count = found.count
                 if found.removed:
-                    shown = ", ".join(found.removed[:10]) + (" …" if len(found.removed) > 10 else "")
-                    self._log.warning("count", f"{self.type} has count {found.count}: removing {shown}")
+                    text = f"{self.type} has count {found.count}: removing {some(found.removed)}"
+                    self._seldom.warning("count", text, subject=f"count {self.type}")
+
+    def note(self, connection: Connection, slot: Slot, plan: RunPlan | None) -> bool:
+        """How a run has ended, and that others may take its requests; whether it is to be started again. Raises ConfigError,
+        StoreError, ReplyError."""
+        assert slot.next is not None and slot.last_exit is not None
+        if plan is not None:
+            loop = plan.worker.loop
+            if loop.consumer_id == slot.id and loop.request_stream.startswith(f"{slot.type}:"):
+                hand_back(connection, slot.key, loop.request_stream, loop.consumer_id)
+        return desired.ended(
+            connection,
+            slot.type,
+            slot.id,
+            self._token,
+            code=slot.last_exit,
+            reason=slot.last_reason or restarts.in_words(slot.last_exit),
+            counts=slot.next.counts,
+        )
 
     def status(self, workers: Sequence[WorkerStatus]) -> TypeStatus:
-        """From any thread."""
+        """From any thread. `workers`: those that the agent has."""
         found = self._backlog
+        ids = {worker.id for worker in workers}
+        stopped = (worker for worker in self._stopped if worker.id not in ids)
         return TypeStatus(
-            self.type, self.count, tuple(workers), self.waiting, found.lag, found.pending, found.oldest_waiting,
+            self.type, self.count, (*workers, *stopped), self.waiting, found.lag, found.pending, found.oldest_waiting,
             found.oldest_handling, found.dead,
         )  # fmt: skip
 

@@ -8,13 +8,14 @@ the Fetch specification). http.server of the standard library has no time limit 
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import socket
 import threading
 import time
 
 from sandboxrun.errors import ConfigError, UsageError
-from sandboxrun.records import record
+from sandboxrun.records import record, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ HEAD_MAX_BYTES = 16 * 1024  # the request line and all headers
 READ_SECONDS = 5.0  # for the whole head, however slowly it comes
 WRITE_SECONDS = 10.0  # for the whole reply
 CONNECTIONS_MAX = 16
+BURST, PER_SECOND = (
+    50,
+    50,
+)  # connections that are taken at once, and then a second: a flood takes no processor from workers
+PORTS_TRIED = 20  # above one that is taken
 PLACE_SECONDS = 0.5  # for a thread to end that was told to
 DRAIN_MAX_BYTES = 64 * 1024
 DRAIN_SECONDS = 0.5
@@ -77,6 +83,10 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class PortTaken(ConfigError):
+    """Another process listens there."""
+
+
 class _Refused(Exception):
     """The request gets no reply of a path. `code` and text are the answer."""
 
@@ -111,6 +121,29 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+class Pace:
+    """Lets `burst` events happen at once, and then so many `per_second`. Pure."""
+
+    def __init__(self, burst: int, per_second: float) -> None:
+        self._burst, self._per_second = burst, per_second
+        self._left, self._at = float(burst), 0.0
+
+    def wait(self, now: float) -> float:
+        """How many seconds from now on the next event has to wait. `now`: time.monotonic."""
+        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._per_second) - 1
+        self._at = now
+        return max(0.0, -self._left / self._per_second)
+
+
+def free_port(address: Address) -> int | None:
+    """The first one above on which nobody listens."""
+    for port in range(address.port + 1, min(address.port + PORTS_TRIED, 65536)):
+        with contextlib.suppress(ConfigError):
+            Server(replace(address, port=port), {}).close()
+            return port
+    return None
+
+
 class Server:
     """Threads that answer. A client that sends or reads slowly holds one of CONNECTIONS_MAX, for a few seconds. If there is
     none left, that client has to go which has sent no whole request for the longest time."""
@@ -133,7 +166,8 @@ class Server:
                 self._socket.close()
                 raise
         except OSError as error:
-            raise ConfigError(f"the agent cannot listen on {address}: {error.strerror}") from error
+            error_class = PortTaken if error.errno == errno.EADDRINUSE else ConfigError
+            raise error_class(f"the agent cannot listen on {address}: {error.strerror}") from error
 
     @property
     def port(self) -> int:
@@ -149,7 +183,9 @@ class Server:
         self._socket.close()
 
     def _accept(self) -> None:
+        pace = Pace(BURST, PER_SECOND)
         while not self._closed:
+            time.sleep(pace.wait(time.monotonic()))
             try:
                 client, _ = self._socket.accept()
             except OSError:

@@ -29,7 +29,8 @@ from sandboxrun.sandbox.supervisor import cgroup
 from sandboxrun.sandbox.supervisor.child import Child, Confinement
 from sandboxrun.sandbox.supervisor.ending import Signalled
 from sandboxrun.sandbox.supervisor.handlers.connect import PENDING_MAX
-from sandboxrun.sandbox.supervisor.output import Messages, OutputLog, Shares
+from sandboxrun.sandbox.supervisor.output import Messages, Shares
+from sandboxrun.sandbox.supervisor.outputlog import OutputLog
 from sandboxrun.sandbox.supervisor.spares import Spares
 from sandboxrun.sandbox.supervisor.supervisor import Supervisor
 

@@ -12,7 +12,6 @@ import os
 import resource
 import select
 import sys
-import threading
 
 from sandboxrun import modulecache, timing
 from sandboxrun.config import keys
@@ -34,9 +33,8 @@ from sandboxrun.redis.watch import Loss
 from sandboxrun.sandbox.compile import features
 from sandboxrun.sandbox.supervisor import ending
 from sandboxrun.sandbox.supervisor.child import Child, Confinement, Script
-from sandboxrun.sandbox.supervisor.output import OutputLog
+from sandboxrun.sandbox.supervisor.outputlog import OutputLog
 from sandboxrun.sandbox.supervisor.scratch import scratch_folder
-from sandboxrun.sandbox.supervisor.supervisor import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,6 +45,7 @@ if TYPE_CHECKING:
     from sandboxrun.host.notify import Notifier
     from sandboxrun.sandbox.compile.features import Features
     from sandboxrun.sandbox.supervisor.spawn import Spawned
+    from sandboxrun.sandbox.supervisor.supervisor import Supervisor
 
     class Surroundings(Protocol):
         """What a run finds in its process. Every method may raise ending.Signalled, which ends the run before its worker
@@ -148,8 +147,10 @@ def _output_log(options: RunOptions, log: Log) -> OutputLog:
     path = Folders.of_user().log(options.type, options.id) if options.output_log else ""
 
     def warn(message: str) -> None:
+        from threading import Thread
+
         # In a thread: who reads our standard error may stall, and what the worker prints must go on.
-        threading.Thread(target=log.warning, args=("log", message), daemon=True).start()
+        Thread(target=log.warning, args=("log", message), daemon=True).start()
 
     return OutputLog(path, warn)
 
@@ -206,13 +207,18 @@ def _run(options: RunOptions, held: _Held) -> Outcome:
             inspect=plan.inspect.plan if plan.inspect is not None else None,
             token=run_.token,
         )
-        listener = child.confine(confinement)
+        listener = child.confine(confinement, meanwhile=_import_supervisor)
         supervisor = around.supervisor(child, listener, confinement, held.output_log)
         timing.mark("supervisor made")
         try:
             return _live(plan, run_, supervisor, child, held, key_line)
         finally:
             supervisor.close()
+
+
+def _import_supervisor() -> None:
+    """What serves the worker; it brings threading along."""
+    from sandboxrun.sandbox.supervisor import supervisor  # noqa: F401
 
 
 def _admitted(preparation: Preparation, plan: RunPlan, child: Child, held: _Held) -> AbstractContextManager[Login]:
@@ -327,6 +333,8 @@ class _OwnProcess:
         ending.check()
 
     def supervisor(self, child: Child, listener: int, confinement: Confinement, kept: OutputLog) -> Supervisor:
+        from sandboxrun.sandbox.supervisor.supervisor import Supervisor
+
         redis = trusted(self.store.address)
         return Supervisor(
             child, listener, confinement, trusted=redis, log=self.log, output_log=kept, unblock=self.store.unblock
@@ -337,7 +345,9 @@ class _OwnProcess:
         ending.check()
 
     def begun(self, child: Child, key_line: bytes | None) -> None:
-        threading.Thread(target=_give_key, args=(child, key_line), daemon=True).start()
+        from threading import Thread
+
+        Thread(target=_give_key, args=(child, key_line), daemon=True).start()
         if "NOTIFY_SOCKET" in os.environ:
             from sandboxrun.host import notify
 

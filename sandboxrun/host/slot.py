@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandboxrun.host.pool import Running
     from sandboxrun.host.restarts import Next
+    from sandboxrun.host.runplan import RunPlan
 
 _TICKS, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 TARGETS_MAX = 50  # of which denials are counted
@@ -39,7 +40,7 @@ class Slot:
         self.last_exit: int | None = None
         self.last_reason, self.said = "", ""
         self.denials: dict[tuple[str, str], int] = {}
-        self.version = ""
+        self.version = self.stream = ""  # of the run that has begun last
 
     @property
     def look_at(self) -> float:
@@ -68,6 +69,12 @@ class Slot:
         limit = running.plan.limits.handler if running.plan is not None else 0
         health = running.health() if limit else None
         return health is not None and stuck(health, limit, time.monotonic())
+
+    def begin(self, plan: RunPlan | None) -> None:
+        """Its script has begun."""
+        self.begun, self.said, self.seen = True, "", ""
+        if plan is not None:
+            self.version, self.stream = plan.worker.version, plan.worker.loop.request_stream
 
     def count_denials(self) -> None:
         """Keep those of the run that has ended."""

@@ -1,4 +1,4 @@
-"""The socket on which an agent says how it is, and its reader: STATE/agent/PID.sock, for this user alone.
+"""The socket on which an agent says how it is, and its reader: STATE/agent/PID.sock, for this user and root alone.
 
 Whoever connects gets the status as JSON, and then the end. The reader is `sandboxrun health`, which probes call often: it
 takes _socket, because the module around it takes longer to import than all the rest.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket
 import _thread
 import os
+import sys
 import time
 
 from sandboxrun.fleet.status import STATUS_MAX_BYTES, AgentStatus, parse
@@ -16,6 +17,7 @@ from sandboxrun.fleet.status import STATUS_MAX_BYTES, AgentStatus, parse
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
 SUFFIX = ".sock"
 READ_SECONDS = 2.0  # for a whole status
@@ -66,6 +68,9 @@ class StatusSocket:
                 time.sleep(0.1)  # there is no descriptor left, or it was closed
                 continue
             client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+            if _user_of(client) not in (os.geteuid(), 0):
+                client.close()
+                continue
             place = next((place for place in self._places if place.acquire(False)), None)
             if place is None:
                 client.close()
@@ -85,6 +90,28 @@ class StatusSocket:
         finally:
             client.close()
             place.release()
+
+
+def _user_of(client: _socket.socket) -> int:
+    """Who has connected, whatever the modes of the folder and the socket are: SO_PEERCRED of unix(7), a struct ucred."""
+    credentials = client.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[4:8], sys.byteorder)
+
+
+class Cached:
+    """What `make` returns, made anew at most once in `seconds`, however many ask. From any thread."""
+
+    def __init__(self, make: Callable[[], Any], seconds: float) -> None:
+        self._make, self._seconds = make, seconds
+        self._lock, self._until = _thread.allocate_lock(), 0.0
+        self._value: Any = None
+
+    def __call__(self) -> Any:
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._until:
+                self._value, self._until = self._make(), now + self._seconds
+            return self._value
 
 
 def read_all(folder: str) -> Iterator[tuple[int, AgentStatus | str]]:

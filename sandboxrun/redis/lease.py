@@ -16,6 +16,7 @@ PID_FIELDS = (*_LEASE_FIELDS, "pidName", "pidSince", "pidVersion", "pidToken")
 # and why, how often it was started again, and since when it is stopped.
 AGENT_FIELDS = ("pidAgent", "pidExit", "pidReason", "pidRestarts", "pidStopped")
 LEASE_SECONDS = 20  # a worker on another host that was not seen for so long counts as dead
+AHEAD_SECONDS = 300  # as far may a time be ahead of Redis's clock, which after a failover is another host's
 
 
 def new_token() -> str:
@@ -70,13 +71,18 @@ def _is_number(text: str, most: int) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= most
 
 
+def is_recent(seen: int, now: int) -> bool:
+    """Whether what was seen then still counts as alive. A time far ahead is nobody's: it would count so for ever."""
+    return -AHEAD_SECONDS < now - seen < LEASE_SECONDS
+
+
 def is_alive(found: Mapping[str, str | None], key: str, now: int) -> bool:
     """Whether the process that `pid` and the fields beside it name still lives. `now`: Redis's clock, in seconds."""
     pid, host, started, seen = (found[name] for name in _LEASE_FIELDS)
     if pid is None:
         return False
     if host is not None and host != this_host():
-        return seen is not None and _is_number(seen, 16) and now - int(seen) < LEASE_SECONDS
+        return seen is not None and _is_number(seen, 16) and is_recent(int(seen), now)
     if not _is_number(pid, 10):
         return False
     if host is not None:

@@ -28,6 +28,7 @@ def test_each_cell_is_sensible_or_has_a_reason() -> None:
         assert left == set(values)
 
 
+@pytest.mark.timeout(400)  # dozens of plays, of which each has a limit of its own
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_lost_nor_answered_twice_and_no_worker_ends(kind: str, tmp_path: Path) -> None:
     cells = [cell for cell in drawn(SEED, ROUNDS) if cell.kind == kind]

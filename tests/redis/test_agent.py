@@ -108,6 +108,7 @@ def test_twenty_workers_of_one_hash_come_and_go_by_a_number(f: redis.Redis, agen
     assert not lives(gone)
     assert home("scale", "t", "0").code == 0
     wait_for(lambda: not f.exists("t:1:h", "t:2:h"))
+    assert "no worker of type t is known to" in home("ps", "t", "--all").out
 
 
 def test_a_worker_that_dies_is_started_again_and_its_request_is_begun_at_once(
@@ -152,6 +153,8 @@ def test_stop_lasts_until_start(f: redis.Redis, agent: Agent, home: Runner) -> N
     assert (done.code, done.out.startswith(f"t 1 has ended (process {before})")) == (0, True), done
     assert queues(f) == [[], ["2"], ["1"]]
     assert f.hkeys("t:1:h") == ["pidStopped"]
+    wait_for(lambda: "t 1 is stopped for " in home("health", "t", "1").out)
+    assert ", 1 is stopped\n" in home("health").out
     assert home("stop", "t", "1").out == "t 1 does not run, and is not started until: sandboxrun start t 1\n"
     assert home("scale", "t", "2").out.startswith("t has count 2\n")
     assert home("start", "t").out.startswith("t 1 is ordered\n")
@@ -239,6 +242,9 @@ def test_a_drained_agent_hands_over_to_another(f: redis.Redis, starts: Starts, h
     before = pids(f, "1", "2", "3", type_="u")
     first.process.terminate()
     assert first.ends() == 0
+    assert [line for line in first.lines if "drain" in line or "ending" in line] == [
+        "sandboxrun: draining: signal SIGTERM; 3 workers end, and others may take them"
+    ]
     wait_for(lambda: all(is_running(f, id_, *before, type_="u") for id_ in "123"))
     assert queues(f, "u") == [[], ["1", "2", "3"], []]
     assert not any(map(lives, before))
@@ -252,15 +258,23 @@ def test_a_drained_agent_hands_over_to_another(f: redis.Redis, starts: Starts, h
 def test_a_killed_agent_leaves_nothing_and_another_takes_over_at_once(
     f: redis.Redis, starts: Starts, home: Runner
 ) -> None:
+    """And its requests are begun again at once, long before takeoverMillis."""
+    f.hset("u:h", "takeoverMillis", 3_600_000)
     first = starts("u")
     home("scale", "u", "3")
     wait_for(lambda: all(pids(f, "1", "2", "3", type_="u")))
     before = pids(f, "1", "2", "3", type_="u")
+    hold, until = home.home / "data" / "held-by-u", home.home / "data" / "until-u"
+    f.xadd("u:req:x", {"ref": "r", "type": "u", "data": json.dumps({"hold": str(hold), "until": str(until)})})
+    wait_for(lambda: hold.exists() and bool(hold.read_text()))
     first.kill()
     wait_for(lambda: not any(map(lives, before)))
     second = starts("u")
     wait_for(lambda: all(is_running(f, id_, *before, type_="u") for id_ in "123"))
     assert queues(f, "u") == [[], ["1", "2", "3"], []]
+    wait_for(lambda: len(hold.read_text().split()) == 2)
+    until.touch()
+    wait_for(lambda: f.exists("res:r"))
     users = [user for user in f.acl_users() if user.startswith("sandboxrun:u:")]
     assert len(users) == 3
     second.process.terminate()

@@ -49,7 +49,9 @@ def test_redis_may_come_later_and_go(run: Runner, started: list[Agent]) -> None:
                 wait_for(lambda: r.hget("t:one:h", "pid"))
             server.kill()
             wait_for(lambda count=number: agent.says("waits for Redis", count))
+        told = sum("not started again" in line for line in agent.lines)
         server.start()
+        wait_for(lambda: agent.says("not started again", told + 1))  # nobody orders it in this empty server
         assert sum("waiting for Redis" in line for line in agent.lines) == 1
         agent.process.terminate()
         assert agent.ends() == 0
@@ -140,18 +142,6 @@ def test_what_a_worker_says_names_it_and_has_its_level(r: redis.Redis, run: Runn
 
 def test_types_come_from_a_file(r: redis.Redis, run: Runner, started: list[Agent]) -> None:
     path = run.policy.with_name("agent.toml")
-    for text, said in (
-        ('types = "t"', "types of"),
-        ("most-workers = 401", "expected a number from 1 to 400"),
-        ('memory = "much"', "expected bytes"),
-        ("other = 1", "expected one of types, most-workers"),
-        ("most-worker = 1", "did you mean most-workers?"),
-        ("a.b.c.d.e.f.g = 1", "dots"),
-        ("types = [", "is not TOML"),
-    ):
-        path.write_text(text + "\n")
-        done = run("agent")
-        assert (done.code, said in done.err) == (78, True), done
     path.write_text('types = ["t"]\nmost-workers = 1\nmemory = "4G"\nspares = 1\n')
     agent = Agent(run)
     started.append(agent)

@@ -17,8 +17,9 @@ from sandboxrun.fleet.agents import Agent
 from sandboxrun.fleet.backlog import Backlog, backlog
 from sandboxrun.fleet.orphans import Orphans
 from sandboxrun.fleet.queues import read_queue
+from sandboxrun.protocol import HANDED_BACK_MILLIS
 from sandboxrun.redis.connection import Connection
-from sandboxrun.redis.lease import LEASE_SECONDS, start_time, this_host
+from sandboxrun.redis.lease import AHEAD_SECONDS, LEASE_SECONDS, start_time, this_host
 
 
 @contextlib.contextmanager
@@ -244,17 +245,19 @@ def test_ids_of_agents_that_are_gone_are_moved_back(r: redis.Redis, c: Connectio
     agent(c, "dead", pid=4_000_000)
     agent(c, "far", host="elsewhere/1")
     agent(c, "silent", host="elsewhere/1", age=LEASE_SECONDS + 1)
+    agent(c, "ahead", host="elsewhere/1", age=-1_000_000)
     r.hset("sandboxrun:agents", mapping={"broken": "{", "odd": "[]", "deep": "[" * 50_000})
-    for token in ("living", "dead", "far", "silent", "unknown", "broken"):
+    for token in ("living", "dead", "far", "silent", "ahead", "unknown", "broken"):
         r.lpush("t:started:q", token)
         r.hset(f"t:{token}:h", "pidAgent", token)
-    r.lpush("t:started:q", "runs", "original", "mine")
-    r.hset("t:runs:h", mapping={**lease(r), "pidAgent": "unknown"})
+    r.lpush("t:started:q", "runs", "forged", "original", "mine")
+    r.hset("t:runs:h", mapping={**lease(r, age=-AHEAD_SECONDS // 2), "pidAgent": "unknown"})
+    r.hset("t:forged:h", mapping={**lease(r, age=-1_000_000), "pidAgent": "unknown"})
     r.hset("t:original:h", "pid", "4000000000")
     known, clock = agents.read(c)
     orphans = Orphans("t")
     moved = orphans.move(c, mine={"mine"}, known=known, clock=clock)
-    assert sorted(moved) == ["broken", "dead", "silent", "unknown"]
+    assert sorted(moved) == ["ahead", "broken", "dead", "forged", "silent", "unknown"]
     assert r.lrange("t:start:q", 0, -1)[0] == "waits"
     assert sorted(queues(r)[1]) == ["far", "living", "mine", "original", "runs"]
     assert orphans.move(c, mine={"mine"}, known=known, clock=clock) == ()
@@ -266,6 +269,31 @@ def test_ids_of_agents_that_are_gone_are_moved_back(r: redis.Redis, c: Connectio
     r.rename("agents", "sandboxrun:agents")
     agents.remove_dead(c, known, clock)
     assert sorted(r.hkeys("sandboxrun:agents")) == ["broken", "deep", "far", "living", "odd"]
+
+
+def test_what_thousands_of_agents_have_left_is_removed(r: redis.Redis, c: Connection) -> None:
+    """The hash is too large to be read whole, so that nobody knew any agent."""
+    agent(c, "living")
+    agent(c, "dead", pid=4_000_000)
+    left = r.hget("sandboxrun:agents", "dead")
+    r.hset("sandboxrun:agents", mapping={f"dead{number}": left for number in range(3000)})
+    r.hset("sandboxrun:agents", mapping={"long": "x" * (2 << 20), "\x1b[2J": "{", "y" * 100_000: "1"})
+    assert agents.read(c)[0] == {}
+    for _ in range(100):  # each time takes a part of a second at most
+        with contextlib.suppress(ConfigError):
+            if not agents.clean(c):
+                break
+    assert list(agents.read(c)[0]) == r.hkeys("sandboxrun:agents") == ["living"]
+
+
+def test_entries_that_look_alive_are_left_and_said(r: redis.Redis, c: Connection) -> None:
+    agent(c, "far", host="elsewhere/1")
+    entry = r.hget("sandboxrun:agents", "far")
+    r.hset("sandboxrun:agents", mapping={f"far{number}": entry for number in range(4000)})
+    with pytest.raises(ConfigError, match="more than 512 KiB, so that agents do not know of each other") as caught:
+        agents.clean(c)
+    assert caught.value.hint == ('redis-cli -u "$REDIS_URL" DEL sandboxrun:agents',)
+    assert agents.read(c)[0] == {}
 
 
 def test_an_id_that_no_agent_had_is_moved_once_a_loop_must_have_started_it(r: redis.Redis, c: Connection) -> None:
@@ -284,6 +312,33 @@ def test_an_id_that_no_agent_had_is_moved_once_a_loop_must_have_started_it(r: re
     assert queues(r) == (["a"], [], [])
 
 
+@pytest.mark.parametrize(
+    ("here", "fields", "handed"),
+    [
+        (True, {}, True),
+        (True, {"requestStream": "t:other:x"}, True),
+        (True, {"requestStream": "victim:req:x"}, False),
+        (True, {"consumerId": "another"}, False),
+        (False, {}, False),  # it may still handle the request: takeoverMillis decides
+    ],
+)
+def test_requests_of_a_killed_agents_workers_are_handed_back(
+    r: redis.Redis, c: Connection, here: bool, fields: dict[str, str], handed: bool
+) -> None:
+    agent(c, "looks")
+    stream = fields.get("requestStream", "t:req:x")
+    r.xgroup_create(stream, "worker", "0", mkstream=True)
+    r.xadd(stream, {"ref": "r"})
+    r.xreadgroup("worker", "1", {stream: ">"}, count=1)
+    r.lpush("t:started:q", "1")
+    held = {**lease(r, age=LEASE_SECONDS + 1), "pid": "4000000", "pidAgent": "gone"}
+    r.hset("t:1:h", mapping={**held, **({"pidHost": this_host()} if here else {}), **fields})
+    known, clock = agents.read(c)
+    assert Orphans("t").move(c, mine=(), known=known, clock=clock) == ("1",)
+    idle = r.xpending_range(stream, "worker", "-", "+", 10)[0]["time_since_delivered"]
+    assert (idle >= HANDED_BACK_MILLIS) is handed
+
+
 def test_what_waits_is_counted_and_has_an_age(r: redis.Redis, c: Connection) -> None:
     assert backlog(c, "t") == Backlog(dead=0)
     r.xgroup_create("t:req:x", "worker", "0", mkstream=True)
@@ -298,3 +353,17 @@ def test_what_waits_is_counted_and_has_an_age(r: redis.Redis, c: Connection) -> 
     r.xtrim("t:req:x", maxlen=0)
     r.xadd("t:req:x", {"data": "x"})
     assert 0 <= (backlog(c, "t").oldest_waiting or 0) < 30
+
+
+def test_what_waits_is_that_of_the_streams_that_are_read(r: redis.Redis, c: Connection) -> None:
+    for name, entries in (("t:req:x", 1), ("t:more:x", 2), ("t:most:x", 4)):
+        r.xgroup_create(name, "worker", "0", mkstream=True)
+        for _ in range(entries):
+            r.xadd(name, {"ref": "r"})
+    r.xreadgroup("worker", "1", {"t:most:x": ">"}, count=1)
+    assert backlog(c, "t").lag == 1
+    assert (backlog(c, "t", ["t:more:x", "t:most:x"]).lag, backlog(c, "t", ["t:most:x"]).pending) == (5, 1)
+    r.hset("t:h", "requestStream", "t:more:x")
+    assert backlog(c, "t").lag == 2
+    r.hset("t:h", "requestStream", "t:h")
+    assert backlog(c, "t") == Backlog(dead=0)

@@ -17,7 +17,7 @@ from leases import lease
 from runner import Runner
 
 from sandboxrun.host import logs as runlogs
-from sandboxrun.sandbox.supervisor.output import LOG_MAX_BYTES, OutputLog
+from sandboxrun.sandbox.supervisor.outputlog import LOG_MAX_BYTES, OutputLog
 
 Local = Callable[..., Path]
 EVIL = b"\x1b[2J\x1b]0;t\x07\xe2\x80\xae\xff\x1e1 info\nforged\x1b[31mred\n"

@@ -116,15 +116,17 @@ def test_a_database_too_large_to_look_through_is_said(r: redis.Redis, redis_url:
             pipe.set(f"k{number}", "")
         pipe.execute()
     r.hset("t:1:h", mapping=lease(r))
+    r.hset("v:1:h", "url", "/x")
     r.acl_setuser("sandboxrun:u:1:0123456789abcdef:1.2.3", enabled=False)
     connection = Connection(redis_url, protocol=2)
     connection.open()
     try:
-        found = fleet.find(connection, known=[("v", "1")], seconds=0)
+        found = fleet.find(connection, known=[("v", "1"), ("gone", "1")], seconds=0)
         assert "not all were looked at" in found.cut
         assert {("u", "1"), ("v", "1")} <= set(found.workers)
+        assert ("gone", "1") not in found.workers  # nothing is left of it but the record of its run
         whole = fleet.find(connection, seconds=60)
-        assert (whole.workers, whole.cut) == ([("t", "1"), ("u", "1")], "")
+        assert (whole.workers, whole.cut) == ([("t", "1"), ("u", "1"), ("v", "1")], "")
     finally:
         connection.close()
         r.acl_deluser("sandboxrun:u:1:0123456789abcdef:1.2.3")

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import redis
+from agent_status import WORKER, with_workers
 from runner import Runner
 
 from sandboxrun.fleet import agents
 from sandboxrun.fleet import workers as fleet
+from sandboxrun.fleet.status import as_json
+from sandboxrun.host.statuses import StatusSocket
+from sandboxrun.records import replace
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import start_time, this_host
 
@@ -49,6 +53,26 @@ def test_workers_that_wait_or_fail_are_shown_with_their_reason(r: redis.Redis, r
     assert (rows["1"]["state"], rows["1"]["agent"], rows["1"]["last_exit"]) == ("waiting", "a1", 1)
     assert rows["3"]["state"] == "stopped" and rows["3"]["stopped"] and rows["3"]["last_end"] == "exit code 0"
     assert [row["id"] for row in json.loads(run("ps", "--here", "--json").out)] == ["1", "2"]
+
+
+def test_a_stuck_worker_is_stuck_wherever_it_is_shown(r: redis.Redis, run: Runner) -> None:
+    """Also to ps, which learns it from the agent of this host; a worker with another pid is another Redis's."""
+    pid = os.getpid()
+    held = {"pid": pid, "pidHost": this_host(), "pidStarted": start_time(pid)}
+    for id_ in "12":
+        r.hset(f"bot:{id_}:h", mapping={**held, "pidAgent": "a1"})
+    stuck = replace(WORKER, type="bot", state="stuck", pid=pid)
+    status = as_json(with_workers(stuck, replace(stuck, id="2", pid=pid + 1)))
+    said = StatusSocket(str(run.home / ".local/state/sandboxrun/agent"), lambda: status)
+    try:
+        assert {row["id"]: row["state"] for row in json.loads(run("ps", "--json").out)} == {
+            "1": "stuck",
+            "2": "running",
+        }
+        r.xgroup_create("bot:req:x", "worker", "0", mkstream=True)
+        assert "worker 1 is stuck" in run("info", "bot").out
+    finally:
+        said.close()
 
 
 def test_agents_that_are_gone_or_drain_are_told_apart(r: redis.Redis, run: Runner) -> None:

@@ -23,12 +23,12 @@ FORBIDDEN = frozenset(
 )
 SUPERVISOR = frozenset(
     """
-    binascii collections collections.abc contextlib enum errno fcntl
+    binascii collections collections.abc contextlib errno fcntl
     functools gc hiredis hiredis.hiredis hiredis.version ipaddress itertools keyword operator pwd
     reprlib resource select struct threading types warnings sandboxrun
     sandboxrun.cli sandboxrun.cli.commands sandboxrun.cli.run sandboxrun.config sandboxrun.config.covers
     sandboxrun.config.fields sandboxrun.config.keys sandboxrun.config.limits sandboxrun.config.permissions
-    sandboxrun.config.secrets sandboxrun.config.targets sandboxrun.config.worker sandboxrun.digests
+    sandboxrun.config.secrets sandboxrun.config.targets sandboxrun.config.worker sandboxrun.digests sandboxrun.enums
     sandboxrun.errors sandboxrun.fetch sandboxrun.fetch.cache sandboxrun.fetch.integrity sandboxrun.fetch.parse
     sandboxrun.fetch.resolve sandboxrun.files sandboxrun.host sandboxrun.host.configuration
     sandboxrun.host.folders sandboxrun.host.plan sandboxrun.host.run
@@ -46,7 +46,8 @@ SUPERVISOR = frozenset(
     sandboxrun.sandbox.supervisor.handlers sandboxrun.sandbox.supervisor.handlers.connect
     sandboxrun.sandbox.supervisor.handlers.listen sandboxrun.sandbox.supervisor.handlers.metadata
     sandboxrun.sandbox.supervisor.handlers.processes sandboxrun.sandbox.supervisor.listener
-    sandboxrun.sandbox.supervisor.output sandboxrun.sandbox.supervisor.resolver
+    sandboxrun.sandbox.supervisor.output sandboxrun.sandbox.supervisor.outputlog
+    sandboxrun.sandbox.supervisor.resolver
     sandboxrun.sandbox.supervisor.scratch sandboxrun.sandbox.supervisor.spawn
     sandboxrun.sandbox.supervisor.supervisor sandboxrun.sandbox.supervisor.target sandboxrun.sandbox.syscalls
     sandboxrun.timing

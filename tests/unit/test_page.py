@@ -165,3 +165,9 @@ def test_each_problem_has_its_words():
         ("1 worker waits for a change of hash or policy: greeter 1: exit code 78", "sandboxrun show greeter 1"),
         ("agent a1 is draining: it takes no new worker", ""),
     ]
+
+
+@pytest.mark.parametrize(("code", "command"), [(64, "show"), (65, "show"), (77, "approve"), (78, "show")])
+def test_what_the_policy_refuses_is_approved(code, command):
+    (found,) = problems(with_workers(replace(WORKER, state="waiting", last_exit=code, denials=())), clock=0, now=0)[:1]
+    assert found.hint == f"sandboxrun {command} greeter 1"

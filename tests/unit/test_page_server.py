@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from agent_status import STATUS
 
+from sandboxrun.describe import page as describe
 from sandboxrun.describe.page import Page
 from sandboxrun.errors import ConfigError, UsageError
 from sandboxrun.host import page as pages
@@ -211,6 +212,28 @@ def test_a_request_is_answered_while_others_open_more_connections_than_there_are
     finally:
         for client in slow:
             client.close()
+
+
+def test_a_flood_of_requests_renders_each_reply_once(monkeypatch):
+    monkeypatch.setattr(describe, "STATUS_SECONDS", 3600)
+    rendered = []
+    render = describe.render
+    monkeypatch.setattr(describe, "render", lambda *args, **names: rendered.append(1) or render(*args, **names))
+    made = Server(Address("127.0.0.1", 0), Page(lambda: STATUS).routes())
+    made.start()
+    try:
+        bodies = {get(made, path)[2] for path in ("/", "/?still") * 10}
+        assert (len(bodies), len(rendered)) == (2, 2)
+    finally:
+        made.close()
+
+
+def test_a_flood_of_connections_is_taken_at_a_pace():
+    pace = pages.Pace(3, 10)
+    assert [round(pace.wait(5.0), 3) for _ in range(5)] == [0, 0, 0, 0.1, 0.2]
+    assert round(pace.wait(5.2), 3) == 0.1
+    assert [pace.wait(100.0) for _ in range(3)] == [0, 0, 0]
+    assert pace.wait(100.0) > 0
 
 
 def test_a_client_that_reads_nothing_is_left_behind(monkeypatch):

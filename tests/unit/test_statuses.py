@@ -6,7 +6,9 @@ import json
 import os
 import socket
 import stat
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from runner import Runner
 
 from sandboxrun.fleet.status import AgentStatus, as_json
 from sandboxrun.host import statuses
-from sandboxrun.host.statuses import StatusSocket, read_all
+from sandboxrun.host.statuses import Cached, StatusSocket, read_all
 from sandboxrun.records import replace
 from sandboxrun.redis.lease import start_time, this_host
 
@@ -107,6 +109,32 @@ def test_readers_that_read_nothing_hold_neither_agent_nor_others(folder: str, mo
     made.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="connects as another user")
+def test_another_user_is_told_nothing_whatever_the_modes() -> None:
+    code = (
+        "import os, socket, sys\nos.setuid(int(sys.argv[2]))\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\n"
+        "print(len(s.recv(9)))"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        made = StatusSocket(folder, lambda: as_json(STATUS))
+        os.chmod(folder, 0o755)
+        os.chmod(made.path, 0o666)
+        try:
+            for user, count in ((0, "9\n"), (65534, "0\n")):
+                command = [sys.executable, "-I", "-S", "-c", code, made.path, str(user)]
+                assert subprocess.check_output(command, text=True, timeout=60) == count
+        finally:
+            made.close()
+
+
+def test_a_status_is_made_once_for_many_readers() -> None:
+    made: list[int] = []
+    cached = Cached(lambda: made.append(1) or len(made), 3600)  # type: ignore[func-returns-value]
+    assert [cached() for _ in range(100)] == [1] * 100
+    always = Cached(lambda: made.append(1) or len(made), 0)  # type: ignore[func-returns-value]
+    assert [always() for _ in range(3)] == [2, 3, 4]
+
+
 def test_without_an_agent_nothing_is_healthy(run: Runner) -> None:
     done = run("health")
     assert (done.code, done.out) == (1, "no agent of this user runs on this host\nhint: sandboxrun agent\n")
@@ -128,6 +156,15 @@ def test_an_agent_whose_workers_work_is_healthy_and_its_problems_are_said(said: 
         "dead",
         "denied",
     ]
+
+
+def test_an_agent_without_a_worker_is_healthy_and_says_why(said: list[bytes], run: Runner) -> None:
+    idle = with_workers()
+    said.append(as_json(replace(idle, types=(replace(idle.types[0], waiting_ids=0),))))
+    done = run("health")
+    assert (done.code, done.out) == (0, f"agent {os.getpid()}: it has no worker, because none is ordered\n")
+    said.append(as_json(of(state="stopped", denials=())))
+    assert "it has no worker, because none is ordered, 1 is stopped\n" in run("health").out
 
 
 def of(**changes: object) -> AgentStatus:

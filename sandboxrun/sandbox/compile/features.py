@@ -5,11 +5,11 @@ A hardened or patched kernel, or a container around it, can lack a feature of it
 
 from __future__ import annotations
 
-import enum
 import os
 import sys
 from collections.abc import Callable, Collection, Container, Iterable
 
+from sandboxrun.enums import Enum
 from sandboxrun.errors import ConfigError, SandboxError
 from sandboxrun.records import record
 from sandboxrun.sandbox.compile import landlock
@@ -22,7 +22,7 @@ _RET_KILL_PROCESS, _RET_USER_NOTIF = 0x80000000, 0x7FC00000
 _NOTIF_SIZES = (80, 24, 64)  # struct seccomp_notif, seccomp_notif_resp, seccomp_data: what listener.py reads and writes
 
 
-class Need(enum.Enum):
+class Need(Enum):
     """What it means when a feature is missing. The value is how `sandboxrun check` says it."""
 
     ALWAYS = "needed"
@@ -30,7 +30,7 @@ class Need(enum.Enum):
     SECOND_WALL = "a second wall: the filter holds this alone without it"
 
 
-class Feature(enum.Enum):
+class Feature(Enum):
     """A name for `--allow-degraded`, the Linux version that brought it, what it is for, and whether it is needed."""
 
     ARCHITECTURE = ("architecture", "", "a system call table that is known: x86-64 or aarch64", Need.ALWAYS)

@@ -31,6 +31,8 @@ from sandboxrun.sandbox.syscalls import pidfd_getfd
 # What a policy is made of is imported while the child starts, and so by those who need it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sandboxrun.files import Kept
     from sandboxrun.sandbox.compile.policy import Interpreter, SandboxPolicy
     from sandboxrun.sandbox.supervisor.health import Health
@@ -170,10 +172,10 @@ class Child:
         except OSError as error:
             raise _no_supervision(error) from error
 
-    def confine(self, confinement: Confinement) -> int:
+    def confine(self, confinement: Confinement, *, meanwhile: Callable[[], None] = lambda: None) -> int:
         """Write the plan and wait until the child has locked itself down; returns the seccomp listener descriptor.
 
-        Raises SandboxError if the kernel refuses a part of the boundary.
+        `meanwhile` is called before the wait. Raises SandboxError if the kernel refuses a part of the boundary.
         """
         from sandboxrun.sandbox.compile import filters
 
@@ -208,6 +210,7 @@ class Child:
         except OSError as error:
             raise SandboxError(f"the child ended before it was confined ({self._last_words()})") from error
         timing.mark("plan written")
+        meanwhile()
         listener = self._take_listener()
         timing.mark("listener taken")
         return listener

@@ -27,7 +27,8 @@ from sandboxrun.sandbox.supervisor.handlers.connect import PENDING_MAX, Connecto
 from sandboxrun.sandbox.supervisor.handlers.listen import Listening
 from sandboxrun.sandbox.supervisor.handlers.metadata import Metadata
 from sandboxrun.sandbox.supervisor.handlers.processes import Threads
-from sandboxrun.sandbox.supervisor.output import Messages, OutputLog, Relay, Shares, limit_for
+from sandboxrun.sandbox.supervisor.output import Messages, Relay, Shares, limit_for
+from sandboxrun.sandbox.supervisor.outputlog import OutputLog
 from sandboxrun.sandbox.supervisor.resolver import Resolver
 from sandboxrun.sandbox.supervisor.scratch import deleted_size, folder_size
 

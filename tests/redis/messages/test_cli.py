@@ -172,7 +172,14 @@ def ps_stale(b: Beginner) -> None:
 
 
 def start_none(b: Beginner) -> None:
+    b.local(SCRIPT)
     assert "t 1 is ordered\n" in b.paste(b.hint("start", "t", code=78))
+
+
+def start_unknown(b: Beginner) -> None:
+    folder = b.local(SCRIPT, key="zebra:1:h")
+    b.paste(b.hint("start", "t", "1", code=78), URL=str(folder), VERSION="local")
+    b.again("start", "t", "1")
 
 
 def agent_without_type(b: Beginner) -> None:
@@ -242,6 +249,7 @@ SITUATIONS: dict[str, Callable[[Beginner], None]] = {
     "sandboxrun ps {} --all": ps_type,
     "sandboxrun agent TYPE": agent_without_type,
     "sandboxrun start {} 1": start_none,
+    "sandboxrun set {} url=URL version=VERSION": start_unknown,
     "sandboxrun stop {}": ps_stale,
     "sandboxrun stream {} delete --force": stream_delete,
     "sandboxrun stream {} responses": trace,

@@ -125,24 +125,24 @@ def no_queue(new: Newcomer) -> None:
 
 
 def no_count(new: Newcomer) -> None:
-    new.r.hset("t:h", "count", "many")
+    new.r.hset("t:h", mapping={"count": "many", "url": "/x"})
     hint = new.hint(new.run("start", "t", "1").err, "field count of t:h is 'many': expected a number")
     assert "t 2 is ordered\n" in new.works_after(hint, "sandboxrun start t 2")
 
 
 def two_counts(new: Newcomer) -> None:
-    new.r.hset("t:h", mapping={"count": "1", "workerCount": "2"})
+    new.r.hset("t:h", mapping={"count": "1", "workerCount": "2", "url": "/x"})
     hint = new.hint(new.run("start", "t", "1").err, "t:h has count 1 and workerCount 2, and they mean the same")
     assert "t 2 is ordered\n" in new.works_after(hint, "sandboxrun start t 2")
 
 
 def key_for_all(new: Newcomer) -> None:
-    (new.run.home / "key").write_text(KEY)
-    (new.run.home / "key").chmod(0o644)
-    command = ("agent", "t", "--key-file", "key")
+    (new.run.home / "-key").write_text(KEY)
+    (new.run.home / "-key").chmod(0o644)
+    command = ("agent", "t", "--key-file=-key")
     done = new.run(*command)
     assert done.code == 78
-    hint = new.hint(done.err, "the key file key can be read by others (mode 644)")
+    hint = new.hint(done.err, "the key file -key can be read by others (mode 644)")
     assert "drains" in new.works_after(hint, f"sandboxrun {' '.join(command)} & {DRAIN}")
 
 
@@ -176,7 +176,7 @@ SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
     "sandboxrun TYPE ID": not_resolved,
     "sandboxrun ps {} --all": no_hash,
     'redis-cli -u "$REDIS_URL" DEL {}': no_queue,
-    "chmod 600 {}": key_for_all,
+    "chmod 600 -- {}": key_for_all,
     "sandboxrun agent {} {} 127.0.0.1:{}": page_for_all,
     "sandboxrun scale {} 1": no_count,
     "sandboxrun scale {} {}": two_counts,
