@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from sandboxrun.cli.looking import run_options
+from sandboxrun.cli.looking import asking, run_options
 from sandboxrun.cli.parser import worker_parser
 from sandboxrun.cli.redis import connected
 from sandboxrun.config.worker import Asked
@@ -47,7 +47,8 @@ def look(options: argparse.Namespace) -> tuple[Asked, Agreement, str]:
     found = Preparation(run_options(options), Folders.of_user())
     with connected(options.redis) as connection:
         found.parse_stored(read(connection, options.type, options.id))
-    found.bound()
+        found.bound()
+        found.check_names(asking(connection))
     _read_script(found)
     found.approve(ask=False)
     assert found.config is not None and found.agreement is not None

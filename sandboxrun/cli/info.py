@@ -17,6 +17,7 @@ from sandboxrun.host import statuses
 from sandboxrun.host.folders import Folders
 from sandboxrun.log import escape
 from sandboxrun.protocol import GROUP
+from sandboxrun.redis import streams
 from sandboxrun.redis.pages import ENTRY_MAX_BYTES, ask_all
 from sandboxrun.redis.replies import ReplyError
 
@@ -99,6 +100,9 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
         for row in found["pending"]:
             row["age"] = _since(row["id"], now)
     found["workers"] = here(type_)
+    found["faults"] = [
+        {"stream": stream, "kind": fault.kind, "text": fault.text} for fault in streams.examine(connection, stream)
+    ]
     return found
 
 
@@ -155,6 +159,9 @@ def show(found: dict[str, Any]) -> list[str]:
             f"delivery {row['deliveries']}"
         )
     lines += [f"  worker {_worker(row)}" for row in found["workers"]]
+    lines += [f"fault: {fault['stream']} {fault['text']}" for fault in found["faults"]]
+    if any(streams.can_be_repaired(fault["kind"]) for fault in found["faults"]):
+        lines.append(f"mend it with: sandboxrun stream {found['type']} repair")
     lines += [f"note: {note}" for note in found["notes"]]
     return lines
 

@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sandboxrun.describe.paint import Paint
+    from sandboxrun.host.neighbours import Ask
     from sandboxrun.host.plan import Preparation
     from sandboxrun.host.runplan import RunOptions
+    from sandboxrun.redis.connection import Connection
     from sandboxrun.redis.hashes import Hashes
+
+NAMES_MAX_BYTES = 1024 * 1024  # of queues, which have ids
 
 
 def run_options(options: argparse.Namespace) -> RunOptions:
@@ -39,12 +43,17 @@ def examined(options: argparse.Namespace) -> tuple[Hashes, Preparation]:
     run = run_options(options)
     with connected(options.redis) as connection:
         hashes = read(connection, options.type, options.id)
-    if (hashes.own.kind, hashes.shared.kind) == ("none", "none"):
-        raise NotConfigured(
-            f"{hashes.own.key} does not exist",
-            hint=f"sandboxrun set {options.type} {options.id} url=URL version=VERSION",
-        )
-    return hashes, examine(hashes, run, Folders.of_user())
+        if (hashes.own.kind, hashes.shared.kind) == ("none", "none"):
+            raise NotConfigured(
+                f"{hashes.own.key} does not exist",
+                hint=f"sandboxrun set {options.type} {options.id} url=URL version=VERSION",
+            )
+        return hashes, examine(hashes, run, Folders.of_user(), asking(connection))
+
+
+def asking(connection: Connection) -> Ask:
+    """For Preparation.check_names."""
+    return lambda commands: connection.pipeline_within(commands, NAMES_MAX_BYTES, reopen=True)
 
 
 def first_fault(found: Preparation) -> SandboxrunError:

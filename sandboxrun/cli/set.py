@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from sandboxrun.cli.looking import first_fault, painter, run_options, to_json
+from sandboxrun.cli.looking import asking, first_fault, painter, run_options, to_json
 from sandboxrun.cli.mistakes import again_hint
 from sandboxrun.cli.parser import Parser, worker_parser
 from sandboxrun.cli.redis import connected
@@ -19,9 +19,13 @@ from sandboxrun.log import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandboxrun.config.worker import WorkerConfig
+    from sandboxrun.host.neighbours import Ask
     from sandboxrun.host.plan import Preparation
     from sandboxrun.redis.connection import Connection
     from sandboxrun.redis.hashes import Hashes
+
+TYPES_MAX = 16  # of allowCall, that are looked for
 
 _EXAMPLE = """\
   sandboxrun set demo-worker 1 url=https://raw.githubusercontent.com/OWNER/REPO/main/worker.py version=v1.2.0
@@ -59,11 +63,13 @@ def main(args: list[str]) -> int:
 
     with connected(options.redis) as connection, _of_the_type(options.type, by_type):
         change = plan(_read(connection, options, by_type), wanted)
-        before, after = _examined(options, change, by_type)
+        before, after = _examined(options, change, by_type, asking(connection))
         if change.names and after.faults:
             raise _refused(parser, args, change, after)
         for warning in change.warnings:
             Log().warning("field", warning)
+        if change.names and after.config is not None:
+            _look_at_types(options, after.config)
         if change.names:
             _look_at_redis(options, name)
         if change.names and not options.dry_run:
@@ -109,6 +115,20 @@ def _look_at_redis(options: argparse.Namespace, name: str) -> None:
         )
     except SandboxError as error:
         log.warning("redis", f"{error}; sandboxrun {name} is refused", hint=error.hint)
+
+
+def _look_at_types(options: argparse.Namespace, config: WorkerConfig) -> None:
+    """Say which types of allowCall have no worker yet: one may be misspelt."""
+    from sandboxrun.cli.known import types_instead_of
+    from sandboxrun.cli.mistakes import nearest, question
+    from sandboxrun.config.permissions import Kind
+
+    url = run_options(options).redis_url
+    for type_ in config.asked.permissions.allow.get(Kind.CALL, ())[:TYPES_MAX]:
+        unknown = types_instead_of(url, type_)
+        if unknown is not None:
+            near = nearest(type_, set(unknown[1]) - {config.type})
+            Log().warning("call", f"Redis knows no worker type {type_}{question(near)}")
 
 
 @contextlib.contextmanager
@@ -163,7 +183,7 @@ def _refused(parser: Parser, args: list[str], change: Change, after: Preparation
     return type(fault)(f"{fault} (nothing was written)", hint=hint)
 
 
-def _examined(options: argparse.Namespace, change: Change, by_type: bool) -> tuple[Preparation, Preparation]:
+def _examined(options: argparse.Namespace, change: Change, by_type: bool, ask: Ask) -> tuple[Preparation, Preparation]:
     """The hash before and after, as a run would find it."""
     from sandboxrun.describe import defaults
     from sandboxrun.describe.bring import bringer
@@ -176,7 +196,7 @@ def _examined(options: argparse.Namespace, change: Change, by_type: bool) -> tup
     if options.allow_import is not None:
         run = replace(run, allowed=ImportList.parse(options.allow_import))
     look = defaults.examined if by_type else examine
-    before = look(change.before, run, folders)
+    before = look(change.before, run, folders, ask)
     get = bringer(
         folders,
         needed=lambda config: bool(change.names) and moves(before.config, config),
@@ -185,7 +205,7 @@ def _examined(options: argparse.Namespace, change: Change, by_type: bool) -> tup
         cached_only=options.cached_only,
         warn=lambda message: Log().warning("fetch", message),
     )
-    return before, look(change.after, run, folders, get)
+    return before, look(change.after, run, folders, ask, get)
 
 
 def _result(change: Change, before: Preparation, after: Preparation, name: str, *, written: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sandboxrun.cli.redis import connected, pairs, show_entry, text
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, UsageError
 from sandboxrun.protocol import GROUP
+from sandboxrun.redis import streams
 from sandboxrun.redis.pages import ENTRY_MAX_BYTES, entries
 from sandboxrun.redis.replies import ReplyError
 
@@ -22,6 +23,7 @@ ACTIONS = {
     "create": "make the request stream and its consumer group",
     "delete": "remove both streams with all their entries",
     "trim": "keep the newest N answered requests and the newest N responses, and remove the older ones",
+    "repair": "make the streams usable again if somebody has added an entry with an id ahead of the clock",
     "requests": "show the newest N requests",
     "responses": "show the newest N responses",
 }
@@ -30,7 +32,7 @@ ACTIONS = {
 def main(args: list[str]) -> int:
     parser = type_parser(
         "stream",
-        description="Create, delete, trim or show the streams of a type of worker.",
+        description="Create, delete, trim, repair or show the streams of a type of worker.",
         epilog="actions:\n"
         + "\n".join(f"  {name:<10} {what}" for name, what in ACTIONS.items())
         + "\n\nexamples:\n  sandboxrun stream demo-worker responses -n 3\n  sandboxrun stream demo-worker trim -n 1000",
@@ -55,6 +57,8 @@ def main(args: list[str]) -> int:
                     hint=f"sandboxrun stream {options.type} delete --force",
                 )
             print(f"removed: {connection.call('DEL', requests, responses)}")
+        elif options.action == "repair":
+            _repair(connection, requests, responses)
         elif options.action == "trim":
             removed = trim(connection, requests, options.n) + connection.call("XTRIM", responses, "MAXLEN", options.n)
             print(f"removed: {removed} entries")
@@ -68,6 +72,18 @@ def _create(connection, stream: str) -> str:  # type: ignore[no-untyped-def]
     if isinstance(reply, ReplyError) and not str(reply).startswith("BUSYGROUP"):
         raise reply
     return f"{stream} with group {GROUP} {'was there' if isinstance(reply, ReplyError) else 'is made'}"
+
+
+def _repair(connection, *names: str) -> None:  # type: ignore[no-untyped-def]
+    for stream in names:
+        found = streams.examine(connection, stream)
+        for fault in found:
+            print(f"{stream} {fault.text}")
+        if any(streams.can_be_repaired(fault.kind) for fault in found):
+            moved = streams.repair(connection, stream)
+            print(f"{stream} is repaired: {moved} of its entries {'has' if moved == 1 else 'have'} a new id")
+        elif connection.call("EXISTS", stream):
+            print(f"{stream} has nothing to repair")
 
 
 def _floor(connection, stream: str) -> bytes | None:  # type: ignore[no-untyped-def]

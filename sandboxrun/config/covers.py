@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
+from sandboxrun.config import keys
 from sandboxrun.config.permissions import (
     KINDS,
     PROGRAM_FOLDERS,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 ANY = "*"  # in a policy, for kinds without wildcards: every entry of the kind
+_ANY_ID = "\0"  # in a pattern of globs_meet; no key of a grant has it
 ANY_PORT = -1  # in a policy, of a ListenTarget: every port of the address
 # The IANA special-purpose registries, and the blocks that targets.is_public adds. If a block overlaps none of these, all of its
 # addresses are public.
@@ -84,6 +86,41 @@ def glob_covers(outer: str, inner: str) -> bool:
         else:
             return False
     return not outer[outer_index:].strip("*")
+
+
+def writes_hash(pattern: str, type_: str) -> bool:
+    """Whether a pattern of keys matches the name of a hash of workers of this type: `T:h`, or `T:ID:h` with any id."""
+    return globs_meet(pattern, keys.type_key(type_)) or globs_meet(pattern, f"{type_}:{_ANY_ID}:h")
+
+
+def globs_meet(a: str, b: str) -> bool:
+    """Whether one name matches both patterns. `*` is any text, `?` one character, and _ANY_ID in `b` any text of an id.
+
+    No pair of places is looked at twice, so the cost is at most the product of the lengths.
+    """
+    seen: set[tuple[int, int]] = set()
+    todo = [(0, 0)]
+    while todo:
+        at = i, j = todo.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        if i == len(a) and j == len(b):
+            return True
+        left, right = a[i : i + 1], b[j : j + 1]
+        if left == "*":
+            todo.append((i + 1, j))
+        if right in ("*", _ANY_ID):
+            todo.append((i, j + 1))
+        if left and right and _same_character(left, right):
+            todo.append((i + (left != "*"), j + (right not in ("*", _ANY_ID))))
+    return False
+
+
+def _same_character(left: str, right: str) -> bool:
+    if left in "*?" or right in "*?" or left == right:
+        return True
+    return right == _ANY_ID and keys.is_of_ids(left)
 
 
 def _covers_net(outer: NetTarget, inner: NetTarget) -> bool:

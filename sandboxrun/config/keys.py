@@ -46,6 +46,11 @@ def check_id(id_: str) -> str:
     return id_
 
 
+def is_of_ids(char: str) -> bool:
+    """Whether ids may have this character."""
+    return char in _ID_CHARS
+
+
 def consists_of(chars: str, text: str) -> bool:
     """Whether `text` has characters, and all of them are among `chars`."""
     return text != "" and not text.strip(chars)

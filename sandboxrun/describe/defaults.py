@@ -19,6 +19,10 @@ from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.hashes import Hashes, Stored
 from sandboxrun.redis.transaction import optimistic
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.host.neighbours import Ask
+
 # Stands for the id of any worker of the type, in what is checked and in the messages about it.
 ANY_ID = "ID"
 _PLACEHOLDERS = {b"url": b"https://example.com/{version}", b"version": b"v1"}
@@ -50,23 +54,24 @@ def write(connection: Connection, change: Change) -> None:
         raise StoreError(f"{before.key} changes so often that it cannot be written: find out who writes to it")
 
 
-def examined(change: Hashes, options: RunOptions, folders: Folders, get: Get | None = None) -> Preparation:
+def examined(change: Hashes, options: RunOptions, folders: Folders, ask: Ask, get: Get | None = None) -> Preparation:
     """What a worker makes of the type's hash alone. A url and a version may be missing, for each worker may have its own."""
     key = keys.worker_key(options.type, ANY_ID)
     both = Hashes(change.own, Stored(key, "none", 0), change.now)
-    found = examine(both, options, folders, get)
+    found = examine(both, options, folders, ask, get)
     if found.faults and isinstance(found.faults[0], NotConfigured):
-        return _incomplete(both, options, folders)
+        return _incomplete(both, options, folders, ask)
     return found
 
 
-def _incomplete(both: Hashes, options: RunOptions, folders: Folders) -> Preparation:
+def _incomplete(both: Hashes, options: RunOptions, folders: Folders, ask: Ask) -> Preparation:
     """Fields and policy, without a script."""
     fields = {name: value for name, value in _PLACEHOLDERS.items() if not both.shared.fields.get(name)}
     found = Preparation(options, folders)
     try:
         found.parse_stored(replace(both, own=Stored(both.own.key, "hash", len(fields), fields)))
         found.bound()
+        found.check_names(ask)
     except SandboxrunError as error:
         found.faults.append(error)
     if found.ceiling is not None:

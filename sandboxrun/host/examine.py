@@ -13,10 +13,15 @@ from sandboxrun.policy.beyond import beyond
 from sandboxrun.redis.acl import Owner, identity
 from sandboxrun.redis.hashes import Hashes
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandboxrun.host.neighbours import Ask
 
-def examine(hashes: Hashes, options: RunOptions, folders: Folders, get: Get | None = None) -> Preparation:
+
+def examine(hashes: Hashes, options: RunOptions, folders: Folders, ask: Ask, get: Get | None = None) -> Preparation:
     """The preparation, with its `faults` in the order in which a run meets them: a run ends with the first.
 
+    `ask`: of Redis, about the names of others.
     `get` fetches the script, if the cache alone is not enough. It is called only if there is no fault yet.
     """
     found = Preparation(options, folders)
@@ -31,6 +36,8 @@ def examine(hashes: Hashes, options: RunOptions, folders: Folders, get: Get | No
         faults.add(fault)
     with faults:
         check_debugger(found.config)
+    with faults:
+        found.check_names(ask)
     with faults:
         found.resolve()
     cache = Cache(folders.cache, folders.state)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from sandboxrun.config.contents import Contents
     from sandboxrun.host.contents import Gathered, Means
+    from sandboxrun.host.neighbours import Ask
     from sandboxrun.redis.hashes import Hashes
 
     T = TypeVar("T")
@@ -186,6 +187,14 @@ class Preparation:
         found = self.gathered.contents
         return found if before is None or not self.gathered.lacks_lock else replace(found, packages=before.packages)
 
+    def check_names(self, ask: Ask) -> None:
+        """Whether the worker's grants and the hashes of other types keep apart. `ask`: of Redis."""
+        config, folders = _needed(self.config), self.folders
+        if approval.written(config.permissions) or approval.has_writers(folders.approved, config.type):
+            from sandboxrun.host import neighbours  # late, because most workers write no keys of their own
+
+            neighbours.check(config, folders, ask)
+
     def compile(self, *, made: bool = True) -> None:
         """What the kernel will be told. `made`: the worker's data folder is there, where one is granted; else it is left out."""
         config, source, ceiling = _needed(self.config), _needed(self.source), _needed(self.ceiling)
@@ -293,6 +302,7 @@ def prepare(
         preparation.accept_open_redis(store.address.shown, lambda message: log.info("policy", message))
         ceiling = _needed(preparation.ceiling)
     timing.mark("hash parsed")
+    preparation.check_names(store.ask)
     preparation.resolve()
     cache = Cache(preparation.folders.cache, preparation.folders.state)
     progress = lambda message: log.info("fetch", message) if os.isatty(2) else None  # noqa: E731
@@ -303,6 +313,7 @@ def prepare(
     preparation.approve(ask=True)
     agreement = _needed(preparation.agreement)
     if agreement.how != "same":
+        preparation.check_names(store.ask)  # of two that begin at once, one sees what the other has recorded
         audit.record("approval", "allowed", how=agreement.how, grown=agreement.grown)
     ceiling.make_data()
     preparation.install()

@@ -9,6 +9,7 @@ own folder on every host, wherever that lies, so one approval means the same on 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -96,9 +97,59 @@ def save(path: str, asked: Asked) -> None:
         **({"contents": _plain(asked.contents)} if asked.contents is not None else {}),
     }
     folder = os.path.dirname(path)
+    _note_writer(path, permissions)  # before the record: none is without it
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         write_whole(path, dumps(record).encode())
+    except OSError as error:
+        raise ConfigError(f"the approval cannot be recorded in {folder}: {error.strerror}") from error
+
+
+def written(permissions: Permissions) -> list[RedisTarget]:
+    """The keys that `allowRedis` lets a worker write: its entries, less those that `denyRedis` takes back."""
+    denied = permissions.deny.get(Kind.REDIS, ())
+    allowed: tuple[RedisTarget, ...] = permissions.allow.get(Kind.REDIS, ())
+    return [target for target in allowed if target.access in ("rw", "w") and target not in denied]
+
+
+def has_writers(folder: str, type_: str) -> bool:
+    """Whether a record of `folder` may grant to write hashes of this type. False for most starts, at the cost of two stat(2)."""
+    return any(os.path.exists(place) for place in _writers(folder, type_))
+
+
+def writers(folder: str, type_: str) -> list[tuple[str, str]]:
+    """Type and id of the workers whose records may grant that: the record says whether it still does."""
+    found = []
+    for place in _writers(folder, type_):
+        with contextlib.suppress(FileNotFoundError):
+            names = (name.partition(":") for name in os.listdir(place))
+            found += [(name, id_) for name, _, id_ in names]
+    return sorted(set(found))
+
+
+def _writers(folder: str, type_: str) -> tuple[str, str]:
+    """Folders with an empty file for each worker: whose entries begin with this type, and whose begin with a wildcard."""
+    beside = os.path.join(os.path.dirname(folder), "writers")
+    return os.path.join(beside, type_), os.path.join(beside, "*")
+
+
+def _note_writer(path: str, permissions: Permissions) -> None:
+    """So that a start finds the workers that may write a type's hashes, without reading every record. None is removed here."""
+    folder, name = os.path.split(path.removesuffix(".json"))
+    for target in written(permissions):
+        head, colon, _ = target.pattern.partition(":")
+        of_type, of_all = _writers(folder, head)
+        if set(head) & set("*?"):
+            _touch(of_all, name)
+        elif colon and keys.is_type(head):
+            _touch(of_type, name)
+
+
+def _touch(folder: str, name: str) -> None:
+    """Make an empty file. Raises ConfigError."""
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        os.close(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise ConfigError(f"the approval cannot be recorded in {folder}: {error.strerror}") from error
 
@@ -117,6 +168,8 @@ def approve(
             _agree(grown, type_, id_, terminal)
     if before is None or _parts(before) != _parts(asked):
         save(path, asked)
+    else:
+        _note_writer(path, asked.permissions)  # an older version may have made the record
     return manner, grown
 
 

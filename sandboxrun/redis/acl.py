@@ -23,6 +23,7 @@ import os
 from collections.abc import Iterable
 
 from sandboxrun.config import keys
+from sandboxrun.config.covers import globs_meet, writes_hash
 from sandboxrun.config.permissions import RedisTarget
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.digests import hex_digest
@@ -61,6 +62,8 @@ _LESS = "-@admin -@dangerous -@scripting -scan -randomkey -dbsize -copy -move -o
 _READS = ["+watch", "+@read", *_LESS]
 _WRITES = ["+watch", "+@write", *_LESS]
 _BOTH = ["+watch", "+@read", "+@write", *_LESS]
+_KEYS = ("rw", "r", "w")  # accesses of keys
+_REPLIES, _REQUESTS = keys.reply_key("*"), "req:*"
 _CHANNEL = "+subscribe +unsubscribe +psubscribe +punsubscribe +publish".split()
 
 
@@ -131,8 +134,8 @@ class Identity:
 
 def identity(config: WorkerConfig, *, owner: Owner, database: int = 0) -> Identity:
     """The users of one run. `database`: the number that the URL selects. Raises ConfigError naming the field."""
-    granted = _granted(config)
-    _check_streams(config, granted)
+    targets = granted(config)
+    _check_streams(config, targets)
     connection = [*_CONNECTION, *([f"+select|{database}"] if database else [])]
     password = os.urandom(32).hex()
     calls = _Calls.of(config)
@@ -141,9 +144,9 @@ def identity(config: WorkerConfig, *, owner: Owner, database: int = 0) -> Identi
         return _user(f"{owner.name}:{name}", os.urandom(32).hex(), [*connection, *rules])
 
     return Identity(
-        user=_user(owner.name, password, [*connection, *_selectors(config, granted, calls)]),
-        flat=_user(owner.name, password, [*connection, *_flat(config, granted)]),
-        reader=beside(_READER, _flat_reader(config, granted)),
+        user=_user(owner.name, password, [*connection, *_selectors(config, targets, calls)]),
+        flat=_user(owner.name, password, [*connection, *_flat(config, targets)]),
+        reader=beside(_READER, _flat_reader(config, targets)),
         caller=beside(_CALLER, calls.flat) if calls.types else None,
         nonce=calls.nonce,
     )
@@ -206,8 +209,8 @@ def _user(name: str, password: str, rules: Iterable[str]) -> User:
     return User(name, password, ("reset", "on", f"#{digest}", "resetkeys", "resetchannels", *rules))
 
 
-def _granted(config: WorkerConfig) -> tuple[RedisTarget, ...]:
-    """What `allowRedis` lists less what `denyRedis` does, checked."""
+def granted(config: WorkerConfig) -> tuple[RedisTarget, ...]:
+    """What `allowRedis` lists less what `denyRedis` does, checked. Raises ConfigError."""
     allowed: tuple[RedisTarget, ...] = config.permissions.allow.get("redis", ())
     denied: tuple[RedisTarget, ...] = config.permissions.deny.get("redis", ())
     for target in denied:
@@ -217,16 +220,23 @@ def _granted(config: WorkerConfig) -> tuple[RedisTarget, ...]:
                 "withdraw a part of what it grants",
                 hint=_approve_hint(config, "denyRedis", [other for other in denied if other != target]),
             )
-    granted = tuple(target for target in allowed if target not in denied)
-    for target in granted:
-        own = [name for name in (config.key, keys.type_key(config.type)) if target.matches(name)]
-        if target.access in ("rw", "w") and own:
+    targets = tuple(target for target in allowed if target not in denied)
+    for target in targets:
+        others = [other for other in allowed if other != target]
+        if target.access in ("rw", "w") and writes_hash(target.pattern, config.type):
+            own = [name for name in (config.key, keys.type_key(config.type)) if target.matches(name)]
             raise ConfigError(
-                f"field allowRedis of {config.key} has {target}, which covers {own[0]}: the worker could change what it is "
-                "granted",
-                hint=_set_hint(config, "allowRedis", [other for other in allowed if other != target]),
+                f"field allowRedis of {config.key} has {target}, which covers {own[0] if own else f'{config.type}:ID:h'}: the "
+                "worker could change what it is granted" + ("" if own else ", or another of its type"),
+                hint=_set_hint(config, "allowRedis", others),
             )
-    return granted
+        if target.access in _KEYS and any(globs_meet(target.pattern, form) for form in (_REPLIES, _REQUESTS)):
+            raise ConfigError(
+                f"field allowRedis of {config.key} has {target}, which covers replies or requests of others ({_REPLIES}, "
+                f"{_REQUESTS}): every worker writes its own without a grant, and calls others by allowCall",
+                hint=_set_hint(config, "allowRedis", others),
+            )
+    return targets
 
 
 def _check_streams(config: WorkerConfig, granted: Iterable[RedisTarget]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ENTRY_MAX_BYTES = 16 * 1024 * 1024  # a request or a reply has 8 MiB at most, and JSON in JSON takes more
 PAGE_FIRST, PAGE_MOST, PAGE_BYTES = 16, 500, 1024 * 1024
+LAST_ID = "18446744073709551615-18446744073709551615"  # Redis refuses it as the excluded end of a range
 _FIRST_BYTES = 64  # of a reply with one entry: enough for its id
 _ID = re.compile(rb"\*1\r\n\*2\r\n\$\d+\r\n(\d+-\d+)\r\n")
 
@@ -41,6 +42,8 @@ def entries(
     connection: Connection, stream: str | bytes, *, start: str = "-", end: str = "+", newest_first: bool = False
 ) -> Iterator[Entry]:
     """From `start` to `end`, or backward. Raises ReplyError for a key of another type."""
+    if start == f"({LAST_ID}":
+        return
     at, count = (end if newest_first else start), PAGE_FIRST
     while True:
         span = ("XREVRANGE", stream, at, start) if newest_first else ("XRANGE", stream, at, end)
@@ -57,7 +60,7 @@ def entries(
         else:
             found = [Entry(xid.decode(), fields or []) for xid, fields in rows]
         yield from found
-        if len(found) < count:
+        if len(found) < count or found[-1].xid == LAST_ID:
             return
         at = f"({found[-1].xid}"
         mean = max(1, (connection.received - before) // len(found))

@@ -22,7 +22,7 @@ from sandboxrun.redis.watch import Loss, Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
@@ -106,6 +106,11 @@ class Store:
         except ConnectionLost:  # the run may have been long, and the server started anew meanwhile
             with self._asking() as connection:
                 self._users.dismiss(connection)
+
+    def ask(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+        """The replies to reading commands, errors among them."""
+        with self._asking() as connection:
+            return connection.pipeline(commands)
 
     def leftover(self, ours: Owner, *, remove: bool = False) -> list[str]:
         """The users that killed supervisors have left, as `admit` would remove them. `ours`: whoever asks, now."""

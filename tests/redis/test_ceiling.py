@@ -35,7 +35,7 @@ def data_of(run: Runner, worker: str = "t/1") -> Path:
     [
         ("allowNet", "*"), ("allowNet", "*.example.com:443"), ("allowNet", "10.0.0.0/8"), ("allowNet", "169.254.169.254:80"),
         ("allowRead", "/etc/hosts"), ("allowWrite", "/srv"), ("allowRun", "git"), ("allowListen", "127.0.0.1:0"), ("allowEnv", "TOKEN"),
-        ("allowRedis", "*"), ("allowRedis", "+eval"), ("options", "--allow-run=git"),
+        ("allowRedis", "c*"), ("allowRedis", "+eval"), ("options", "--allow-run=git"),
     ],
 )  # fmt: skip
 def test_what_the_default_policy_does_not_allow_is_refused_before_anything_is_fetched(

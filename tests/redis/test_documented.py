@@ -169,6 +169,13 @@ ACTS = {
     "`RPUSH log:1 x`": "worker.connect().rpush('log:1', 'x')",
     "`SUBSCRIBE news`": "p = worker.connect().pubsub(); p.subscribe('news'); p.get_message(timeout=5)",
     '`EVAL "return 1" 0`': "worker.connect().eval('return 1', 0)",
+    "sends a request to `price`": "worker.connect().xadd('price:req:x', {'ref': '1'})",
+    "sends a request to `bank`": "worker.connect().xadd('bank:req:x', {'ref': '1'})",
+    "waits for the reply to it": "worker.connect().blpop(f'res:{os.environ.get(\"SANDBOXRUN_CALL_NONCE\")}1', timeout=0.1)",
+    "reads the requests of `price`": "worker.connect().xrange('price:req:x')",
+    "trims the requests of `price`": "worker.connect().xtrim('price:req:x', maxlen=0)",
+    "takes the reply to another": "worker.connect().lpop('res:1')",
+    "deletes the reply to another": "worker.connect().delete('res:1')",
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from sandboxrun.config.covers import ANY, ANY_PORT, covers, glob_covers, is_below
+from sandboxrun.config.covers import ANY, ANY_PORT, covers, glob_covers, globs_meet, is_below, writes_hash
 from sandboxrun.config.permissions import (
     KINDS,
     IPAddress,
@@ -184,3 +186,28 @@ SEGMENTS = st.lists(st.sampled_from(["a", "ab", "b"]), max_size=4).map(lambda pa
 def test_what_lies_below_a_covered_path_lies_below_its_cover(outer: str, inner: str, below: str) -> None:
     if covers("read", outer, inner):
         assert is_below((inner.rstrip("/") + below).rstrip("/") or "/", outer)
+
+
+# A name that two patterns of three characters share has at most six.
+SHORT_NAMES = ["".join(letters) for length in range(7) for letters in itertools.product("a:b", repeat=length)]
+
+
+@many(first=st.text("ab:*?", max_size=3), second=st.text("ab:*?", max_size=3))
+def test_two_patterns_meet_if_some_name_matches_both(first: str, second: str) -> None:
+    assert globs_meet(first, second) == any(
+        fnmatchcase(name, first) and fnmatchcase(name, second) for name in SHORT_NAMES
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "covers_hash"),
+    [
+        ("chat:h", True), ("chat:1:h", True), ("chat:*", True), ("*", True), ("c*", True), ("ch?t:?:h", True), ("*:h", True),
+        ("chat:*:z", False), ("chat:log:*:h", False), ("chat:*:log:h", False), ("chat:a*b", False), ("chat:a*:h", True),
+        ("chat", False), ("chat:", False), ("chat:1:h:", False), ("chatter:*", False), ("cha:*", False), ("chat::h", True),
+        ("chat:@:h", False), ("chat:{1}:h", False), ("chat:req:x", False), ("chat:*:?", True), ("chat:?", True), ("chat*h", True),
+        ("*" * 256, True), ("*a" * 128, False), ("?" * 6, True), ("?" * 5, False),
+    ],
+)  # fmt: skip
+def test_which_patterns_cover_a_hash_of_a_type(pattern: str, covers_hash: bool) -> None:
+    assert writes_hash(pattern, "chat") is covers_hash

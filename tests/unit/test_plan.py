@@ -29,6 +29,7 @@ from sandboxrun.sandbox.compile.policy import build
 from sandboxrun.sandbox.supervisor.child import this_interpreter
 
 SCRIPT = "\ufeffprint('\xe9')\n".encode()
+NOTHING = lambda commands: [0] * len(commands)  # noqa: E731 - a Redis without keys
 OPTIONS = RunOptions("t", "1", "redis://:GEHEIM@127.0.0.1:6399")
 POLICY = """\
 [worker."*"]
@@ -44,6 +45,7 @@ allow-redis = ["*", "+pubsub:*", "+*"]
 FULL = {
     "allowNet": "a.example:443,*.b.example,10.0.0.0/8:80,[::1]:5,2001:db8::/32,1.2.3.4", "denyNet": "evil.example",
     "allowRedis": "chat:*,%R~config:*,%W~log:*,+pubsub:news,+eval", "denyRedis": "chat:*", "allowListen": "127.0.0.1:0",
+    "allowCall": "price,bank", "denyCall": "bank",
     "allowRun": "sh", "allowEnv": "TZ,API_KEY,GONE", "denyEnv": "GONE", "limitMemory": "1G", "limitOutput": "2M",
     "options": "--inspect-wait=127.0.0.1:9229", "encryptedJson": "GEHEIM", "requestLimit": "3", "botToken": "GEHEIM",
 }  # fmt: skip
@@ -77,7 +79,7 @@ def both(folder: Path, **fields: str) -> Hashes:
 @pytest.fixture
 def planned(folder: Path, folders: Folders) -> Callable[..., RunPlan]:
     def plan(**fields: str) -> RunPlan:
-        found = examine(both(folder, **fields), OPTIONS, folders)
+        found = examine(both(folder, **fields), OPTIONS, folders, NOTHING)
         assert found.faults == []
         return found.plan()
 
@@ -108,7 +110,7 @@ def test_each_step_sets_its_attribute_and_the_last_makes_the_plan(folder: Path, 
 
 def test_a_hash_stands_on_that_of_its_type_where_that_names_the_script(folder: Path, folders: Folders) -> None:
     hashes = Hashes(stored("t:h", workerUrl=str(folder)), stored("t:1:h", version="local"), 0)
-    assert examine(hashes, OPTIONS, folders).plan().stands_on == ("t:1:h", "t:h")
+    assert examine(hashes, OPTIONS, folders, NOTHING).plan().stands_on == ("t:1:h", "t:h")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_a_hash_stands_on_that_of_its_type_where_that_names_the_script(folder: P
 def test_where_a_step_fails_there_is_no_plan(
     folder: Path, folders: Folders, fields: dict[str, str], kind: type[SandboxrunError]
 ) -> None:
-    found = examine(both(folder, **fields), OPTIONS, folders)
+    found = examine(both(folder, **fields), OPTIONS, folders, NOTHING)
     with pytest.raises(kind) as raised:
         found.plan()
     assert found.faults[:1] in ([], [raised.value])
@@ -133,12 +135,12 @@ def test_where_a_step_fails_there_is_no_plan(
 
 def test_looking_makes_and_records_nothing(folder: Path, folders: Folders) -> None:
     data = os.path.join(folders.data, "t", "1")
-    found = examine(both(folder, allowWrite=data), OPTIONS, folders)
+    found = examine(both(folder, allowWrite=data), OPTIONS, folders, NOTHING)
     assert (found.faults, os.path.exists(folders.data), os.path.exists(folders.approved)) == ([], False, False)
     assert found.agreement is not None and found.agreement.how == "first"
     asked = parse_worker("t", "1", {}, both(folder).own.fields).asked
     approval.save(found.approved, asked)
-    found = examine(both(folder, allowWrite=data), OPTIONS, folders)
+    found = examine(both(folder, allowWrite=data), OPTIONS, folders, NOTHING)
     assert found.agreement is not None
     assert (found.agreement.how, found.agreement.grown) == ("", (f"--allow-write {data}",))
 

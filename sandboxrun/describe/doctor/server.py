@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from sandboxrun.describe.doctor.agents import agents
 from sandboxrun.describe.doctor.finding import Finding, fails, note, ok
+from sandboxrun.describe.doctor.streams import streams
 from sandboxrun.errors import ConfigError, StoreError, UsageError
 from sandboxrun.fleet import workers as fleet
 from sandboxrun.fleet.workers import State
@@ -261,6 +262,7 @@ def leftovers(
     if not stale and not left:
         yield ok("workers", f"{running} of {len(workers)} run, and killed runs have left nothing")
     yield from agents(connection, workers)
+    yield from streams(connection, workers)
     if found.cut == fleet.NO_SCAN:
         yield note("workers", found.cut, hint=admin_hint(connection, ["+scan"]))
     elif found.cut == fleet.NOT_SCANNED:

@@ -353,6 +353,13 @@ def many_keys_and_agents(desk: Desk) -> None:
     assert "u 1 " in desk.paste(desk.hint("this Redis has many keys and agents"))
 
 
+def a_stream_that_was_ended(desk: Desk) -> None:
+    desk.local(SCRIPT)
+    desk.r.xadd("t:req:x", {"ref": "x"}, id="18446744073709551615-18446744073709551615")
+    assert "t:req:x is repaired" in desk.paste(desk.hint("t:req:x takes no entry any more"))
+    assert not [each for each in desk.doctor() if each["area"] == "streams"]
+
+
 SITUATIONS: dict[str, Callable[[Desk], None]] = {
     "sandboxrun logs {} -n 50": a_worker_that_keeps_ending,
     "sandboxrun ps": many_that_keep_ending,
@@ -375,6 +382,7 @@ SITUATIONS: dict[str, Callable[[Desk], None]] = {
     "{} CONFIG SET maxmemory-policy noeviction": any_key_is_evicted,
     "sandboxrun stop --stale": left_behind,
     "sandboxrun ps TYPE": many_hashes,
+    "sandboxrun stream {} repair": a_stream_that_was_ended,
     "sandboxrun show TYPE ID": long_names,
 }
 ELSEWHERE = {

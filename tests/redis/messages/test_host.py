@@ -156,6 +156,17 @@ def page_for_all(new: Newcomer) -> None:
     assert "drains" in new.works_after(f"{hint} & {DRAIN}")
 
 
+def agreed_to_write_its_hash(new: Newcomer) -> None:
+    new.r.hset("t:1:h", "allowRedis", "chat:*,order:*")
+    assert new.run("t", "1").code == 0
+    new.r.hset("chat:1:h", mapping={name: new.r.hget("t:1:h", name) for name in ("url", "version")})
+    done = new.run("chat", "1")
+    assert done.code == 77
+    hint = new.hint(done.err, "t:1:h may write hashes of the type chat, by chat:* of its allowRedis")
+    assert new.works_after(hint, "sandboxrun chat 1").endswith("ran\n")
+    assert new.r.hget("t:1:h", "allowRedis") == "order:*"
+
+
 SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
     "export HOME=/FOLDER": relative_home,
     "unset {}": relative_xdg,
@@ -169,6 +180,7 @@ SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
     "sandboxrun agent {} {} 127.0.0.1:{}": page_for_all,
     "sandboxrun scale {} 1": no_count,
     "sandboxrun scale {} {}": two_counts,
+    "{}\nsandboxrun approve {} {}": agreed_to_write_its_hash,
 }
 ELSEWHERE = {
     "sandboxrun agent {} {} 127.0.0.1:9300": "a port of its own: as the one with the port that was given",

@@ -52,7 +52,7 @@ def meaning(key: str, value: Any) -> Any:
 
 GRANTS = {
     "allowNet": "*,example.com,10.0.0.0/8:80", "allowRead": "/etc/hosts,~data,/etc/passwd", "allowWrite": "{folder}/a b",
-    "allowRun": "sh,/bin/cat", "allowListen": "127.0.0.1:0,[::1]:8000", "allowEnv": "LESS", "allowRedis": "%R~*,a:?,+eval",
+    "allowRun": "sh,/bin/cat", "allowListen": "127.0.0.1:0,[::1]:8000", "allowEnv": "LESS", "allowRedis": "%R~c*,a:?,+eval",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import certificates
 import pytest
 import redis
 import servers
+from arena import wait_for
 from hints import hint_of, is_of, paste, templates
 from raw_host import RawHost
 from runner import ALLOW_ALL, Done, Runner
@@ -142,6 +143,33 @@ def too_many_names(new: Newcomer) -> None:
     new.works_after(hint, FIELD=names[0])
 
 
+def end_stream(r: redis.Redis) -> None:
+    r.xadd("t:req:x", {"ref": "last", "type": "t", "data": "{}"}, id="18446744073709551615-18446744073709551615")
+
+
+def large_entry(new: Newcomer) -> None:
+    new.r.xadd("t:req:x", {"data": b"x" * (17 << 20)})
+    end_stream(new.r)
+    new.run.env["REDIS_URL"] = new.url.replace("//:", "//default:")  # as redis-cli reads it
+    repair = ("stream", "t", "repair")
+    done = new.run(*repair)
+    hint = new.hint(Done(done.code, "", done.err), 78, "is too large to be copied")
+    new.works_after(hint, "sandboxrun", *repair)
+
+
+def in_a_workers_hands(new: Newcomer) -> None:
+    script = "from sandboxrun import worker\nimport time\nworker.handler(lambda request: time.sleep(5))\nworker.run()\n"
+    (new.folder / "worker.py").write_text(script)
+    with new.run.start("t", "1") as process:
+        wait_for(lambda: new.r.exists("t:req:x"), 20)
+        end_stream(new.r)
+        wait_for(lambda: new.r.xpending("t:req:x", "worker")["pending"], 20)
+        done = new.run("stream", "t", "repair")
+        hint = new.hint(Done(done.code, "", done.err), 78, "and its id cannot be kept")
+        new.works_after(hint, "sandboxrun", "stream", "t", "repair", ID="1")
+        process.wait(20)
+
+
 def changed_meanwhile(new: Newcomer) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
@@ -214,6 +242,8 @@ SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
     "export REDIS_URL=unix://USER:PASSWORD@/PATH": no_path,
     "export REDIS_URL='rediss://USER:PASSWORD@'{}'?ssl_ca_certs=/FILE'": wrong_certificate,
     "sandboxrun stop {}": runs_already,
+    "sandboxrun stop {} ID": in_a_workers_hands,
+    'redis-cli -u "$REDIS_URL" XDEL {} {}': large_entry,
     'redis-cli -u "$REDIS_URL" HDEL {} FIELD': too_many_names,
     "sandboxrun show {} {}": changed_meanwhile,
     "redis-cli {} ACL SETUSER {} '+acl|setuser' '+acl|deluser' '+acl|users'": no_acl,
@@ -222,6 +252,7 @@ SITUATIONS: dict[str, Callable[[Newcomer], None]] = {
     "redis-cli -s {} CONFIG SET requirepass PASSWORD\nexport REDIS_URL=unix://default:PASSWORD@{}": forbidden_at_a_socket,
 }  # fmt: skip
 ELSEWHERE = {
+    "sandboxrun stream {} trim": "a stream of a million entries",
     "python3 -m pip install 'sandboxrun[embedded]'": "a host without redis-server, and a package index",
 }
 
