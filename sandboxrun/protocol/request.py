@@ -78,6 +78,12 @@ def is_method(name: str) -> bool:
     return len(name) <= METHOD_MAX_CHARS and all(part.isidentifier() for part in parts)
 
 
+def check_method(name: str) -> None:
+    """Raise ValueError for what is no method's name."""
+    if not is_method(name):
+        raise ValueError(f"the method is {name[:80]!r}: expected a name, as of or price.of")
+
+
 def encode(data: Any) -> str:
     """The text of a payload. Raises TypeError, ValueError, RecursionError."""
     return dumps(data, nan=False)
@@ -146,7 +152,7 @@ def read(
         path_of(raw), method_of(raw)  # to refuse what is malformed
     if fields is not None:
         return ref, type_, {name: value for name, value in fields.items() if name not in _ENVELOPE}, deadline
-    return ref, type_, _decoded(text or ""), deadline
+    return ref, type_, decoded_data(text or ""), deadline
 
 
 def _deadline(text: str) -> float:
@@ -185,7 +191,8 @@ def traceparent_of(raw: Mapping[bytes, bytes]) -> str:
     return child_of(text.decode("utf-8", "replace"))
 
 
-def _decoded(text: str) -> Any:
+def decoded_data(text: str) -> Any:
+    """The payload, of the entry's field `data`. Raises BadRequest."""
     try:
         return _decode(text)
     except RecursionError:
