@@ -284,7 +284,7 @@ def test_the_names_in_json_are_always_the_same(r: redis.Redis, run: Runner, loca
         "worker", "key", "hashes", "redis", "running", "code", "allow", "deny", "always", "limits", "policy", "agreed", "faults",
         "last_run", "fields",
     ]  # fmt: skip
-    assert list(good["allow"]) == list(bad["deny"]) == ["net", "read", "write", "run", "listen", "env", "redis"]
+    assert list(good["allow"]) == list(bad["deny"]) == ["net", "read", "write", "run", "listen", "env", "redis", "call"]
 
 
 def test_colours_are_for_a_terminal_that_wants_them(run: Runner, local: Local) -> None:
