@@ -37,6 +37,10 @@ else:
             except (KeyError, TypeError):
                 raise ValueError(f"{value!r} is not a valid {cls.__name__}") from None
 
+        def __getitem__(cls, name):
+            """The member with this name. Raises KeyError."""
+            return {member.name: member for member in cls}[name]
+
         def __iter__(cls):
             return iter(cls._members.values())
 

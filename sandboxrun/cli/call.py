@@ -14,6 +14,7 @@ from sandboxrun.config import keys
 from sandboxrun.errors import NotConfigured, UsageError
 from sandboxrun.log import escape
 from sandboxrun.protocol.call import CallError, NotSent
+from sandboxrun.protocol.request import is_method
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,11 +28,12 @@ _EPILOG = """\
 examples:
   sandboxrun call demo-worker '{"name":"you"}'
   sandboxrun call demo-worker name=you times=3 --timeout 5
+  sandboxrun call shop --method order.place item=tea       a method of a service: of the service shop without the first name
   sandboxrun call demo-worker name=you -n 10000            measure how long replies take
   sandboxrun call demo-worker name=you --json | jq .seconds
 
 exit codes:
-  0 code 200   65 refused (400)   70 the handler failed (500)   75 no reply in time, expired (504), or Redis away
+  0 code 200   65 refused (400, 404)   70 the handler failed (500)   75 no reply in time, expired (504), or Redis away
   78 Redis knows no such type
 """
 
@@ -42,6 +44,8 @@ def main(args: list[str]) -> int:
     if not 1 <= options.n <= COUNT_MOST:
         raise UsageError(f"-n is {options.n}: expected 1 to {COUNT_MOST}")
     options.timeout = _timeout(options.timeout)
+    if options.method is not None and not is_method(options.method):
+        raise UsageError(f"--method is {options.method[:80]!r}: expected METHOD or SERVICE.METHOD, as of or price.of")
     data = parse_data(options.data, options.type)
     _check_known(parser, options, args)
 
@@ -60,6 +64,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "data", metavar="JSON|KEY=VALUE", nargs="*", help="one JSON text, or fields; a VALUE that is not JSON is text"
     )
+    parser.add_argument("--method", metavar="METHOD", help="the method to call, of a service: METHOD or SERVICE.METHOD")
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
@@ -146,7 +151,7 @@ def _one(client: Client, options: argparse.Namespace, data: Any) -> int:
     began = time.perf_counter()
     failure: CallError | None = None
     try:
-        reply: dict[str, Any] | None = client.call(options.type, data, timeout=options.timeout)
+        reply: dict[str, Any] | None = client.call(options.type, data, timeout=options.timeout, method=options.method)
     except CallError as error:
         reply, failure = error.reply, error
         if reply is None and not options.json:
@@ -181,7 +186,8 @@ def _many(client: Client, options: argparse.Namespace, data: Any) -> int:
     problems: dict[str, int] = {}
     unsent = 0
     began = time.perf_counter()
-    for _, outcome, seconds in client.call_many(options.type, [data] * options.n, timeout=options.timeout):
+    items = [data] * options.n
+    for _, outcome, seconds in client.call_many(options.type, items, timeout=options.timeout, method=options.method):
         times.append(seconds)
         if isinstance(outcome, CallError):
             unsent += isinstance(outcome, NotSent)

@@ -54,18 +54,19 @@ def main(args: list[str]) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     from sandboxrun.describe.report import permissions, policy
-    from sandboxrun.describe.show import always, may
+    from sandboxrun.describe.show import always, may, serves
 
     hashes, found = examined(options)
     if found.config is None:
         raise first_fault(found)
-    about = {"worker": f"{options.type}:{options.id}", "key": hashes.own.key}
+    services = found.config.loop.services
+    about = {"worker": f"{options.type}:{options.id}", "key": hashes.own.key, "services": list(services)}
     made = {**about, **permissions(found.config, redis_shown(options), hashes), "policy": policy(found)}
     if options.json:
         print(to_json(made))
         return 0
     paint = painter()
-    print("\n".join([*may(made, paint), *always(made, paint)]), flush=True)
+    print("\n".join([*may(made, paint), *serves(services, paint), *always(made, paint)]), flush=True)
     if found.faults:
         fault = first_fault(found)
         Log().warning("fault", f"the worker would not start: {fault}", hint=fault.hint)

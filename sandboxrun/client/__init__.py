@@ -11,6 +11,9 @@
     async with client.AsyncClient(url) as c:
         await asyncio.gather(*(c.call("demo-worker", {"n": n}) for n in range(1000)))
 
+    client.connect("price").of(item="tea")                # a method of a service
+    await client.aconnect("price").of(item="tea")
+
 `timeout` is in seconds; None or inf waits without limit. While Redis is away, or can accept nothing, a call is retried
 until its time-out; `retry=False` opts out.
 
@@ -25,7 +28,17 @@ from __future__ import annotations
 
 from sandboxrun.client.blocking import Client, call
 from sandboxrun.client.redis_py import send, wait
-from sandboxrun.protocol.call import BadRequest, CallDenied, CallError, CallTimeout, Expired, NotSent, RemoteError
+from sandboxrun.client.services import aconnect, connect
+from sandboxrun.protocol.call import (
+    BadRequest,
+    CallDenied,
+    CallError,
+    CallTimeout,
+    Expired,
+    NotSent,
+    RemoteError,
+    UnknownMethod,
+)
 from sandboxrun.protocol.tracing import new_traceparent
 
 TYPE_CHECKING = False
@@ -34,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient", "BadRequest", "CallDenied", "CallError", "CallTimeout", "Client", "Expired", "NotSent", "RemoteError",
-    "call", "new_traceparent", "send", "wait",
+    "UnknownMethod", "aconnect", "call", "connect", "new_traceparent", "send", "wait",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from sandboxrun.client.wire import SILENT_SECONDS, Wire
 from sandboxrun.config import keys
 from sandboxrun.errors import StoreError
 from sandboxrun.protocol.call import BadRequest, CallError
+from sandboxrun.protocol.request import check_method
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,7 +133,13 @@ class Client:
             _give_back(wire, None if self._login.separate or idle is not self._idle else idle)
 
     def call_many(
-        self, type_: str, items: Iterable[Payload], *, timeout: Timeout = 10.0, retry: bool = True
+        self,
+        type_: str,
+        items: Iterable[Payload],
+        *,
+        timeout: Timeout = 10.0,
+        retry: bool = True,
+        method: str | None = None,
     ) -> Iterator[tuple[int, dict[str, Any] | CallError, float]]:
         """Call with each item, WINDOW at once on one connection; yield (index, reply or CallError, seconds) as they end.
 
@@ -141,10 +148,12 @@ class Client:
         """
         keys.check_type(type_)
         seconds = seconds_of(timeout)  # raises for a mistake now, not at the first reply
-        return self._many(type_, enumerate(items), seconds, retry)
+        if method is not None:
+            check_method(method)
+        return self._many(type_, enumerate(items), seconds, retry, method)
 
     def _many(
-        self, type_: str, numbered: Iterator[tuple[int, Any]], timeout: Timeout, retry: bool
+        self, type_: str, numbered: Iterator[tuple[int, Any]], timeout: Timeout, retry: bool, method: str | None
     ) -> Iterator[tuple[int, dict[str, Any] | CallError, float]]:
         idle = self._idle
         exchange = Exchange(self._take())
@@ -162,7 +171,7 @@ class Client:
                     if not more:
                         break
                     try:
-                        request = Outgoing(type_, data, timeout, None, retry=retry, login=self._login)
+                        request = Outgoing(type_, data, timeout, None, retry=retry, method=method, login=self._login)
                     except (TypeError, ValueError, RecursionError) as error:
                         yield index, BadRequest(f"item {index} is not JSON: {error}"), 0.0
                         continue

@@ -39,6 +39,8 @@ LOOP_NUMBERS = {
     "takeoverMillis": (15_000, 200, 3_600_000),
 }
 LOOP_NAMES = ("requestStream", "responseStream", "consumerId")
+SERVICES = "services"
+SERVICES_MAX = 64  # names in the field
 
 
 class Loop:
@@ -58,6 +60,7 @@ class Loop:
         "response_stream",
         "response_stream_limit",  # entries, approximate; 0 is no limit
         "response_stream_max",  # entries that are kept for a group that has not read them; 0 is no limit
+        "services",  # names of the script's services that this worker serves; empty is all of them
         "takeover_millis",  # another worker may take a claim that was not renewed for so long
     )
 
@@ -75,13 +78,14 @@ class Loop:
         response_stream_max: int = 100_000,
         max_deliveries: int = 5,
         takeover_millis: int = 15_000,
+        services: tuple[str, ...] = (),
     ) -> None:
         self.request_stream, self.response_stream = request_stream, response_stream
         self.request_stream_limit, self.response_stream_limit = request_stream_limit, response_stream_limit
         self.response_stream_max = response_stream_max
         self.consumer_id, self.request_limit, self.block_millis = consumer_id, request_limit, block_millis
         self.reply_expire_seconds, self.max_deliveries = reply_expire_seconds, max_deliveries
-        self.takeover_millis = takeover_millis
+        self.takeover_millis, self.services = takeover_millis, services
 
     def _value(self) -> tuple[object, ...]:
         return tuple([getattr(self, name) for name in self.__slots__])
@@ -95,7 +99,13 @@ class Loop:
 
 def wanted(name: str) -> bool:
     """Whether a worker reads this field of its hash."""
-    return name in LOOP_NUMBERS or name in LOOP_NAMES or name in SECRET_FIELDS or name == "type" or name in ALIASES
+    return (
+        name in LOOP_NUMBERS
+        or name in LOOP_NAMES
+        or name in SECRET_FIELDS
+        or name in ("type", SERVICES)
+        or name in ALIASES
+    )
 
 
 def value_limit(name: str) -> int:
@@ -165,7 +175,25 @@ def parse_loop(fields: Mapping[str, str], type_: str, id_: str) -> Loop:
         reply_expire_seconds=numbers["replyExpireSeconds"],
         max_deliveries=numbers["maxDeliveries"],
         takeover_millis=numbers["takeoverMillis"],
+        services=_services(fields.get(SERVICES) or "", key),
     )
+
+
+def _services(text: str, key: str) -> tuple[str, ...]:
+    """The names in the field, separated by commas. Raises ConfigError."""
+    if not text:
+        return ()
+    names = tuple([name.strip() for name in text.split(",")])
+    wrong = next((name for name in names if not keys.is_type(name)), None)
+    if wrong is not None:
+        right = dict.fromkeys([name for name in names if keys.is_type(name)])
+        raise ConfigError(
+            f"field {SERVICES} of {key} has {keys.shown(wrong)}: expected names as of worker types, separated by commas",
+            hint=keys.set_hint(key, f"{SERVICES}={','.join(list(right)[:SERVICES_MAX])}"),
+        )
+    if len(names) > SERVICES_MAX:
+        raise ConfigError(f"field {SERVICES} of {key} has {len(names)} names: at most {SERVICES_MAX} are read")
+    return tuple(dict.fromkeys(names))
 
 
 def number(text: str | None, name: str, key: str, default: int, least: int, most: int) -> int:

@@ -19,7 +19,7 @@ def check_type(type_: str) -> str:
     """Return `type_` unchanged, or raise ConfigError."""
     if not _reads_as_type(type_):
         raise ConfigError(
-            f"worker type {_shown(type_)} is not valid: expected a lower-case letter, then up to "
+            f"worker type {shown(type_)} is not valid: expected a lower-case letter, then up to "
             f"{TYPE_MAX_CHARS - 1} of a-z 0-9 - _, as in demo-worker"
         )
     if type_ in _RESERVED_TYPES:
@@ -40,7 +40,7 @@ def check_id(id_: str) -> str:
     """Return `id_` unchanged, or raise ConfigError."""
     if len(id_) > ID_MAX_CHARS or id_[:1] in ("-", "_", ".") or not consists_of(_ID_CHARS, id_):
         raise ConfigError(
-            f"worker id {_shown(id_)} is not valid: expected a letter or digit, then up to "
+            f"worker id {shown(id_)} is not valid: expected a letter or digit, then up to "
             f"{ID_MAX_CHARS - 1} of A-Z a-z 0-9 - _ ., as in 1"
         )
     return id_
@@ -60,7 +60,7 @@ def split_worker_key(key: str) -> tuple[str, str]:
     """`TYPE:ID:h` to (type, id)."""
     parts = key.split(":")
     if len(parts) != 3 or parts[2] != "h":
-        raise ConfigError(f"worker key {_shown(key)} is not valid: expected TYPE:ID:h, as in demo-worker:1:h")
+        raise ConfigError(f"worker key {shown(key)} is not valid: expected TYPE:ID:h, as in demo-worker:1:h")
     return check_type(parts[0]), check_id(parts[1])
 
 
@@ -152,6 +152,6 @@ def is_ref(ref: str) -> bool:
     return ref.isprintable() or not any(c < " " or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" for c in ref)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """At most 80 characters of untrusted text, quoted, control characters escaped."""
     return ascii(text if len(text) <= 80 else text[:77] + "...")

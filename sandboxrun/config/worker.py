@@ -11,6 +11,7 @@ from sandboxrun.config.fields import (
     LOOP_NAMES,
     LOOP_NUMBERS,
     SECRET_FIELDS,
+    SERVICES,
     Loop,
     parse_loop,
     too_long,
@@ -68,6 +69,7 @@ READ_FIELDS = (
     *SECRET_FIELDS,
     *LOOP_NUMBERS,
     *LOOP_NAMES,
+    SERVICES,
     *_PERMISSION_FIELDS,
     *_LIMIT_FIELDS,
 )

@@ -105,6 +105,7 @@ def code(found: Preparation) -> Json | None:
         "fetched": found.pin.fetched if found.pin is not None else None,
         "here": artifact is not None,
         "contents": contents.as_json(config.asked.contents, agreement.before) if agreement is not None else None,
+        "services": list(config.loop.services),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sandboxrun.config.permissions import Verdict
 from sandboxrun.describe import contents
@@ -83,6 +83,8 @@ def _code(code: Json | None, paint: Paint) -> Iterator[str]:
         yield from contents.rows(code["contents"], paint)
     if code["sha256_required"] and code["sha256_required"] != code["sha256"]:
         yield paint.row("must be", code["sha256_required"])
+    if code["services"]:
+        yield paint.row("serves", ", ".join(code["services"]), note="of its script's services")
 
 
 def may(found: Json, paint: Paint) -> Iterator[str]:
@@ -99,6 +101,13 @@ def may(found: Json, paint: Paint) -> Iterator[str]:
 
 def _field(where: str, key: str) -> str:
     return where.removesuffix(f" of {key}").removeprefix("field ")
+
+
+def serves(names: Sequence[str], paint: Paint) -> Iterator[str]:
+    """Which of the script's services; nothing if the hash does not say."""
+    if names:
+        yield paint("serves, of its script's services", "head")
+        yield f"  {paint(', '.join(names))}"
 
 
 def always(found: Json, paint: Paint) -> Iterator[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-FORMAT = 2
+FORMAT = 3
 _WORKER = ("key", "type", "id", "url", "version", "sha256", "has_secrets")
 _ENVIRONMENT = ("prefix", "programs", "library", "site_packages", "package", "searched", "mixed")
 _POLICY = ("read", "write", "devices", "execute")
@@ -35,7 +35,7 @@ def to_plain(plan: RunPlan) -> Json:
         "format": FORMAT,
         "worker": {
             **{name: getattr(worker, name) for name in _WORKER},
-            "loop": {name: getattr(worker.loop, name) for name in Loop.__slots__},
+            "loop": _listed({name: getattr(worker.loop, name) for name in Loop.__slots__}),
             "permissions": _permissions(worker.permissions),
         },
         "script": {
@@ -79,7 +79,7 @@ def _from_plain(value: Json) -> RunPlan:
             **{name: worker[name] for name in _WORKER},
             permissions=_read_permissions(worker["permissions"]),
             limits=limits,
-            loop=Loop(**worker["loop"]),
+            loop=Loop(**_tuples(worker["loop"])),
             inspect=_read_inspect(value["inspect"]),
         ),
         script=VerifiedScript(
@@ -132,8 +132,9 @@ _SHAPE = {
         "sha256": (None, str),
         "has_secrets": bool,
         "loop": {
-            name: str if name in ("consumer_id", "request_stream", "response_stream") else int
-            for name in Loop.__slots__
+            **dict.fromkeys(Loop.__slots__, int),
+            **dict.fromkeys(("consumer_id", "request_stream", "response_stream"), str),
+            "services": [str],
         },
         "permissions": _LISTS,
     },

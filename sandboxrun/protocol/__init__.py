@@ -31,6 +31,10 @@ class BadRequest(Exception):
     """The request is not acceptable. Raised by a handler, it is answered with code 400 and this message."""
 
 
+class UnknownMethod(BadRequest):
+    """The service has no such method, or the worker does not serve the service: answered with code 404."""
+
+
 class Expired(Exception):
     """The request's deadline had passed before it could be begun: answered with code 504."""
 
@@ -46,5 +50,7 @@ def code_of(kind: type[BaseException]) -> int:
     handler's own request was accepted and begun, so its code is 500, as for every other error of this package.
     """
     if issubclass(kind, BadRequest | Expired) and not issubclass(kind, SandboxrunError):
+        if issubclass(kind, UnknownMethod):
+            return UNKNOWN_METHOD
         return BAD_REQUEST if issubclass(kind, BadRequest) else EXPIRED
     return FAILED

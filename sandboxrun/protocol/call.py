@@ -30,6 +30,10 @@ class BadRequest(CallError, protocol.BadRequest):
     may_have_run = False
 
 
+class UnknownMethod(BadRequest, protocol.UnknownMethod):
+    """Code 404: the service has no such method, or the worker does not serve the service. Nothing ran."""
+
+
 class Expired(CallError, protocol.Expired):
     """Code 504: the deadline had passed before the handler began, so it never ran."""
 
@@ -77,4 +81,11 @@ class NotSent(CallError, ConnectionLost):
 
 def error_of(code: int) -> type[CallError]:
     """The error's class for a reply with this code, which is not 200."""
-    return {protocol.BAD_REQUEST: BadRequest, protocol.EXPIRED: Expired}.get(code, RemoteError)
+    return _CLASSES.get(code, RemoteError)
+
+
+_CLASSES: dict[int, type[CallError]] = {
+    protocol.BAD_REQUEST: BadRequest,
+    protocol.UNKNOWN_METHOD: UnknownMethod,
+    protocol.EXPIRED: Expired,
+}

@@ -80,6 +80,11 @@ class Calling:
         self.noted: set[str] = set()  # the refs of its calls that the request's trace names
         self.later: dict[str, str] = {}  # fields of the trace that the reply brings
 
+    def enter(self, service: str) -> None:
+        """Stand for a service of the worker instead of the worker itself. Raises BadRequest for a circle."""
+        self.path = self.path[:-1]
+        self.type, self.path = service, (*check_path(self, service), service)
+
     def inner(self, service: str) -> Calling:
         """The Calling of a service that this one calls in process. Raises BadRequest for a circle."""
         path = (*check_path(self, service), service)

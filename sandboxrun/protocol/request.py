@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 PATH_MAX_CHARS = 200
 METHOD_MAX_CHARS = 128
-# All other fields belong to the payload.
-_ENVELOPE = ("ref", "type", "time", "deadline", "method", "traceparent", "path")
+_ENVELOPE = ("ref", "type", "time", "deadline", "traceparent")  # of an entry without `data` all others are the payload
 
 
 # --- writing
@@ -76,6 +75,12 @@ def is_method(name: str) -> bool:
     """Whether it is a method's name, as `of` or `price.of`: names of letters, digits, - and _ with dots in between."""
     parts = name.replace("-", "_").split(".")
     return len(name) <= METHOD_MAX_CHARS and all(part.isidentifier() for part in parts)
+
+
+def check_method(name: str) -> None:
+    """Raise ValueError for what is no method's name."""
+    if not is_method(name):
+        raise ValueError(f"the method is {name[:80]!r}: expected a name, as of or price.of")
 
 
 def encode(data: Any) -> str:
@@ -146,7 +151,7 @@ def read(
         path_of(raw), method_of(raw)  # to refuse what is malformed
     if fields is not None:
         return ref, type_, {name: value for name, value in fields.items() if name not in _ENVELOPE}, deadline
-    return ref, type_, _decoded(text or ""), deadline
+    return ref, type_, decoded_data(text or ""), deadline
 
 
 def _deadline(text: str) -> float:
@@ -158,7 +163,7 @@ def _deadline(text: str) -> float:
 
 def method_of(raw: Mapping[bytes, bytes]) -> str | None:
     """The method that the request is for, or None. Raises BadRequest."""
-    if b"method" not in raw:
+    if b"method" not in raw or b"data" not in raw:  # without `data` it is a field of the payload, as `path` is
         return None
     name = raw[b"method"].decode("utf-8", "replace")
     if not is_method(name):
@@ -168,7 +173,7 @@ def method_of(raw: Mapping[bytes, bytes]) -> str | None:
 
 def path_of(raw: Mapping[bytes, bytes]) -> tuple[str, ...]:
     """The types through which the request has come, the first caller first. Raises BadRequest."""
-    text = raw.get(b"path", b"").decode("utf-8", "replace")
+    text = raw.get(b"path", b"").decode("utf-8", "replace") if b"data" in raw else ""
     types = tuple(text.split(",")) if text else ()
     if len(types) > PATH_MAX or not all(map(keys.is_type, types)):
         raise BadRequest(f"the request's path is {text[:80]!r}: expected at most {PATH_MAX} types, as order,price")
@@ -185,7 +190,8 @@ def traceparent_of(raw: Mapping[bytes, bytes]) -> str:
     return child_of(text.decode("utf-8", "replace"))
 
 
-def _decoded(text: str) -> Any:
+def decoded_data(text: str) -> Any:
+    """The payload, of the entry's field `data`. Raises BadRequest."""
     try:
         return _decode(text)
     except RecursionError:

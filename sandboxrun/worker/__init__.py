@@ -52,10 +52,11 @@ __all__ = [
     "handler",
     "run",
     "secrets",
+    "service",
     "state",
 ]
 
-handler, encoder, run = default.handler, default.encoder, default.run
+handler, service, encoder, run = default.handler, default.service, default.encoder, default.run
 
 
 def config() -> dict[str, str]:

@@ -75,7 +75,8 @@ class Answers:
         request = Request(xid, ref, type_, data, raw, deadline, entry.deliveries, encoder, tell, self._caller)
         if deadline is not None:
             check_deadline(request)
-        return self._handlers[type_], request
+        handler = self._handlers[type_]
+        return handler.route(request) if handler.parts else handler, request
 
     def serve(self, entry: Entry) -> None:
         """Parse the request, call its handler in this thread, and encode the reply. `serving` keeps it."""
@@ -150,7 +151,7 @@ class Answers:
         if request is None:
             entry.ref = ref_of(entry.raw)
         if code == FAILED:
-            self._show(entry, error)
+            show(error, f"request {entry.xid.decode()}")
         done = now()
         result = failure(error, entry.raw, with_payload=code == FAILED)
         body = self._encoder.reply(entry.ref, self._type, code, result, done)
@@ -222,25 +223,6 @@ class Answers:
     def _say_dead(self, message: str) -> None:
         say(message, hint=(f"sandboxrun dead {self._type}",))
 
-    def _show(self, entry: Entry, error: BaseException) -> None:
-        """Print the handler's error. Inside the sandbox the exception hook adds the missing grant."""
-        try:
-            kind, shown = type(error), error
-            if issubclass(kind, ResultError):
-                cause = error.__cause__
-                if cause is None or not _is_of_script(cause):
-                    say(f"request {entry.xid.decode()} is answered 500: {message_of(error)}")
-                    return
-                kind, shown = type(cause), cause
-            traceback = _traceback(shown)
-            if traceback is not None:
-                sys.excepthook(kind, shown, traceback)
-        except BaseException as worse:
-            say(
-                f"request {entry.xid.decode()} is answered 500: {message_of(error)} "
-                f"(its traceback cannot be printed: {message_of(worse)})"
-            )
-
 
 def conflicted(entry: Entry) -> str:
     return f"the state that the handler had read was changed by others {entry.conflicts} times"
@@ -257,6 +239,23 @@ def check_deadline(request: Request) -> None:
     """Raise Expired once the deadline has passed."""
     if request.deadline is not None and request.deadline <= time.time():
         raise Expired("the request's deadline had passed before it was begun")
+
+
+def show(error: BaseException, subject: str) -> None:
+    """Print the error of what failed. Inside the sandbox the exception hook adds the missing grant. Never raises."""
+    try:
+        kind, shown = type(error), error
+        if issubclass(kind, ResultError):
+            cause = error.__cause__
+            if cause is None or not _is_of_script(cause):
+                say(f"{subject} is answered 500: {message_of(error)}")
+                return
+            kind, shown = type(cause), cause
+        traceback = _traceback(shown)
+        if traceback is not None:
+            sys.excepthook(kind, shown, traceback)
+    except BaseException as worse:
+        say(f"{subject} is answered 500: {message_of(error)} (its traceback cannot be printed: {message_of(worse)})")
 
 
 def _traceback(error: BaseException) -> Any:

@@ -10,19 +10,21 @@ from sandboxrun.errors import ConfigError, SandboxrunError, StoreError
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker import process
 from sandboxrun.worker.context import of_process
-from sandboxrun.worker.handlers import Handler, name_of, shape_of
+from sandboxrun.worker.handlers import Handler, callables, name_of, shape_of
 from sandboxrun.worker.output import keep_writable, say
 from sandboxrun.worker.request import Encoder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, Concatenate, TypeVar, overload
 
     from sandboxrun.worker.base import Worker
     from sandboxrun.worker.context import Context
     from sandboxrun.worker.request import Request
+    from sandboxrun.worker.services import Service
 
+    C = TypeVar("C")
     F = TypeVar("F", bound=Callable[Concatenate[Any, ...], Any])  # takes at least one argument
     E = TypeVar("E", bound=Callable[[Any], Any])
 
@@ -30,11 +32,16 @@ CONCURRENCY = 100  # the default for async handlers
 
 
 class App:
-    """The handlers of one worker, the encoder of their results, and the worker's identity. Two Apps share nothing."""
+    """The handlers and services of one worker, the encoder of their results, and the worker's identity.
+
+    Two Apps share nothing.
+    """
 
     def __init__(self, context: Context | None = None) -> None:
         """`context`: by default that of this process, from its arguments and environment."""
         self.registered: dict[str | None, Handler] = {}  # by type of request; None: the worker's own type
+        self.services: dict[str, Service] = {}  # by name
+        self.served: dict[str, Service] = {}  # those of them that the hash names
         self.json = Encoder()  # writes results as JSON
         self._context = context
         self._running = self._ran = False
@@ -92,6 +99,28 @@ class App:
         type_ = function_or_type
         return decorate
 
+    def service(self, name: str, /) -> Callable[[type[C]], type[C]]:
+        """Decorator: `@worker.service("price")` for a class whose methods can be called: `connect("price").of(item="tea")`.
+
+        Its functions without a leading underscore are its methods; `worker.run()` makes one object of it, without
+        arguments. A method is given the request's data by the names of its parameters, converted to their types; a
+        parameter of the type worker.Request is given the request. What is no dict is in the reply's field `result`.
+        The field `services` of the hash says which of a script's services a worker serves. Raises ConfigError.
+        """
+
+        def decorate(kind: type[C]) -> type[C]:
+            from sandboxrun.worker.services import Service
+
+            if name in self.services:
+                other = self.services[name].kind.__qualname__
+                raise ConfigError(
+                    f"the script has two services {name}, {other} and {name_of(kind)}: expected one class"
+                )
+            self.services[name] = Service(name, kind)
+            return kind
+
+        return decorate
+
     def encoder(self, function: E, /) -> E:
         """Decorator: `@worker.encoder` for the one function that converts objects without a form in JSON.
 
@@ -139,6 +168,10 @@ class App:
             sys.exit(error.exit_code)
         finally:
             self._running = False
+            if self.served:
+                from sandboxrun.protocol.services import here
+
+                here.clear()
 
     def _run(self, concurrency: int | None, key: Callable[[Request], Any] | None) -> None:
         process.check_main_thread()
@@ -152,29 +185,53 @@ class App:
     def _make(self, concurrency: int | None, key: Callable[[Request], Any] | None) -> Worker:
         """The worker for these handlers: one thread, unless a handler or `concurrency` needs more."""
         loop = self.context.loop()
+        self._start_services(loop.services)
         handlers = self.handlers()
         if not handlers:
             raise ConfigError("the worker has no handler that worker.run() could call", hint=_handler_hint())
         if concurrency is not None and not 1 <= concurrency <= 10_000:
             raise ConfigError(f"concurrency is {concurrency}: expected 1 to 10000", hint="worker.run(concurrency=100)")
-        if not any(handler.is_async or handler.may_await for handler in handlers.values()) and (concurrency or 1) == 1:
+        made: Worker
+        if not any(each.is_async or each.may_await for each in callables(handlers)) and (concurrency or 1) == 1:
             from sandboxrun.worker.serial import Serial
 
-            return Serial(self.context, loop, handlers, self.json)
-        from sandboxrun.worker.tasks import Tasks
+            made = Serial(self.context, loop, handlers, self.json)
+        else:
+            from sandboxrun.worker.tasks import Tasks
 
-        return Tasks(self.context, loop, handlers, self.json, concurrency or CONCURRENCY, key)
+            made = Tasks(self.context, loop, handlers, self.json, concurrency or CONCURRENCY, key)
+        if self.served:
+            from sandboxrun.worker.direct import open_to_each_other
+
+            open_to_each_other(self.served, handlers[self.context.type], self.context.caller, self.json, made)
+        return made
 
     def handlers(self) -> dict[str, Handler]:
         """By the type of their requests."""
-        return {type_ or self.context.type: handler for type_, handler in self.registered.items()}
+        own = self.context.type
+        found = {type_ or own: handler for type_, handler in self.registered.items()}
+        if self.served:
+            from sandboxrun.worker.services import Routes
+
+            found[own] = Routes(own, self.served, found.get(own))
+        return found
+
+    def _start_services(self, wanted: Sequence[str]) -> None:
+        """Make the objects of those services that the hash names, by default all. Raises ConfigError."""
+        if not (self.services or wanted):
+            return
+        from sandboxrun.worker.services import chosen
+
+        self.served = chosen(self.services, wanted, self.context.key)
+        for service in self.served.values():
+            service.start(self.context.type, self.json)
 
     def say_never_run(self) -> None:
         """At exit: warn if the script registered handlers, ended without an error, and never called `run`."""
         started = len(sys.argv) == 2 and "REDIS_URL" in os.environ and os.getpid() == self._pid
-        idle = self.registered and not self._ran and not hasattr(sys, "last_type")
+        idle = (self.registered or self.services) and not self._ran and not hasattr(sys, "last_type")
         if started and idle and not process.is_multiprocessing_child():
-            say("the script has ended without worker.run(): no handler was ever called", hint=("worker.run()",))
+            say("the script has ended without worker.run(): no request was ever read", hint=("worker.run()",))
 
 
 def _handler_hint() -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from sandboxrun.worker.sweep import look_around, nothing_pending, remove_gone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Mapping
     from typing import Any
 
@@ -50,6 +51,8 @@ RENEW_PART = 6  # takeoverMillis / 6: how often a claim is renewed
 
 class Worker:
     """Base of Serial and Tasks: sessions with Redis until the end, and the reply to each request."""
+
+    event_loop: AbstractEventLoop | None = None  # of async handlers
 
     def __init__(self, context: Context, loop: Loop, handlers: Mapping[str, Handler], encoder: Encoder) -> None:
         """`handlers`: by the type of their requests."""

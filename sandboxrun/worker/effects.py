@@ -21,6 +21,7 @@ from sandboxrun.redis.replies import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any
 
     from sandboxrun.protocol.calling import Calling, Joining
@@ -108,6 +109,13 @@ class Effects:
             self._size += size
             self.emits.append(emit)
         return emit.ref
+
+    def withdraw(self, refs: Collection[str]) -> None:
+        """Take back the emits with these refs."""
+        with self.lock:
+            self.check_open()
+            self._size -= sum([emit.size for emit in self.emits if emit.ref in refs])
+            self.emits = [emit for emit in self.emits if emit.ref not in refs]
 
     def state(self, key: str) -> State:
         """`worker.state`."""

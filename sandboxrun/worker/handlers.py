@@ -36,6 +36,8 @@ class Shape:
 class Handler:
     """One registered callable. `may_await`: it is not async itself, but may return an awaitable."""
 
+    parts: tuple[Handler, ...] = ()  # of which `route` chooses one for each request; none: it is called itself
+
     def __init__(
         self, function: Callable[..., Any], payload: Any, timeout: float | None, encoder: Encoder | None = None
     ) -> None:
@@ -68,6 +70,15 @@ class Handler:
             return self.function(request, **{target: value})
         request.data = value
         return self.function(request)
+
+    def route(self, request: Request) -> Handler:
+        """The part for this request. Raises BadRequest."""
+        raise NotImplementedError
+
+
+def callables(handlers: Mapping[str, Handler]) -> list[Handler]:
+    """All that requests may be given to."""
+    return [each for handler in handlers.values() for each in handler.parts or (handler,)]
 
 
 # --- parameters

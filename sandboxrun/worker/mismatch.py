@@ -83,7 +83,7 @@ def unknown(name: str, known: Collection[str]) -> Mismatch:
     from difflib import get_close_matches
 
     near = "".join(f", did you mean {each}?" for each in get_close_matches(name[:80], known, 1))
-    return Mismatch(f" is unknown{near}" if near else f" is unknown: expected {', '.join(known)}")
+    return Mismatch(f" is unknown{near}" if near else f" is unknown: expected {', '.join(known) or 'none'}")
 
 
 def deeper(data: Any, kind: type, depth: int) -> int:

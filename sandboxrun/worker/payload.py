@@ -58,8 +58,8 @@ def converter(wanted: Any, local: Mapping[str, Any] | None = None, forms: Forms 
 
     `local`: names that annotations may use beside the globals of their module. `forms`: for the values of enums.
     """
+    compiler = _Compiler(local or {}, forms or Forms())
     try:
-        compiler = _Compiler(local or {}, forms or Forms())
         convert = compiler.compile(wanted, "")
     except Unusable as error:
         raise ConfigError(f"{shown(wanted)} cannot be a payload: {error}", hint=_dataclass_hint(wanted)) from None
@@ -67,16 +67,27 @@ def converter(wanted: Any, local: Mapping[str, Any] | None = None, forms: Forms 
         raise ConfigError(f"{shown(wanted)} cannot be a payload: its type never ends") from None
     except TypeError as error:  # not a type
         raise ConfigError(f"{shown(wanted)} cannot be a payload ({error}): {_EXPECTED}") from None
+    return compiler.finished(convert)
 
-    def made(data: Any) -> Any:
-        try:
-            return convert(data, 0)
-        except Exception as error:
-            raise at(error, None) from None
-        finally:
-            compiler.failed = {}
 
-    return made
+def arguments(
+    subject: str,
+    hints: Mapping[str, Any],
+    required: frozenset[str],
+    local: Mapping[str, Any] | None = None,
+    forms: Forms | None = None,
+) -> Callable[[Any], dict[str, Any]]:
+    """As `converter`, to the arguments of a method with these parameters. `subject`: the method, for errors."""
+    compiler = _Compiler(local or {}, forms or Forms())
+    try:
+        convert = compiler.object_of(hints, required)
+    except Unusable as error:
+        raise ConfigError(f"{subject} cannot be given its arguments: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{subject} cannot be given its arguments: the type of one never ends") from None
+    except TypeError as error:  # not a type
+        raise ConfigError(f"{subject} cannot be given its arguments ({error}): {_EXPECTED}") from None
+    return compiler.finished(convert)
 
 
 def shown(wanted: Any) -> str:
@@ -110,6 +121,23 @@ class _Compiler:
         # it. The value itself is kept, so that its id is not reused.
         self.failed: dict[tuple[int, int], tuple[Any, Mismatch]] = {}
         self._unions = 0
+
+    def finished(self, convert: Convert) -> Callable[[Any], Any]:
+        """The function that scripts' data is given to. It raises Mismatch."""
+
+        def made(data: Any) -> Any:
+            try:
+                return convert(data, 0)
+            except Exception as error:
+                raise at(error, None) from None
+            finally:
+                self.failed = {}
+
+        return made
+
+    def object_of(self, hints: Mapping[str, Any], required: frozenset[str]) -> Convert:
+        """The converter of an object with these fields to a dict."""
+        return self._fields(hints, required, "")
 
     def compile(self, wanted: Any, place: str) -> Convert:
         """The converter of a type. `place`: the field that has this type, for the message of Unusable."""

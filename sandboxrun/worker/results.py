@@ -14,6 +14,7 @@ from typing import Any
 
 from sandboxrun.protocol import HandlerTimeout
 from sandboxrun.protocol.request import path_text
+from sandboxrun.protocol.services import WHOLE
 
 STEPS_MAX = 100  # conversions of one object; more means that the encoder never returns a JSON value
 _LARGE_BITS = 10_000  # Python refuses to write integers of more than 4300 digits, 14,284 bits
@@ -21,6 +22,15 @@ _LARGE_BITS = 10_000  # Python refuses to write integers of more than 4300 digit
 
 class Whole(dict[str, Any]):
     """The reply's fields for a result that is no JSON object: the field `result` has all of it."""
+
+
+class Returned:
+    """What a service's method returned. Its reply tells an object, None and any other value apart."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 class _NoJson(TypeError):
@@ -42,6 +52,9 @@ class Forms:
 
         Raises TypeError or ValueError with the path.
         """
+        if type(result) is Returned:
+            made = Whole(result=None) if result.value is None else self.fields(result.value)
+            return made if isinstance(made, Whole) or WHOLE.isdisjoint(made) else Whole(result=made)
         made = result
         try:
             for _ in range(STEPS_MAX):

@@ -31,7 +31,7 @@ from sandboxrun.worker.answer import check_deadline
 from sandboxrun.worker.base import CUT_SECONDS, GRACE_SECONDS, LOOK_SECONDS
 from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
-from sandboxrun.worker.handlers import Handler
+from sandboxrun.worker.handlers import Handler, callables
 from sandboxrun.worker.health import QUICK_SECONDS
 from sandboxrun.worker.job import Job, Key
 from sandboxrun.worker.kept import Kept
@@ -56,11 +56,12 @@ class Tasks(Kept):
         key: Callable[[Request], Any] | None = None,
     ) -> None:
         super().__init__(context, loop, handlers, encoder)
-        if any(not h.is_async and h.timeout is not None for h in self._handlers.values()):
+        every = callables(handlers)
+        if any(not h.is_async and h.timeout is not None for h in every):
             raise ConfigError(
                 "a handler has a timeout, is not async and would run in a thread, which cannot be interrupted: expected "
                 "an async handler, or concurrency=1",
-                hint="" if any(h.is_async or h.may_await for h in handlers.values()) else "worker.run()",
+                hint="" if any(h.is_async or h.may_await for h in every) else "worker.run()",
             )
         self._claims.alone = False
         self._key, self._concurrency = key, concurrency
@@ -80,7 +81,7 @@ class Tasks(Kept):
             raise self._error
 
     async def _main(self) -> None:
-        self._asyncio = asyncio.get_running_loop()
+        self._asyncio = self.event_loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
         self._signals.install(self._end)
         keeper = threading.Thread(target=self._keep, daemon=True)

@@ -13,7 +13,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 def look_into(function: Any, shape: Any) -> None:
     """Fill in a Shape (handlers.py) from inspect.signature; a builtin without a signature takes one argument."""
-    parameters = _parameters(function)
+    parameters = parameters_of(function)
     positional = [p for p in parameters if p.kind in _POSITIONAL]
     shape.positional = tuple(p.name for p in positional)
     shape.required = sum(p.default is p.empty for p in positional)
@@ -28,7 +28,8 @@ def look_into(function: Any, shape: Any) -> None:
     shape.is_generator = inspect.isgeneratorfunction(surface) or inspect.isasyncgenfunction(surface)
 
 
-def _parameters(function: Any) -> list[inspect.Parameter]:
+def parameters_of(function: Any) -> list[inspect.Parameter]:
+    """Its parameters; one, if it is a builtin that does not say."""
     try:
         try:
             signature = inspect.signature(function)

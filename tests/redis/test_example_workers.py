@@ -41,30 +41,34 @@ def commands(readme: Path) -> list[tuple[str, list[str]]]:
 
 
 def walk(run: Runner, name: str, at: dict[str, str]) -> tuple[list[str], str]:
-    """Do what the README shows; the commands that were run, and what the worker's terminal shows at the end.
+    """Do what the README of an example shows. `at`: what stands for its hosts here."""
+    return follow(run, EXAMPLES / name / "README.md", ROOT, at)
 
-    `at`: what stands for its hosts here.
-    """
+
+def follow(run: Runner, page: Path, folder: Path, at: dict[str, str]) -> tuple[list[str], str]:
+    """Do what the page shows, in the folder; the commands, and what the workers' terminals show at the end."""
     typed, err = [], ""
     with contextlib.ExitStack() as stack:
-        worker = None
-        for command, printed in commands(EXAMPLES / name / "README.md"):
+        workers = []
+        for command, printed in commands(page):
             for word, here in at.items():
                 command = command.replace(word, here)
                 printed = [line.replace(word, here) for line in printed]
             typed.append(command)
-            if command == f"sandboxrun {name} 1":
-                worker = stack.enter_context(run.start(name, "1"))
+            if (started := re.fullmatch(r"sandboxrun ([a-z-]+) (\d)", command)) is not None:
+                workers.append(stack.enter_context(run.start(*started.groups())))
                 continue
-            done = paste(command, run.env, ROOT)
+            done = paste(command, run.env, folder)
             if not printed:
                 assert done.returncode == 0, done.stderr
                 continue
             assert subset(json.loads(printed[0]), json.loads(done.stdout)), f"{command}\n{done.stdout}{done.stderr}"
-        assert worker is not None and worker.poll() is None
-        worker.terminate()
-        err = worker.communicate(timeout=20)[1].decode()
-        assert worker.returncode in (0, 143), err
+        running = [worker for worker in workers if worker.poll() is None]
+        assert running
+        for worker in running:
+            worker.terminate()
+            err += worker.communicate(timeout=20)[1].decode()
+            assert worker.returncode in (0, 143), err
     return typed, err
 
 
@@ -92,6 +96,19 @@ def test_hello(r: redis.Redis, home: Runner) -> None:
 
 def test_by_hand(r: redis.Redis, home: Runner) -> None:
     walk(home, "by-hand", {})
+
+
+def test_shop_is_one_worker_or_four(r: redis.Redis, home: Runner) -> None:
+    typed, _ = walk(home, "shop", {})
+    assert sum(re.fullmatch(r"sandboxrun \w+ 1", command) is not None for command in typed) == 5
+
+
+def test_the_page_about_splitting_a_service(r: redis.Redis, home: Runner, tmp_path: Path) -> None:
+    page = ROOT / "docs" / "split-a-service.md"
+    script = page.read_text().partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "worker.py").write_text(script)
+    follow(home, page, tmp_path, {})
 
 
 def test_fetch_reaches_the_granted_host_and_no_other(r: redis.Redis, home: Runner, host: RawHost) -> None:

@@ -58,6 +58,15 @@ def test_it_says_in_words_what_the_worker_may_do_and_which_hash_says_so(
     assert "\x1b" not in out
 
 
+def test_the_services_of_the_hash_are_shown(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(SCRIPT, services="price, stock")
+    assert "  serves         price, stock  (of its script's services)\n" in run("show", "t", "1").out
+    assert "serves, of its script's services\n  price, stock\n" in run("perms", "t", "1").out
+    assert shown(run)["code"]["services"] == ["price", "stock"]
+    assert json.loads(run("perms", "t", "1", "--json").out)["services"] == ["price", "stock"]
+    assert shown(run)["fields"]["services"]["own"] is False
+
+
 def test_secrets_are_never_shown(r: redis.Redis, run: Runner, local: Local, redis_url: str) -> None:
     password = parse_url(redis_url).password
     assert password

@@ -10,6 +10,7 @@ _URL = f"{_DOCUMENTED}test_a_worker_from_a_url_is_upgraded_rolled_back_and_stopp
 _CALL = f"{_DOCUMENTED}test_a_worker_is_called_from_a_shell_and_with_any_client"
 _SECRET = f"{_DOCUMENTED}test_a_secret_is_encrypted_into_the_hash_and_read_with_its_key"
 _PACKAGES = "tests/redis/test_worker_with_packages.py"
+_SPLIT = "tests/redis/test_example_workers.py::test_the_page_about_splitting_a_service"
 _WALK = "tests/redis/test_walk.py"
 
 COMMANDS = {
@@ -24,6 +25,18 @@ COMMANDS = {
     "sandboxrun approve order 1": BY_HAND,
     "sandboxrun agent greeter": BY_HAND,  # tests/redis/test_agent.py does so with other types
     "sandboxrun scale greeter 50": BY_HAND,
+    "sandboxrun set shop 1 url=$PWD/shop version=local": _SPLIT,
+    "sandboxrun shop 1": _SPLIT,
+    "sandboxrun call shop --method order.place item=tea count=2": _SPLIT,
+    "sandboxrun call shop --method order.plase item=tea": _SPLIT,
+    "sandboxrun call shop --method price.of itm=tea": _SPLIT,
+    "sandboxrun stop shop 1": _SPLIT,
+    "sandboxrun set price url=$PWD/shop version=local services=price": _SPLIT,
+    "sandboxrun set order url=$PWD/shop version=local services=order allowCall=price": _SPLIT,
+    "sandboxrun price 1": _SPLIT,
+    "sandboxrun price 2": _SPLIT,
+    "sandboxrun order 1": _SPLIT,
+    "sandboxrun call order --method place item=tea count=2": _SPLIT,
     "sandboxrun agent greeter resizer --key-file common.key --key-file resizer=resizer.key": BY_HAND,
     "sandboxrun set bot 1 url=https://raw.githubusercontent.com/OWNER/REPO/main/worker.py version=v1.2.0": _URL,
     "sandboxrun set bot 1 allowNet=api.telegram.org:443": _URL,

@@ -6,12 +6,12 @@ import functools
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypedDict, assert_type
+from typing import Any, Protocol, TypedDict, assert_type
 
 import redis
 
 import sandboxrun
-from sandboxrun import client, worker
+from sandboxrun import aconnect, client, connect, worker
 
 
 @dataclass
@@ -112,6 +112,31 @@ assert_type(worker.secrets(), dict[str, Any])
 assert_type(worker.connect(), redis.Redis)
 if __name__ == "__main__":
     assert_type(worker.run(concurrency=10, key=lambda request: request.data["user"]), None)
+
+# --- services
+
+
+@worker.service("price")
+class Price:
+    def of(self, item: str, count: int = 1) -> int:
+        return count
+
+    async def later(self, item: str) -> dict[str, int]:
+        return {item: await aconnect("stock").of(item=item)}
+
+
+class Stock(Protocol):
+    def of(self, item: str) -> int: ...
+
+
+async def calls_of_services() -> None:
+    assert_type(Price().of("tea"), int)
+    assert_type(connect("price", Price, timeout=timedelta(seconds=2)).of("tea", count=2), int)
+    assert_type(await client.connect("price", Price).later("tea"), dict[str, int])
+    assert_type(connect("price", url="redis://:pw@127.0.0.1").of(item="tea"), Any)
+    assert_type(await aconnect("shop", timeout=None).price.of(item="tea"), Any)
+    assert_type(connect("stock", Stock).of("tea"), int)
+
 
 # --- a client
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sandboxrun import client, worker
+from sandboxrun import aconnect, client, connect, worker
 
 
 @dataclass
@@ -51,6 +51,20 @@ worker.run(key="user")  # arg-type
 worker.run(threads=4)  # call-arg
 worker.config()["version"] = 1  # assignment
 worker.start()  # attr-defined
+
+
+class Price:
+    def of(self, item: str) -> int:
+        return len(item)
+
+
+worker.service(Price)  # arg-type
+connect("price", Price).off("tea")  # attr-defined
+connect("price", Price).of(5)  # arg-type
+connect("price", Price).of(itm="tea")  # call-arg
+connect(Price)  # call-overload
+connect("price", timeout="5")  # call-overload
+aconnect("price", Price)  # call-arg,arg-type
 
 client.call({"n": 1})  # call-arg,arg-type
 client.call("t", datetime.now())  # arg-type

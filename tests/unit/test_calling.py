@@ -30,7 +30,7 @@ def raw_of(*words: str) -> dict[bytes, bytes]:
 
 
 def request_of(**fields: str) -> Request:
-    raw = {name.encode(): value.encode() for name, value in fields.items()}
+    raw = {b"data": b"{}"} | {name.encode(): value.encode() for name, value in fields.items()}
     return Request("1-0", "r", "order", {}, raw, 12.5, caller=Caller("order:1:h", "order", "ab" * 8))
 
 
@@ -39,8 +39,14 @@ def test_an_entry_carries_method_trace_and_path_and_none_of_them_is_payload() ->
     raw = raw_of(*words)
     assert (method_of(raw), path_of(raw)) == ("of", ("shop", "order"))
     assert parent_of(raw[b"traceparent"].decode()) == SPAN
-    del raw[b"data"]
-    assert read({**raw, b"item": b"tea"}, {"price": None}, "price") == ("r", "price", {"item": "tea"}, 1.5)
+    assert read(raw, {"price": None}, "price") == ("r", "price", {}, 1.5)
+
+
+def test_method_and_path_are_payload_if_there_is_no_data() -> None:
+    raw = raw_of("ref", "r", "method", "GET /", "path", "/tmp/x", "traceparent", PARENT)
+    assert read(raw, {"price": None}, "price") == ("r", "price", {"method": "GET /", "path": "/tmp/x"}, None)
+    assert (method_of(raw), path_of(raw)) == (None, ())
+    assert parent_of(traceparent_of(raw)) != ""
 
 
 def test_an_entry_without_them_is_as_it_was() -> None:

@@ -164,8 +164,11 @@ def test_the_errors_of_both_sides_are_one_family() -> None:
         (protocol.BAD_REQUEST, client.BadRequest, 65),
         (protocol.EXPIRED, client.Expired, 75),
         (protocol.FAILED, client.RemoteError, 70),
-        (protocol.UNKNOWN_METHOD, client.RemoteError, 70),
+        (protocol.UNKNOWN_METHOD, client.UnknownMethod, 65),
+        (protocol.NO_MOCK, client.RemoteError, 70),
     ]:
         assert error_of(code) is kind
         assert kind.exit_code == exit_code
     assert protocol.code_of(type("Mine", (worker.BadRequest,), {})) == protocol.BAD_REQUEST
+    assert protocol.code_of(protocol.UnknownMethod) == protocol.UNKNOWN_METHOD
+    assert protocol.code_of(client.UnknownMethod) == protocol.FAILED

@@ -14,9 +14,7 @@ from runner import Runner
 from scripts import script
 
 from sandboxrun import client
-from sandboxrun.config.permissions import KINDS
 
-pytestmark = pytest.mark.skipif("call" not in KINDS, reason="there is no grant of calls")
 SECONDS = 60
 
 

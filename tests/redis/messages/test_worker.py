@@ -235,6 +235,23 @@ def test_the_data_folder_is_granted_beside_what_is_granted_already(
     assert r.hget("t:1:h", "allowWrite") == ",".join(filter(None, (granted, "~data")))
 
 
+@pytest.mark.parametrize(("named", "right"), [("price,stok", "price,stock"), ("bank", "price,stock")])
+def test_a_field_gets_the_services_that_the_script_has(
+    r: redis.Redis, run: Runner, local: Callable[..., Path], named: str, right: str
+) -> None:
+    service = "@worker.service({!r})\nclass {}:\n    def of(self): ...\n"
+    local(IMPORT + service.format("price", "Price") + service.format("stock", "Stock") + RUN, services=named)
+    done = run("t", "1")
+    assert done.code == 78 and "error: field services of t:1:h has " in done.err
+    hint = hint_of(done.err)
+    assert is_of("sandboxrun set {} {}", hint), done.err
+    pasted = paste(hint, run.env, run.home)
+    assert pasted.returncode == 0, pasted
+    assert r.hget("t:1:h", "services") == right
+    with run.start("t", "1"), client.Client(run.env["REDIS_URL"]) as c:
+        assert c.call("t", {}, method="stock.of", timeout=SECONDS)["result"] is None
+
+
 DATA_FOLDER = "sandboxrun set {} {} && sandboxrun approve {}"
 SECRET = "echo {} | sandboxrun encrypt {} {} --key-file FILE --write"
 

@@ -1,0 +1,69 @@
+"""A shop of four services: order asks price and stock, and stock has the bank pay.
+
+One worker may serve all of them, or four workers one each: the field `services` of their hashes decides.
+"""
+
+from dataclasses import dataclass
+
+from sandboxrun import client, connect, worker
+
+
+@dataclass
+class Line:
+    item: str
+    count: int = 1
+
+
+@worker.service("price")
+class Price:
+    def __init__(self):
+        self.cents = {"tea": 350, "coffee": 420, "mug": 900}
+
+    def of(self, line: Line) -> int:
+        if line.item not in self.cents:
+            raise worker.BadRequest(f"there is no {line.item[:40]}")
+        return self.cents[line.item] * line.count
+
+
+@worker.service("bank")
+class Bank:
+    def __init__(self):
+        self.accounts = {"ann": 10_000, "bob": 500}
+
+    def pay(self, account: str, cents: int) -> int:
+        left = self.accounts.get(account, 0) - cents
+        if left < 0:
+            raise worker.BadRequest(f"{account[:40]} has not enough money")
+        self.accounts[account] = left
+        return left
+
+
+@worker.service("stock")
+class Stock:
+    def __init__(self):
+        self.items = {"tea": 100, "coffee": 100, "mug": 3}
+
+    def take(self, line: Line, account: str, cents: int) -> dict:
+        left = self.items.get(line.item, 0) - line.count
+        if left < 0 or line.count < 1:
+            raise worker.BadRequest(f"there are not {line.count} of {line.item[:40]}")
+        try:
+            balance = connect("bank").pay(account=account, cents=cents)
+        except client.BadRequest as refusal:
+            raise worker.BadRequest(str(refusal)) from None
+        self.items[line.item] = left
+        return {"left": left, "balance": balance}
+
+
+@worker.service("order")
+class Order:
+    def place(self, item: str, account: str, count: int = 1) -> dict:
+        line = {"item": item, "count": count}
+        try:
+            cents = connect("price").of(line=line)
+            return {"cents": cents, **connect("stock").take(line=line, account=account, cents=cents)}
+        except client.BadRequest as refusal:
+            raise worker.BadRequest(str(refusal)) from None
+
+
+worker.run()

@@ -1,0 +1,143 @@
+"""Services by name: an attribute is a method, and a call of it is a request, or a direct call in the service's own process."""
+
+from __future__ import annotations
+
+import sys
+
+from sandboxrun.client.blocking import Client
+from sandboxrun.client.request import seconds_of
+from sandboxrun.config import keys
+from sandboxrun.protocol.calling import current
+from sandboxrun.protocol.services import here, value_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any, TypeVar, overload
+
+    from sandboxrun.client.awaiting import AsyncClient
+    from sandboxrun.client.request import Timeout
+
+    S = TypeVar("S")
+
+if TYPE_CHECKING:
+
+    @overload
+    def connect(type_: str, /, *, timeout: Timeout = 10.0, url: str | None = None) -> Any: ...
+    @overload
+    def connect(type_: str, kind: Callable[..., S], /, *, timeout: Timeout = 10.0, url: str | None = None) -> S: ...
+
+
+def connect(type_: str, kind: Any = None, /, *, timeout: Timeout = 10.0, url: str | None = None) -> Any:
+    """The service that workers of a type offer: `connect("price").of(item="tea")` calls its method `of`.
+
+    A call returns what the method returns, as JSON has it. In a worker that serves the service itself, it is a direct call
+    with the same values and errors. `kind`: the service's class, or a Protocol: its methods that are `async def` are awaited,
+    arguments may be given by position, and type checkers know both. `timeout`: seconds of each call, within what is left of
+    the request that is handled; None waits without limit. `url`: by default REDIS_URL; with one no call is direct. Of a
+    worker that serves several services: `connect("shop").price.of(item="tea")`.
+
+    A call raises what Client.call raises, UnknownMethod too. Raises ConfigError for a type that is not valid.
+    """
+    return Proxy(Target(type_, kind, timeout, url), "", is_async=False)
+
+
+def aconnect(type_: str, /, *, timeout: Timeout = 10.0, url: str | None = None) -> Any:
+    """As `connect`, and each call is awaited: `await aconnect("price").of(item="tea")`."""
+    return Proxy(Target(type_, None, timeout, url), "", is_async=True)
+
+
+class Target:
+    """What is called, and how."""
+
+    __slots__ = ("kind", "timeout", "type", "url")
+
+    def __init__(self, type_: str, kind: type | None, timeout: Timeout, url: str | None) -> None:
+        self.type, self.kind, self.url = keys.check_type(type_), kind, url
+        self.timeout = seconds_of(timeout)
+
+    def call(self, method: str, named: dict[str, Any]) -> Any:
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is not None and asyncio._get_running_loop() is not None and current.get() is not None:
+            raise RuntimeError(
+                f"{self.type}.{method} is called in a coroutine, whose event loop would stand still: await it, by aconnect"
+            )
+        local = here.get(self.type) if self.url is None else None
+        if local is not None:
+            return local.call(method, named, self.timeout)
+        return value_of(_client(self.url).call(self.type, named, timeout=self.timeout, method=method))
+
+    async def call_async(self, method: str, named: dict[str, Any]) -> Any:
+        local = here.get(self.type) if self.url is None else None
+        if local is not None:
+            return await local.call_async(method, named, self.timeout)
+        return value_of(await _async_client(self.url).call(self.type, named, timeout=self.timeout, method=method))
+
+
+class Proxy:
+    """A service, or one of its methods."""
+
+    __slots__ = ("_is_async", "_method", "_target")
+
+    def __init__(self, target: Target, method: str, *, is_async: bool) -> None:
+        self._target, self._method, self._is_async = target, method, is_async
+
+    def __getattr__(self, name: str) -> Proxy:
+        if name.startswith("_"):  # of Python's own protocols, or private: never a method
+            raise AttributeError(f"{self!r} has no {name[:80]}")
+        kind, is_async = self._target.kind, self._is_async
+        if kind is not None and not self._method:
+            is_async = _is_async(getattr(kind, name, None))
+        return Proxy(self._target, f"{self._method}.{name}" if self._method else name, is_async=is_async)
+
+    def __call__(self, /, *given: Any, **named: Any) -> Any:
+        target, method = self._target, self._method
+        if not method:
+            raise TypeError(f"{self!r} is a service: expected a method of it, as {self!r}.METHOD()")
+        if given:
+            named = _by_name(target, method, given, named)
+        return self._later(named) if self._is_async else target.call(method, named)
+
+    def _later(self, named: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        return self._target.call_async(self._method, named)
+
+    def __repr__(self) -> str:
+        return ".".join(filter(None, (self._target.type, self._method)))
+
+
+def _is_async(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and bool(code.co_flags & 0x80)  # CO_COROUTINE: inspect is slow to import
+
+
+def _by_name(target: Target, method: str, given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with those that were given by position. Raises TypeError."""
+    code = getattr(getattr(target.kind, method, None), "__code__", None)
+    if code is None:
+        raise TypeError(f"{target.type}.{method} is given an argument without its name: expected each as NAME=VALUE")
+    names = code.co_varnames[1 : code.co_argcount]
+    if len(given) > len(names):
+        raise TypeError(f"{target.type}.{method} takes {len(names)} arguments by position, not {len(given)}")
+    twice = next((name for name in names[: len(given)] if name in named), None)
+    if twice is not None:
+        raise TypeError(f"{target.type}.{method} is given {twice} twice")
+    return {**dict(zip(names, given, strict=False)), **named}
+
+
+# One client for each URL, made at the first call; clients may be shared by threads, event loops and forks.
+_clients: dict[str | None, Client] = {}
+_async_clients: dict[str | None, AsyncClient] = {}
+
+
+def _client(url: str | None) -> Client:
+    found = _clients.get(url)
+    return _clients.setdefault(url, Client(url)) if found is None else found
+
+
+def _async_client(url: str | None) -> AsyncClient:
+    found = _async_clients.get(url)
+    if found is None:
+        from sandboxrun.client.awaiting import AsyncClient
+
+        found = _async_clients.setdefault(url, AsyncClient(url))
+    return found
