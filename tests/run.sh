@@ -28,13 +28,14 @@ if [ "$(id -u)" = 0 ] && [ $# = 0 ]; then
     once="--ignore=tests/specs --ignore=tests/suite/test_distributions.py --ignore=tests/packages/test_popular.py \
         --ignore=tests/redis/messages"
     for name in 'client*' 'dev*' documented 'first_minutes*' 'look_*' 'loop*' walk picture behaviours promise fairness \
-        values payloads refs responses transport unsendable mistakes completion redish by_hand example_workers; do
+        values payloads refs responses transport unsendable mistakes completion redish by_hand example_workers calls \
+        call_traces effects 'services*' otel_export stream_repair agent_mistakes; do
         once="$once --ignore-glob=tests/redis/test_$name.py"
     done
 fi
 set -f # a pattern is pytest's to expand
 # shellcheck disable=SC2086 # several words
-TMPDIR="$home/tmp" "$bin/python" -m pytest -q -n 4 --dist worksteal $together $once "$@"
+TMPDIR="$home/tmp" "$bin/python" -m pytest -q -n 4 --dist worksteal --durations=12 $together $once "$@"
 # shellcheck disable=SC2086
 [ $# -gt 0 ] || TMPDIR="$home/tmp" "$bin/python" -m pytest -q -m alone $once
 set +f
@@ -53,6 +54,6 @@ if [ "$(id -u)" = 0 ]; then
         setpriv --reuid "$user" --regid "$user" --clear-groups sh -euc '
             cd "$HOME" && demo/setup.sh test
             [ $# = 0 ] || exec .venv/bin/python -m pytest -q -n 4 --dist worksteal "$@"
-            .venv/bin/python -m pytest -q -n 4 --dist worksteal -m "not alone"
+            .venv/bin/python -m pytest -q -n 4 --dist worksteal --durations=12 -m "not alone"
             .venv/bin/python -m pytest -q -m alone' sh "$@"
 fi
