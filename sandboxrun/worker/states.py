@@ -40,6 +40,7 @@ class State(MutableMapping[str, str]):
         self._read: dict[str, bytes] | None = None
         self._now: dict[str, bytes] = {}
         self._size = 0
+        self.size_read = 0  # bytes of what was read, as Redis sends it, or a few more
 
     @property
     def is_read(self) -> bool:
@@ -104,6 +105,7 @@ class State(MutableMapping[str, str]):
             if self._read is None:  # another thread of the handler may have been first
                 self._read, self._now = found, dict(found)
                 self._size = sum([len(_raw(name)) + len(value) + FIELD_BYTES for name, value in found.items()])
+                self.size_read = self._size
 
     def __getitem__(self, name: str) -> str:
         return self._fresh()[name].decode("utf-8", "surrogateescape")

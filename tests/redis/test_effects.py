@@ -297,6 +297,25 @@ def test_a_handler_runs_again_if_others_change_its_state_meanwhile(
     assert set(answered(r).values()) == {1}
 
 
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_state_that_others_fill_before_the_second_reading_is_not_read_whole(
+    r: redis.Redis, redis_url: str, tmp_path: Path, kind: str
+) -> None:
+    """Whoever may write the key must not fill the worker's memory."""
+    code = OTHERS.replace('hincrby("a:1:h", "n", 10)', 'hset("a:1:h", "x", "x" * 20_000_000)')
+    if kind == "async":
+        code = code.replace("def handle", "async def handle").replace("worker.state", "await worker.state")
+    r.hset("a:1:h", mapping={"n": 1, "gone": 1})
+    with plain(r, redis_url, tmp_path, code) as worker:
+        reply = answer(r, send(r, times=1))
+        assert (reply["code"], reply["err"]["message"]) == (500, "the state 'a:1:h' has more than 2097152 bytes")
+        r.hdel("a:1:h", "x")
+        assert answer(r, send(r, times=0))["runs"] == 2
+        assert worker.errors.read_text().count("connecting again") == 1  # the rest was not read
+    assert r.hgetall("a:1:h") == {"n": "2", "data": '{"b":[1]}'}
+    assert set(answered(r).values()) == {1}
+
+
 def test_a_state_that_changes_for_ever_is_answered_500_and_nothing_is_written(
     r: redis.Redis, redis_url: str, tmp_path: Path
 ) -> None:
