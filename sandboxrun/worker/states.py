@@ -72,7 +72,9 @@ class State(MutableMapping[str, str]):
         if self._read is None:
             import asyncio
 
-            yield from asyncio.get_running_loop().run_in_executor(None, self._load).__await__()
+            aside = Aside.of(self._effects.context)
+            loading = asyncio.get_running_loop().run_in_executor(aside.executor, self._load, aside.deadline())
+            yield from loading.__await__()
         return self
 
     def _fresh(self) -> dict[str, bytes]:
@@ -86,11 +88,11 @@ class State(MutableMapping[str, str]):
             self._load()
         return self._now
 
-    def _load(self) -> None:
+    def _load(self, until: float | None = None) -> None:
         """Raises ConfigError if the key is not granted, TypeError if it is no hash, ValueError for a large one."""
         context = self._effects.context
         try:
-            reply = Aside.of(context).exchange([("HGETALL", self.key)], READ_MAX_BYTES)[0]
+            reply = Aside.of(context).exchange([("HGETALL", self.key)], READ_MAX_BYTES, until)[0]
         except TooManyBytes:
             raise ValueError(f"the state {self.key[:80]!r} has more than {READ_MAX_BYTES} bytes") from None
         if is_wrong_type(reply):
