@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+import servers
 from arena import wait_for
 from effect_workers import KINDS, emitted, plain
 from hints import is_of, paste
@@ -205,6 +206,19 @@ def test_a_right_that_is_withdrawn_fails_the_requests_that_need_it_and_no_others
     assert [bool(r.exists(f"count:u{n}:h")) for n in range(1, 20)] == [n % 2 == 0 for n in range(1, 20)]
     assert set(answered(r).values()) == {1}
     assert "answered 500: what the handler wrote or sent was refused by Redis" in worker.errors.read_text()
+
+
+def test_the_trace_of_a_reply_without_its_effects_expires_with_redis_6_as_well(tmp_path: Path) -> None:
+    with (
+        servers.Own(program=servers.program("redis-6.2")) as server,
+        redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=40) as r,
+        plain(r, limited(r, server.url), tmp_path, KINDS["plain"]),
+    ):
+        assert answer(r, send(r, n=0))["code"] == 200
+        limited(r, server.url, "resetkeys", "~t:*", "~res:*", "~req:*", "~count:*")
+        ref = send(r, n=1)
+        assert answer(r, ref)["code"] == 500
+        assert 0 < r.ttl(f"req:{ref}:h") <= 120
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
