@@ -223,7 +223,7 @@ class Worker:
             self._answers.give_up_state(again)
             self._send_soon(again)
 
-    def refused(self, entry: Entry, error: ReplyError) -> None:
+    def refused(self, entry: Entry, error: Exception) -> None:
         self.context.callees.clear()  # ask again
         self._answers.refuse_effects(entry, error)
         if not self._render.expire_nx:

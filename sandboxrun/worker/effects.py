@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import sys
 import time
 
 from sandboxrun.config import keys
@@ -160,6 +161,13 @@ class Effects:
         number, part = divmod(index - self.first_emit, EMIT_COMMANDS)
         return self.emits[number] if part == EMIT_COMMANDS - 1 and 0 <= number < len(self.emits) else None
 
+    def refusal(self, index: int, error: ReplyError) -> Exception:
+        """What Redis means by this reply to the entry's command with this index."""
+        emit = self.emit_at(index)
+        if emit is None or not str(error).startswith("NOPERM"):
+            return error
+        return CallDenied(self.context.key, emit.type, self.context.caller.allowed)
+
     def has(self, index: int) -> bool:
         """Whether the entry's command with this index is one of these."""
         return self.start <= index < self.first_emit + EMIT_COMMANDS * len(self.emits)
@@ -168,8 +176,9 @@ class Effects:
 def check_call(context: Context, calling: Calling, type_: str) -> None:
     """Raise CallDenied unless the worker may send requests to the type, and BadRequest if too many have led to this one.
 
-    The first time for each type, Redis is asked: it alone knows what was granted, also on the command line. A type may come
-    again in the path, because nobody waits: two services may converse. The path's length ends what would go on for ever.
+    The first time for each type, Redis is asked: it alone knows what was granted, also on the command line. An event loop
+    must not wait for that, so there the transaction of the reply finds out: refusals.py. A type may come again in the path,
+    because nobody waits: two services may converse. The path's length ends what would go on for ever.
     """
     if not isinstance(type_, str):
         raise TypeError(f"the type is {type_!r:.80}: expected text, as in 'price'")
@@ -185,9 +194,10 @@ def check_call(context: Context, calling: Calling, type_: str) -> None:
             f"{context.key} cannot emit to {type_}: this Redis has no selectors, so that no login may both answer and call: "
             "expected Redis 7 or later, or Valkey"
         )
-    if type_ in context.callees:
+    asyncio = sys.modules.get("asyncio")
+    if type_ in context.callees or (asyncio is not None and asyncio._get_running_loop() is not None):
         return
-    # For this question alone, because an event loop must not wait for another's use of a connection.
+    # For this question alone, because it must not wait for another's use of a connection.
     connection = Connection(context.redis_url, name=f"worker-grant:{context.key}", seconds=ASK_SECONDS)
     try:
         connection.open()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         def changed(self, entry: Entry, again: Entry) -> None:
             """The reply was not written, because a state had changed: the request is to be handled again, as `again`."""
 
-        def refused(self, entry: Entry, error: ReplyError) -> None:
+        def refused(self, entry: Entry, error: Exception) -> None:
             """Redis refuses the effects: the reply is to be replaced by one without them. It is sent by `verify`."""
 
         def refused_state(self, entry: Entry, error: ReplyError) -> None:

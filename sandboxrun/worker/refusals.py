@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from sandboxrun.worker.batch import Entry
 
 
-def of_effects(entries: Iterable[Entry], queued: Sequence[Any]) -> dict[Entry, ReplyError] | None:
+def of_effects(entries: Iterable[Entry], queued: Sequence[Any]) -> dict[Entry, Exception] | None:
     """The entries whose effects were refused while they were queued, with the reasons.
 
     None if the transaction failed for another reason, or for one that passes.
     """
-    found: dict[Entry, ReplyError] = {}
+    found: dict[Entry, Exception] = {}
     for entry, index, error in errors(entries, queued):
         if entry is None or entry.effects is None or not entry.effects.has(index) or translated(error, "") is not error:
             return None
-        found.setdefault(entry, error)
+        found.setdefault(entry, entry.effects.refusal(index, error))
     return found or None
 
 

@@ -249,6 +249,23 @@ def test_without_the_grant_emit_is_refused_at_once_with_the_command_that_grants_
     assert (r.exists("log:req:x"), r.exists("count:ann:h")) == (0, 0)
 
 
+def test_an_event_loop_does_not_wait_to_be_told_that_it_may_emit(
+    r: redis.Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """Redis refuses the transaction of the reply, and was asked nothing before."""
+    url = limited(r, redis_url, "resetkeys", "~t:*", "~res:*", "~req:*", "~count:*")
+    r.execute_command("ACL", "LOG", "RESET")
+    with plain(r, url, tmp_path, KINDS["async"].replace("request.emit", 'data["n"] and request.emit')):
+        replies = [answer(r, ref) for ref in [send(r, n=n) for n in range(4)]]
+    assert [reply["code"] for reply in replies] == [200, 500, 500, 500]
+    assert replies[1]["err"]["message"].endswith(
+        "refused by Redis, so nothing of it was: "
+        "t:1:h may not call log: allowCall did not name it when the worker was started"
+    )
+    assert (r.exists("log:req:x"), r.hget("count:ann:h", "total")) == (0, "1")
+    assert {found["context"] for found in r.acl_log() if found["object"] == "log:req:x"} == {"multi"}
+
+
 def test_without_selectors_emit_is_refused_at_once(
     r: redis.Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,7 +466,7 @@ class Owner:
     def committed(self, entry: Entry) -> None:
         pass
 
-    def refused(self, entry: Entry, error: ReplyError) -> None:
+    def refused(self, entry: Entry, error: Exception) -> None:
         raise error
 
     refused_state = refused
