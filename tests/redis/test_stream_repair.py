@@ -243,3 +243,16 @@ def test_a_request_in_hand_whose_id_is_kept_is_answered_once(server: Server, at:
         assert answer(r, asked(r, n=3))["begun"] == 1
         assert [fields["ref"] for _, fields in r.xrange("price:res:x")][:2] == [ref, "last"]
         assert worker.poll() is None
+
+
+def test_trimming_by_hand_keeps_the_replies_that_a_group_has_not_read(server: Server, at: Runner) -> None:
+    r = server.r
+    for number in range(20):
+        r.xadd("t:res:x", {"n": number})
+    assert at("stream", "t", "trim", "-n", "15").code == 0
+    assert r.xlen("t:res:x") == 15
+    r.xgroup_create("t:res:x", "export", id="0")
+    r.xreadgroup("export", "1", {"t:res:x": ">"}, count=4)
+    r.xack("t:res:x", "export", *(xid for xid, _ in r.xrange("t:res:x", count=2)))
+    assert at("stream", "t", "trim", "-n", "0").code == 0
+    assert [fields["n"] for _, fields in r.xrange("t:res:x")] == [str(number) for number in range(7, 20)]
