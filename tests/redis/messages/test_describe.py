@@ -96,6 +96,7 @@ def settable_after_all_have_stopped(desk: Desk) -> None:
 
 
 def a_count_by_scale(desk: Desk) -> None:
+    desk.local(SCRIPT)
     desk.paste(desk.refused("set", "t", "count=3"))
     assert (desk.r.hget("t:h", "count"), desk.r.llen("t:start:q")) == ("3", 3)
 
