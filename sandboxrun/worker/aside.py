@@ -13,6 +13,7 @@ from sandboxrun.redis.replies import ReplyError, Within, translated
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import ThreadPoolExecutor
     from typing import Any
 
     from sandboxrun.worker.context import Context
@@ -27,6 +28,8 @@ class Aside:
         self._connection = Connection(context.redis_url, name=f"worker-aside:{context.key}")
         self._lock = _thread.allocate_lock()
         self._pid = os.getpid()
+        self._error: ConnectionLost | None = None  # of the last try
+        self._executor: ThreadPoolExecutor | None = None
 
     @classmethod
     def of(cls, context: Context) -> Aside:
@@ -36,22 +39,45 @@ class Aside:
                 context.aside = made
         return context.aside
 
-    def exchange(self, commands: Sequence[Sequence[str | bytes | int]], max_bytes: int = 1024 * 1024) -> list[Any]:
-        """The replies, of at most `max_bytes`. Repeats the commands if the connection is lost.
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """For async handlers: one thread, because the others would only wait for it. Used in the event loop."""
+        if self._executor is None:
+            from concurrent.futures import ThreadPoolExecutor
 
-        Errors of Redis are returned. Raises ConnectionLost, or TooManyBytes.
+            self._executor = ThreadPoolExecutor(1, "state")
+        return self._executor
+
+    @staticmethod
+    def deadline() -> float:
+        """When an exchange that is asked for now gives up a lost connection."""
+        return time.monotonic() + TRY_SECONDS
+
+    def exchange(
+        self, commands: Sequence[Sequence[str | bytes | int]], max_bytes: int = 1024 * 1024, until: float | None = None
+    ) -> list[Any]:
+        """The replies, of at most `max_bytes`. Repeats the commands if the connection is lost, until the `deadline`.
+
+        Time spent waiting for others counts. Errors of Redis are returned. Raises ConnectionLost, or TooManyBytes.
         """
         if os.getpid() != self._pid:
             raise RuntimeError("the connection to Redis is that of the process by which this one was forked")
+        if until is None:
+            until = self.deadline()
         with self._lock:
-            until = time.monotonic() + TRY_SECONDS
+            if self._error is not None and time.monotonic() > until:
+                raise ConnectionLost(str(self._error), hint=self._error.hint)
             for delay in delays():
                 try:
-                    return self._try(commands, max_bytes)
-                except ConnectionLost:
+                    replies = self._try(commands, max_bytes)
+                except ConnectionLost as error:
+                    self._error = error
                     if time.monotonic() + delay > until:
                         raise
                     time.sleep(delay)
+                else:
+                    self._error = None
+                    return replies
         raise AssertionError  # delays() never ends
 
     def _try(self, commands: Sequence[Sequence[str | bytes | int]], max_bytes: int) -> list[Any]:

@@ -226,6 +226,8 @@ class Worker:
     def refused(self, entry: Entry, error: ReplyError) -> None:
         self.context.callees.clear()  # ask again
         self._answers.refuse_effects(entry, error)
+        if not self._render.expire_nx:
+            self._render.expire_trace(entry)  # `verify` sends it, and not `_send`
         self.committed(entry)
 
     def refused_state(self, entry: Entry, error: ReplyError) -> None:

@@ -74,6 +74,8 @@ class Emit:
 class Effects:
     """The effects of one request. Threads of the handler may add some until `join`."""
 
+    outgrown = False  # a state has become too large for a second reading
+
     def __init__(self, request: Request, joining: Joining, encoder: Encoder) -> None:
         self.context, self.encoder = joining.context, encoder
         self._request, self._begin = request, joining.begin

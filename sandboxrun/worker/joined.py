@@ -7,7 +7,8 @@ A reply that depends on state is written only if each hash is still what the han
 
 The watch begins before the second reading, so EXEC does nothing if a key changes after it. The first reading needs no watch,
 and happens on another connection: values decide, not their history. If they differ, nothing is written, and the handler runs
-again. No other transaction is sent in between, because EXEC ends every watch. Replies without state are in none of these
+again. The second reading is given up if it is far larger than what was read, and counts as another value: whoever can write
+the key must not fill our memory. No other transaction is sent in between, because EXEC ends every watch. Replies without state are in none of these
 transactions, so no change of a key delays or repeats them. If EXEC does nothing, a key has changed or the fence is broken.
 Claims.verify finds out which entries are still ours, and writes them again, by way of this module.
 
@@ -20,6 +21,9 @@ from sandboxrun.redis.connection import pack
 from sandboxrun.redis.replies import ReplyError, is_wrong_type
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.refusals import errors, of_effects
+
+# That a second reading may have more than what was read; parts of other replies that come with it count too.
+GROWTH_MAX_BYTES = 2 * 1024 * 1024
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,11 +59,23 @@ class Joined:
     def __init__(self, claims: Claims, owner: Owner) -> None:
         self._claims, self._owner = claims, owner
         self._waiting: list[Entry] = []  # replies that depend on state; they count as sent
+        self._reading: list[Entry] = []  # those whose second reading is in flight
+        self._watches: list[Any] = []  # the replies to its WATCHes
         self._letters: list[bytes] = []  # dead letters, until Redis has them
 
     def clear(self) -> None:
         """Nothing is on its way any more. What was counts as sent, so `verify` writes it again."""
         self._waiting.clear()
+        connection = self._claims.connection
+        if 0 < connection.receive_most < connection.received:
+            for entry in self._reading:
+                if entry.effects is not None:
+                    entry.effects.outgrown = True
+        self._read_all()
+
+    def _read_all(self) -> None:
+        self._claims.connection.receive_most = 0
+        self._reading = []
 
     # --- replies that depend on state
 
@@ -79,25 +95,41 @@ class Joined:
         claims = self._claims
         if not self._waiting or not claims._armed or claims._verifying:
             return
-        entries, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, []
+        entries = []
+        for entry in waiting:
+            if entry.effects is None or not entry.effects.outgrown:
+                entries.append(entry)
+            elif claims.has(entry):
+                self._not_written(entry, None)
+        if not entries:
+            return
         keys = [key for entry in entries for key in _states(entry)]
         claims._armed = False  # until the transaction is confirmed
-        claims.expect(
-            [pack(name, key) for key in keys for name in ("WATCH", "HGETALL")], 2 * len(keys), self._compare, entries
-        )
+        claims.expect([pack("WATCH", key) for key in keys], len(keys), self._bound, entries)
+        claims.expect([pack("HGETALL", key) for key in keys], len(keys), self._compare, entries)
+
+    def _bound(self, replies: list[Any], entries: list[Entry]) -> None:
+        """The values come next: bound them."""
+        self._watches, self._reading = replies, entries
+        connection = self._claims.connection
+        before = sum([state.size_read for entry in entries for state in _states(entry).values()])
+        connection.receive_most = connection.received + before + GROWTH_MAX_BYTES
 
     def _compare(self, replies: list[Any], entries: list[Entry]) -> None:
+        self._read_all()
         claims, at = self._claims, 0
         unchanged: list[Entry] = []
         others: list[tuple[Entry, ReplyError | None]] = []
         written: set[str] = set()  # keys that an earlier one of these entries changes
         for entry in entries:
             states = _states(entry)
-            own, at = replies[at : at + 2 * len(states)], at + 2 * len(states)
+            part = slice(at, at + len(states))
+            own, at = replies[part], part.stop
             if not claims.has(entry):
                 continue
-            error = claims.lasting_error(own)
-            if error is None and written.isdisjoint(states) and _all_still(states, own[1::2]):
+            error = claims.lasting_error([*self._watches[part], *own])
+            if error is None and written.isdisjoint(states) and _all_still(states, own):
                 unchanged.append(entry)
                 written.update(key for key, state in states.items() if state.changed)
             else:

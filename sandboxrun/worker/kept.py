@@ -208,7 +208,12 @@ class Kept(Worker):
         claims.write_alone(time.monotonic(), now=True)
         self._settle()
         del self._ready[: len(ready)]
-        if claims.broken or self._ready or any(entry.answered for entry in claims.hand.values()):
+        # Not answered and not running: it is to be handled again, because a state had changed, and is handed back next.
+        if (
+            claims.broken
+            or self._ready
+            or any(entry.answered or entry not in self._running for entry in claims.hand.values())
+        ):
             self._wake.set()
             return False
         self._leave()

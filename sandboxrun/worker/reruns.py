@@ -41,7 +41,9 @@ class Reruns:
 
     def changed(self, entry: Entry, again: Entry) -> None:
         """The reply was not written: `again` is to be handled."""
-        job = self._unsure.pop(entry)
+        job = self._unsure.pop(entry, None)
+        if job is None:  # another worker's by now
+            return
         job.entry = again
         if self._running is entry:
             self._running = None
@@ -50,9 +52,19 @@ class Reruns:
         self._go_on()
 
     def look(self) -> None:
-        """Go on without requests that are another worker's by now."""
-        for entry in [entry for entry in self._unsure if entry.xid not in self._claims.hand]:
+        """Go on without requests that are another worker's by now, or were delivered once more since."""
+        for entry in [entry for entry in self._unsure if not self._is_ours(entry)]:
             self.committed(entry)
+
+    def _is_ours(self, entry: Entry) -> bool:
+        """Whether this delivery is in hand, perhaps as its `again`, about which `changed` is called soon."""
+        found = self._claims.hand.get(entry.xid)
+        return found is not None and found.raw is entry.raw
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a reply is not known to be written, or a request is to be handled again."""
+        return bool(self._unsure or self.line)
 
     def _go_on(self) -> None:
         while self._running is None and self.line:

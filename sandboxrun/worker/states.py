@@ -40,6 +40,7 @@ class State(MutableMapping[str, str]):
         self._read: dict[str, bytes] | None = None
         self._now: dict[str, bytes] = {}
         self._size = 0
+        self.size_read = 0  # bytes of what was read, as Redis sends it, or a few more
 
     @property
     def is_read(self) -> bool:
@@ -71,7 +72,9 @@ class State(MutableMapping[str, str]):
         if self._read is None:
             import asyncio
 
-            yield from asyncio.get_running_loop().run_in_executor(None, self._load).__await__()
+            aside = Aside.of(self._effects.context)
+            loading = asyncio.get_running_loop().run_in_executor(aside.executor, self._load, aside.deadline())
+            yield from loading.__await__()
         return self
 
     def _fresh(self) -> dict[str, bytes]:
@@ -85,11 +88,11 @@ class State(MutableMapping[str, str]):
             self._load()
         return self._now
 
-    def _load(self) -> None:
+    def _load(self, until: float | None = None) -> None:
         """Raises ConfigError if the key is not granted, TypeError if it is no hash, ValueError for a large one."""
         context = self._effects.context
         try:
-            reply = Aside.of(context).exchange([("HGETALL", self.key)], READ_MAX_BYTES)[0]
+            reply = Aside.of(context).exchange([("HGETALL", self.key)], READ_MAX_BYTES, until)[0]
         except TooManyBytes:
             raise ValueError(f"the state {self.key[:80]!r} has more than {READ_MAX_BYTES} bytes") from None
         if is_wrong_type(reply):
@@ -104,6 +107,7 @@ class State(MutableMapping[str, str]):
             if self._read is None:  # another thread of the handler may have been first
                 self._read, self._now = found, dict(found)
                 self._size = sum([len(_raw(name)) + len(value) + FIELD_BYTES for name, value in found.items()])
+                self.size_read = self._size
 
     def __getitem__(self, name: str) -> str:
         return self._fresh()[name].decode("utf-8", "surrogateescape")

@@ -222,7 +222,11 @@ class Tasks(Kept):
     # --- effects: in any thread, under the lock
 
     def committed(self, entry: Entry) -> None:
-        self._call(self._reruns.committed, entry)
+        self._call(self._committed, entry)
+
+    def _committed(self, entry: Entry) -> None:
+        self._reruns.committed(entry)
+        self._check_end()
 
     def _handle_again(self, entry: Entry, again: Entry) -> None:
         self._call(self._reruns.changed, entry, again)
@@ -441,8 +445,7 @@ class Tasks(Kept):
             for entry, task in [*self._running.items()]:
                 if task is not None and task.cancel():
                     self._running.pop(entry, None)
-        waiting = [job.entry for line in (*self._lines.values(), self._reruns.line) for job in line]
-        if self._late or not (self._running or waiting):
+        if self._late or not (self._running or any(self._lines.values()) or self._reruns.is_busy):
             self._winding = True
             self._wake.set()
         elif self._until is not None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+import servers
 from arena import wait_for
 from effect_workers import KINDS, emitted, plain
 from hints import is_of, paste
@@ -207,6 +208,19 @@ def test_a_right_that_is_withdrawn_fails_the_requests_that_need_it_and_no_others
     assert "answered 500: what the handler wrote or sent was refused by Redis" in worker.errors.read_text()
 
 
+def test_the_trace_of_a_reply_without_its_effects_expires_with_redis_6_as_well(tmp_path: Path) -> None:
+    with (
+        servers.Own(program=servers.program("redis-6.2")) as server,
+        redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=40) as r,
+        plain(r, limited(r, server.url), tmp_path, KINDS["plain"]),
+    ):
+        assert answer(r, send(r, n=0))["code"] == 200
+        limited(r, server.url, "resetkeys", "~t:*", "~res:*", "~req:*", "~count:*")
+        ref = send(r, n=1)
+        assert answer(r, ref)["code"] == 500
+        assert 0 < r.ttl(f"req:{ref}:h") <= 120
+
+
 @pytest.mark.parametrize("kind", ["plain", "async"])
 def test_a_state_that_may_be_read_and_not_written_fails_its_request_alone(
     r: redis.Redis, redis_url: str, tmp_path: Path, kind: str
@@ -294,6 +308,25 @@ def test_a_handler_runs_again_if_others_change_its_state_meanwhile(
         reply = answer(r, send(r, times=3))
     assert (reply["runs"], reply["deliveries"]) == (4, 1)
     assert r.hgetall("a:1:h") == {"n": "32", "other": "1", "data": '{"b":[1]}'}
+    assert set(answered(r).values()) == {1}
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_a_state_that_others_fill_before_the_second_reading_is_not_read_whole(
+    r: redis.Redis, redis_url: str, tmp_path: Path, kind: str
+) -> None:
+    """Whoever may write the key must not fill the worker's memory."""
+    code = OTHERS.replace('hincrby("a:1:h", "n", 10)', 'hset("a:1:h", "x", "x" * 20_000_000)')
+    if kind == "async":
+        code = code.replace("def handle", "async def handle").replace("worker.state", "await worker.state")
+    r.hset("a:1:h", mapping={"n": 1, "gone": 1})
+    with plain(r, redis_url, tmp_path, code) as worker:
+        reply = answer(r, send(r, times=1))
+        assert (reply["code"], reply["err"]["message"]) == (500, "the state 'a:1:h' has more than 2097152 bytes")
+        r.hdel("a:1:h", "x")
+        assert answer(r, send(r, times=0))["runs"] == 2
+        assert worker.errors.read_text().count("connecting again") == 1  # the rest was not read
+    assert r.hgetall("a:1:h") == {"n": "2", "data": '{"b":[1]}'}
     assert set(answered(r).values()) == {1}
 
 
