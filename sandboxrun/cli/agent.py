@@ -270,8 +270,10 @@ def _options(options: argparse.Namespace, folders: Folders) -> AgentOptions:
 
 
 def _check_types(options: AgentOptions, log: Log, parser: Parser, args: list[str], *, named: bool) -> None:
-    """A type that nobody has configured is probably misspelt if one of a near name is. Of agent.toml, or without such a name,
-    it is only said: an agent may be started before its types are configured. Raises NotConfigured."""
+    """Refuse a type without a URL if a similar type has one; otherwise only warn.
+
+    An agent may be started before its types are configured, so types of agent.toml are never refused. Raises NotConfigured.
+    """
     from sandboxrun.cli.known import has_url, unconfigured
     from sandboxrun.cli.mistakes import again_hint
     from sandboxrun.cli.redis import connected

@@ -78,7 +78,7 @@ class Request(_OfPayload[T]):
 
     @property
     def method(self) -> str | None:
-        """The method that is called, as `of` or `price.of`, or None."""
+        """The method that is called, such as `quote` or `price.quote`, or None."""
         return method_of(self._raw)
 
     @property

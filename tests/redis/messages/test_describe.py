@@ -356,7 +356,7 @@ def many_keys_and_agents(desk: Desk) -> None:
 def a_stream_that_was_ended(desk: Desk) -> None:
     desk.local(SCRIPT)
     desk.r.xadd("t:req:x", {"ref": "x"}, id="18446744073709551615-18446744073709551615")
-    assert "t:req:x is repaired" in desk.paste(desk.hint("t:req:x takes no entry any more"))
+    assert "t:req:x is repaired" in desk.paste(desk.hint("t:req:x is exhausted"))
     assert not [each for each in desk.doctor() if each["area"] == "streams"]
 
 
