@@ -231,7 +231,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--page",
         metavar="HOST:PORT",
-        help="show what the workers do there, to browsers and Prometheus of this host, as 127.0.0.1:9300",
+        help="show what the workers do there, to browsers and Prometheus of this host, such as 127.0.0.1:9300",
     )
     parser.add_argument("--metrics", metavar="HOST:PORT", help="show only the metrics there, also to other hosts")
     parser.add_argument("--metrics-file", metavar="FILE", help="write the metrics to FILE, for node_exporter")

@@ -59,7 +59,7 @@ class Stream:
 
 @record
 class Fault:
-    """`kind`: "ended", "ahead" or "dropped". `text`: without the name of the stream."""
+    """`kind`: "exhausted", "ahead" or "dropped". `text`: without the name of the stream."""
 
     kind: str
     text: str
@@ -92,7 +92,7 @@ def look(connection: Connection, stream: str, *, reopen: bool = True) -> Stream 
 def faults(found: Stream, now: int) -> Iterator[Fault]:
     """`now`: Redis's clock in milliseconds. Pure."""
     if found.last == LAST_ID:
-        yield Fault("ended", "is exhausted: its last ID is the largest possible one, so XADD fails")
+        yield Fault("exhausted", "is exhausted: its last ID is the largest possible one, so XADD fails")
     elif (ahead := found.last[0] - now) > AHEAD_MILLIS:
         yield Fault("ahead", f"has a last ID {ahead // 1000} s ahead of Redis's clock, and new IDs will follow it")
     for group in found.groups:

@@ -81,7 +81,7 @@ def test_an_ended_stream_is_shown_and_mended_and_nothing_is_lost(server: Server,
     r.xadd(STREAM, {"ref": "evil"}, id=LAST)
     with pytest.raises(redis.ResponseError):
         r.xadd(STREAM, {"ref": "refused"})
-    assert (STREAM, "ended") in faults(at)
+    assert (STREAM, "exhausted") in faults(at)
     out = at("info", "t").out
     assert f"fault: {STREAM} is exhausted" in out
     assert "repair it with: sandboxrun stream t repair" in out
@@ -99,7 +99,7 @@ def test_an_ended_stream_is_shown_and_mended_and_nothing_is_lost(server: Server,
     assert [xid for _, page in r.xreadgroup("worker", "2", {STREAM: ">"}) for xid, _ in page][-2:] == [moved, added]
     assert r.hgetall(f"{STREAM}:fence:1:f") == {"c": "1"}
     assert not r.exists(f"{STREAM}:repair")
-    assert not {kind for _, kind in faults(at)} & {"ended", "ahead"}
+    assert not {kind for _, kind in faults(at)} & {"exhausted", "ahead"}
     assert at("stream", "t", "repair").out.splitlines()[-1].endswith("has nothing to repair")
 
 
