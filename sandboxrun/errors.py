@@ -100,7 +100,7 @@ class ConnectionLost(StoreError):
 
 
 class LoginRefused(StoreError):
-    """Redis does not let us in. It may again: a server that was started anew, or took over, learns its users later."""
+    """Redis does not let us in. It may again: a server that was restarted, or took over, learns its users later."""
 
 
 class TakenOver(StoreError):

@@ -172,7 +172,7 @@ class _Listening:
 
 
 class _MetricsFile:
-    """Written anew every METRICS_SECONDS, and removed at the end, so that nobody reads old figures."""
+    """Written again every METRICS_SECONDS, and removed at the end, so that nobody reads old figures."""
 
     def __init__(self, path: str, agent: Agent, log: Log) -> None:
         self._path, self._agent, self._log = path, agent, log
