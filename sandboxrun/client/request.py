@@ -17,7 +17,7 @@ from sandboxrun.protocol import OK, REPLY_MAX_BYTES, TRACE_EXPIRE_SECONDS
 from sandboxrun.protocol.call import CallDenied, CallError, CallTimeout, Expired, NotSent, RemoteError, error_of
 from sandboxrun.protocol.calling import check_path, current
 from sandboxrun.protocol.reply import Unusable, checked, decoded, error_text, reply_in
-from sandboxrun.protocol.request import encode, entry, is_method, iso, trace_fields
+from sandboxrun.protocol.request import UNLIMITED_SECONDS, encode, entry, is_method, iso, trace_fields
 from sandboxrun.protocol.tracing import accepted
 from sandboxrun.redis.connection import pack
 from sandboxrun.redis.replies import refused
@@ -38,10 +38,8 @@ if TYPE_CHECKING:
     Outcome = dict[str, Any] | Exception
 
 UNLIMITED_EXPIRE_SECONDS = 24 * 3600  # expiry of the trace of a request without a time-out
-UNLIMITED_SECONDS = 1e9  # a time-out from 31 years counts as no limit
 PUT_COMMANDS = 3  # for one request
 REF_CHARS = 24  # of a ref, after the NONCE
-NOTE_COMMANDS = 2  # more, if it is noted in the trace of the current request
 
 
 def _expire_seconds(timeout: float | None) -> int:
@@ -169,14 +167,18 @@ class Outgoing:
             raise self._denied(calling)
         extras.granted = True
         self.ref = calling.nonce + self.ref[-REF_CHARS:]
+        if not calling.ref:  # a thread of the script's, which handles no request
+            return
         note = calling.note(self.ref, self._type if extras.method is None else f"{self._type} {extras.method}")
         if login.separate:
             extras.later = note
         elif note is not None:
             key = keys.trace_key(calling.ref)
-            left = None if calling.deadline is None else calling.deadline - self.began + 1
-            extras.note = pack("HSET", key, *note) + pack("EXPIRE", key, _expire_seconds(left))
-            self.count += NOTE_COMMANDS
+            extras.note = pack("HSET", key, *note)
+            self.count += 1
+            if calling.deadline is not None:  # else it has the expiry of its client, or gets one with its reply
+                extras.note += pack("EXPIRE", key, _expire_seconds(calling.deadline - self.began + 1))
+                self.count += 1
 
     def _denied(self, calling: Calling) -> CallDenied:
         return CallDenied(calling.caller.key, self._type, calling.caller.allowed)

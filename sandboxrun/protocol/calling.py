@@ -23,11 +23,12 @@ if TYPE_CHECKING:
         """What effects of the requests of a worker need."""
 
         context: Any
+        pid: int
 
         def begin(self) -> None:
             """Called when a reply has effects."""
 
-    Held: TypeAlias = "Handled | Calling | Serving | None"
+    Held: TypeAlias = "Handled | Calling | None"
 else:
     from _contextvars import ContextVar  # contextvars is Python, and has nothing else
 
@@ -101,18 +102,6 @@ class Calling:
             return None
         self.noted.add(ref)
         return NOTE + ref, callee
-
-
-class Serving:
-    """The request that a worker with one thread handles: it sets an attribute each time, which is faster than a context."""
-
-    __slots__ = ("request",)
-
-    def __init__(self) -> None:
-        self.request: Handled | None = None
-
-    def _as_calling(self) -> Calling | None:
-        return None if self.request is None else self.request._as_calling()
 
 
 class Current:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PATH_MAX_CHARS = 200
 METHOD_MAX_CHARS = 128
+UNLIMITED_SECONDS = 1e9  # a time-out from 31 years counts as no limit
 _ENVELOPE = ("ref", "type", "time", "deadline", "traceparent")  # of an entry without `data` all others are the payload
 
 
@@ -154,13 +155,14 @@ def read(
     return ref, type_, decoded_data(text or ""), deadline
 
 
-def _deadline(text: str) -> float:
-    """Milliseconds since the epoch, as in an entry ID, to seconds."""
+def _deadline(text: str) -> float | None:
+    """Milliseconds since the epoch, as in an entry ID, to seconds; None if it is further away than any time-out can be."""
     if not (text.isascii() and text.isdigit() and len(text) <= 16):
         raise BadRequest(
             f"the request's deadline is {text[:40]!r}: expected milliseconds since 1970, such as 1767225600000"
         )
-    return int(text) / 1000
+    seconds = int(text) / 1000
+    return seconds if seconds < _time_ns() / 1e9 + UNLIMITED_SECONDS else None
 
 
 def method_of(raw: Mapping[bytes, bytes]) -> str | None:

@@ -224,9 +224,16 @@ class _Copy:
             commands.append(("XGROUP", "CREATECONSUMER", self.name, group.name, _named(flat)[b"name"]))
         now = now_of(self._connection)
         for xid, consumer, idle, count in _pending(self._connection, self._stream, group.name):
+            if self._is_gone(_id(xid)):
+                continue  # the id that it would get is another entry's
             claim = ("XCLAIM", self.name, group.name, consumer, 0, _text(self._new(_id(xid))))
             commands.append((*claim, "TIME", max(0, now - idle), "RETRYCOUNT", count, "FORCE", "JUSTID"))
         return commands
+
+    def _is_gone(self, old: Id) -> bool:
+        """Whether the entry with this id, which cannot be kept, was deleted."""
+        at = bisect.bisect_left(self.moved, old)
+        return old[0] >= self._limit and self.moved[at : at + 1] != [old]
 
     def _new(self, old: Id) -> Id:
         """The id in the copy; of an entry that is gone, that of the last one before it."""

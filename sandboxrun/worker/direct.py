@@ -56,7 +56,6 @@ class Process:
     def __init__(self, caller: Caller, encoder: Encoder, loop: Callable[[], AbstractEventLoop | None]) -> None:
         """`loop`: the event loop of the async handlers, if the worker has one."""
         self.caller, self.encoder, self.loop = caller, encoder, loop
-        self.pid = os.getpid()
         self.tasks: set[Task[Any]] = set()  # calls of async methods, which asyncio itself would forget
         self._threads: ThreadPoolExecutor | None = None
 
@@ -134,7 +133,7 @@ class Direct:
 
     def call(self, method: str, named: dict[str, Any], timeout: float | None) -> Any:
         """What the method returns. Raises CallError; TypeError or ValueError for arguments that are not JSON."""
-        call = self._begin(method, named, timeout)
+        call, pid = self._begin(method, named, timeout), os.getpid()
         token = current.set(call.calling)
         try:
             result = self._run(call)
@@ -146,7 +145,7 @@ class Direct:
             outcome = self._failed(call, error)
         finally:
             current.reset(token)
-        if self._process.pid != os.getpid():
+        if os.getpid() != pid:  # the method has forked, and this is the child
             leave_child(None)
         return self._ended(call, outcome)
 
@@ -277,6 +276,8 @@ class Direct:
             if type(result) is not dict:
                 result = self._process.encoder.forms.fields(result)
             body = write("", self._name, OK, result, "")
+        except HandlerTimeout:  # of the handler that calls
+            raise
         except BaseException as error:
             raise ResultError(f"the handler's result is not JSON: {message_of(error)}") from error
         if len(body) > RESULT_MAX_BYTES - 64:  # with a ref and a time
@@ -328,6 +329,8 @@ def _encoded(named: dict[str, Any]) -> str:
     """As `encode`, which takes longer because it looks for cycles. Raises the same errors."""
     try:
         return "".join(_chunks(named, 0))
+    except HandlerTimeout:  # of the handler that calls
+        raise
     except Exception:
         return encode(named)
 

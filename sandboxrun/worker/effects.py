@@ -84,7 +84,7 @@ class Effects:
         self.lock = _thread.allocate_lock()
         self._size = 0
         self._over = False
-        self._pid = os.getpid()
+        self._pid = joining.pid
 
     def emit(self, type_: str, data: Any, method: str | None, timeout: float | None) -> str:
         """`Request.emit`."""

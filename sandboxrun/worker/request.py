@@ -204,6 +204,8 @@ class Encoder:
         """
         try:
             return "".join(self._chunks(enveloped(result, ref, source, code, time), 0))
+        except HandlerTimeout:  # of a handler that has called a service of this process
+            raise
         except Exception:  # slowly now: converts keys that are not text, and finds the path of an error
             made = self.forms.plain(result, "result")
         return "".join(self._chunks(enveloped(made, ref, source, code, time), 0))

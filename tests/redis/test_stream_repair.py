@@ -126,6 +126,20 @@ def test_entries_ahead_of_the_clock_get_ids_of_now_in_their_order(server: Server
     assert [fields["n"] for _, page in r.xreadgroup("worker", "1", {STREAM: ">"}) for _, fields in page] == list("345")
 
 
+def test_an_answered_request_is_not_begun_again_because_the_next_one_was_deleted(server: Server, at: Runner) -> None:
+    r = server.r
+    r.xgroup_create(STREAM, "worker", id="0", mkstream=True)
+    for number in range(2):
+        r.xadd(STREAM, {"n": number}, id=f"9000000000000{number}-5")
+    r.xreadgroup("worker", "1", {STREAM: ">"})
+    r.xack(STREAM, "worker", "90000000000000-5")
+    r.xclaim(STREAM, "worker", "1", 0, ["90000000000001-5"], idle=120_000, justid=True)
+    r.xdel(STREAM, "90000000000001-5")
+    assert at("stream", "t", "repair").code == 0
+    assert [fields["n"] for _, fields in r.xrange(STREAM)] == ["0"]
+    assert r.xpending(STREAM, "worker")["pending"] == 0
+
+
 @pytest.mark.parametrize("groups", [True, False])
 def test_an_ended_stream_without_entries_is_mended_too(server: Server, at: Runner, groups: bool) -> None:
     r = server.r
@@ -229,3 +243,16 @@ def test_a_request_in_hand_whose_id_is_kept_is_answered_once(server: Server, at:
         assert answer(r, asked(r, n=3))["begun"] == 1
         assert [fields["ref"] for _, fields in r.xrange("price:res:x")][:2] == [ref, "last"]
         assert worker.poll() is None
+
+
+def test_trimming_by_hand_keeps_the_replies_that_a_group_has_not_read(server: Server, at: Runner) -> None:
+    r = server.r
+    for number in range(20):
+        r.xadd("t:res:x", {"n": number})
+    assert at("stream", "t", "trim", "-n", "15").code == 0
+    assert r.xlen("t:res:x") == 15
+    r.xgroup_create("t:res:x", "export", id="0")
+    r.xreadgroup("export", "1", {"t:res:x": ">"}, count=4)
+    r.xack("t:res:x", "export", *(xid for xid, _ in r.xrange("t:res:x", count=2)))
+    assert at("stream", "t", "trim", "-n", "0").code == 0
+    assert [fields["n"] for _, fields in r.xrange("t:res:x")] == [str(number) for number in range(7, 20)]
