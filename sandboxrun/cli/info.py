@@ -162,7 +162,7 @@ def show(found: dict[str, Any]) -> list[str]:
     lines += [f"fault: {fault['stream']} {fault['text']}" for fault in found["faults"]]
     named = (keys.request_stream(found["type"]), keys.response_stream(found["type"]))  # which `repair` looks at
     if any(fault["stream"] in named and streams.can_be_repaired(fault["kind"]) for fault in found["faults"]):
-        lines.append(f"mend it with: sandboxrun stream {found['type']} repair")
+        lines.append(f"repair it with: sandboxrun stream {found['type']} repair")
     lines += [f"note: {note}" for note in found["notes"]]
     return lines
 

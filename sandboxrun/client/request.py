@@ -88,7 +88,7 @@ class Extras:
     def __init__(self, method: str | None, traceparent: str | None, calling: Calling | None) -> None:
         """Raises ValueError for a malformed `method`."""
         if method is not None and not is_method(method):
-            raise ValueError(f"the method is {method[:80]!r}: expected a name, as of or price.of")
+            raise ValueError(f"the method is {method[:80]!r}: expected a name such as quote or price.quote")
         self.method, self.traceparent, self.calling = method, accepted(traceparent) if traceparent else "", calling
         self.path: tuple[str, ...] = ()
         self.granted = False  # it is sent under the worker's own grant, allowCall
@@ -116,10 +116,10 @@ class Outgoing:
         traceparent: str | None = None,
         login: Login | None = None,
     ) -> None:
-        """In a handler, it inherits from the request that is handled.
+        """In a handler, it inherits from the current request.
 
         Raises TypeError or ValueError for `data` or `trace` that is not JSON, and for a malformed `method`; in a handler,
-        CallDenied, BadRequest for a circle, and Expired if no time is left.
+        CallDenied, BadRequest for a call cycle, and Expired if no time is left.
         """
         self.timeout = seconds_of(timeout)
         self.began = time.time()
@@ -157,7 +157,7 @@ class Outgoing:
         if deadline is not None and (self.deadline is None or deadline < self.deadline):
             self.deadline, self.timeout = deadline, deadline - self.began
             if self.timeout <= 0:
-                raise Expired(f"{self._type} is not called: the deadline of the request that is handled has passed")
+                raise Expired(f"{self._type} was not called: the deadline of the current request has passed")
         if login.own:
             self._belong(extras, calling, login)
 
@@ -302,4 +302,4 @@ class Outgoing:
             return self.unusable(str(error))
         if code == OK:
             return fields
-        return error_of(code)(f"{self._type} answers {code}: {error_text(fields)}", fields)
+        return error_of(code)(f"{self._type} replied {code}: {error_text(fields)}", fields)

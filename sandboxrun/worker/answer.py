@@ -192,7 +192,7 @@ class Answers:
 
     def refuse_effects(self, entry: Entry, error: Exception) -> None:
         """Replace the reply by a 500 without effects, because Redis refuses to write them."""
-        reason = f"what the handler wrote or sent was refused by Redis, so nothing of it was: {str(error)[:200]}"
+        reason = f"Redis refused an effect of the handler, so no effect was written: {str(error)[:200]}"
         entry.effects = None
         self.fail(entry, now(), None, RuntimeError(reason))
         say(f"request {entry.xid.decode()} is answered 500: {reason}")

@@ -69,7 +69,7 @@ class Process:
 
 
 class Inner(Request):
-    """The request of a direct call. What it notes, tells and emits is of the request that is handled, if there is one."""
+    """The request of a direct call. What it notes, tells and emits is of the current request, if there is one."""
 
     __slots__ = ("_emitted", "_outer")
 
@@ -183,7 +183,7 @@ class Direct:
         if timeout is not None and (inner.deadline is None or inner.deadline > at + timeout):
             inner.deadline = at + timeout
         elif inner.deadline is not None and inner.deadline <= at:
-            raise client.Expired(f"{self._name} is not called: the deadline of the request that is handled has passed")
+            raise client.Expired(f"{self._name} was not called: the deadline of the current request has passed")
         return _Call(method, found, text, inner, None if inner.deadline is None else inner.deadline - at)
 
     def _run(self, call: _Call) -> Any:
@@ -295,7 +295,7 @@ class Direct:
             show(error, f"the call of {self._name}.{call.name}")
         raw = {b"type": self._name.encode(), b"data": call.text.encode(), b"method": call.name.encode()}
         fields = failure(error, raw, with_payload=code == FAILED)
-        text = f"{self._name} answers {code}: {error_text(fields)}"
+        text = f"{self._name} replied {code}: {error_text(fields)}"
         return error_of(code)(text, {**fields, "source": self._name, "code": code})
 
     def _left(self, call: _Call) -> float | None:
@@ -326,7 +326,7 @@ def open_to_each_other(
 
 
 def _encoded(named: dict[str, Any]) -> str:
-    """As `encode`, which takes longer because it looks for circles. Raises the same errors."""
+    """As `encode`, which takes longer because it looks for cycles. Raises the same errors."""
     try:
         return "".join(_chunks(named, 0))
     except HandlerTimeout:  # of the handler that calls

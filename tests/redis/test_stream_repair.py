@@ -81,10 +81,10 @@ def test_an_ended_stream_is_shown_and_mended_and_nothing_is_lost(server: Server,
     r.xadd(STREAM, {"ref": "evil"}, id=LAST)
     with pytest.raises(redis.ResponseError):
         r.xadd(STREAM, {"ref": "refused"})
-    assert (STREAM, "ended") in faults(at)
+    assert (STREAM, "exhausted") in faults(at)
     out = at("info", "t").out
-    assert f"fault: {STREAM} takes no entry any more" in out
-    assert "mend it with: sandboxrun stream t repair" in out
+    assert f"fault: {STREAM} is exhausted" in out
+    assert "repair it with: sandboxrun stream t repair" in out
     done = at("stream", "t", "repair")
     assert done.code == 0, done.err
     assert f"{STREAM} is repaired: 1 of its entries has a new id" in done.out
@@ -99,7 +99,7 @@ def test_an_ended_stream_is_shown_and_mended_and_nothing_is_lost(server: Server,
     assert [xid for _, page in r.xreadgroup("worker", "2", {STREAM: ">"}) for xid, _ in page][-2:] == [moved, added]
     assert r.hgetall(f"{STREAM}:fence:1:f") == {"c": "1"}
     assert not r.exists(f"{STREAM}:repair")
-    assert not {kind for _, kind in faults(at)} & {"ended", "ahead"}
+    assert not {kind for _, kind in faults(at)} & {"exhausted", "ahead"}
     assert at("stream", "t", "repair").out.splitlines()[-1].endswith("has nothing to repair")
 
 
@@ -167,9 +167,9 @@ def test_requests_that_somebody_has_dropped_are_told_and_cannot_come_back(server
     counted = server.selectors  # Redis 6.2 does not count the entries of a stream
     assert faults(at) == [(STREAM, "dropped")] * (1 + counted)
     out = at("info", "t").out
-    assert (f"fault: {STREAM} has lost 2 entries that nobody of group worker has read" in out) is counted
-    assert f"fault: {STREAM} has lost entries that are pending in group worker" in out
-    assert "mend it with" not in out
+    assert (f"fault: {STREAM} lost 2 entries that group worker had not read" in out) is counted
+    assert f"fault: {STREAM} lost entries that are pending in group worker" in out
+    assert "repair it with" not in out
     done = at("stream", "t", "repair")
     assert done.out.splitlines() == [line.removeprefix("fault: ") for line in out.splitlines() if "fault: " in line] + [
         f"{STREAM} has nothing to repair"
@@ -215,7 +215,7 @@ def test_a_caller_ends_a_stream_and_its_worker_goes_on_after_the_repair(
         assert refused.startswith("-ERR")
         wait_for(lambda: not r.xpending("price:req:x", "worker")["pending"], 20)  # even this one is answered
         found = at("doctor")
-        assert "price:req:x takes no entry any more" in found.out + found.err
+        assert "price:req:x is exhausted" in found.out + found.err
         done = at("stream", "price", "repair")
         assert done.code == 0, done.err
         refs = [asked(r, n=number) for number in range(20)]

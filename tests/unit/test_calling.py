@@ -124,7 +124,7 @@ def test_an_invented_traceparent_has_a_parent_that_does_not_exist() -> None:
     assert parent_of(child_of(text)) != ""
 
 
-def test_a_circle_is_refused_with_its_path() -> None:
+def test_a_call_cycle_is_refused_with_its_path() -> None:
     calling = Calling("price", None, ("order", "price"))
     assert check_path(calling, "bank") == ("order", "price")
     with pytest.raises(call.BadRequest, match=r"^order calls itself: order → price → order; ") as error:
@@ -137,7 +137,9 @@ def test_a_circle_is_refused_with_its_path() -> None:
 def test_a_path_is_bounded() -> None:
     types = tuple(f"t{number}" for number in range(PATH_MAX))
     assert check_path(Calling("t15", None, types), "bank") == types
-    with pytest.raises(call.BadRequest, match=r"^the call of bank has a path of 17 types, at most 16 are: t0 → "):
+    with pytest.raises(
+        call.BadRequest, match=r"^the call to bank would make a path of 17 types; the limit is 16: t0 → "
+    ):
         check_path(Calling("last", None, (*types, "last")), "bank")
 
 
