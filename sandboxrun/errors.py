@@ -1,6 +1,6 @@
-"""Every error of a command or a worker that reaches a user (of calls: protocol/call.py), grouped by who can mend it; each class has its exit code.
+"""Every error of a command or a worker that reaches a user (of calls: protocol/call.py), grouped by who can fix it; each class has its exit code.
 
-The codes are those of sysexits.h(3head), so that a process manager can tell "try again" from "mend this first".
+The codes are those of sysexits.h(3head), so that a process manager can tell "try again" from "fix this first".
 A worker's own exit code is passed through and may coincide; our failures always print a line on standard error.
 """
 
@@ -100,7 +100,7 @@ class ConnectionLost(StoreError):
 
 
 class LoginRefused(StoreError):
-    """Redis does not let us in. It may again: a server that was started anew, or took over, learns its users later."""
+    """Redis does not let us in. It may again: a server that was restarted, or took over, learns its users later."""
 
 
 class TakenOver(StoreError):

@@ -133,7 +133,7 @@ def install() -> None:
 
 
 def close() -> None:
-    """Import as usual again, and write the file anew if a module was missing that is compiled by now."""
+    """Import as usual again, and write the file again if a module was missing that is compiled by now."""
     global _installed
     cache, _installed = _installed, None
     if cache is None:

@@ -26,7 +26,7 @@ class _Field:
 
 
 def field(*, default_factory: Callable[[], Any] | None = None, repr: bool = True) -> Any:
-    """A field whose default is made anew for each record, or that is not shown."""
+    """A field whose default is made for each record, or that is not shown."""
     return _Field(default_factory, repr)
 
 

@@ -1,4 +1,4 @@
-"""A shop of four services: order asks price and stock, and stock has the bank pay.
+"""A shop of four services: order asks price and stock, and stock charges the account through bank.
 
 One worker may serve all of them, or four workers one each: the field `services` of their hashes decides.
 """
@@ -19,7 +19,7 @@ class Price:
     def __init__(self):
         self.cents = {"tea": 350, "coffee": 420, "mug": 900}
 
-    def of(self, line: Line) -> int:
+    def quote(self, line: Line) -> int:
         if line.item not in self.cents:
             raise worker.BadRequest(f"there is no {line.item[:40]}")
         return self.cents[line.item] * line.count
@@ -45,8 +45,10 @@ class Stock:
 
     def take(self, line: Line, account: str, cents: int) -> dict:
         left = self.items.get(line.item, 0) - line.count
-        if left < 0 or line.count < 1:
-            raise worker.BadRequest(f"there are not {line.count} of {line.item[:40]}")
+        if line.count < 1:
+            raise worker.BadRequest(f"the count is {line.count}: expected at least 1")
+        if left < 0:
+            raise worker.BadRequest(f"only {self.items.get(line.item, 0)} of {line.item[:40]} left")
         try:
             balance = connect("bank").pay(account=account, cents=cents)
         except client.BadRequest as refusal:
@@ -60,7 +62,7 @@ class Order:
     def place(self, item: str, account: str, count: int = 1) -> dict:
         line = {"item": item, "count": count}
         try:
-            cents = connect("price").of(line=line)
+            cents = connect("price").quote(line=line)
             return {"cents": cents, **connect("stock").take(line=line, account=account, cents=cents)}
         except client.BadRequest as refusal:
             raise worker.BadRequest(str(refusal)) from None

@@ -172,7 +172,7 @@ class _Listening:
 
 
 class _MetricsFile:
-    """Written anew every METRICS_SECONDS, and removed at the end, so that nobody reads old figures."""
+    """Written again every METRICS_SECONDS, and removed at the end, so that nobody reads old figures."""
 
     def __init__(self, path: str, agent: Agent, log: Log) -> None:
         self._path, self._agent, self._log = path, agent, log
@@ -231,7 +231,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--page",
         metavar="HOST:PORT",
-        help="show what the workers do there, to browsers and Prometheus of this host, as 127.0.0.1:9300",
+        help="show what the workers do there, to browsers and Prometheus of this host, such as 127.0.0.1:9300",
     )
     parser.add_argument("--metrics", metavar="HOST:PORT", help="show only the metrics there, also to other hosts")
     parser.add_argument("--metrics-file", metavar="FILE", help="write the metrics to FILE, for node_exporter")
@@ -270,8 +270,10 @@ def _options(options: argparse.Namespace, folders: Folders) -> AgentOptions:
 
 
 def _check_types(options: AgentOptions, log: Log, parser: Parser, args: list[str], *, named: bool) -> None:
-    """A type that nobody has configured is probably misspelt if one of a near name is. Of agent.toml, or without such a name,
-    it is only said: an agent may be started before its types are configured. Raises NotConfigured."""
+    """Refuse a type without a URL if a similar type has one; otherwise only warn.
+
+    An agent may be started before its types are configured, so types of agent.toml are never refused. Raises NotConfigured.
+    """
     from sandboxrun.cli.known import has_url, unconfigured
     from sandboxrun.cli.mistakes import again_hint
     from sandboxrun.cli.redis import connected

@@ -11,7 +11,7 @@ def main(args: list[str]) -> int:
     parser = worker_parser(
         "approve",
         description="Approve exactly the permissions and limits that a worker's hash asks for now, and the packages of its script. "
-        "They hold for every version of the script that has no others.",
+        "They apply to every version of the script that has no others.",
         example="  sandboxrun diff demo-worker 1 && sandboxrun approve demo-worker 1\n  sandboxrun approve demo-worker 1 --audit audit.log",
     )
     parser.add_argument(

@@ -28,7 +28,7 @@ _EPILOG = """\
 examples:
   sandboxrun call demo-worker '{"name":"you"}'
   sandboxrun call demo-worker name=you times=3 --timeout 5
-  sandboxrun call shop --method order.place item=tea       a method of a service: of the service shop without the first name
+  sandboxrun call shop --method order.place item=tea       call a method of a service; METHOD alone if the service has the type's name
   sandboxrun call demo-worker name=you -n 10000            measure how long replies take
   sandboxrun call demo-worker name=you --json | jq .seconds
 
@@ -45,7 +45,9 @@ def main(args: list[str]) -> int:
         raise UsageError(f"-n is {options.n}: expected 1 to {COUNT_MOST}")
     options.timeout = _timeout(options.timeout)
     if options.method is not None and not is_method(options.method):
-        raise UsageError(f"--method is {options.method[:80]!r}: expected METHOD or SERVICE.METHOD, as of or price.of")
+        raise UsageError(
+            f"--method is {options.method[:80]!r}: expected METHOD or SERVICE.METHOD, such as quote or price.quote"
+        )
     data = parse_data(options.data, options.type)
     _check_known(parser, options, args)
 

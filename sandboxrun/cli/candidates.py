@@ -1,6 +1,6 @@
 """The words that can come next on a command line, from the parsers of the commands; and the scripts that ask for them.
 
-The scripts ask `sandboxrun completion --words WORD…` at each Tab, so that they need not be made anew for a new version.
+The scripts ask `sandboxrun completion --words WORD…` at each Tab, so that they need not be made again for a new version.
 An answer is a line: the word, a tab, and its description; a word that ends with "=" is incomplete. FILES stands for file names.
 """
 

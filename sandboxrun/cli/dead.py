@@ -134,8 +134,8 @@ def _requeue(connection: Connection, type_: str, stream: str, ids: list[str] | N
         if other is not None:  # to where a worker's letter says, nothing is sent with the operator's login
             print(
                 escape(
-                    f"note: {letter.xid} was emitted to {other.decode('utf-8', 'replace')[:80]}, not sent to {type_}: "
-                    "it stays where it is; show prints what it asked for"
+                    f"note: {letter.xid} is a request that {type_} emitted to {other.decode('utf-8', 'replace')[:80]}, so it is not "
+                    f"resent to {type_}. It stays a dead letter; `sandboxrun dead {type_} show {letter.xid}` prints its fields."
                 ),
                 file=sys.stderr,
             )

@@ -26,9 +26,9 @@ examples:
   sandboxrun health demo-worker 1      one worker, of an agent or of sandboxrun demo-worker 1
   sandboxrun health --json
 
-An agent is healthy if it answers, and if one of its workers works or none has to, as when none is ordered or all are stopped.
-It is no less healthy while Redis is away, or while some of its workers fail: to restart it would end the others. What is wrong
-is printed in any case. A worker is healthy if it runs and is not stuck.
+An agent is healthy if it answers, and if at least one worker runs, or none is meant to (none ordered, or all stopped). It
+stays healthy while Redis is away or some workers fail, because a restart would end the others. Problems are printed in any
+case. A worker is healthy if it runs and is not stuck.
 
 exit codes:
   0 healthy   1 not healthy
@@ -100,7 +100,7 @@ def _agent(pid: int, status: AgentStatus | str) -> dict[str, Any]:
     running, stopped = sum(worker.state == "running" for worker in wanted), len(status.workers) - len(wanted)
     text = f"{running} of {len(wanted)} worker{'s' * (len(wanted) != 1)} run{'s' * (len(wanted) == 1)}"
     if not wanted:
-        text = "it has no worker, because none is ordered"
+        text = "no workers: none is ordered"
     text += f", {stopped} {'is' if stopped == 1 else 'are'} stopped" if stopped else ""
     found = problems(status, clock=time.monotonic(), now=time.time())
     return {"pid": pid, "healthy": healthy(status), "text": text, "problems": list(map(_problem, found))}

@@ -160,8 +160,9 @@ def show(found: dict[str, Any]) -> list[str]:
         )
     lines += [f"  worker {_worker(row)}" for row in found["workers"]]
     lines += [f"fault: {fault['stream']} {fault['text']}" for fault in found["faults"]]
-    if any(streams.can_be_repaired(fault["kind"]) for fault in found["faults"]):
-        lines.append(f"mend it with: sandboxrun stream {found['type']} repair")
+    named = (keys.request_stream(found["type"]), keys.response_stream(found["type"]))  # which `repair` looks at
+    if any(fault["stream"] in named and streams.can_be_repaired(fault["kind"]) for fault in found["faults"]):
+        lines.append(f"repair it with: sandboxrun stream {found['type']} repair")
     lines += [f"note: {note}" for note in found["notes"]]
     return lines
 

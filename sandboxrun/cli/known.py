@@ -83,7 +83,7 @@ def has_url(connection: Connection, type_: str) -> bool:
 
 
 def _have_url(connection: Connection, names: Sequence[str]) -> bool:
-    """Whether one of these hashes has; also of what cannot be read, which the worker will say."""
+    """Whether any of these hashes has a URL; True if one cannot be read."""
     return any(values is None or any(values) for values in read_fields(connection, names, URLS))
 
 

@@ -167,7 +167,7 @@ def _write(connection: Connection, change: Change, by_type: bool) -> None:
 
 
 def _refused(parser: Parser, args: list[str], change: Change, after: Preparation) -> SandboxrunError:
-    """The first fault. Its hint would mend a stored hash, so it is kept unless it sets what this command sets."""
+    """The first fault. Its hint would repair a stored hash, so it is kept unless it sets what this command sets."""
     fault = first_fault(after)
     hint = fault.hint
     if isinstance(fault, NotConfigured):

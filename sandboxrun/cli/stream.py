@@ -60,7 +60,7 @@ def main(args: list[str]) -> int:
         elif options.action == "repair":
             _repair(connection, requests, responses)
         elif options.action == "trim":
-            removed = trim(connection, requests, options.n) + connection.call("XTRIM", responses, "MAXLEN", options.n)
+            removed = trim(connection, requests, options.n) + _trim_responses(connection, responses, options.n)
             print(f"removed: {removed} entries")
         else:
             _show(connection, requests if options.action == "requests" else responses, options.n, options.json)
@@ -115,8 +115,16 @@ def _group(flat) -> dict[str, str]:  # type: ignore[no-untyped-def]
     return pairs(flat)
 
 
-def trim(connection, stream: str, keep: int) -> int:  # type: ignore[no-untyped-def]
-    """Remove answered requests beyond the newest `keep`; never one that a group still needs. How many were removed."""
+def _trim_responses(connection, stream: str, keep: int) -> int:  # type: ignore[no-untyped-def]
+    """As `trim`, if some group reads them."""
+    if _floor(connection, stream) is None:
+        return int(connection.call("XTRIM", stream, "MAXLEN", keep))
+    return trim(connection, stream, keep, answered=False)
+
+
+def trim(connection, stream: str, keep: int, *, answered: bool = True) -> int:  # type: ignore[no-untyped-def]
+    """Remove entries beyond the newest `keep`; never one that a group still needs. How many were removed. `answered`: of
+    requests, also the last one that was given, if it is answered."""
     floor = _floor(connection, stream)
     if floor is None:
         return 0
@@ -126,7 +134,7 @@ def trim(connection, stream: str, keep: int) -> int:  # type: ignore[no-untyped-
     if last:
         bound = min(floor, last[0].xid.encode(), key=lambda xid: [int(part) for part in text(xid).split("-")])
     removed = int(connection.call("XTRIM", stream, "MINID", bound))
-    if bound == floor and not connection.call("XPENDING", stream, GROUP)[0] and not keep:
+    if answered and bound == floor and not connection.call("XPENDING", stream, GROUP)[0] and not keep:
         removed += int(connection.call("XDEL", stream, floor))  # the last one given is answered as well
     return removed
 

@@ -11,8 +11,8 @@
     async with client.AsyncClient(url) as c:
         await asyncio.gather(*(c.call("demo-worker", {"n": n}) for n in range(1000)))
 
-    client.connect("price").of(item="tea")                # a method of a service
-    await client.aconnect("price").of(item="tea")
+    client.connect("price").quote(item="tea")             # a method of a service
+    await client.aconnect("price").quote(item="tea")
 
 `timeout` is in seconds; None or inf waits without limit. While Redis is away, or can accept nothing, a call is retried
 until its time-out; `retry=False` opts out.
@@ -21,7 +21,7 @@ A call without a result raises a CallError. Its `may_have_run` says whether the 
 CallDenied, Expired and NotSent; it did after RemoteError, except for an unusable reply; unknown after CallTimeout. A
 StoreError that is no CallError means that Redis refuses the login or the request for good, and that nothing was sent.
 
-In the handler of a worker, a call inherits deadline, path and trace of the request that is handled: docs/calling-workers.md.
+In the handler of a worker, a call inherits deadline, path and trace of the current request: docs/calling-workers.md.
 """
 
 from __future__ import annotations

@@ -85,10 +85,10 @@ class Client:
         `data`: what json.dumps accepts, without NaN. `timeout`: seconds until CallTimeout, after which no worker begins
         the request; None or inf waits without limit. `trace`: more fields for the request's hash `req:REF:h`. `retry`:
         while Redis is away, or can accept nothing, retry until the time-out; if False, raise NotSent at once. A request
-        that Redis may have accepted is never sent again. `method`: of the service that is called, as `of` or `price.of`.
+        that Redis may have accepted is never sent again. `method`: of the service that is called, such as `quote` or `price.quote`.
         `traceparent`: of the span that calls, as W3C has it; a malformed one is ignored.
 
-        In the handler of a worker, the time-out is at most what is left until the deadline of the request that is handled,
+        In the handler of a worker, the time-out is at most what is left until the deadline of the current request,
         and the trace goes on. A worker needs the grant `allowCall`; without it, CallDenied is raised.
 
         Raises CallError; StoreError if Redis refuses the login or the request; ConfigError for a type that is not valid;

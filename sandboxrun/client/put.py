@@ -5,7 +5,7 @@ Requests are sent as one transaction, behind a fence:
     WATCH F                                        at the start of each connection, which has a name F of its own
     MULTI · HSET req:REF:h … · EXPIRE · XADD … · EXEC · WATCH F
 
-In a handler, a request is also named in the trace of the request that is handled, by HSET and EXPIRE before these.
+In a handler, a request is also named in the trace of the current request, by HSET and EXPIRE before these.
 
 A connection may be lost before the answer to EXEC, and the transaction may still arrive at Redis later, from the buffer of
 a proxy or of a suspended server. So a new connection first writes F. That changes a watched key, and from then on the old

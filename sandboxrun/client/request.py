@@ -17,7 +17,7 @@ from sandboxrun.protocol import OK, REPLY_MAX_BYTES, TRACE_EXPIRE_SECONDS
 from sandboxrun.protocol.call import CallDenied, CallError, CallTimeout, Expired, NotSent, RemoteError, error_of
 from sandboxrun.protocol.calling import check_path, current
 from sandboxrun.protocol.reply import Unusable, checked, decoded, error_text, reply_in
-from sandboxrun.protocol.request import encode, entry, is_method, iso, trace_fields
+from sandboxrun.protocol.request import UNLIMITED_SECONDS, encode, entry, is_method, iso, trace_fields
 from sandboxrun.protocol.tracing import accepted
 from sandboxrun.redis.connection import pack
 from sandboxrun.redis.replies import refused
@@ -38,10 +38,8 @@ if TYPE_CHECKING:
     Outcome = dict[str, Any] | Exception
 
 UNLIMITED_EXPIRE_SECONDS = 24 * 3600  # expiry of the trace of a request without a time-out
-UNLIMITED_SECONDS = 1e9  # a time-out from 31 years counts as no limit
 PUT_COMMANDS = 3  # for one request
 REF_CHARS = 24  # of a ref, after the NONCE
-NOTE_COMMANDS = 2  # more, if it is noted in the trace of the request that is handled
 
 
 def _expire_seconds(timeout: float | None) -> int:
@@ -90,7 +88,7 @@ class Extras:
     def __init__(self, method: str | None, traceparent: str | None, calling: Calling | None) -> None:
         """Raises ValueError for a malformed `method`."""
         if method is not None and not is_method(method):
-            raise ValueError(f"the method is {method[:80]!r}: expected a name, as of or price.of")
+            raise ValueError(f"the method is {method[:80]!r}: expected a name such as quote or price.quote")
         self.method, self.traceparent, self.calling = method, accepted(traceparent) if traceparent else "", calling
         self.path: tuple[str, ...] = ()
         self.granted = False  # it is sent under the worker's own grant, allowCall
@@ -118,10 +116,10 @@ class Outgoing:
         traceparent: str | None = None,
         login: Login | None = None,
     ) -> None:
-        """In a handler, it inherits from the request that is handled.
+        """In a handler, it inherits from the current request.
 
         Raises TypeError or ValueError for `data` or `trace` that is not JSON, and for a malformed `method`; in a handler,
-        CallDenied, BadRequest for a circle, and Expired if no time is left.
+        CallDenied, BadRequest for a call cycle, and Expired if no time is left.
         """
         self.timeout = seconds_of(timeout)
         self.began = time.time()
@@ -159,7 +157,7 @@ class Outgoing:
         if deadline is not None and (self.deadline is None or deadline < self.deadline):
             self.deadline, self.timeout = deadline, deadline - self.began
             if self.timeout <= 0:
-                raise Expired(f"{self._type} is not called: the deadline of the request that is handled has passed")
+                raise Expired(f"{self._type} was not called: the deadline of the current request has passed")
         if login.own:
             self._belong(extras, calling, login)
 
@@ -169,14 +167,18 @@ class Outgoing:
             raise self._denied(calling)
         extras.granted = True
         self.ref = calling.nonce + self.ref[-REF_CHARS:]
+        if not calling.ref:  # a thread of the script's, which handles no request
+            return
         note = calling.note(self.ref, self._type if extras.method is None else f"{self._type} {extras.method}")
         if login.separate:
             extras.later = note
         elif note is not None:
             key = keys.trace_key(calling.ref)
-            left = None if calling.deadline is None else calling.deadline - self.began + 1
-            extras.note = pack("HSET", key, *note) + pack("EXPIRE", key, _expire_seconds(left))
-            self.count += NOTE_COMMANDS
+            extras.note = pack("HSET", key, *note)
+            self.count += 1
+            if calling.deadline is not None:  # else it has the expiry of its client, or gets one with its reply
+                extras.note += pack("EXPIRE", key, _expire_seconds(calling.deadline - self.began + 1))
+                self.count += 1
 
     def _denied(self, calling: Calling) -> CallDenied:
         return CallDenied(calling.caller.key, self._type, calling.caller.allowed)
@@ -300,4 +302,4 @@ class Outgoing:
             return self.unusable(str(error))
         if code == OK:
             return fields
-        return error_of(code)(f"{self._type} answers {code}: {error_text(fields)}", fields)
+        return error_of(code)(f"{self._type} replied {code}: {error_text(fields)}", fields)

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 def connect(type_: str, kind: Any = None, /, *, timeout: Timeout = 10.0, url: str | None = None) -> Any:
-    """The service that workers of a type offer: `connect("price").of(item="tea")` calls its method `of`.
+    """The service that workers of a type offer: `connect("price").quote(item="tea")` calls its method `quote`.
 
     A call returns what the method returns, as JSON has it. In a worker that serves the service itself, it is a direct call
     with the same values and errors. `kind`: the service's class, or a Protocol: its methods that are `async def` are awaited,
     arguments may be given by position, and type checkers know both. `timeout`: seconds of each call, within what is left of
-    the request that is handled; None waits without limit. `url`: by default REDIS_URL; with one no call is direct. Of a
-    worker that serves several services: `connect("shop").price.of(item="tea")`.
+    the current request; None waits without limit. `url`: by default REDIS_URL; with one no call is direct. Of a
+    worker that serves several services: `connect("shop").price.quote(item="tea")`.
 
     A call raises what Client.call raises, UnknownMethod too. Raises ConfigError for a type that is not valid.
     """
@@ -43,7 +43,7 @@ def connect(type_: str, kind: Any = None, /, *, timeout: Timeout = 10.0, url: st
 
 
 def aconnect(type_: str, /, *, timeout: Timeout = 10.0, url: str | None = None) -> Any:
-    """As `connect`, and each call is awaited: `await aconnect("price").of(item="tea")`."""
+    """As `connect`, and each call is awaited: `await aconnect("price").quote(item="tea")`."""
     return Proxy(Target(type_, None, timeout, url), "", is_async=True)
 
 
@@ -60,7 +60,7 @@ class Target:
         asyncio = sys.modules.get("asyncio")
         if asyncio is not None and asyncio._get_running_loop() is not None and current.get() is not None:
             raise RuntimeError(
-                f"{self.type}.{method} is called in a coroutine, whose event loop would stand still: await it, by aconnect"
+                f"{self.type}.{method} blocks the event loop if called in a coroutine: use `await aconnect({self.type!r}).{method}(…)`"
             )
         local = here.get(self.type) if self.url is None else None
         if local is not None:
@@ -93,7 +93,7 @@ class Proxy:
     def __call__(self, /, *given: Any, **named: Any) -> Any:
         target, method = self._target, self._method
         if not method:
-            raise TypeError(f"{self!r} is a service: expected a method of it, as {self!r}.METHOD()")
+            raise TypeError(f"{self!r} is a service: expected a method of it, such as {self!r}.METHOD()")
         if given:
             named = _by_name(target, method, given, named)
         return self._later(named) if self._is_async else target.call(method, named)

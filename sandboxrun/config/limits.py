@@ -111,7 +111,7 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
 
 @record
 class Limits:
-    """The limits of one run, of which 0 means none. `output` is None if nobody set it; then it holds for terminals only."""
+    """The limits of one run, of which 0 means none. `output` is None if nobody set it; then it applies to terminals only."""
 
     memory: int = LIMITS["memory"].default  # bytes of address space, each process
     threads: int = LIMITS["threads"].default  # and processes

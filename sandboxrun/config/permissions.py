@@ -126,9 +126,9 @@ class Kind(StrEnum):
     CALL = (
         "call",
         parse_type,
-        "the type of a worker, as in price",
+        "the type of a worker, such as price",
         "send requests to workers of the type {}, and read their replies",
-        "every type, by its name",
+        "any type, listed by name (no wildcard)",
         "TYPE",
         "ask about sending requests to workers of this type",
     )

@@ -75,7 +75,7 @@ class PackageUpdater:
         return new
 
     def _install(self, prepared: Preparation, before: set[tuple[str, str]] | None) -> None:
-        """`before`: what the lock had before it was resolved anew; None if it was not."""
+        """`before`: what the lock had before it was resolved again; None if it was not."""
         from sandboxrun.fetch import obtain
         from sandboxrun.fetch.cache import Cache
 

@@ -187,7 +187,7 @@ class Session:
             self.setting.say("bad", text)
 
     def _say_of_worker(self, kind: str, text: str) -> None:
-        """A list or lock that is not current is said once: it is written anew when all is done."""
+        """A list or lock that is not current is said once: it is written again when all is done."""
         if kind == "warning" and "\nhint: sandboxrun lock " in text:
             hint = text.rpartition("\n")[2]
             if hint in self._warned:

@@ -118,7 +118,7 @@ def remove_dead(connection: Connection, found: Mapping[str, Agent], now: int) ->
 
 
 def clean(connection: Connection) -> int:
-    """Remove all that is no entry of a living agent; how many entries. For a hash that has become too large to be read whole.
+    """Remove entries of dead agents and return how many, for a hash that has become too large to be read whole.
 
     Raises ConfigError if it still is, because not all was looked at in time, or an entry has more than SCAN_MAX_BYTES.
     """
@@ -131,7 +131,7 @@ def clean(connection: Connection) -> int:
         if cursor == b"0" or time.monotonic() >= until:  # the next call finds less
             break
     if connection.pipeline_within([("HGETALL", AGENTS)], AGENTS_MAX_BYTES, reopen=True) is None:
-        text = f"{AGENTS} has more than {AGENTS_MAX_BYTES >> 10} KiB, so that agents do not know of each other"
+        text = f"{AGENTS} has more than {AGENTS_MAX_BYTES >> 10} KiB, so agents cannot see each other"
         raise ConfigError(text, hint=remove_hint(AGENTS))
     return removed
 
@@ -165,6 +165,6 @@ def look(connection: Connection, token: str) -> tuple[bool, bool]:
     replies = connection.pipeline([("HEXISTS", AGENTS, token), ("HEXISTS", DRAIN, token)])
     for key, reply in zip((AGENTS, DRAIN), replies, strict=True):
         if is_wrong_type(reply):
-            raise ConfigError(f"{key} is no hash, so that agents do not know of each other", hint=remove_hint(key))
+            raise ConfigError(f"{key} is no hash, so agents cannot see each other", hint=remove_hint(key))
     is_there, drains = (connection.checked(reply) == 1 for reply in replies)
     return is_there, drains

@@ -55,7 +55,7 @@ class Orphans:
         ]
         if not found:
             return ()
-        # Read anew: an agent is known before it takes its first id.
+        # Read again: an agent is known before it takes its first id.
         known, clock = agents.read(connection)
         if not known:  # not even this agent: the entries cannot be read, or are about to be written again
             return ()

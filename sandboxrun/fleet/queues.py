@@ -38,7 +38,7 @@ class Queue:
 
 
 def read_queue(connection: Connection, key: str, *, enough: int = ENTRIES_MAX) -> Queue:
-    """The ids of a list, from its right end, until there are `enough`. The connection may be opened anew."""
+    """The ids of a list, from its right end, until there are `enough`. The connection may be opened again."""
     found: list[str] = []
     foreign = long = at = 0
     while at < ENTRIES_MAX and len(found) < enough and long < LONG_MAX:
@@ -85,7 +85,7 @@ def _page(connection: Connection, key: str, start: int, stop: int, long_most: in
 
 
 def read_strictly(connection: Connection, key: str) -> list[str]:
-    """The ids of a list from left to right, over a connection that watches keys and so must not be opened anew.
+    """The ids of a list from left to right, over a connection that watches keys and so must not be opened again.
 
     Raises ConfigError if it is too long or no list, and TooManyBytes.
     """

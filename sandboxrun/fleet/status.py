@@ -269,7 +269,7 @@ _agent = _object(
 
 
 def rates(before: AgentStatus, now: AgentStatus, seconds: float) -> dict[tuple[str, str], float]:
-    """Requests a second that each worker handled between two statuses. One that was started anew began at 0."""
+    """Requests a second that each worker handled between two statuses. One that was restarted began at 0."""
     handled = {(w.type, w.id): w.health.handled for w in before.workers if w.health is not None}
     found = {}
     for worker in now.workers:

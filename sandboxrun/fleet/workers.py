@@ -162,7 +162,7 @@ def find(
 
 
 def _existing(connection: Connection, known: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Those that have a hash: of the others nothing is left, as of workers that were scaled down."""
+    """The workers whose hash still exists."""
     workers = sorted(known)
     found: set[tuple[str, str]] = set()
     for at in range(0, len(workers), PAGE):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 TIMEOUT_SECONDS = 5.0
-RETRY_SECONDS = 1.0  # until the connections are opened anew
+RETRY_SECONDS = 1.0  # until the connections are opened again
 CHECK_SECONDS = 5.0
 
 

@@ -1,7 +1,7 @@
-"""Names of data and types of workers are kept apart: whoever writes `T:h` or `T:ID:h` chooses what workers of type T may do.
+"""Data keys must not match worker hashes: a worker that writes `T:h` or `T:ID:h` sets the permissions of workers of type T.
 
-A worker is refused if its grants cover hashes of a type that has workers, and a type is refused while an agreed grant covers
-its hashes. Both are found without a scan of the keyspace, by what is recorded on this host and by a few keys of Redis.
+A worker is refused if its grants cover hashes of a type that has workers, and a type is refused while an approved grant covers
+its hashes. Both are found without a scan of the keyspace, by the records of this host and by a few keys of Redis.
 Whichever of the two comes second is refused.
 """
 
@@ -50,14 +50,14 @@ def _check_target(config: WorkerConfig, target: RedisTarget, folders: Folders, a
         if found is not None:
             rest = [str(other) for other in config.permissions.allow["redis"] if other != target]
             raise PolicyError(
-                f"field allowRedis of {config.key} has {target}, which covers hashes of the type {type_}, and {found} is one: "
-                "whoever writes them chooses what its workers may do",
+                f"field allowRedis of {config.key} has {target}, which covers {found}, a hash of worker type {type_}; writing it would "
+                "change that type's permissions",
                 hint=keys.set_hint(config.key, f"allowRedis={','.join(rest)}"),
             )
 
 
 def _check_type(config: WorkerConfig, folders: Folders, ask: Ask) -> None:
-    """Raise PolicyError if the agreed grant of a worker of another type covers hashes of this type."""
+    """Raise PolicyError if the approved grant of a worker of another type covers hashes of this type."""
     for type_, id_ in approval.writers(folders.approved, config.type):
         path = approval.record_path(folders.approved, type_, id_)
         if type_ == config.type or (record := approval.load(path)) is None:
@@ -69,8 +69,8 @@ def _check_type(config: WorkerConfig, folders: Folders, ask: Ask) -> None:
         rest = [str(target) for target in record.permissions.allow["redis"] if target != covering]
         key = keys.worker_key(type_, id_)
         raise PolicyError(
-            f"{key} may write hashes of the type {config.type}, by {covering} of its allowRedis, which was agreed to: it could "
-            f"choose what {config.key} may do",
+            f"the approved grant {covering} of {key} covers hashes of type {config.type}, so {key} could change the permissions "
+            f"of {config.key}",
             hint=(keys.set_hint(key, f"allowRedis={','.join(rest)}"), f"sandboxrun approve {type_} {id_}"),
         )
 

@@ -119,7 +119,7 @@ class Orders:
                 found = count.reconcile(connection, self.type)
                 self.count = found.count
                 if found.removed:
-                    text = f"{self.type} has count {found.count}: removing {some(found.removed)}"
+                    text = f"the count of {self.type} is {found.count}: stopping the surplus ids {some(found.removed)}"
                     self._seldom.warning("count", text, subject=f"count {self.type}")
 
     def note(self, connection: Connection, slot: Slot, plan: RunPlan | None) -> bool:
@@ -162,7 +162,7 @@ class Orders:
 
 class _Said:
     """In the block, what is wrong with a queue or a hash is said once, and ends nothing. What is too long to be read has
-    closed the connection, which is opened anew for the others."""
+    closed the connection, which is opened again for the others."""
 
     def __init__(self, orders: Orders, connection: Connection) -> None:
         self._orders, self._connection = orders, connection

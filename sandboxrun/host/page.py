@@ -25,10 +25,8 @@ HEAD_MAX_BYTES = 16 * 1024  # the request line and all headers
 READ_SECONDS = 5.0  # for the whole head, however slowly it comes
 WRITE_SECONDS = 10.0  # for the whole reply
 CONNECTIONS_MAX = 16
-BURST, PER_SECOND = (
-    50,
-    50,
-)  # connections that are taken at once, and then a second: a flood takes no processor from workers
+# Burst size, then the sustained rate per second, so a flood takes no CPU from the workers.
+BURST, PER_SECOND = 50, 50
 PORTS_TRIED = 20  # above one that is taken
 PLACE_SECONDS = 0.5  # for a thread to end that was told to
 DRAIN_MAX_BYTES = 64 * 1024

@@ -277,7 +277,7 @@ class Preparation:
 
     @property
     def approved(self) -> str:
-        """Where it is recorded what was agreed to."""
+        """Where the approvals are recorded."""
         return approval.record_path(self.folders.approved, self.options.type, self.options.id)
 
     @property

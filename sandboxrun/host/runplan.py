@@ -37,7 +37,7 @@ class RunOptions:
     reload: bool = False
     cached_only: bool = False
     policy: str | None = None  # a policy file instead of the user's
-    yes: bool = False  # more permissions than last time are agreed to
+    yes: bool = False  # more permissions than last time are approved
     audit: tuple[str, ...] = ()  # files, or "journal"
     inspect: Inspect | None = None
     output_log: bool = True  # what the worker prints is kept, for `sandboxrun logs`

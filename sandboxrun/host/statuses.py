@@ -99,7 +99,7 @@ def _user_of(client: _socket.socket) -> int:
 
 
 class Cached:
-    """What `make` returns, made anew at most once in `seconds`, however many ask. From any thread."""
+    """What `make` returns, made again at most once in `seconds`, however many ask. From any thread."""
 
     def __init__(self, make: Callable[[], Any], seconds: float) -> None:
         self._make, self._seconds = make, seconds

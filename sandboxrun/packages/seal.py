@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SEAL_MAX_BYTES = 4 << 20
 FILE_MODE, FOLDER_MODE = 0o444, 0o555
-_FORMAT = "1"  # of what is installed: another one makes all environments anew
+_FORMAT = "1"  # of what is installed: another one makes all environments again
 
 
 @record

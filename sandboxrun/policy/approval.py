@@ -192,9 +192,7 @@ def _agree(grown: tuple[str, ...], type_: str, id_: str, terminal: bool) -> None
             hint=_agree_hint(key),
         )
     if answer.strip().lower() not in YES:
-        raise PolicyError(
-            f"{key} asks for more than at its last run, and this was not agreed to", hint=_agree_hint(key)
-        )
+        raise PolicyError(f"{key} asks for more than at its last run, and this was not approved", hint=_agree_hint(key))
 
 
 def _agree_hint(key: str) -> str:

@@ -42,7 +42,7 @@ class Expired(CallError, protocol.Expired):
 
 
 class CallDenied(CallError, StoreError):
-    """The worker may not call this type, because its `allowCall` did not name it when it was started. Nothing was sent."""
+    """The worker may not call this type, because its `allowCall` did not list it at start. Nothing was sent."""
 
     exit_code = 77
     may_have_run = False
@@ -56,7 +56,7 @@ class CallDenied(CallError, StoreError):
             keys.in_words(key),
         )
         super().__init__(
-            f"{key} may not call {callee}: allowCall did not name it when the worker was started",
+            f"worker {keys.in_words(key)} is not allowed to call {callee}: allowCall did not list it at start",
             hint=f"sandboxrun set {words} {entries} && sandboxrun approve {words}",
         )
         self.callee = callee

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
         """What effects of the requests of a worker need."""
 
         context: Any
+        pid: int
 
         def begin(self) -> None:
             """Called when a reply has effects."""
 
-    Held: TypeAlias = "Handled | Calling | Serving | None"
+    Held: TypeAlias = "Handled | Calling | None"
 else:
     from _contextvars import ContextVar  # contextvars is Python, and has nothing else
 
@@ -52,7 +53,7 @@ class Caller:
 
 
 class Calling:
-    """What a call inherits from the request that is handled.
+    """What a call inherits from the current request.
 
     `type`: of the worker that calls. `deadline`: of the request, in seconds since the epoch. `path`: the types from the
     first caller on, ending with `type`. `traceparent`: of the handler's span, "" if the request is not traced. `ref`: of
@@ -81,12 +82,12 @@ class Calling:
         self.later: dict[str, str] = {}  # fields of the trace that the reply brings
 
     def enter(self, service: str) -> None:
-        """Stand for a service of the worker instead of the worker itself. Raises BadRequest for a circle."""
+        """Stand for a service of the worker instead of the worker itself. Raises BadRequest for a call cycle."""
         self.path = self.path[:-1]
         self.type, self.path = service, (*check_path(self, service), service)
 
     def inner(self, service: str) -> Calling:
-        """The Calling of a service that this one calls in process. Raises BadRequest for a circle."""
+        """The Calling of a service that this one calls in process. Raises BadRequest for a call cycle."""
         path = (*check_path(self, service), service)
         inner = Calling(service, self.deadline, path, self.traceparent, self.ref, self.nonce, self.caller, self.request)
         inner.noted, inner.later = self.noted, self.later
@@ -101,18 +102,6 @@ class Calling:
             return None
         self.noted.add(ref)
         return NOTE + ref, callee
-
-
-class Serving:
-    """The request that a worker with one thread handles: it sets an attribute each time, which is faster than a context."""
-
-    __slots__ = ("request",)
-
-    def __init__(self) -> None:
-        self.request: Handled | None = None
-
-    def _as_calling(self) -> Calling | None:
-        return None if self.request is None else self.request._as_calling()
 
 
 class Current:
@@ -137,7 +126,7 @@ current = Current()
 
 
 def check_path(calling: Calling, callee: str) -> tuple[str, ...]:
-    """The path of a call of `callee`. Raises BadRequest if it would close a circle, or is too long."""
+    """The path of a call of `callee`. Raises BadRequest if it would close a call cycle, or is too long."""
     path = calling.path
     if callee not in path and len(path) <= PATH_MAX:
         return path
@@ -146,4 +135,4 @@ def check_path(calling: Calling, callee: str) -> tuple[str, ...]:
     shown = " → ".join((*path, callee))
     if callee in path:
         raise BadRequest(f"{callee} calls itself: {shown}; it would wait for its own reply")
-    raise BadRequest(f"the call of {callee} has a path of {len(path)} types, at most {PATH_MAX} are: {shown}")
+    raise BadRequest(f"the call to {callee} would make a path of {len(path)} types; the limit is {PATH_MAX}: {shown}")

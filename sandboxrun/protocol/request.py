@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PATH_MAX_CHARS = 200
 METHOD_MAX_CHARS = 128
+UNLIMITED_SECONDS = 1e9  # a time-out from 31 years counts as no limit
 _ENVELOPE = ("ref", "type", "time", "deadline", "traceparent")  # of an entry without `data` all others are the payload
 
 
@@ -72,7 +73,7 @@ def trace_fields(
 
 
 def is_method(name: str) -> bool:
-    """Whether it is a method's name, as `of` or `price.of`: names of letters, digits, - and _ with dots in between."""
+    """Whether it is a method's name, such as `quote` or `price.quote`: names of letters, digits, - and _ with dots in between."""
     parts = name.replace("-", "_").split(".")
     return len(name) <= METHOD_MAX_CHARS and all(part.isidentifier() for part in parts)
 
@@ -80,7 +81,7 @@ def is_method(name: str) -> bool:
 def check_method(name: str) -> None:
     """Raise ValueError for what is no method's name."""
     if not is_method(name):
-        raise ValueError(f"the method is {name[:80]!r}: expected a name, as of or price.of")
+        raise ValueError(f"the method is {name[:80]!r}: expected a name such as quote or price.quote")
 
 
 def encode(data: Any) -> str:
@@ -154,11 +155,14 @@ def read(
     return ref, type_, decoded_data(text or ""), deadline
 
 
-def _deadline(text: str) -> float:
-    """Milliseconds since the epoch, as in an entry ID, to seconds."""
+def _deadline(text: str) -> float | None:
+    """Milliseconds since the epoch, as in an entry ID, to seconds; None if it is further away than any time-out can be."""
     if not (text.isascii() and text.isdigit() and len(text) <= 16):
-        raise BadRequest(f"the request's deadline is {text[:40]!r}: expected milliseconds since 1970, as 1767225600000")
-    return int(text) / 1000
+        raise BadRequest(
+            f"the request's deadline is {text[:40]!r}: expected milliseconds since 1970, such as 1767225600000"
+        )
+    seconds = int(text) / 1000
+    return seconds if seconds < _time_ns() / 1e9 + UNLIMITED_SECONDS else None
 
 
 def method_of(raw: Mapping[bytes, bytes]) -> str | None:
@@ -167,7 +171,7 @@ def method_of(raw: Mapping[bytes, bytes]) -> str | None:
         return None
     name = raw[b"method"].decode("utf-8", "replace")
     if not is_method(name):
-        raise BadRequest(f"the request's method is {name[:80]!r}: expected a name, as of or price.of")
+        raise BadRequest(f"the request's method is {name[:80]!r}: expected a name such as quote or price.quote")
     return name
 
 
@@ -176,7 +180,7 @@ def path_of(raw: Mapping[bytes, bytes]) -> tuple[str, ...]:
     text = raw.get(b"path", b"").decode("utf-8", "replace") if b"data" in raw else ""
     types = tuple(text.split(",")) if text else ()
     if len(types) > PATH_MAX or not all(map(keys.is_type, types)):
-        raise BadRequest(f"the request's path is {text[:80]!r}: expected at most {PATH_MAX} types, as order,price")
+        raise BadRequest(f"the request's path is {text[:80]!r}: expected at most {PATH_MAX} types, such as order,price")
     return types
 
 

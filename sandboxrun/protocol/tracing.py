@@ -31,7 +31,7 @@ def parse(text: str) -> tuple[str, str, int] | None:
 
 
 def accepted(text: str) -> str:
-    """A traceparent of somebody else as it is handed on; "" for a malformed one."""
+    """A traceparent of somebody else as it is passed on; "" for a malformed one."""
     parts = parse(text)
     return "" if parts is None else f"00-{parts[0]}-{parts[1]}-{parts[2]:02x}"
 

@@ -9,7 +9,7 @@ keeps, or make Redis write files. Its user can do what the request loop needs, a
 - send requests to the types that `allowCall` lists, and read the replies and traces of its own requests alone: their refs
   begin with the run's NONCE.
 
-Selectors (Redis 7, Valkey) say which commands hold for which keys. A server without them gets two users: one for the
+Selectors (Redis 7, Valkey) say which commands apply to which keys. A server without them gets two users: one for the
 streams and replies, one that only reads, for the hashes; and a third, for calls, if the worker may call others.
 
 users.py makes and removes the users at the server.
@@ -55,7 +55,7 @@ _FENCE = "+watch +hset +hexists +del".split()
 # Of its own requests: to wait for their replies, and to look for those that a lost connection has taken (client/put.py).
 _OWN_REPLY = "+brpop +blpop +rpop +lpop +del +type".split()
 _OWN_TRACE = "+hget +hstrlen".split()
-# Without selectors, each of these holds for the streams of the callees too: so no DEL. EXPIRE is needed, for traces.
+# Without selectors, each of these applies to the streams of the callees too: so no DEL. EXPIRE is needed, for traces.
 _FLAT_CALL = "+watch +xadd +hset +hget +hstrlen +expire +exists +type +lpush +brpop +blpop +rpop +lpop".split()
 # Whole categories, less what reaches more than its keys. The order counts: later rules win.
 _LESS = "-@admin -@dangerous -@scripting -scan -randomkey -dbsize -copy -move -object -select".split()

@@ -69,6 +69,6 @@ def release(connection: Connection, run: Run, also: Commands) -> tuple[Loss | No
             fields = ()
         return [*([("HDEL", run.key, *fields)] if fields else []), *also]
 
-    # The run may have been long, and the server started anew meanwhile.
+    # The run may have been long, and the server restarted meanwhile.
     done = optimistic(connection, [run.key], decide, reopen=True)
     return loss, done

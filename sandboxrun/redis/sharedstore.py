@@ -58,7 +58,7 @@ class Connections:
             found = Connection(self.url, seconds=TIMEOUT_SECONDS)
             found.ask_first = PROBE
             return found
-        with contextlib.suppress(ConnectionLost):  # the server was started anew meanwhile: it is opened again
+        with contextlib.suppress(ConnectionLost):  # the server was restarted meanwhile: it is opened again
             found.check()
         return found
 

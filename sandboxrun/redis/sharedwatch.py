@@ -50,7 +50,7 @@ class _Watched:
 
 
 class _Reopen(Exception):
-    """The connections have to be opened anew, and Redis is not away."""
+    """The connections have to be opened again, and Redis is not away."""
 
 
 class SharedWatch:
@@ -123,14 +123,14 @@ class SharedWatch:
         self._tracking.close()
 
     def _session(self) -> None:
-        """Until the connections have to be opened anew. Raises StoreError, ReplyError, _Reopen."""
+        """Until the connections have to be opened again. Raises StoreError, ReplyError, _Reopen."""
         while not self._all() and not self._closed:
             self._wait(1.0)
             self._tick()
         self.tracks = self._tracking.open()
         self._take_new()
         due = self._all()
-        self._make_users(due)  # a server that was started anew or took over knows none
+        self._make_users(due)  # a server that was restarted or took over knows none
         while not self._closed:
             self._look(due)
             self.is_away = False
@@ -230,7 +230,7 @@ class SharedWatch:
 
     def _look_for_missing(self) -> bool:
         """Whether a hash is missing that a run stands on, and that is not its own. Missing twice, it ends the run: a tool may
-        write it anew by DEL and HSET."""
+        write it again by DEL and HSET."""
         connection, watched = self._tracking.reading, self._all()
         keys = list(dict.fromkeys(key for each in watched for key in each.run.stands_on if key != each.run.key))
         kinds = raise_errors(connection.pipeline([("TYPE", key) for key in keys])) if keys else []

@@ -103,7 +103,7 @@ class Store:
         try:
             with self._asking() as connection:
                 self._users.dismiss(connection)
-        except ConnectionLost:  # the run may have been long, and the server started anew meanwhile
+        except ConnectionLost:  # the run may have been long, and the server restarted meanwhile
             with self._asking() as connection:
                 self._users.dismiss(connection)
 

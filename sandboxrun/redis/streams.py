@@ -1,8 +1,8 @@
 """What others can do to a stream by XADD alone, and its repair.
 
-Who may add requests to a type's stream can add one with the last possible id, after which XADD adds nothing, or one with an id
-far ahead of the clock; and `XADD … MAXLEN 1` removes requests that nobody has read. What was removed is gone, so that is only
-told. `repair` makes the stream anew, with ids by the clock.
+A worker that may add requests to a stream can add one with the largest possible ID, after which XADD fails, or one with an ID
+far ahead of the clock; and `XADD … MAXLEN 1` removes requests that nobody has read. Removed requests are lost, so that is only
+reported. `repair` makes the stream again, with IDs by the clock.
 
 Source: redis.io/docs/latest/commands/xadd, xinfo-stream, xclaim.
 """
@@ -59,7 +59,7 @@ class Stream:
 
 @record
 class Fault:
-    """`kind`: "ended", "ahead" or "dropped". `text`: without the name of the stream."""
+    """`kind`: "exhausted", "ahead" or "dropped". `text`: without the name of the stream."""
 
     kind: str
     text: str
@@ -92,20 +92,18 @@ def look(connection: Connection, stream: str, *, reopen: bool = True) -> Stream 
 def faults(found: Stream, now: int) -> Iterator[Fault]:
     """`now`: Redis's clock in milliseconds. Pure."""
     if found.last == LAST_ID:
-        yield Fault("ended", "takes no entry any more, because somebody has added one with the last possible id")
+        yield Fault("exhausted", "is exhausted: its last ID is the largest possible one, so XADD fails")
     elif (ahead := found.last[0] - now) > AHEAD_MILLIS:
-        yield Fault(
-            "ahead", f"has an id that is {ahead // 1000} s ahead of Redis's clock, and so are those that follow"
-        )
+        yield Fault("ahead", f"has a last ID {ahead // 1000} s ahead of Redis's clock, and new IDs will follow it")
     for group in found.groups:
         name = group.name.decode("utf-8", "backslashreplace")[:80]
         if found.added is not None and group.read is not None:
             waiting = found.added - group.read
             there = 0 if group.last >= found.last else found.length
             if waiting > there:
-                yield Fault("dropped", f"has lost {waiting - there} entries that nobody of group {name} has read")
+                yield Fault("dropped", f"lost {waiting - there} entries that group {name} had not read")
         if group.oldest is not None and (found.first is None or group.oldest < found.first):
-            yield Fault("dropped", f"has lost entries that are pending in group {name}")
+            yield Fault("dropped", f"lost entries that are pending in group {name}")
 
 
 def can_be_repaired(kind: str) -> bool:
@@ -125,12 +123,12 @@ def now_of(connection: Connection) -> int:
 
 
 def repair(connection: Connection, stream: str) -> int:
-    """Make the stream anew, in one transaction; how many of its entries got another id.
+    """Make the stream again, in one transaction, and return how many of its entries got another ID.
 
-    Kept are all entries, groups with what they have delivered, consumers, and what is pending with whom, since when and how
-    often. An entry that is not ahead of the clock keeps its id, so that a worker that has it can answer it. Those that are
-    ahead get new ids, in their order; none of them may be in a worker's hands, so this waits until it is answered. Lost are
-    the counts of XINFO, and since when consumers are idle.
+    It keeps all entries, groups and their last delivered IDs, consumers, and pending entries with their consumer, time and
+    number of deliveries. An entry that is not ahead of the clock keeps its ID, so that the worker that has it can answer it.
+    Entries ahead of the clock get new IDs, in their order; if a worker handles one, this waits until it is answered. It loses
+    the counters of XINFO and the idle times of consumers.
 
     Raises ConfigError if it cannot be done now, StoreError, ReplyError.
     """
@@ -226,9 +224,16 @@ class _Copy:
             commands.append(("XGROUP", "CREATECONSUMER", self.name, group.name, _named(flat)[b"name"]))
         now = now_of(self._connection)
         for xid, consumer, idle, count in _pending(self._connection, self._stream, group.name):
+            if self._is_gone(_id(xid)):
+                continue  # the id that it would get is another entry's
             claim = ("XCLAIM", self.name, group.name, consumer, 0, _text(self._new(_id(xid))))
             commands.append((*claim, "TIME", max(0, now - idle), "RETRYCOUNT", count, "FORCE", "JUSTID"))
         return commands
+
+    def _is_gone(self, old: Id) -> bool:
+        """Whether the entry with this id, which cannot be kept, was deleted."""
+        at = bisect.bisect_left(self.moved, old)
+        return old[0] >= self._limit and self.moved[at : at + 1] != [old]
 
     def _new(self, old: Id) -> Id:
         """The id in the copy; of an entry that is gone, that of the last one before it."""

@@ -22,7 +22,7 @@ _MESSAGES_MAX, _MESSAGES_MAX_BYTES = 4096, 1024 * 1024
 
 
 class Tracking:
-    """Two connections. Every method raises ConnectionLost, and then both have to be opened anew."""
+    """Two connections. Every method raises ConnectionLost, and then both have to be opened again."""
 
     def __init__(self, url: str, *, name: str, seconds: float) -> None:
         self.reading = Connection(url, name=name, seconds=seconds, protocol=2)

@@ -31,8 +31,8 @@ def optimistic(
 ) -> bool:
     """Carry out the commands that `decide` returns, all or none, if no watched key changes meanwhile.
 
-    `decide` takes the replies to `reads`, may read more over the same connection, which must not be opened anew for that,
-    and is called again after a change. If it returns no commands, nothing is written. `reopen`: connect anew, once a try,
+    `decide` takes the replies to `reads`, may read more over the same connection, which must not be opened again for that,
+    and is called again after a change. If it returns no commands, nothing is written. `reopen`: connect again, once a try,
     if the connection is lost before `decide` is called. Returns False if a watched key has changed at each of the `tries`.
     Raises ConnectionLost, ReplyError, and what `decide` raises.
     """

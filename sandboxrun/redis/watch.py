@@ -205,13 +205,13 @@ class Watch:
             renew(self._connection, self._run)
             self._renew_at = now + LEASE_REFRESH_SECONDS
             missing = missing_hash(self._connection, self._run)
-            if missing and self._missing:  # twice: a tool may write it anew by DEL and HSET
+            if missing and self._missing:  # twice: a tool may write it again by DEL and HSET
                 return lost_hash(self._connection, missing)
             self._missing = bool(missing)
         return None
 
     def _make_users(self) -> None:
-        """A server that was started anew or took over knows no users; ACL LOAD and ACL DELUSER remove them."""
+        """A server that was restarted or took over knows no users; ACL LOAD and ACL DELUSER remove them."""
         try:
             self._readmit(self._connection)
             self._refused = False

@@ -13,7 +13,7 @@ import time
 
 from sandboxrun.config import keys
 from sandboxrun.protocol import BAD_REQUEST, EXPIRED, FAILED, OK, RESULT_MAX_BYTES, Expired, code_of
-from sandboxrun.protocol.calling import Serving, current
+from sandboxrun.protocol.calling import current
 from sandboxrun.protocol.reply import failure, last_resort, message_of
 from sandboxrun.protocol.request import now, read, ref_of
 from sandboxrun.worker.output import say
@@ -62,7 +62,6 @@ class Answers:
             None  # calls a handler with a timeout; None: unsupported
         )
         self.replied: Callable[[int], None] = lambda code: None  # called with the code of each reply that is not OK
-        self.serving = Serving()
         self.is_child = False  # a handler has forked this process, which answers nothing
         self._no_ref, self._no_ref_due = 0, 0.0
 
@@ -79,12 +78,12 @@ class Answers:
         return handler.route(request) if handler.parts else handler, request
 
     def serve(self, entry: Entry) -> None:
-        """Parse the request, call its handler in this thread, and encode the reply. `serving` keeps it."""
+        """Parse the request, call its handler in this thread, and encode the reply. The caller resets `current`."""
         received, request = now(), None
         try:
             handler, request = self.parse(entry)
             entry.begun = True
-            self.serving.request = request
+            current.set(request)
             if handler.timeout is None or self.limited is None:
                 result = handler.call(request)
             else:
@@ -193,7 +192,7 @@ class Answers:
 
     def refuse_effects(self, entry: Entry, error: Exception) -> None:
         """Replace the reply by a 500 without effects, because Redis refuses to write them."""
-        reason = f"what the handler wrote or sent was refused by Redis, so nothing of it was: {str(error)[:200]}"
+        reason = f"Redis refused an effect of the handler, so no effect was written: {str(error)[:200]}"
         entry.effects = None
         self.fail(entry, now(), None, RuntimeError(reason))
         say(f"request {entry.xid.decode()} is answered 500: {reason}")

@@ -100,7 +100,7 @@ class App:
         return decorate
 
     def service(self, name: str, /) -> Callable[[type[C]], type[C]]:
-        """Decorator: `@worker.service("price")` for a class whose methods can be called: `connect("price").of(item="tea")`.
+        """Decorator: `@worker.service("price")` for a class whose methods can be called: `connect("price").quote(item="tea")`.
 
         Its functions without a leading underscore are its methods; `worker.run()` makes one object of it, without
         arguments. A method is given the request's data by the names of its parameters, converted to their types; a

@@ -77,7 +77,7 @@ class Worker:
         self.context = context
         self._signals = process.Signals()
         self._signals.forked.append(self._forked)
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self._claims.unsendable = self._answers.give_up_reply
         self._outages = Outages(self._warn)
         # The longest delay is shorter than the time after which another worker may take our claims.
@@ -156,7 +156,7 @@ class Worker:
 
     def _send(self, entries: list[Entry]) -> None:
         """Queue the replies."""
-        if os.getpid() != self._pid:  # forked by a C library, without Python's fork hooks
+        if os.getpid() != self.pid:  # forked by a C library, without Python's fork hooks
             process.leave_child(None)
         if not self._render.expire_nx:
             # Redis before 7 has no EXPIRE … NX, so the expiry is read before the transaction.

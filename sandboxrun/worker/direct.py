@@ -56,7 +56,6 @@ class Process:
     def __init__(self, caller: Caller, encoder: Encoder, loop: Callable[[], AbstractEventLoop | None]) -> None:
         """`loop`: the event loop of the async handlers, if the worker has one."""
         self.caller, self.encoder, self.loop = caller, encoder, loop
-        self.pid = os.getpid()
         self.tasks: set[Task[Any]] = set()  # calls of async methods, which asyncio itself would forget
         self._threads: ThreadPoolExecutor | None = None
 
@@ -70,7 +69,7 @@ class Process:
 
 
 class Inner(Request):
-    """The request of a direct call. What it notes, tells and emits is of the request that is handled, if there is one."""
+    """The request of a direct call. What it notes, tells and emits is of the current request, if there is one."""
 
     __slots__ = ("_emitted", "_outer")
 
@@ -134,7 +133,7 @@ class Direct:
 
     def call(self, method: str, named: dict[str, Any], timeout: float | None) -> Any:
         """What the method returns. Raises CallError; TypeError or ValueError for arguments that are not JSON."""
-        call = self._begin(method, named, timeout)
+        call, pid = self._begin(method, named, timeout), os.getpid()
         token = current.set(call.calling)
         try:
             result = self._run(call)
@@ -146,7 +145,7 @@ class Direct:
             outcome = self._failed(call, error)
         finally:
             current.reset(token)
-        if self._process.pid != os.getpid():
+        if os.getpid() != pid:  # the method has forked, and this is the child
             leave_child(None)
         return self._ended(call, outcome)
 
@@ -184,7 +183,7 @@ class Direct:
         if timeout is not None and (inner.deadline is None or inner.deadline > at + timeout):
             inner.deadline = at + timeout
         elif inner.deadline is not None and inner.deadline <= at:
-            raise client.Expired(f"{self._name} is not called: the deadline of the request that is handled has passed")
+            raise client.Expired(f"{self._name} was not called: the deadline of the current request has passed")
         return _Call(method, found, text, inner, None if inner.deadline is None else inner.deadline - at)
 
     def _run(self, call: _Call) -> Any:
@@ -277,6 +276,8 @@ class Direct:
             if type(result) is not dict:
                 result = self._process.encoder.forms.fields(result)
             body = write("", self._name, OK, result, "")
+        except HandlerTimeout:  # of the handler that calls
+            raise
         except BaseException as error:
             raise ResultError(f"the handler's result is not JSON: {message_of(error)}") from error
         if len(body) > RESULT_MAX_BYTES - 64:  # with a ref and a time
@@ -294,7 +295,7 @@ class Direct:
             show(error, f"the call of {self._name}.{call.name}")
         raw = {b"type": self._name.encode(), b"data": call.text.encode(), b"method": call.name.encode()}
         fields = failure(error, raw, with_payload=code == FAILED)
-        text = f"{self._name} answers {code}: {error_text(fields)}"
+        text = f"{self._name} replied {code}: {error_text(fields)}"
         return error_of(code)(text, {**fields, "source": self._name, "code": code})
 
     def _left(self, call: _Call) -> float | None:
@@ -325,9 +326,11 @@ def open_to_each_other(
 
 
 def _encoded(named: dict[str, Any]) -> str:
-    """As `encode`, which takes longer because it looks for circles. Raises the same errors."""
+    """As `encode`, which takes longer because it looks for cycles. Raises the same errors."""
     try:
         return "".join(_chunks(named, 0))
+    except HandlerTimeout:  # of the handler that calls
+        raise
     except Exception:
         return encode(named)
 

@@ -87,14 +87,14 @@ class Effects:
         self.lock = _thread.allocate_lock()
         self._size = 0
         self._over = False
-        self._pid = os.getpid()
+        self._pid = joining.pid
 
     def emit(self, type_: str, data: Any, method: str | None, timeout: float | None) -> str:
         """`Request.emit`."""
         calling = self._request._as_calling()
         check_call(self.context, calling, type_)
         if method is not None and not is_method(method):
-            raise ValueError(f"the method is {method[:80]!r}: expected a name, as of or price.of")
+            raise ValueError(f"the method is {method[:80]!r}: expected a name such as quote or price.quote")
         if timeout is not None and not 0 < timeout < EMIT_TIMEOUT_MAX:
             raise ValueError(f"timeout is {timeout!r:.80}: expected seconds above 0, or None for no limit")
         emit = Emit(calling, type_, self.encoder.json(data, "data"), method, timeout)
@@ -104,10 +104,12 @@ class Effects:
         with self.lock:
             self.check_open()
             if len(self.emits) >= EMITS_MAX:
-                raise ValueError(f"the request to {type_} is one too many: a request may emit {EMITS_MAX} others")
+                raise ValueError(
+                    f"the request to {type_} is one too many: a request may emit at most {EMITS_MAX} others"
+                )
             if self._size + size > EMITTED_MAX_BYTES:
                 raise ValueError(
-                    f"the request to {type_} is too much: what a request emits has at most {EMITTED_MAX_BYTES} bytes in all"
+                    f"the request to {type_} is too much: the requests emitted by one request may have at most {EMITTED_MAX_BYTES} bytes in total"
                 )
             self._size += size
             self.emits.append(emit)
@@ -128,7 +130,9 @@ class Effects:
             self.check_open()
             if key not in self.states:
                 if len(self.states) >= STATES_MAX:
-                    raise ValueError(f"the state {key[:80]!r} is one too many: a request may use {STATES_MAX}")
+                    raise ValueError(
+                        f"the state {key[:80]!r} is one too many: a request may use at most {STATES_MAX} states"
+                    )
                 self.states[key] = State(self, key)
             return self.states[key]
 
@@ -181,7 +185,7 @@ def check_call(context: Context, calling: Calling, type_: str) -> None:
     because nobody waits: two services may converse. The path's length ends what would go on for ever.
     """
     if not isinstance(type_, str):
-        raise TypeError(f"the type is {type_!r:.80}: expected text, as in 'price'")
+        raise TypeError(f"the type is {type_!r:.80}: expected text, such as 'price'")
     keys.check_type(type_)
     if not calling.nonce:
         raise CallDenied(context.key, type_, context.caller.allowed)
@@ -191,7 +195,7 @@ def check_call(context: Context, calling: Calling, type_: str) -> None:
         )
     if os.environ.get(URL):
         raise ConfigError(
-            f"{context.key} cannot emit to {type_}: this Redis has no selectors, so that no login may both answer and call: "
+            f"{context.key} cannot emit to {type_}: emit needs ACL selectors, which this server does not have: "
             "expected Redis 7 or later, or Valkey"
         )
     asyncio = sys.modules.get("asyncio")

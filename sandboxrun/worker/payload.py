@@ -84,7 +84,7 @@ def arguments(
     except Unusable as error:
         raise ConfigError(f"{subject} cannot be given its arguments: {error}") from None
     except RecursionError:
-        raise ConfigError(f"{subject} cannot be given its arguments: the type of one never ends") from None
+        raise ConfigError(f"{subject} has a parameter whose type is infinitely recursive") from None
     except TypeError as error:  # not a type
         raise ConfigError(f"{subject} cannot be given its arguments ({error}): {_EXPECTED}") from None
     return compiler.finished(convert)

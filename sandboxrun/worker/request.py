@@ -78,7 +78,7 @@ class Request(_OfPayload[T]):
 
     @property
     def method(self) -> str | None:
-        """The method that is called, as `of` or `price.of`, or None."""
+        """The method that is called, such as `quote` or `price.quote`, or None."""
         return method_of(self._raw)
 
     @property
@@ -138,10 +138,10 @@ class Request(_OfPayload[T]):
     def emit(self, type: str, data: Any = None, *, method: str | None = None, timeout: float | None = None) -> str:
         """Send a request to workers of another type together with the reply, and return its ref. Nobody waits for its reply.
 
-        It is sent if and only if the handler's result becomes the reply, and so not if the handler raises. `data`: what a
-        result may contain. `timeout`: seconds from now, after which its handler does not begin. Raises CallDenied without
-        the grant allowCall, TypeError or ValueError for data that is not JSON or too much, RuntimeError once the handler has
-        returned.
+        It is written in the reply's transaction, and not if the handler raises. Exception: if Redis refuses its XADD in
+        EXEC, it becomes a dead letter of this worker's type. `data`: what a result may contain. `timeout`: seconds from now,
+        after which its handler does not begin. Raises CallDenied without the grant allowCall, TypeError or ValueError for
+        data that is not JSON or too much, RuntimeError once the handler has returned.
         """
         return self._joining().emit(type, data, method, timeout)
 
@@ -204,6 +204,8 @@ class Encoder:
         """
         try:
             return "".join(self._chunks(enveloped(result, ref, source, code, time), 0))
+        except HandlerTimeout:  # of a handler that has called a service of this process
+            raise
         except Exception:  # slowly now: converts keys that are not text, and finds the path of an error
             made = self.forms.plain(result, "result")
         return "".join(self._chunks(enveloped(made, ref, source, code, time), 0))

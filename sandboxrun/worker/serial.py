@@ -68,7 +68,6 @@ class Serial(Worker):
 
     def run(self) -> None:
         self._signals.install(self._end)
-        current.set(self._answers.serving)
         self._answers.limited = lambda handler, request: _limited(handler, request, lambda: self._telling)
         _thread.start_new_thread(self._keep, ())
         with self._lock:
@@ -274,7 +273,7 @@ class Serial(Worker):
                         times[HANDLING_SINCE] = at = started = time.monotonic()
                 until = at + QUICK_SECONDS
         finally:
-            self._answers.serving.request = None
+            current.set(None)
             times[HANDLING_SINCE] = 0.0
             self._handled += number
             self._quick += number - slow
@@ -326,7 +325,7 @@ class Serial(Worker):
             else:
                 self._answer(entry, began)
         finally:
-            self._answers.serving.request = None
+            current.set(None)
             self._times[HANDLING_SINCE] = 0.0
         ended = time.monotonic()
         self._health.took(ended - began)

@@ -87,8 +87,8 @@ class Method(Handler):
         if self._service:
             try:
                 request._as_calling().enter(self._service)
-            except CallError as circle:
-                raise BadRequest(str(circle)) from None
+            except CallError as cycle:
+                raise BadRequest(str(cycle)) from None
         return self.run(request.data, request)
 
     def run(self, data: Any, request: Request | None) -> Any:
@@ -125,7 +125,7 @@ class Service:
         """Raises ConfigError for a name or a class that cannot be a service."""
         if not isinstance(name, str) or not keys.is_type(name):
             raise ConfigError(
-                f"@worker.service is given {ascii(name)[:SHOWN_MAX_CHARS]}: expected a name as of a worker type, as price"
+                f"@worker.service is given {ascii(name)[:SHOWN_MAX_CHARS]}: expected a name like that of a worker type, such as price"
             )
         if not isinstance(kind, type):
             raise ConfigError(f"the service {name} is {name_of(kind)}: expected a class")
@@ -141,8 +141,8 @@ class Service:
         if shape.required or shape.keywords:
             missing = (*shape.positional[: shape.required], *shape.keywords)[0]
             raise ConfigError(
-                f"the class {self.kind.__qualname__} of the service {self.name} needs {missing}, which nobody gives it: "
-                "expected a default"
+                f"class {self.kind.__qualname__} (service {self.name}) requires the argument {missing}, but worker.run() passes none: "
+                "give it a default"
             )
         instance = self.kind()
         self.methods = {
@@ -151,7 +151,7 @@ class Service:
 
     @property
     def by_name(self) -> dict[str, Method]:
-        """By each name that a request may have: `of` and `price.of`."""
+        """By each name that a request may have: `quote` and `price.quote`."""
         return {**{f"{self.name}.{name}": method for name, method in self.methods.items()}, **self.methods}
 
     def unknown(self, name: str) -> UnknownMethod:

@@ -1,6 +1,6 @@
 """State that joins a reply: a hash that a handler reads and changes, and that is written in the reply's transaction.
 
-If the hash is no longer what the handler has read, nothing is written and the handler runs again: conditional.py.
+If the hash is no longer what the handler has read, nothing is written and the handler runs again: joined.py.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def test_a_yes_on_the_terminal_is_asked_once(grown: Runner, answer: bytes) -> No
 def test_anything_else_is_a_no(grown: Runner, answer: bytes) -> None:
     code, shown = on_terminal(grown, "t", "1", answer=answer, early=b"y\ny\n")  # typed before it was asked
     assert code == 77
-    assert "this was not agreed to" in shown
+    assert "this was not approved" in shown
     assert "\r\nran\r\n" not in shown
     assert grown("t", "1").code == 77
 

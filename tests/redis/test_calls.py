@@ -74,7 +74,7 @@ def test_requests_of_a_process_do_not_see_each_others_deadline(r: redis.Redis, r
 
 
 @MODES
-def test_a_circle_is_refused_at_once(r: redis.Redis, redis_url: str, c: client.Client, mode: str) -> None:
+def test_a_call_cycle_is_refused_at_once(r: redis.Redis, redis_url: str, c: client.Client, mode: str) -> None:
     with plain_workers(r, redis_url, "order", "price", MODE=mode):
         own = c.call("order", data_of(step("order")), timeout=20)["calls"][0]
         assert own["error"] == "BadRequest"
@@ -112,7 +112,7 @@ def test_a_call_without_time_left_is_not_sent(r: redis.Redis, redis_url: str, mo
         popped: Any = r.brpop(["res:r"], timeout=SECONDS)
         calls = json.loads(popped[1])["calls"]
         assert [call["error"] for call in calls] == ["CallTimeout", "Expired"]
-        assert calls[1]["message"].startswith("price is not called: the deadline of the request")
+        assert calls[1]["message"].startswith("price was not called: the deadline of the current request")
         assert r.xlen("price:req:x") == 1
 
 
@@ -231,10 +231,10 @@ def test_a_worker_without_the_grant_calls_nobody_and_says_which_is_missing(
     with run.start("order", "1") as process:
         found = c.call("order", data_of(step("price")), timeout=SECONDS)["calls"][0]
         assert (found["error"], found["ran"]) == ("CallDenied", False)
-        assert found["message"] == "order:1:h may not call price: allowCall did not name it when the worker was started"
+        assert found["message"] == "worker order 1 is not allowed to call price: allowCall did not list it at start"
         assert found["hint"] == ["sandboxrun set order 1 allowCall=price && sandboxrun approve order 1"]
         if mode == "serial":
-            with pytest.raises(client.RemoteError, match="may not call price"):
+            with pytest.raises(client.RemoteError, match="is not allowed to call price"):
                 c.call("order", data_of({**step("price"), "raise": True}), timeout=SECONDS)
         assert not r.exists("price:req:x")
         process.terminate()

@@ -91,7 +91,7 @@ def test_what_is_no_type_is_one_line(run: Runner, local: Local, entry: str) -> N
     done = run("t", "1")
     assert done.code == 78
     assert REFUSED.format("") in done.err
-    assert "expected the type of a worker, as in price" in done.err
+    assert "expected the type of a worker, such as price" in done.err
     assert "\x1b[2J" not in done.err
     assert len(done.err.partition("\nhint: ")[0].splitlines()) == 1
 

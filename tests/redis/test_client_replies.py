@@ -34,7 +34,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no code": ('{"n": 1}', "has no code"),
     "a text as code": ('{"code": "200"}', "has the code '200': expected a whole number"),
     "true as code": ('{"code": true}', "has the code True: expected a whole number"),
-    "an unknown code": ('{"code": 299, "err": [1]}', "t answers 299: None"),
+    "an unknown code": ('{"code": 299, "err": [1]}', "t replied 299: None"),
     "too large": ('{"code": 200, "x": "' + "x" * (9 * MIB) + '"}', "has more than .* bytes"),
     "much too large": ("x" * (40 * MIB), "has more than .* bytes"),
 }
@@ -80,7 +80,7 @@ def _check(items: list[Any], outcomes: list[Any]) -> None:
         if item in BAD:
             # Another text than of a single call, if it was found in the trace.
             assert isinstance(outcome, client.RemoteError)
-            assert str(outcome).startswith(("the reply of t to ", "t answers 299"))
+            assert str(outcome).startswith(("the reply of t to ", "t replied 299"))
         else:
             assert outcome["data"] == item
 

@@ -290,7 +290,7 @@ def test_entries_that_look_alive_are_left_and_said(r: redis.Redis, c: Connection
     agent(c, "far", host="elsewhere/1")
     entry = r.hget("sandboxrun:agents", "far")
     r.hset("sandboxrun:agents", mapping={f"far{number}": entry for number in range(4000)})
-    with pytest.raises(ConfigError, match="more than 512 KiB, so that agents do not know of each other") as caught:
+    with pytest.raises(ConfigError, match="more than 512 KiB, so agents cannot see each other") as caught:
         agents.clean(c)
     assert caught.value.hint == ('redis-cli -u "$REDIS_URL" DEL sandboxrun:agents',)
     assert agents.read(c)[0] == {}

@@ -173,9 +173,9 @@ ACTS = {
     "sends a request to `bank`": "worker.connect().xadd('bank:req:x', {'ref': '1'})",
     "waits for the reply to it": "worker.connect().blpop(f'res:{os.environ.get(\"SANDBOXRUN_CALL_NONCE\")}1', timeout=0.1)",
     "reads the requests of `price`": "worker.connect().xrange('price:req:x')",
-    "trims the requests of `price`": "worker.connect().xtrim('price:req:x', maxlen=0)",
-    "takes the reply to another": "worker.connect().lpop('res:1')",
-    "deletes the reply to another": "worker.connect().delete('res:1')",
+    "runs `XTRIM` on the requests of `price`": "worker.connect().xtrim('price:req:x', maxlen=0)",
+    "pops a reply to another worker's request": "worker.connect().lpop('res:1')",
+    "deletes a reply to another worker's request": "worker.connect().delete('res:1')",
 }
 
 

@@ -1,7 +1,7 @@
-"""Names of data and of types keep apart: no worker may write the hash that says what another may do.
+"""Data keys must not match worker hashes: no worker may write the hash that lists another one's permissions.
 
-Who comes second is refused: a grant that covers the hashes of a type that is there, and a type whose hashes an agreed grant
-covers. The keyspace is never scanned for that.
+Whichever comes second is refused: a grant that covers the hashes of an existing type, and a type whose hashes an approved
+grant covers. The keyspace is never scanned for that.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from runner import Runner
 
 Local = Callable[..., Path]
 RAN = "print('ran')\n"
-COVERS = "which covers hashes of the type chat, and {} is one"
-WRITTEN = "t:1:h may write hashes of the type chat, by chat:* of its allowRedis, which was agreed to"
+COVERS = "which covers {}, a hash of worker type chat"
+WRITTEN = "the approved grant chat:* of t:1:h covers hashes of type chat"
 
 
 def refused(run: Runner, *args: str, said: str, code: int = 77) -> str:
@@ -117,7 +117,7 @@ def test_of_a_worker_that_is_gone_no_agreement_is_left(r: redis.Redis, run: Runn
     r.delete("t:1:h")
     local(RAN, "chat:1:h")
     assert run("chat", "1").out == "ran\n"
-    local(RAN, allowRedis="chat:*")  # it comes back, and what was agreed to once does not help
+    local(RAN, allowRedis="chat:*")  # it comes back, and what was approved once does not help
     refused(run, "t", "1", said=COVERS.format("chat:1:h"))
 
 

@@ -141,7 +141,7 @@ def ask(c: client.Client, type_: str, call: Call, *, monolith: bool) -> Any:
         reply = c.call(type_, data, method=f"{service}.{method}" if monolith else method, timeout=30)
         found: Any = {name: value for name, value in reply.items() if name not in ("ref", "source", "time")}
     except client.CallError as error:
-        found = [type(error).__name__, error.may_have_run, str(error).removeprefix(f"{type_} answers ")]
+        found = [type(error).__name__, error.may_have_run, str(error).removeprefix(f"{type_} replied ")]
     except ValueError as error:
         found = [type(error).__name__, str(error)[:20]]  # of the client: the name differs
     text = json.dumps(found, sort_keys=True)

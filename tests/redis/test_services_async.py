@@ -32,7 +32,9 @@ def test_a_coroutine_and_a_thread_can_call_either_kind_of_method(shop: Any) -> N
 
 
 def test_a_blocking_call_in_a_coroutine_is_refused_with_the_way_to_await_it(shop: Any) -> None:
-    with pytest.raises(client.RemoteError, match=r"stock\.take is called in a coroutine, .* await it, by aconnect"):
+    with pytest.raises(
+        client.RemoteError, match=r"stock\.take blocks the event loop .* use `await aconnect\('stock'\)\.take"
+    ):
         shop.order.blocks(item="tea")
 
 
@@ -43,7 +45,7 @@ def test_a_method_that_was_begun_goes_on_without_its_caller(shop: Any) -> None:
 
 
 def test_a_cancelled_method_is_an_error_of_its_call(shop: Any) -> None:
-    with pytest.raises(client.RemoteError, match=r"stock answers 500: the handler raised CancelledError"):
+    with pytest.raises(client.RemoteError, match=r"stock replied 500: the handler raised CancelledError"):
         shop.order.fails()
     assert shop.order.both(item="tea")[0]["item"] == "tea"
 
@@ -68,6 +70,6 @@ def test_a_method_in_process_notes_and_emits_with_the_request_of_its_caller_unle
     assert {name: kept[name] for name in ("data", "method", "path", "left")} == {
         "data": {"text": "a", "fail": False}, "method": "keep", "path": ["order"], "left": True,
     }  # fmt: skip
-    assert failed["result"] == "note answers 500: no"
+    assert failed["result"] == "note replied 500: no"
     assert [r.hget(f"req:{reply['ref']}:h", "kept") for reply in (kept, failed)] == ["a", "b"]
     assert [fields["data"] for _, fields in r.xrange("mail:req:x")] == ['{"text":"a"}']

@@ -81,10 +81,10 @@ def test_an_ended_stream_is_shown_and_mended_and_nothing_is_lost(server: Server,
     r.xadd(STREAM, {"ref": "evil"}, id=LAST)
     with pytest.raises(redis.ResponseError):
         r.xadd(STREAM, {"ref": "refused"})
-    assert (STREAM, "ended") in faults(at)
+    assert (STREAM, "exhausted") in faults(at)
     out = at("info", "t").out
-    assert f"fault: {STREAM} takes no entry any more" in out
-    assert "mend it with: sandboxrun stream t repair" in out
+    assert f"fault: {STREAM} is exhausted" in out
+    assert "repair it with: sandboxrun stream t repair" in out
     done = at("stream", "t", "repair")
     assert done.code == 0, done.err
     assert f"{STREAM} is repaired: 1 of its entries has a new id" in done.out
@@ -99,7 +99,7 @@ def test_an_ended_stream_is_shown_and_mended_and_nothing_is_lost(server: Server,
     assert [xid for _, page in r.xreadgroup("worker", "2", {STREAM: ">"}) for xid, _ in page][-2:] == [moved, added]
     assert r.hgetall(f"{STREAM}:fence:1:f") == {"c": "1"}
     assert not r.exists(f"{STREAM}:repair")
-    assert not {kind for _, kind in faults(at)} & {"ended", "ahead"}
+    assert not {kind for _, kind in faults(at)} & {"exhausted", "ahead"}
     assert at("stream", "t", "repair").out.splitlines()[-1].endswith("has nothing to repair")
 
 
@@ -124,6 +124,20 @@ def test_entries_ahead_of_the_clock_get_ids_of_now_in_their_order(server: Server
     (row,) = r.xpending_range(STREAM, "worker", "-", "+", 10)
     assert (row["message_id"], row["consumer"], row["times_delivered"]) == (entries[2][0], "1", 3)
     assert [fields["n"] for _, page in r.xreadgroup("worker", "1", {STREAM: ">"}) for _, fields in page] == list("345")
+
+
+def test_an_answered_request_is_not_begun_again_because_the_next_one_was_deleted(server: Server, at: Runner) -> None:
+    r = server.r
+    r.xgroup_create(STREAM, "worker", id="0", mkstream=True)
+    for number in range(2):
+        r.xadd(STREAM, {"n": number}, id=f"9000000000000{number}-5")
+    r.xreadgroup("worker", "1", {STREAM: ">"})
+    r.xack(STREAM, "worker", "90000000000000-5")
+    r.xclaim(STREAM, "worker", "1", 0, ["90000000000001-5"], idle=120_000, justid=True)
+    r.xdel(STREAM, "90000000000001-5")
+    assert at("stream", "t", "repair").code == 0
+    assert [fields["n"] for _, fields in r.xrange(STREAM)] == ["0"]
+    assert r.xpending(STREAM, "worker")["pending"] == 0
 
 
 @pytest.mark.parametrize("groups", [True, False])
@@ -153,9 +167,9 @@ def test_requests_that_somebody_has_dropped_are_told_and_cannot_come_back(server
     counted = server.selectors  # Redis 6.2 does not count the entries of a stream
     assert faults(at) == [(STREAM, "dropped")] * (1 + counted)
     out = at("info", "t").out
-    assert (f"fault: {STREAM} has lost 2 entries that nobody of group worker has read" in out) is counted
-    assert f"fault: {STREAM} has lost entries that are pending in group worker" in out
-    assert "mend it with" not in out
+    assert (f"fault: {STREAM} lost 2 entries that group worker had not read" in out) is counted
+    assert f"fault: {STREAM} lost entries that are pending in group worker" in out
+    assert "repair it with" not in out
     done = at("stream", "t", "repair")
     assert done.out.splitlines() == [line.removeprefix("fault: ") for line in out.splitlines() if "fault: " in line] + [
         f"{STREAM} has nothing to repair"
@@ -201,7 +215,7 @@ def test_a_caller_ends_a_stream_and_its_worker_goes_on_after_the_repair(
         assert refused.startswith("-ERR")
         wait_for(lambda: not r.xpending("price:req:x", "worker")["pending"], 20)  # even this one is answered
         found = at("doctor")
-        assert "price:req:x takes no entry any more" in found.out + found.err
+        assert "price:req:x is exhausted" in found.out + found.err
         done = at("stream", "price", "repair")
         assert done.code == 0, done.err
         refs = [asked(r, n=number) for number in range(20)]
@@ -229,3 +243,16 @@ def test_a_request_in_hand_whose_id_is_kept_is_answered_once(server: Server, at:
         assert answer(r, asked(r, n=3))["begun"] == 1
         assert [fields["ref"] for _, fields in r.xrange("price:res:x")][:2] == [ref, "last"]
         assert worker.poll() is None
+
+
+def test_trimming_by_hand_keeps_the_replies_that_a_group_has_not_read(server: Server, at: Runner) -> None:
+    r = server.r
+    for number in range(20):
+        r.xadd("t:res:x", {"n": number})
+    assert at("stream", "t", "trim", "-n", "15").code == 0
+    assert r.xlen("t:res:x") == 15
+    r.xgroup_create("t:res:x", "export", id="0")
+    r.xreadgroup("export", "1", {"t:res:x": ">"}, count=4)
+    r.xack("t:res:x", "export", *(xid for xid, _ in r.xrange("t:res:x", count=2)))
+    assert at("stream", "t", "trim", "-n", "0").code == 0
+    assert [fields["n"] for _, fields in r.xrange("t:res:x")] == [str(number) for number in range(7, 20)]

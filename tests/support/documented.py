@@ -29,7 +29,7 @@ COMMANDS = {
     "sandboxrun shop 1": _SPLIT,
     "sandboxrun call shop --method order.place item=tea count=2": _SPLIT,
     "sandboxrun call shop --method order.plase item=tea": _SPLIT,
-    "sandboxrun call shop --method price.of itm=tea": _SPLIT,
+    "sandboxrun call shop --method price.quote itm=tea": _SPLIT,
     "sandboxrun stop shop 1": _SPLIT,
     "sandboxrun set price url=$PWD/shop version=local services=price": _SPLIT,
     "sandboxrun set order url=$PWD/shop version=local services=order allowCall=price": _SPLIT,

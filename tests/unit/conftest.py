@@ -12,10 +12,19 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from lock_command import Lock, git, index_variables
 from small_index import Index, serving
 
+from sandboxrun.protocol.calling import current
+
 
 @pytest.fixture(autouse=True)
 def _nothing_on_disk(tmp_path: Any) -> None:
     set_hypothesis_home_dir(tmp_path)  # it caches tables of characters
+
+
+@pytest.fixture(autouse=True)
+def _no_request_is_handled() -> Iterator[None]:
+    """A worker's loop resets `current`, and a test that calls Answers itself has none."""
+    yield
+    current.set(None)
 
 
 @pytest.fixture

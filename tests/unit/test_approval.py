@@ -1,4 +1,4 @@
-"""What counts as asking for more than before, and the record of what was agreed to."""
+"""What counts as asking for more than before, and the record of approvals."""
 
 from __future__ import annotations
 

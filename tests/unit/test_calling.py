@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 
 import pytest
 
+from sandboxrun.client.login import Login
+from sandboxrun.client.request import Outgoing
 from sandboxrun.protocol import BadRequest, call
 from sandboxrun.protocol.calling import PATH_MAX, Caller, Calling, check_path, current
 from sandboxrun.protocol.request import (
@@ -121,7 +124,7 @@ def test_an_invented_traceparent_has_a_parent_that_does_not_exist() -> None:
     assert parent_of(child_of(text)) != ""
 
 
-def test_a_circle_is_refused_with_its_path() -> None:
+def test_a_call_cycle_is_refused_with_its_path() -> None:
     calling = Calling("price", None, ("order", "price"))
     assert check_path(calling, "bank") == ("order", "price")
     with pytest.raises(call.BadRequest, match=r"^order calls itself: order → price → order; ") as error:
@@ -134,7 +137,9 @@ def test_a_circle_is_refused_with_its_path() -> None:
 def test_a_path_is_bounded() -> None:
     types = tuple(f"t{number}" for number in range(PATH_MAX))
     assert check_path(Calling("t15", None, types), "bank") == types
-    with pytest.raises(call.BadRequest, match=r"^the call of bank has a path of 17 types, at most 16 are: t0 → "):
+    with pytest.raises(
+        call.BadRequest, match=r"^the call to bank would make a path of 17 types; the limit is 16: t0 → "
+    ):
         check_path(Calling("last", None, (*types, "last")), "bank")
 
 
@@ -184,3 +189,34 @@ def test_the_current_request_is_that_of_the_thread_and_the_context() -> None:
         assert copied.run(current.get) is not None
     finally:
         current.reset(token)
+
+
+def test_a_deadline_that_no_timeout_reaches_is_none() -> None:
+    """Redis would keep the traces of the handler's calls until then."""
+    soon = int(time.time() * 1000) + 10_000
+    for text, expected in ((str(soon), soon / 1000), ("9999999999999999", None)):
+        assert read(raw_of("ref", "r", "data", "{}", "deadline", text), {"price": None}, "price")[3] == expected
+
+
+def outgoing(calling: Calling) -> bytes:
+    token = current.set(calling)
+    try:
+        return Outgoing("price", {}, 10.0, None, login=Login("redis://127.0.0.1:1")).commands()
+    finally:
+        current.reset(token)
+
+
+@pytest.mark.parametrize(("seconds", "expires"), [(None, 1), (60, 2)])
+def test_a_call_does_not_keep_the_trace_of_a_request_without_a_deadline(
+    monkeypatch: pytest.MonkeyPatch, seconds: int | None, expires: int
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    deadline = None if seconds is None else time.time() + seconds
+    sent = outgoing(Calling("order", deadline, ("order",), "", "r", "ab" * 8))
+    assert sent.count(b"EXPIRE") == expires
+    assert b"req:r:h" in sent
+
+
+def test_a_thread_that_handles_no_request_notes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    assert b"req::h" not in outgoing(Calling("order", None, ("order",), "", "", "ab" * 8))

@@ -142,7 +142,7 @@ def test_what_a_handler_raises_is_what_its_caller_gets(
     found = request.outcome(push[2])
     assert type(found) is kind
     assert isinstance(found, CallError)
-    assert (found.may_have_run, str(found)) == (may_have_run, f"t answers {code}: {error}")
+    assert (found.may_have_run, str(found)) == (may_have_run, f"t replied {code}: {error}")
     assert ("Traceback" in capsys.readouterr().err) == (code == protocol.FAILED)
 
 

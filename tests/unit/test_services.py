@@ -267,7 +267,10 @@ def test_a_class_that_cannot_be_a_service_is_refused_at_start() -> None:
         def of(self, item: Missing) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
     for kind, text in (
-        (Needs, "Needs of the service price needs url, which nobody gives it: expected a default"),
+        (
+            Needs,
+            r"Needs \(service price\) requires the argument url, but worker\.run\(\) passes none: give it a default",
+        ),
         (Empty, "the service price has no method: expected a function in the class .*Empty"),
         (Many, r"the method of has the parameter \*items: .*, which has no name in a request"),
         (Bare, "the method of has no parameter for the object itself: expected self, first"),
@@ -280,7 +283,9 @@ def test_a_class_that_cannot_be_a_service_is_refused_at_start() -> None:
         with pytest.raises(ConfigError, match=text):
             one(kind)
     for name in ("Price", "", "req", "a.b", "a,b", "x" * 65, None, Price):
-        with pytest.raises(ConfigError, match=r"@worker.service is given .*: expected a name as of a worker type"):
+        with pytest.raises(
+            ConfigError, match=r"@worker.service is given .*: expected a name like that of a worker type"
+        ):
             one(Price, name)
     app = App(Context("shop:1:h", "redis://127.0.0.1:1", None))
     app.service("price")(Price)

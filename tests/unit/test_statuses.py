@@ -162,9 +162,9 @@ def test_an_agent_without_a_worker_is_healthy_and_says_why(said: list[bytes], ru
     idle = with_workers()
     said.append(as_json(replace(idle, types=(replace(idle.types[0], waiting_ids=0),))))
     done = run("health")
-    assert (done.code, done.out) == (0, f"agent {os.getpid()}: it has no worker, because none is ordered\n")
+    assert (done.code, done.out) == (0, f"agent {os.getpid()}: no workers: none is ordered\n")
     said.append(as_json(of(state="stopped", denials=())))
-    assert "it has no worker, because none is ordered, 1 is stopped\n" in run("health").out
+    assert "no workers: none is ordered, 1 is stopped\n" in run("health").out
 
 
 def of(**changes: object) -> AgentStatus:

@@ -14,7 +14,7 @@ TYPES_MAX = 100
 
 
 def streams(connection: Connection, workers: Sequence[Worker]) -> Iterator[Finding]:
-    """Of the types of these workers. Nothing is said of streams without a fault."""
+    """Yield the faults of these types' streams."""
     for type_ in sorted({worker.type for worker in workers})[:TYPES_MAX]:
         for stream in (keys.request_stream(type_), keys.response_stream(type_)):
             for fault in examine(connection, stream):

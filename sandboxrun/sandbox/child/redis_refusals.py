@@ -44,6 +44,7 @@ _COUNTED = {
 _SHOWN_MAX = 4
 # What an entry of allowRedis can name. Of a key with a wildcard in its name, the entry would cover other keys too.
 _NAME = re.compile(r"[A-Za-z0-9_:.\-/@#{}]{1,256}")
+_REQUESTS = re.compile(r"[a-z][-a-z0-9_]{0,63}:req:x")  # where another type's workers take requests
 _PATTERN = re.compile(r"[A-Za-z0-9_:.\-/@#{}*?]{1,256}")
 
 
@@ -67,6 +68,9 @@ def lines(error: BaseException, grants: Grants) -> list[str]:
     for target in _keys(name, words[1:])[:_SHOWN_MAX]:
         if target in own and name not in _READS:
             found.append(never(f"writing {target}", "a worker could change what it is granted"))
+        elif name == "xadd" and _REQUESTS.fullmatch(target):
+            type_ = target.partition(":")[0]
+            found.append(grants.denial("call", type_, type_))
         elif target not in own:
             found.append(_entry(f"%R~{target}" if name in _READS else target, target, grants))
     return found

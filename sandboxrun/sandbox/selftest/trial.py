@@ -38,7 +38,7 @@ _LAST = "other_table"  # ends the worker, so it has one of its own
 
 
 class World:
-    """What the attempts are aimed at, made anew for each of the two runs. `arrived`: whether something did, by attempt."""
+    """What the attempts are aimed at, made for each of the two runs. `arrived`: whether something did, by attempt."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()

@@ -70,7 +70,7 @@ class OutputLog:
             self._lock.release()
         if problem is not None:
             self._warn(
-                f"the log {self._path} cannot be written ({problem.strerror}): what the worker prints is missing in it; "
+                f"the log {self._path} cannot be written ({problem.strerror}): the worker's output is not logged; "
                 f"make room, or run with --no-log"
             )
 

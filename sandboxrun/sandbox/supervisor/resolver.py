@@ -66,7 +66,7 @@ class Resolver:
         )
 
     def unreachable(self, address: IPAddress) -> None:
-        """Nobody answers at this (canonical) address: its names are looked up anew when they are asked for next."""
+        """Nobody answers at this (canonical) address: its names are looked up again when they are asked for next."""
         with self._lock:
             for name in self._names.get(address, ()):
                 self._pins.pop(name, None)

@@ -141,7 +141,7 @@ def importable() -> list[str]:
 
 
 def _compiled(program: str) -> str:
-    """The compiled program, if there is a current one: Python compiles a program anew at each start."""
+    """The compiled program, if there is a current one: Python compiles a program again at each start."""
     path = f"{_CHILD}/{program}.py"
     compiled = _external.cache_from_source(path)
     source = os.stat(path)

@@ -96,6 +96,7 @@ def settable_after_all_have_stopped(desk: Desk) -> None:
 
 
 def a_count_by_scale(desk: Desk) -> None:
+    desk.local(SCRIPT)
     desk.paste(desk.refused("set", "t", "count=3"))
     assert (desk.r.hget("t:h", "count"), desk.r.llen("t:start:q")) == ("3", 3)
 
@@ -353,10 +354,10 @@ def many_keys_and_agents(desk: Desk) -> None:
     assert "u 1 " in desk.paste(desk.hint("this Redis has many keys and agents"))
 
 
-def a_stream_that_was_ended(desk: Desk) -> None:
+def a_stream_that_is_exhausted(desk: Desk) -> None:
     desk.local(SCRIPT)
     desk.r.xadd("t:req:x", {"ref": "x"}, id="18446744073709551615-18446744073709551615")
-    assert "t:req:x is repaired" in desk.paste(desk.hint("t:req:x takes no entry any more"))
+    assert "t:req:x is repaired" in desk.paste(desk.hint("t:req:x is exhausted"))
     assert not [each for each in desk.doctor() if each["area"] == "streams"]
 
 
@@ -382,7 +383,7 @@ SITUATIONS: dict[str, Callable[[Desk], None]] = {
     "{} CONFIG SET maxmemory-policy noeviction": any_key_is_evicted,
     "sandboxrun stop --stale": left_behind,
     "sandboxrun ps TYPE": many_hashes,
-    "sandboxrun stream {} repair": a_stream_that_was_ended,
+    "sandboxrun stream {} repair": a_stream_that_is_exhausted,
     "sandboxrun show TYPE ID": long_names,
 }
 ELSEWHERE = {

@@ -162,7 +162,7 @@ def agreed_to_write_its_hash(new: Newcomer) -> None:
     new.r.hset("chat:1:h", mapping={name: new.r.hget("t:1:h", name) for name in ("url", "version")})
     done = new.run("chat", "1")
     assert done.code == 77
-    hint = new.hint(done.err, "t:1:h may write hashes of the type chat, by chat:* of its allowRedis")
+    hint = new.hint(done.err, "the approved grant chat:* of t:1:h covers hashes of type chat")
     assert new.works_after(hint, "sandboxrun chat 1").endswith("ran\n")
     assert new.r.hget("t:1:h", "allowRedis") == "order:*"
 
