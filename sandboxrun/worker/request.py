@@ -140,8 +140,9 @@ class Request(_OfPayload[T]):
 
         It is written in the reply's transaction, and not if the handler raises. Exception: if Redis refuses its XADD in
         EXEC, it becomes a dead letter of this worker's type. `data`: what a result may contain. `timeout`: seconds from now,
-        after which its handler does not begin. Raises CallDenied without the grant allowCall, TypeError or ValueError for
-        data that is not JSON or too much, RuntimeError once the handler has returned.
+        after which its handler does not begin. Without the grant allowCall, raises CallDenied; in an event loop, which must
+        not wait for Redis, the request is answered 500 instead. Raises TypeError or ValueError for data that is not JSON or
+        too much, RuntimeError once the handler has returned.
         """
         return self._joining().emit(type, data, method, timeout)
 

@@ -200,7 +200,7 @@ def test_without_a_question_all_is_listed_in_words(run: Runner, local: Local, re
     assert redis_url.rpartition("@")[2] in done.out
     assert "every worker has\n" in done.out
     found = json.loads(run("perms", "t", "1", "--json").out)
-    assert list(found) == ["worker", "key", "allow", "deny", "always", "policy"]
+    assert list(found) == ["worker", "key", "services", "allow", "deny", "always", "policy"]
 
 
 def test_a_hash_that_cannot_be_read_has_no_answer(r: redis.Redis, run: Runner, local: Local) -> None:

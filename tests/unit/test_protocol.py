@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 from typing import Any
 
@@ -68,7 +69,7 @@ def answered(request: Outgoing, type_: str, handle: Any) -> Entry:
         lambda request, fields: None,
     )
     entry = Entry(b"1-0", entry_of(request))
-    answers.serve(entry)
+    contextvars.copy_context().run(answers.serve, entry)  # or the next request would be a call of this one
     return entry
 
 
