@@ -68,6 +68,8 @@ class State(MutableMapping[str, str]):
 
     # --- reading
 
+    __hash__ = object.__hash__  # asyncio.gather takes only what can be a key
+
     def __await__(self) -> Generator[Any, None, State]:
         if self._read is None:
             import asyncio

@@ -147,3 +147,22 @@ def test_states_are_read_in_one_thread_of_their_own(r: redis.Redis, redis_url: s
     with plain(r, redis_url, tmp_path, READ):
         reply = answer(r, send(r))
     assert (reply["state"], reply["default"]) == (1, False)
+
+
+def test_several_states_are_read_at_once(r: redis.Redis, redis_url: str, tmp_path: Path) -> None:
+    r.hset("a:1:h", "n", 1)
+    code = """
+import asyncio
+from sandboxrun import worker
+
+@worker.handler
+async def handle(request):
+    one, two = await asyncio.gather(worker.state("a:1:h"), worker.state("b:1:h"))
+    two["n"] = int(one["n"]) + 1
+    return {"n": two["n"]}
+
+worker.run()
+"""
+    with plain(r, redis_url, tmp_path, code):
+        assert answer(r, send(r))["n"] == "2"
+    assert r.hget("b:1:h", "n") == "2"
