@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import redis
+from proxy import Proxy
 from raw_host import RawHost, raw_host
 from runner import Runner
+from servers import Own
 
+from sandboxrun import client
 from sandboxrun.redis import embedded
 
 
@@ -25,6 +28,25 @@ def r(redis_url: str) -> Iterator[redis.Redis]:
             if user.startswith("sandboxrun:"):
                 client.acl_deluser(user)
         yield client
+
+
+@pytest.fixture
+def server() -> Iterator[Own]:
+    """A server of the test's own, which it may kill."""
+    with Own() as found:
+        yield found
+
+
+@pytest.fixture
+def proxy(server: Own) -> Iterator[Proxy]:
+    with Proxy(("127.0.0.1", server.port)) as found:
+        yield found
+
+
+@pytest.fixture
+def c(redis_url: str) -> Iterator[client.Client]:
+    with client.Client(redis_url) as found:
+        yield found
 
 
 @pytest.fixture

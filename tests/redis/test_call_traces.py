@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
-from plain_workers import plain_workers
+from plain_workers import MODES, plain_workers
 from runner import Runner
 
 from sandboxrun import client
@@ -19,13 +18,6 @@ from sandboxrun.protocol.tracing import new_traceparent, parse
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 SECONDS = 30
-MODES = pytest.mark.parametrize("mode", ["serial", "threads", "tasks"])
-
-
-@pytest.fixture
-def c(redis_url: str) -> Iterator[client.Client]:
-    with client.Client(redis_url) as found:
-        yield found
 
 
 def record(r: redis.Redis, type_: str, ref: str = "") -> dict[str, str]:

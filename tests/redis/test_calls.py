@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from arena import wait_for
-from plain_workers import plain_workers
+from plain_workers import MODES, plain_workers
 from runner import Runner
 from scripts import script
 
@@ -21,13 +21,6 @@ from sandboxrun.protocol.calling import Caller, Calling, current
 from sandboxrun.protocol.tracing import new_traceparent
 
 SECONDS = 30
-MODES = pytest.mark.parametrize("mode", ["serial", "threads", "tasks"])
-
-
-@pytest.fixture
-def c(redis_url: str) -> Iterator[client.Client]:
-    with client.Client(redis_url) as found:
-        yield found
 
 
 def step(type_: str, *calls: dict[str, Any], **more: Any) -> dict[str, Any]:

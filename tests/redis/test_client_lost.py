@@ -34,12 +34,6 @@ Use = Callable[[client.AsyncClient], Awaitable[Any]]
 
 
 @pytest.fixture
-def server() -> Iterator[servers.Own]:
-    with servers.Own() as found:
-        yield found
-
-
-@pytest.fixture
 def r(server: servers.Own) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=30) as found:
         yield found

@@ -44,12 +44,6 @@ def answer(data: Any, ref: str) -> Any:
     return BAD[data][0] if data in BAD else plain(data, ref)
 
 
-@pytest.fixture
-def server() -> Iterator[servers.Own]:
-    with servers.Own() as found:
-        yield found
-
-
 @pytest.mark.parametrize("traces", [True, False])
 def test_a_call_ends_with_an_error_that_says_what_is_wrong(server: servers.Own, traces: bool) -> None:
     with Answering(server.url, answer, traces=traces), client.Client(server.url) as c:

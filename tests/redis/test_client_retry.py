@@ -50,12 +50,6 @@ ALL = pytest.mark.parametrize("call", [blocking, many, awaiting])
 
 
 @pytest.fixture
-def server() -> Iterator[servers.Own]:
-    with servers.Own() as found:
-        yield found
-
-
-@pytest.fixture
 def relay(server: servers.Own) -> Iterator[Relay]:
     with Relay(server.port) as found:
         yield found

@@ -30,20 +30,8 @@ FIRST = "the first reading"  # on the second connection
 
 
 @pytest.fixture
-def server() -> Iterator[servers.Own]:
-    with servers.Own() as found:
-        yield found
-
-
-@pytest.fixture
 def r(server: servers.Own) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=40) as found:
-        yield found
-
-
-@pytest.fixture
-def proxy(server: servers.Own) -> Iterator[Proxy]:
-    with Proxy(("127.0.0.1", server.port)) as found:
         yield found
 
 

@@ -21,21 +21,9 @@ WORKER = "worker"  # how the names of its connections begin; those of the superv
 
 
 @pytest.fixture
-def server() -> Iterator[servers.Own]:
-    with servers.Own() as found:
-        yield found
-
-
-@pytest.fixture
 def r(server: servers.Own) -> Iterator[redis.Redis]:
     """Not by the proxy."""
     with redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=40) as found:
-        yield found
-
-
-@pytest.fixture
-def proxy(server: servers.Own) -> Iterator[Proxy]:
-    with Proxy(("127.0.0.1", server.port)) as found:
         yield found
 
 

@@ -12,11 +12,9 @@ import pytest
 import redis
 import servers
 from arena import wait_for
-from logins import Probe, Server
+from logins import Probe, Server, started
 from loop_workers import PLAIN, answer
 from runner import Runner
-
-from sandboxrun.redis import embedded
 
 LAST = "18446744073709551615-18446744073709551615"
 STREAM = "t:req:x"
@@ -24,11 +22,8 @@ STREAM = "t:req:x"
 
 @pytest.fixture(scope="module", params=servers.NAMES)
 def old_and_new(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with (
-        embedded.server(program=servers.program(request.param)) as url,
-        redis.Redis.from_url(url, decode_responses=True, socket_timeout=30) as client,
-    ):
-        yield Server(request.param, url, client)
+    with started(request.param) as found:
+        yield found
 
 
 @pytest.fixture

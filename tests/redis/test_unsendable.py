@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,6 @@ from sandboxrun.worker.claims import TOGETHER_TRIES, UNSENDABLE_TRIES, Claims
 
 MARK = b"the-one-that-is-not-let-through"
 HOW = ("a proxy", "proto-max-bulk-len", "client-query-buffer-limit")
-
-
-@pytest.fixture
-def server(request: pytest.FixtureRequest) -> Iterator[servers.Own]:
-    with servers.Own() as found:
-        yield found
 
 
 def refuse(how: str, r: redis.Redis, proxy: Proxy) -> None:

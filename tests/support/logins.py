@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import redis
+import servers
 from runner import Done, Runner
+
+from sandboxrun.redis import embedded
 
 # Sends each command of a JSON list and prints the answer. It uses a socket of its own, so that no client library stands
 # between the attempt and the server.
@@ -59,6 +65,16 @@ class Server:
     @property
     def selectors(self) -> bool:
         return self.name != "redis-6.2"
+
+
+@contextlib.contextmanager
+def started(name: str) -> Iterator[Server]:
+    """The server with this name, of servers.NAMES."""
+    with (
+        embedded.server(program=servers.program(name)) as url,
+        redis.Redis.from_url(url, decode_responses=True, socket_timeout=30) as client,
+    ):
+        yield Server(name, url, client)
 
 
 def write_worker(server: Server, folder: Path, code: str, key: str = "t:1:h", **fields: str) -> None:

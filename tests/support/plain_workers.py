@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import redis
 from arena import wait_for
 
+MODES = pytest.mark.parametrize("mode", ["serial", "threads", "tasks"])  # of tests/redis/workers/calling.py
 _WORKERS = Path(__file__).parents[1] / "redis/workers"
 
 

@@ -4,27 +4,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
 import servers
-from logins import Probe, Server
+from logins import Probe, Server, started
 from runner import Runner
-
-from sandboxrun.redis import embedded
 
 
 @pytest.fixture(scope="module", params=servers.NAMES)
-def started(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with (
-        embedded.server(program=servers.program(request.param)) as url,
-        redis.Redis.from_url(url, decode_responses=True, socket_timeout=30) as client,
-    ):
-        yield Server(request.param, url, client)
+def one(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with started(request.param) as found:
+        yield found
 
 
 @pytest.fixture
-def server(started: Server) -> Server:
-    started.r.flushall()
-    return started
+def server(one: Server) -> Server:
+    one.r.flushall()
+    return one
 
 
 @pytest.fixture
