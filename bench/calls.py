@@ -2,12 +2,13 @@
 
     pip install -e '.[bench,embedded]'; python bench/calls.py [--rounds N] [--calls N]
 
-The caller itself measures each call, one after another, with the same arguments and result. The workers run in the sandbox,
-from the same file: one that serves both services, and two that serve one each. The HTTP apps have no framework, and uvicorn
-has its fastest loop and parser; they are asked by httpx, and by http.client on one connection. The contenders take turns in
-each round. A figure is the median over the rounds of a round's tenth, median and 99th percentile; a ratio is the median of
-the rounds' ratios of the medians. On a machine that does other things, the tenth says more than the median, above all of
-Redis, where a call wakes three processes. Only ratios are comparable between machines. Everything stays on loopback.
+The caller measures each of its calls, one after another, with the same arguments and result. The workers run in the
+sandbox, from the same file: one that serves both services, and two that serve one each. The HTTP apps have no
+framework, and uvicorn has its fastest loop and parser. httpx calls them, and so does http.client on one connection.
+The contenders take turns in each round. Of each round we take the 10th percentile, the median and the 99th
+percentile, and print their medians over all rounds. A ratio is the median of the rounds' ratios of medians. On a
+busy machine the 10th percentile is closest to the real cost, above all of Redis, where a call wakes three
+processes. Only ratios are comparable between machines. Everything stays on loopback.
 """
 
 import argparse

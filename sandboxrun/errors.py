@@ -100,7 +100,7 @@ class ConnectionLost(StoreError):
 
 
 class LoginRefused(StoreError):
-    """Redis does not let us in. It may again: a server that was restarted, or took over, learns its users later."""
+    """Redis refuses the login. This may pass: a server that was restarted, or has taken over, gets its users later."""
 
 
 class TakenOver(StoreError):

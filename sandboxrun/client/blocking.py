@@ -88,8 +88,8 @@ class Client:
         that Redis may have accepted is never sent again. `method`: of the service that is called, such as `quote` or `price.quote`.
         `traceparent`: of the span that calls, as W3C has it; a malformed one is ignored.
 
-        In the handler of a worker, the time-out is at most what is left until the deadline of the current request,
-        and the trace goes on. A worker needs the grant `allowCall`; without it, CallDenied is raised.
+        In a worker's handler, a call never times out later than the request that is being handled, and belongs to its
+        trace. The worker needs the grant `allowCall`: CallDenied is raised without it.
 
         Raises CallError; StoreError if Redis refuses the login or the request; ConfigError for a type that is not valid;
         TypeError or ValueError for `data` that is not JSON, or a method that is no name.

@@ -32,10 +32,10 @@ def connect(type_: str, kind: Any = None, /, *, timeout: Timeout = 10.0, url: st
     """The service that workers of a type offer: `connect("price").quote(item="tea")` calls its method `quote`.
 
     A call returns what the method returns, as JSON has it. In a worker that serves the service itself, it is a direct call
-    with the same values and errors. `kind`: the service's class, or a Protocol: its methods that are `async def` are awaited,
-    arguments may be given by position, and type checkers know both. `timeout`: seconds of each call, within what is left of
-    the current request; None waits without limit. `url`: by default REDIS_URL; with one no call is direct. Of a
-    worker that serves several services: `connect("shop").price.quote(item="tea")`.
+    with the same values and errors. `kind`: the service's class, or a Protocol. With it, arguments may be given by position,
+    `async def` methods are awaited, and type checkers know both. `timeout`: seconds for each call; None waits without limit.
+    In a handler, no call times out later than the current request. `url`: by default REDIS_URL; with a URL, no call is
+    direct. If a worker serves several services: `connect("shop").price.quote(item="tea")`.
 
     A call raises what Client.call raises, UnknownMethod too. Raises ConfigError for a type that is not valid.
     """
