@@ -150,6 +150,8 @@ def handle(request):
                 r.set("a:found", len(found))
         threading.Thread(target=work).start()
         events.append(answered)
+        if request.data.get("fail"):
+            raise worker.BadRequest("as asked")
     else:
         events.pop().set()  # the reply to the request before was made
 
@@ -159,12 +161,14 @@ events = []
 )
 
 
+@pytest.mark.parametrize("fail", [False, True], ids=["200", "400"])
 def test_an_effect_after_the_reply_is_made_or_in_a_forked_process_is_an_error(
-    r: redis.Redis, redis_url: str, tmp_path: Path
+    r: redis.Redis, redis_url: str, tmp_path: Path, fail: bool
 ) -> None:
     with plain(r, redis_url, tmp_path, LATE):
         assert answer(r, send(r, n="fork"))["code of the child"] == 7
-        assert [answer(r, send(r, n=n))["code"] for n in ("late", "next")] == [200, 200]
+        assert answer(r, send(r, n="late", fail=fail))["code"] == (400 if fail else 200)
+        assert answer(r, send(r, n="next"))["code"] == 200
         wait_for(lambda: r.get("a:found") == "3")
     assert not r.exists("log:req:x")
     assert not r.exists("a:1:h")
