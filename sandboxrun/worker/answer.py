@@ -125,6 +125,8 @@ class Answers:
             notes = request._noted if request._calling is None else request._notes()
             effects = request._effects
             request._effects = False
+            if effects:
+                effects.close()
             self._render.reply(entry, OK, body, received, done, notes, span)
             if effects:
                 effects.join(entry)
@@ -143,6 +145,8 @@ class Answers:
 
     def _fail(self, entry: Entry, received: str, request: Request | None, error: BaseException) -> None:
         if request is not None:
+            if request._effects:
+                request._effects.close()
             request._effects = False
         code = code_of(type(error))  # isinstance would evaluate the error's own __class__
         if code == EXPIRED and entry.conflicts:  # it has run before, and may have done more than it has written

@@ -73,7 +73,7 @@ class Emit:
 
 
 class Effects:
-    """The effects of one request. Threads of the handler may add some until `join`."""
+    """The effects of one request. Threads of the handler may add some until `close`."""
 
     outgrown = False  # a state has become too large for a second reading
 
@@ -143,11 +143,14 @@ class Effects:
                 "nothing can join the reply any more: it was made, or the handler has forked this process"
             )
 
-    def join(self, entry: Entry) -> None:
-        """Add the commands to the entry's reply."""
-        self._begin()
+    def close(self) -> None:
+        """The handler has ended: nothing more can join its reply."""
         with self.lock:
             self._over = True
+
+    def join(self, entry: Entry) -> None:
+        """Add the commands to the entry's reply, after `close`."""
+        self._begin()
         for key in [key for key, state in self.states.items() if not state.is_read]:
             del self.states[key]
         changes = [command for state in self.states.values() for command in state.commands()]
