@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from sandboxrun.protocol.calling import NONCE, URL
+from sandboxrun.config import keys
 from sandboxrun.redis.address import parse_url
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
@@ -25,10 +25,10 @@ class Login:
 
     def __init__(self, url: str | None = None) -> None:
         """Raises ConfigError for a URL that is not valid."""
-        usual, calls = os.environ.get("REDIS_URL"), os.environ.get(URL)
+        usual, calls = os.environ.get("REDIS_URL"), os.environ.get(keys.CALL_URL)
         self.own = not url or url in (usual, calls)
         self.separate = self.own and bool(calls)
         self.url = (calls or usual or DEFAULT_URL) if self.own or not url else url
         self.trace_url = usual if self.separate and usual else self.url
-        self.nonce = os.environ.get(NONCE, "") if self.own else ""
+        self.nonce = os.environ.get(keys.CALL_NONCE, "") if self.own else ""
         parse_url(self.url)

@@ -10,7 +10,7 @@ from sandboxrun.client.request import seconds_of
 from sandboxrun.config import keys
 from sandboxrun.protocol import TRACE_EXPIRE_SECONDS
 from sandboxrun.protocol.call import CallError, RemoteError
-from sandboxrun.protocol.calling import NONCE, check_path, current
+from sandboxrun.protocol.calling import check_path, current
 from sandboxrun.protocol.reply import decoded
 from sandboxrun.protocol.request import encode, entry, trace_fields
 
@@ -36,7 +36,7 @@ def send(redis: Redis, type_: str, data: Payload, *, now: str) -> str:
     ref = os.urandom(12).hex()
     fields: dict[Any, Any]  # redis-py's type of keys is invariant
     if calling is None:
-        ref = os.environ.get(NONCE, "") + ref
+        ref = os.environ.get(keys.CALL_NONCE, "") + ref
         words, fields = entry(ref, type_, text, now), {**trace_fields(ref, type_, text, now)}
     else:
         path, ref = check_path(calling, type_), calling.nonce + ref

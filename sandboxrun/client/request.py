@@ -17,7 +17,7 @@ from sandboxrun.protocol import OK, REPLY_MAX_BYTES, TRACE_EXPIRE_SECONDS
 from sandboxrun.protocol.call import CallDenied, CallError, CallTimeout, Expired, NotSent, RemoteError, error_of
 from sandboxrun.protocol.calling import check_path, current
 from sandboxrun.protocol.reply import Unusable, checked, decoded, error_text, reply_in
-from sandboxrun.protocol.request import UNLIMITED_SECONDS, encode, entry, is_method, iso, trace_fields
+from sandboxrun.protocol.request import UNLIMITED_SECONDS, check_method, encode, entry, iso, trace_fields
 from sandboxrun.protocol.tracing import accepted
 from sandboxrun.redis.connection import pack
 from sandboxrun.redis.replies import refused
@@ -87,8 +87,8 @@ class Extras:
 
     def __init__(self, method: str | None, traceparent: str | None, calling: Calling | None) -> None:
         """Raises ValueError for a malformed `method`."""
-        if method is not None and not is_method(method):
-            raise ValueError(f"the method is {method[:80]!r}: expected a name such as quote or price.quote")
+        if method is not None:
+            check_method(method)
         self.method, self.traceparent, self.calling = method, accepted(traceparent) if traceparent else "", calling
         self.path: tuple[str, ...] = ()
         self.granted = False  # it is sent under the worker's own grant, allowCall

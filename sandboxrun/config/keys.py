@@ -1,4 +1,4 @@
-"""The names of keys in Redis, and the rules for their parts."""
+"""The names of keys in Redis, and the rules for their parts; what a worker finds in its environment about them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from sandboxrun.errors import ConfigError
 TYPE_MAX_CHARS = 64
 ID_MAX_CHARS = 128
 REF_MAX_CHARS = 256
+# Environment of a worker that may call others.
+CALL_NONCE = "SANDBOXRUN_CALL_NONCE"  # what the refs of its calls begin with
+CALL_URL = "SANDBOXRUN_CALL_URL"  # the login for its calls, if the login of REDIS_URL cannot make them
 # Not as patterns: re takes longer to import than most of a start's other modules together.
 LOWER, UPPER, DIGITS = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
 LETTERS = LOWER + UPPER

@@ -35,8 +35,6 @@ else:
 PATH_MAX = 16  # types in a path
 NOTE = "call:"  # begins the field of a trace that names an inner call; its ref follows
 NOTED_MAX = 100  # calls of one request that its trace names
-NONCE = "SANDBOXRUN_CALL_NONCE"  # environment of a worker with allowCall: what the refs of its calls begin with
-URL = "SANDBOXRUN_CALL_URL"  # and the login for its calls, if the login of REDIS_URL cannot make them
 
 
 class Caller:

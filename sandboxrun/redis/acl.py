@@ -32,8 +32,6 @@ from sandboxrun.records import field, record
 
 PREFIX = "sandboxrun"  # of our users' names
 HASH_URL = "SANDBOXRUN_HASH_URL"  # where a server without selectors lets a worker read its hashes
-CALL_URL = "SANDBOXRUN_CALL_URL"  # where a server without selectors lets a worker call others
-CALL_NONCE = "SANDBOXRUN_CALL_NONCE"  # what the refs of its requests begin with
 NONCE_BYTES = 8
 _READER, _CALLER = "reader", "caller"
 _NUMBER_DIGITS = (10, 20, 12)  # at most, of the three numbers in a user's name

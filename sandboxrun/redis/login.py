@@ -6,12 +6,13 @@ import contextlib
 import time
 from collections.abc import Collection, Iterator
 
+from sandboxrun.config import keys
 from sandboxrun.config.worker import WorkerConfig
 from sandboxrun.errors import SandboxError, StoreError
 from sandboxrun.log import Log
 from sandboxrun.policy.ceiling import Ceiling
 from sandboxrun.records import record
-from sandboxrun.redis.acl import CALL_NONCE, CALL_URL, HASH_URL, Identity, Owner, identity, url_for
+from sandboxrun.redis.acl import HASH_URL, Identity, Owner, identity, url_for
 from sandboxrun.redis.lease import start_time, this_host
 from sandboxrun.redis.store import Store
 from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD, SELECTORS_SINCE
@@ -47,7 +48,7 @@ def admitted(
 
 def _admit(made: Identity, owner: Owner, ceiling: Ceiling, store: Store, degraded: Collection[str], log: Log) -> Login:
     forgone = []
-    nonce = {CALL_NONCE: made.nonce} if made.nonce else {}
+    nonce = {keys.CALL_NONCE: made.nonce} if made.nonce else {}
     if store.open_to_all and REDIS_ACL not in degraded:
         if REDIS_PASSWORD not in degraded and not ceiling.accepts_open_redis(store.address.shown):
             from sandboxrun.redis.acceptance import refusal
@@ -69,4 +70,4 @@ def _admit(made: Identity, owner: Owner, ceiling: Ceiling, store: Store, degrade
             f"reads its hash at {HASH_URL} only",
         )
     urls = [url_for(store.url, user) for user in users]
-    return Login({**dict(zip(("REDIS_URL", HASH_URL, CALL_URL), urls, strict=False)), **nonce}, forgone)
+    return Login({**dict(zip(("REDIS_URL", HASH_URL, keys.CALL_URL), urls, strict=False)), **nonce}, forgone)

@@ -8,7 +8,7 @@ import sys
 from sandboxrun.config import fields as settings
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, MissingSecret
-from sandboxrun.protocol.calling import NONCE, Caller
+from sandboxrun.protocol.calling import Caller
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError, refused
 
@@ -149,7 +149,9 @@ def of_process() -> Context:
         )
     token = getattr(sys, "_sandboxrun_token", "")  # from bootstrap.py, because the hash may have another run's by now
     environ = os.environ
-    return Context(sys.argv[1], environ["REDIS_URL"], environ.get("SANDBOXRUN_HASH_URL"), token, environ.get(NONCE))
+    return Context(
+        sys.argv[1], environ["REDIS_URL"], environ.get("SANDBOXRUN_HASH_URL"), token, environ.get(keys.CALL_NONCE)
+    )
 
 
 def _dev_hint(script: str) -> str:

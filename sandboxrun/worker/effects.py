@@ -14,9 +14,9 @@ from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError, StoreError
 from sandboxrun.protocol import PAYLOAD_MAX_BYTES, RESULT_MAX_BYTES, TRACE_EXPIRE_SECONDS
 from sandboxrun.protocol.call import BadRequest, CallDenied
-from sandboxrun.protocol.calling import PATH_MAX, URL
+from sandboxrun.protocol.calling import PATH_MAX
+from sandboxrun.protocol.request import check_method, now, trace_fields
 from sandboxrun.protocol.request import entry as entry_words
-from sandboxrun.protocol.request import is_method, now, trace_fields
 from sandboxrun.redis.connection import Connection, pack
 from sandboxrun.redis.replies import ReplyError
 
@@ -93,8 +93,8 @@ class Effects:
         """`Request.emit`."""
         calling = self._request._as_calling()
         check_call(self.context, calling, type_)
-        if method is not None and not is_method(method):
-            raise ValueError(f"the method is {method[:80]!r}: expected a name such as quote or price.quote")
+        if method is not None:
+            check_method(method)
         if timeout is not None and not 0 < timeout < EMIT_TIMEOUT_MAX:
             raise ValueError(f"timeout is {timeout!r:.80}: expected seconds above 0, or None for no limit")
         emit = Emit(calling, type_, self.encoder.json(data, "data"), method, timeout)
@@ -196,7 +196,7 @@ def check_call(context: Context, calling: Calling, type_: str) -> None:
         raise BadRequest(
             f"the request to {type_} is refused: {PATH_MAX} others have led to it: {' → '.join(calling.path)}"
         )
-    if os.environ.get(URL):
+    if os.environ.get(keys.CALL_URL):
         raise ConfigError(
             f"{context.key} cannot emit to {type_}: emit needs ACL selectors, which this server does not have: "
             "expected Redis 7 or later, or Valkey"

@@ -165,10 +165,10 @@ def _functions(kind: type) -> dict[str, Any]:
         if base is not object and base.__module__ == kind.__module__:
             # A base's function is no method any more, if the name means something else in a class below it.
             found.update(vars(base))
-    return {name: value for name, value in found.items() if type(value) is _FUNCTION and is_method(name)}
+    return {name: value for name, value in found.items() if type(value) is _FUNCTION and can_be_called(name)}
 
 
-def is_method(name: str) -> bool:
+def can_be_called(name: str) -> bool:
     """Whether a method may have this name: an identifier of ASCII that begins with a letter."""
     return name.isascii() and name.isidentifier() and not name.startswith("_")
 
