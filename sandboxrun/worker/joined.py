@@ -5,12 +5,13 @@ A reply that depends on state is written only if each hash is still what the han
     WATCH key · HGETALL key …                                      the values are compared
     MULTI · the replies · the changes · XACK · EXEC · WATCH F · HEXISTS F c
 
-The watch begins before the second reading, so EXEC does nothing if a key changes after it. The first reading needs no watch,
-and happens on another connection: values decide, not their history. If they differ, nothing is written, and the handler runs
-again. The second reading is given up if it is far larger than what was read, and counts as another value: whoever can write
-the key must not fill our memory. No other transaction is sent in between, because EXEC ends every watch. Replies without state are in none of these
-transactions, so no change of a key delays or repeats them. If EXEC does nothing, a key has changed or the fence is broken.
-Claims.verify finds out which entries are still ours, and writes them again, by way of this module.
+The watch begins before the second reading, so EXEC does nothing if a key changes after it. The first reading needs no
+watch, and happens on another connection: values decide, not their history. If they differ, nothing is written, and the
+handler runs again. The second reading is given up if it is far larger than what was read, and counts as another value:
+whoever can write the key must not fill our memory. No other transaction is sent in between, because EXEC ends every
+watch. Replies without state are in none of these transactions, so no change of a key delays or repeats them. If EXEC
+does nothing, a key has changed or the fence is broken. Claims.verify finds out which entries are still ours, and writes
+them again, by way of this module.
 
 refusals.py says which effects were refused, and what follows. Imported by the first handler that has an effect.
 """
