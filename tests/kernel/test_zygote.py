@@ -324,6 +324,36 @@ def test_a_fork_without_room_for_descriptors_fails_and_leaves_nothing(agent: Sma
     }
 
 
+def test_what_a_zygote_has_not_waited_for_when_it_ends_is_reaped(agent: SmallAgent) -> None:
+    left, was_between = agent("""
+        import sandboxrun.sandbox.supervisor.zygote as module, signal, time
+        write, end_process, was_between = os.write, module._Process.end, False
+        def children(pid): return open(f"/proc/{pid}/task/{pid}/children").read().split()
+        def stop_the_zygote_once_it_has_forked(fd, data):
+            os.write = write
+            written, until = write(fd, data), time.monotonic() + 5
+            while not children(zygote.pid) and time.monotonic() < until: pass
+            os.kill(zygote.pid, signal.SIGSTOP)
+            return written
+        def look_and_end(process):
+            global was_between
+            was_between = bool(children(process.pid))
+            end_process(process)
+        module._Process.end = look_and_end
+        while not was_between:
+            end(zygote.fork("a:1:h"))
+            os.write, module._REPLY_SECONDS = stop_the_zygote_once_it_has_forked, 0.3
+            try:
+                end(zygote.fork("a:1:h"))
+                os.kill(zygote.pid, signal.SIGCONT)  # it was stopped too late
+            except OSError: pass
+            module._REPLY_SECONDS = 20
+        end(zygote.fork("a:1:h"))
+        result = [len(children(os.getpid())), was_between]
+    """)
+    assert (left, was_between) == (1, True)
+
+
 def test_a_fork_that_the_kernel_refuses_is_an_error_with_its_reason(agent: SmallAgent) -> None:
     if os.geteuid() == 0:
         pytest.skip("root is exempt from RLIMIT_NPROC")

@@ -3,8 +3,9 @@
 Run as `python -I -S zygote.py ROOM AGENT_PID PACKAGE SITE…`; PACKAGE and SITE are as bootstrap.py has them, and ROOM is what
 ps(1) needs for the name of a child. It has three descriptors. Standard input brings commands, one a packet (pipe(2),
 O_DIRECT): marshalled (key, pipes, memory), as spawn.py has the last two. Standard output and error carry replies, and they
-are one pipe of packets: "forked PID", then "ready PID FD…" with the agent's ends, which the agent takes by pidfd_getfd(2);
-or "fail TEXT". The agent then writes "taken" to the child's answers, and the child goes on as a spawned one: bootstrap.run.
+are one pipe of packets: "forked PID PARENT", then "ready PID FD…" with the agent's ends, which the agent takes by
+pidfd_getfd(2); or "fail TEXT". The agent then writes "taken" to the child's answers, and the child goes on as a spawned one:
+bootstrap.run.
 
 This process runs nothing but this file and imports, holds no secret, and learns nothing of a child but its key. It has one
 thread. It ends when its standard input does: its end is no concern of the children, whose parent is the agent.
@@ -74,7 +75,7 @@ def _fork_and_end() -> None:
         os._exit(error.errno or 1)
     if pid:
         try:
-            _reply(b"forked %d" % pid)
+            _reply(b"forked %d %d" % (pid, os.getpid()))
         finally:
             os._exit(0)
 

@@ -41,6 +41,7 @@ class _Process:
     def __init__(self) -> None:
         theirs: list[int] = []
         ours: list[int] = []
+        self.pid = 0
         try:
             for agent_reads in (False, True):
                 read, write = os.pipe2(os.O_CLOEXEC | os.O_DIRECT)
@@ -52,11 +53,14 @@ class _Process:
         except BaseException:
             for fd in ours:
                 os.close(fd)
+            if self.pid:
+                _end(self.pid)
             raise
         finally:
             for fd in theirs:
                 os.close(fd)
         self._commands, self._replies = ours
+        self._unready: list[int] = []  # a child that is not ready, and its parent
 
     def fork(self, key: str) -> Spawned:
         """Raises OSError, and then the process must be ended."""
@@ -64,7 +68,8 @@ class _Process:
             os.write(self._commands, marshal.dumps((key, spawn.pipes(), spawn.memory())))
         except BrokenPipeError as error:
             raise _Ended(error.errno, error.strerror) from error
-        pid = int(self._reply(b"forked", self.pidfd))
+        self._unready = [*map(int, self._reply(b"forked", self.pidfd).split())]
+        pid = self._unready[0]
         pidfd = os.pidfd_open(pid)  # nobody has waited for it, so the number is its own
         ours: list[int] = []
         try:
@@ -75,22 +80,25 @@ class _Process:
             spawn.seal(ours[-1])
             os.write(ours[_ANSWERS], b"taken")
         except BaseException:
-            for fd in ours:
+            for fd in (*ours, pidfd):
                 os.close(fd)
-            _end(pid, pidfd)
             raise
+        self._unready = []
         return Spawned.of(pid, pidfd, ours)
 
     def end(self) -> None:
-        """Kill and reap it, and a child of it that the agent has not taken."""
+        """Kill and reap it, and its descendants that the agent has not taken: they are the agent's children now."""
         os.close(self._commands)
-        _end(self.pid, self.pidfd)
+        os.close(self.pidfd)
+        _end(self.pid)
         deadline = time.monotonic() + _LEFT_SECONDS
-        while self._wait(self._replies, until=deadline) and (reply := os.read(self._replies, _REPLY_BYTES)):
-            word, *numbers = reply.split()
-            if word in (b"forked", b"ready"):
-                with contextlib.suppress(OSError):
-                    _end(int(numbers[0]), os.pidfd_open(int(numbers[0])))
+        while True:
+            for pid in self._unready:
+                _end(pid)
+            if not self._wait(self._replies, until=deadline) or not (reply := os.read(self._replies, _REPLY_BYTES)):
+                break
+            if reply.startswith(b"forked "):
+                self._unready = [*map(int, reply.split()[1:])]
         os.close(self._replies)
 
     def _reply(self, word: bytes, sender: int) -> bytes:
@@ -172,12 +180,9 @@ class Zygote:
             process.end()
 
 
-def _end(pid: int, pidfd: int) -> None:
-    """Kill and reap a child. Closes `pidfd`."""
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
-    finally:
-        os.close(pidfd)
+def _end(pid: int) -> None:
+    """Kill and reap this process if it is a child of ours. Takes no descriptor, for they may all be in use."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
