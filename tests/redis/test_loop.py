@@ -404,7 +404,7 @@ def test_a_worker_needs_no_more_than_its_own_keys_and_may_not_read_replies(
         assert process.wait(20) == 0
         assert process.stderr is not None
         assert b"refuse" not in process.stderr.read()
-    assert [entry["reason"] for entry in r.acl_log() if entry["username"] == "w"] == []
+    assert [(entry["reason"], entry["object"]) for entry in r.acl_log() if entry["username"] == "w"] == []
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
