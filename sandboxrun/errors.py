@@ -39,6 +39,12 @@ class ScriptError(SandboxrunError):
     exit_code = 65  # EX_DATAERR
 
 
+class SpecError(SandboxrunError):
+    """What a spec.json says is wrong."""
+
+    exit_code = 65  # EX_DATAERR
+
+
 class FetchError(SandboxrunError):
     """The script could not be fetched, or the fetched file is not a script."""
 

@@ -34,6 +34,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "modulecache": frozenset({"ground"}),  # which imports the others faster, and knows none of them
     "installation": frozenset(),  # for whoever says how a package is installed, also in the worker
     "config": frozenset({"ground"}),
+    "spec": _CONFIG,  # a file that says what a worker is given and answers
     "policy": _CONFIG,
     "protocol": _CONFIG,
     "redis": _CONFIG | {"policy"},
