@@ -145,8 +145,8 @@ def _stop(connection: Connection, type_: str, id_: str, *, only_stale: bool) -> 
             raise
         is_kept = False  # who may not see the queues can end the run all the same
     before, left = _ask(connection, key, only_stale=False)
-    if is_kept and before == State.ENDING:  # because its pid was removed just now
-        return found, held, True
+    if is_kept and found != State.STOPPED and before in (State.ENDING, State.STOPPED):
+        return found, held, True  # its pid was removed just now, and its agent may have ended it already
     return before, left, is_kept
 
 

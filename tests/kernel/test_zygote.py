@@ -331,7 +331,7 @@ def test_what_a_zygote_has_not_waited_for_when_it_ends_is_reaped(agent: SmallAge
         def children(pid): return open(f"/proc/{pid}/task/{pid}/children").read().split()
         def stop_the_zygote_once_it_has_forked(fd, data):
             os.write = write
-            written, until = write(fd, data), time.monotonic() + 5
+            written, until = write(fd, data), time.monotonic() + 0.05
             while not children(zygote.pid) and time.monotonic() < until: pass
             os.kill(zygote.pid, signal.SIGSTOP)
             return written

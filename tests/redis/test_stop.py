@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -14,6 +16,10 @@ from arena import wait_for
 from leases import lease
 from runner import Runner
 
+from sandboxrun.fleet import desired
+from sandboxrun.fleet.workers import State
+from sandboxrun.host.stop import End, stop
+from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.lease import PID_FIELDS, this_host
 
 Local = Callable[..., Path]
@@ -54,6 +60,25 @@ def test_all_of_a_type_are_asked_at_once(r: redis.Redis, run: Runner, local: Loc
         assert (one.wait(20), two.wait(20)) == (128 + 9, 128 + 15) or (one.wait(), two.wait()) == (128 + 15, 128 + 15)
         assert other.poll() is None
     assert run("stop", "t", "--all").out == "no worker of type t runs\n"
+
+
+def test_one_that_its_agent_ends_at_once_has_ended(
+    r: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r.rpush("t:started:q", "1")
+    r.hset("t:1:h", mapping={"url": "/w", "version": "local", **lease(r)})
+    keep_stopped = desired.keep_stopped
+
+    def ended_meanwhile(*args: Any) -> bool:
+        kept = keep_stopped(*args)
+        r.hdel("t:1:h", *PID_FIELDS)
+        return kept
+
+    monkeypatch.setattr(desired, "keep_stopped", ended_meanwhile)
+    with contextlib.closing(Connection(redis_url, protocol=2)) as connection:
+        connection.open()
+        (outcome,) = stop(connection, [("t", "1")], timeout=20)
+    assert (outcome.end, outcome.is_kept, outcome.before) == (End.ENDED, True, State.RUNNING)
 
 
 def test_one_that_does_not_end_in_time_is_said(r: redis.Redis, run: Runner, local: Local) -> None:
