@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,8 @@ def _check(kind: str, given: Any, place: str, *, before: bool) -> None:
             else:
                 _check_text(value, f"{place}.{name}", before=before)
         return
-    for number, item in enumerate(given):
+    items: list[Any] = given
+    for number, item in enumerate(items):
         if kind == "stream":
             _check_entry(item, f"{place}[{number}]", before=before)
         else:
