@@ -40,8 +40,9 @@ def check_schema(schema: Any, defs: Mapping[str, Any], place: str) -> None:
     except (ValueError, TypeError) as error:
         text = str(error)
         linear = " (without look-around and back-references)" if ' is not a "regex"' in text else ""
-        place += path_text(getattr(error, "instance_path", []))
-        raise SpecError(f"{place} is not a JSON Schema: {_line(text.partition(_DETAILS)[0])}{linear}") from None
+        path = path_text(getattr(error, "instance_path", [])).lstrip(".")
+        fault = f"{path}: {_line(text.partition(_DETAILS)[0])}{linear}".removeprefix(": ")
+        raise SpecError(f"{place} is not a JSON Schema: {fault}") from None
 
 
 _DETAILS = "\n\nFailed validating"  # begins the part of an error's text that quotes schema and value

@@ -115,7 +115,7 @@ def test_the_spec_is_asked_before_the_type_of_the_payload(r: redis.Redis, run: R
     [
         ("{", "spec.json is not JSON: "),
         ({"type": "t", "requst": {}}, "spec.json has 'requst', which is no part of it, did you mean request?"),
-        ({"request": {"properties": {"n": {"type": "int"}}}}, "spec.json: request.properties.n.type is not a JSON Schema"),
+        ({"request": {"properties": {"n": {"type": "int"}}}}, "spec.json: request is not a JSON Schema: properties.n.type: "),
         ({"request": {"$ref": "http://127.0.0.1:1/x.json"}}, "is in another file: expected #/$defs/NAME"),
         ({"reply": {"$ref": "file:///etc/hostname"}}, "is in another file: expected #/$defs/NAME"),
         ({"request": {"pattern": "(?=a)b"}}, 'is not a "regex" (without look-around and back-references)'),
@@ -169,6 +169,23 @@ def test_a_hostile_request_neither_ends_the_worker_nor_holds_it_up(r: redis.Redi
     assert message(replies[0]) == (400, REFUSED + limit)
     assert message(replies[1]) == (400, REFUSED + "data: it does not fit the schema")
     assert max(len(message(reply)[1]) for reply in replies) < 300
+
+
+PAGE = Path(__file__).parents[2] / "docs/writing-workers.md"
+
+
+def test_the_page_about_checks(r: redis.Redis, run: Runner, tmp_path: Path) -> None:
+    page = PAGE.read_text().partition("## Check requests by a schema")[2].partition("\n## ")[0]
+    spec, shown = (block.partition("```")[0] for block in page.split("```json\n")[1:] + page.split("```console\n")[1:])
+    command, printed = shown.splitlines()
+    source = folder(tmp_path, "checked.py", spec)
+    code = "from sandboxrun import worker\nworker.handler(lambda request: {'total': 0.5})\nworker.run()\n"
+    (source / "worker.py").write_text(code)
+    r.hset("count:1:h", mapping={"url": str(source), "version": "local", "requestLimit": "2"})
+    with run.start("--yes", "count", "1"):
+        found = json.loads(run(*command.split()[2:]).out)
+        assert (found["code"], {"err": found["err"]}) == (400, json.loads(printed))
+        assert f"`{json.loads(run('call', 'count', 'n=1').out)['err']['message']}`" in page
 
 
 # --- services

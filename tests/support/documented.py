@@ -12,9 +12,11 @@ _SECRET = f"{_DOCUMENTED}test_a_secret_is_encrypted_into_the_hash_and_read_with_
 _PACKAGES = "tests/redis/test_worker_with_packages.py"
 _SPLIT = "tests/redis/test_example_workers.py::test_the_page_about_splitting_a_service"
 _TESTING = "tests/redis/test_spec_tests.py::test_the_page_about_tests"
+_SPEC = "tests/redis/test_spec_validation.py::test_the_page_about_checks"
 _WALK = "tests/redis/test_walk.py"
 
 COMMANDS = {
+    "sandboxrun call count n=0": _SPEC,
     "sandboxrun test counter": _TESTING,
     "sandboxrun test counter --update": _TESTING,
     "sandboxrun test counter -v": _TESTING,
