@@ -1,7 +1,7 @@
 """JSON Schema, draft 2020-12, by jsonschema-rs: what a schema accepts, and the place and the fault of what it does not.
 
-A schema is trusted as much as the script beside it, and a value is not: patterns match in linear time, nothing is fetched or
-opened, and what a message costs is bounded.
+A schema is trusted as much as the script beside it, and a value is not: patterns match in linear time, nothing is fetched
+or opened, and what a message costs is bounded.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ EXPLAINED_MAX_BYTES = 64 * 1024  # of a value's JSON
 EXPLAINED_MAX_CONTAINERS = 6  # objects and lists, if the schema contains itself: each level doubles the errors
 
 _ALTERNATIVES = ("anyOf", "oneOf")
+_UNEXPLAINED = "it does not fit the schema"
 _MASK = "the value"  # stands for what a message would quote, which may be a secret
 
 
@@ -37,12 +38,11 @@ def check_schema(schema: Any, defs: Mapping[str, Any], place: str) -> None:
     """Raise SpecError for what is no schema, or refers to another file."""
     try:
         validator(whole(schema, defs))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:  # the last as in Check.fault
         text = str(error)
         linear = " (without look-around and back-references)" if ' is not a "regex"' in text else ""
-        path = path_text(getattr(error, "instance_path", [])).lstrip(".")
-        fault = f"{path}: {_line(text.partition(_DETAILS)[0])}{linear}".removeprefix(": ")
-        raise SpecError(f"{place} is not a JSON Schema: {fault}") from None
+        place += path_text(getattr(error, "instance_path", []))
+        raise SpecError(f"{place} is not a JSON Schema: {_line(text.partition(_DETAILS)[0])}{linear}") from None
 
 
 _DETAILS = "\n\nFailed validating"  # begins the part of an error's text that quotes schema and value
@@ -101,7 +101,7 @@ class Check:
         self._recursive = _is_recursive(schema)
 
     def fault(self, root: str, value: Any, text: str | bytes) -> str:
-        """What is wrong with a value, as `ROOT.PATH: message`; "" if nothing is. `text`: its JSON, or more than that."""
+        """What is wrong with a value, as `ROOT.PATH: message`; "" if nothing is. `text`: its JSON, or more than it."""
         containers = text.count("{") + text.count("[") if isinstance(text, str) else text.count(b"{") + text.count(b"[")
         if containers > DEPTH_MAX and _is_deep(value):
             return f"{root}: it is nested too deeply: at most {DEPTH_MAX} objects and lists in one another"
@@ -110,13 +110,14 @@ class Check:
         if self._alternatives and (
             len(text) > EXPLAINED_MAX_BYTES or (self._recursive and containers > EXPLAINED_MAX_CONTAINERS)
         ):
-            return f"{root}: it does not fit the schema"
-        error = None
+            return f"{root}: {_UNEXPLAINED}"
         try:
             self._validator.validate(value)
-        except jsonschema_rs.ValidationError as found:
-            error = found
-        return "" if error is None else f"{root}{path_text(error.instance_path)}: {_line(error.message)}"
+        except Exception as error:  # of another class, if the script has imported a jsonschema_rs of its own
+            path = getattr(error, "instance_path", None)
+            if path is not None:
+                return f"{root}{path_text(path)}: {_line(getattr(error, 'message', error))}"
+        return f"{root}: {_UNEXPLAINED}"
 
 
 def _is_deep(value: Any) -> bool:

@@ -115,7 +115,7 @@ def test_the_spec_is_asked_before_the_type_of_the_payload(r: redis.Redis, run: R
     [
         ("{", "spec.json is not JSON: "),
         ({"type": "t", "requst": {}}, "spec.json has 'requst', which is no part of it, did you mean request?"),
-        ({"request": {"properties": {"n": {"type": "int"}}}}, "spec.json: request is not a JSON Schema: properties.n.type: "),
+        ({"request": {"properties": {"n": {"type": "int"}}}}, "spec.json: request.properties.n.type is not a JSON Schema"),
         ({"request": {"$ref": "http://127.0.0.1:1/x.json"}}, "is in another file: expected #/$defs/NAME"),
         ({"reply": {"$ref": "file:///etc/hostname"}}, "is in another file: expected #/$defs/NAME"),
         ({"request": {"pattern": "(?=a)b"}}, 'is not a "regex" (without look-around and back-references)'),

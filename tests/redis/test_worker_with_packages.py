@@ -82,6 +82,22 @@ def test_the_commands_of_the_document_make_a_worker_with_a_package(r: redis.Redi
     assert run("lock", "greeter", "--check").code == 65
 
 
+def test_a_spec_is_checked_by_our_validator_whatever_the_lock_has(
+    r: redis.Redis, run: Runner, index: Index, tmp_path: Path
+) -> None:
+    """And the script imports its own."""
+    index.publish(wheel("jsonschema-rs", "0.1", {"jsonschema_rs.py": "TEXT = 'its own'\n"}))
+    code = "def answer():\n    import jsonschema_rs\n    return jsonschema_rs.TEXT\n" + HANDLER
+    folder = local(r, tmp_path / "author", script(code, "jsonschema-rs"))
+    (folder / "spec.json").write_text('{"type": "t", "request": {"required": ["n"]}}')
+    assert run("lock", str(folder / "worker.py")).code == 0
+    r.hset("t:1:h", "requestLimit", "2")
+    refs = [client.send(r, "t", data, now="x") for data in ({}, {"n": 1})]
+    done = run("--yes", "t", "1")
+    refused, answered = (client.wait(r, ref, timeout_seconds=1) or {} for ref in refs)
+    assert (refused.get("code"), answered.get("text")) == (400, "its own"), done.err
+
+
 def test_a_worker_by_url_runs_the_bytes_that_its_author_locked(
     r: redis.Redis, run: Runner, redis_url: str, index: Index, host: RawHost, tmp_path: Path
 ) -> None:
