@@ -105,8 +105,11 @@ class Check:
         containers = text.count("{") + text.count("[") if isinstance(text, str) else text.count(b"{") + text.count(b"[")
         if containers > DEPTH_MAX and _is_deep(value):
             return f"{root}: it is nested too deeply: at most {DEPTH_MAX} objects and lists in one another"
-        if self._accepts(value):
-            return ""
+        try:
+            if self._accepts(value):
+                return ""
+        except UnicodeError:  # JSON can escape it, and UTF-8 cannot have it
+            return f"{root}: it has half of a surrogate pair, which is no text"
         if self._alternatives and (
             len(text) > EXPLAINED_MAX_BYTES or (self._recursive and containers > EXPLAINED_MAX_CONTAINERS)
         ):

@@ -36,6 +36,7 @@ def nested(levels: int) -> Any:
         ({"multipleOf": 0.01}, 1e308, ""),
         ({"multipleOf": 7}, 10**4000, "data: the value is not a multiple of 7"),
         ({"type": "integer"}, 2**200, ""),
+        ({"items": {"pattern": "a"}}, ["\ud800"], "data: it has half of a surrogate pair, which is no text"),
         ({"format": "ipv4"}, "1.2.3", 'data: the value is not a "ipv4"'),
     ],
 )  # fmt: skip
