@@ -15,6 +15,7 @@ COMMANDS = (
     "plugins",
     "init",
     "dev",
+    "test",
     "lock",
     "show",
     "set",

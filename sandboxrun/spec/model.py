@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import importlib.resources
 import json
@@ -33,6 +34,13 @@ class Interface:
     description: str = ""
 
 
+class Expected(enum.Enum):
+    """How much a test says."""
+
+    WRITTEN = "the reply, and all changes"
+    ACCEPTED = "that the request does not fail"
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One test. `code` is that of the reply."""
@@ -46,6 +54,7 @@ class Case:
     after: Mapping[str, Stored]
     timeout: float = TIMEOUT_SECONDS
     fresh: bool = False
+    expected: Expected = Expected.WRITTEN
 
 
 @dataclass(frozen=True, slots=True)

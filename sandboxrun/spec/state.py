@@ -106,7 +106,8 @@ def _check(kind: str, given: Any, place: str, *, before: bool) -> None:
         _check_text(given, place, before=before)
         return
     expected, words = SHAPES[kind]
-    if not isinstance(given, expected):
+    fits: bool = isinstance(given, expected)
+    if not fits:
         raise SpecError(f"{place} is a {kind}, and {shown(given)}: expected {words}")
     if before and not given:
         raise SpecError(f"{place} is an empty {kind}, which Redis does not have: leave it out")
@@ -118,8 +119,7 @@ def _check(kind: str, given: Any, place: str, *, before: bool) -> None:
             else:
                 _check_text(value, f"{place}.{name}", before=before)
         return
-    items: list[Any] = given
-    for number, item in enumerate(items):
+    for number, item in enumerate(given):
         if kind == "stream":
             _check_entry(item, f"{place}[{number}]", before=before)
         else:

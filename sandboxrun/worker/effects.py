@@ -53,6 +53,7 @@ class Emit:
         )
         trace = keys.trace_key(self.ref)
         fields = trace_fields(self.ref, type_, text, created, method=method, traceparent=parent, caller=calling)
+        fields["emitted"] = "1"  # so that nobody looks for who waits for the reply
         expire = max(TRACE_EXPIRE_SECONDS, int(timeout or 0) + 1)
         self.commands = (
             pack("HSET", trace, *[word for pair in fields.items() for word in pair])

@@ -26,7 +26,11 @@ _CONFIG = frozenset({"ground", "config"})
 _WIRE = _CONFIG | {"redis", "protocol"}
 _SANDBOX = frozenset({"sandbox", "sandbox/compile", "sandbox/supervisor"})
 _RUN = _CONFIG | _SANDBOX | {"policy", "redis", "fetch", "packages", "fleet"}
-_ALL = _RUN | {"modulecache", "installation", "sandbox/selftest", "protocol", "host", "client", "describe", "dev"}
+_ALL = (
+    _RUN
+    | {"modulecache", "installation", "sandbox/selftest", "protocol", "host", "client", "describe", "dev"}
+    | {"spec", "testing"}
+)
 # The layers that each layer may import besides itself, the lowest first; none imports a later one. A layer is a folder,
 # without those folders in it that have a line of their own.
 LAYERS: dict[str, frozenset[str]] = {
@@ -55,6 +59,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "host": _RUN | {"modulecache"},
     "describe": _RUN | {"installation", "sandbox/selftest", "host", "protocol"},
     "dev": _RUN | {"host", "packages"},
+    "testing": _CONFIG | {"spec", "redis", "protocol", "dev"},
     "cli": _ALL,
     "__main__": frozenset({"cli"}),
 }
