@@ -91,6 +91,11 @@ def load(path: str) -> Spec:
     """A file, or the folder that has it. Raises SpecError."""
     if os.path.isdir(path):
         path = os.path.join(path, NAME)
+    return parse(read(path), path)
+
+
+def read(path: str) -> bytes:
+    """At most FILE_MAX_BYTES. Raises SpecError."""
     try:
         with open(path, "rb") as file:
             data = file.read(FILE_MAX_BYTES + 1)
@@ -98,12 +103,12 @@ def load(path: str) -> Spec:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > FILE_MAX_BYTES:
         raise SpecError(f"{path} has more than {FILE_MAX_BYTES} bytes")
-    return parse(data, path)
+    return data
 
 
 def parse(data: bytes, path: str) -> Spec:
     """Raises SpecError."""
-    raw = _json(data, path)
+    raw = json_of(data, path)
     _check(raw, path, is_read=False)
     defs = raw.get("$defs", {})
     for name, each in defs.items():
@@ -130,7 +135,8 @@ def parse(data: bytes, path: str) -> Spec:
     )
 
 
-def _json(data: bytes, path: str) -> Any:
+def json_of(data: bytes, path: str) -> Any:
+    """Strictly: no name twice, no NaN. Raises SpecError."""
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:

@@ -105,7 +105,56 @@ PLAIN: dict[str, Any] = {
     "reply": True,
 }
 
-GOOD: dict[str, dict[str, Any]] = {"price": PRICE, "state": STATE, "plain": PLAIN, "least": {"type": "t"}}
+# Schemas that AsyncAPI writes in another form, and names that Python does not have.
+ODD: dict[str, Any] = {
+    "type": "odd-one",
+    "title": "odd-one",
+    "description": "",
+    "$defs": {
+        "any.thing": True,
+        "none": False,
+        "pair": {"type": "array", "prefixItems": [{"type": "string"}, {"$ref": "#/$defs/pair"}], "items": False},
+        "deeper": {"type": "array", "items": {"type": "string"}},
+        "deep": {"type": "object", "properties": {"in": {"$ref": "#/$defs/deeper/items"}}},
+    },
+    "request": {
+        "type": "object",
+        "$defs": {"own": {"type": "object", "properties": {"again": {"$ref": "#"}}}, "nothing": {"type": "null"}},
+        "properties": {
+            "class": {"$ref": "#/$defs/own"},
+            "own pair": {"$ref": "#/$defs/nothing"},
+            "a/b~c": {"$ref": "#/$defs/deep", "description": "With words beside it.", "allOf": [{"minProperties": 1}]},
+            "a": {"$ref": "#/properties/a~1b~0c"},
+            "bodyBase64": {"type": "string", "contentEncoding": "base64"},
+            "open": {"type": "object", "additionalProperties": {"type": "number"}},
+            "const": {"const": {"ref": 1}},
+            "level": {"enum": ["low", 1, None, True, 1.5]},
+            "either": {
+                "anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "boolean"}}, {"type": "null"}]
+            },
+            "not": {"not": {"type": "string"}},
+        },
+        "patternProperties": {"^x-": {}},
+        "additionalProperties": True,
+    },
+    "reply": {"allOf": [{"type": "object", "properties": {"n": {"type": "number"}}}, {"required": ["n"]}]},
+    "methods": {
+        "shop.list": {"description": "", "request": True, "reply": {"type": "array", "items": {"type": "string"}}},
+        "import": {"reply": False},
+        "request": {"reply": {"type": "object"}},
+        "problem": {"reply": {"type": "object", "minProperties": 1}},
+    },
+    "tests": [],
+}
+
+GOOD: dict[str, dict[str, Any]] = {
+    "price": PRICE,
+    "state": STATE,
+    "plain": PLAIN,
+    "odd": ODD,
+    "least": {"type": "t"},
+    "no methods": {"type": "t", "methods": {}, "title": "Of nothing"},
+}
 
 
 def _test(**more: Any) -> dict[str, Any]:
