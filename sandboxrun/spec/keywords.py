@@ -56,10 +56,12 @@ def value_at(document: Any, reference: str) -> Any:
 
 
 def definition(reference: Any, root: Any, defs: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """Name and schema of what `#/$defs/NAME` refers to in `root`, whose own definitions come first; None for others."""
-    if not isinstance(reference, str) or not reference.startswith(OF_FILE):
+    """Name and schema of what `#/$defs/NAME` refers to in `root`, whose own definitions come first; None if nothing."""
+    if not isinstance(reference, str) or not reference.startswith("#/"):
         return None
-    parts = parts_of(reference)
-    own = root.get("$defs", {}) if isinstance(root, dict) else {}
-    name = parts[1]
-    return (name, {**defs, **own}[name]) if len(parts) == 2 and (name in own or name in defs) else None
+    given = root if isinstance(root, dict) else {}
+    whole = {**given, "$defs": {**defs, **given.get("$defs", {})}}
+    try:
+        return parts_of(reference)[-1], value_at(whole, reference)
+    except (LookupError, TypeError, ValueError):
+        return None
