@@ -111,8 +111,8 @@ def _spec(options: argparse.Namespace) -> Spec:
     if os.path.exists(source) or not keys.is_type(source):
         return model.load(source)
     from sandboxrun.cli.redis import connected
-    from sandboxrun.host.folders import Folders
     from sandboxrun.cli.spec_source import spec_of_type
+    from sandboxrun.host.folders import Folders
 
     with connected(options.redis) as connection:
         return spec_of_type(connection, source, Folders.of_user())

@@ -24,7 +24,7 @@ DOCUMENT_VERSION = "1.0.0"  # of the interface, which a spec does not number
 EXTENSION, TESTS = "x-sandboxrun", "x-tests"
 BOOLEAN = "x-boolean"  # marks an object that stands for true or false, which the parser of AsyncAPI refuses here
 BESIDE = "x-beside-ref"  # marks an allOf that stands for a `$ref` with keywords beside it
-ELSEWHERE = ("$schema", "grants", "fields", "secrets")  # members of a spec that AsyncAPI has no place for
+PLACED = frozenset("type title description $defs request reply methods tests".split())  # members that AsyncAPI has
 SCHEMAS = "#/components/schemas/"
 OPERATION = "request-reply"  # without a method; no method has this name
 ERROR = "error"  # the message of a reply with a code other than 200
@@ -104,7 +104,7 @@ def _info(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _extension(raw: Mapping[str, Any]) -> dict[str, Any]:
-    found = {"type": raw["type"], **{name: raw[name] for name in ELSEWHERE if name in raw}}
+    found = {"type": raw["type"], **{name: value for name, value in raw.items() if name not in PLACED}}
     if raw.get("title") == raw["type"]:  # else it would be taken for a missing one
         found["title"] = raw["title"]
     if raw.get("methods") == {}:

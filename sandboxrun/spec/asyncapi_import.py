@@ -10,12 +10,11 @@ from typing import Any
 from sandboxrun.config import keys
 from sandboxrun.errors import SpecError
 from sandboxrun.spec import model
-from sandboxrun.spec.asyncapi import BESIDE, BOOLEAN, ELSEWHERE, ERROR, EXTENSION, SCHEMAS, TESTS
+from sandboxrun.spec.asyncapi import BESIDE, BOOLEAN, ERROR, EXTENSION, PLACED, SCHEMAS, TESTS
 from sandboxrun.spec.keywords import OF_FILE, mapped, parts_of, pointer, value_at
 from sandboxrun.spec.match import shown
 
 REFERENCES_MAX = 20  # that lead from one to the next
-ORDER = ("$schema", "type", "title", "description", "grants", "fields", "secrets", "$defs", "request", "reply")
 _TYPE_OF_STREAM = re.compile(r"([a-z][a-z0-9_-]*):req:x")
 _NAME_OF_ERROR = re.compile("error|fault|failure|exception|problem")
 
@@ -38,7 +37,7 @@ class _Document:
         self._extension = self._object(document, EXTENSION)
 
     def spec(self) -> dict[str, Any]:
-        raw: dict[str, Any] = {name: self._extension[name] for name in ELSEWHERE if name in self._extension}
+        raw: dict[str, Any] = {name: value for name, value in self._extension.items() if name not in PLACED}
         info = self._object(self._document, "info")
         raw["type"] = self._extension.get("type") or self._type(info)
         title = self._extension.get("title") or info.get("title")
@@ -57,12 +56,12 @@ class _Document:
                 raise SpecError(f"{self._path} has two operations of the name {shown(method)}")
             else:
                 methods = {**methods, method: given}
-        found = {name: raw[name] for name in ORDER if name in raw}
         if methods or "methods" in self._extension:
-            found["methods"] = methods
+            raw["methods"] = methods
         if TESTS in self._document:
-            found["tests"] = self._tests(self._document[TESTS])
-        return found
+            raw["tests"] = self._tests(self._document[TESTS])
+        order = [*model.schema()["properties"], *raw]
+        return {name: raw[name] for name in dict.fromkeys(order) if name in raw}
 
     def _tests(self, tests: Any) -> Any:
         return model.json_of(tests.encode(), f"{self._path}: {TESTS}") if isinstance(tests, str) else tests

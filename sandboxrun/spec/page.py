@@ -11,7 +11,7 @@ from sandboxrun.spec import match
 from sandboxrun.spec.model import OK, Case, Interface, Spec
 from sandboxrun.spec.words import ROWS_MAX, Row, rows
 
-TESTS = ("tests", "secrets")  # members of a spec that only its tests need
+TESTS = ("tests", "secrets", "ignore")  # members of a spec that only its tests need
 TEXT_MAX_CHARS = 300  # of a field's type, conditions or description, and of a test's name
 DESCRIPTION_MAX_CHARS = 4000
 EXAMPLE_MAX_CHARS = 2000
