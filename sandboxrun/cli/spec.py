@@ -7,7 +7,7 @@ import os
 
 from sandboxrun.cli.mistakes import check_action, help_hint
 from sandboxrun.cli.parser import Parser, connect_option
-from sandboxrun.errors import SpecError, UsageError
+from sandboxrun.errors import SpecError, StoreError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,5 +114,8 @@ def _spec(options: argparse.Namespace) -> Spec:
     from sandboxrun.cli.spec_source import spec_of_type
     from sandboxrun.host.folders import Folders
 
-    with connected(options.redis) as connection:
-        return spec_of_type(connection, source, Folders.of_user())
+    try:
+        with connected(options.redis) as connection:
+            return spec_of_type(connection, source, Folders.of_user(), action=options.action)
+    except StoreError as error:
+        raise StoreError(f"there is no file or folder {source}, and {error}", hint=error.hint) from None

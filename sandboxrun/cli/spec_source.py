@@ -20,9 +20,9 @@ from sandboxrun.spec import model
 _FIELDS = ("url", "workerUrl", "version", "workerVersion")
 
 
-def spec_of_type(connection: Connection, type_: str, folders: Folders) -> model.Spec:
-    """Fetches nothing. Raises SpecError, ConfigError, ReplyError."""
-    key, url, version = _code(connection, type_)
+def spec_of_type(connection: Connection, type_: str, folders: Folders, *, action: str) -> model.Spec:
+    """Fetches nothing. `action`: for a hint. Raises SpecError, ConfigError, ReplyError."""
+    key, url, version = _code(connection, type_, action)
     source = resolve(url, check_version(version, key), key=key)
     if isinstance(source, LocalSource):
         path = os.path.join(os.path.dirname(source.script), model.NAME)
@@ -35,7 +35,7 @@ def spec_of_type(connection: Connection, type_: str, folders: Folders) -> model.
     return model.parse(data, beside(source.url, model.NAME))
 
 
-def _code(connection: Connection, type_: str) -> tuple[str, str, str]:
+def _code(connection: Connection, type_: str, action: str) -> tuple[str, str, str]:
     """Key, URL and version: of the hash of the type, else of its first worker that has them."""
     shared = _read(connection, keys.type_key(type_))
     if shared[0]:
@@ -46,7 +46,8 @@ def _code(connection: Connection, type_: str) -> tuple[str, str, str]:
             return keys.worker_key(type_, id_), url, version or shared[1]
     message, near = unconfigured(connection, type_)
     raise NotConfigured(
-        f"{type_} is neither a file nor a folder, and {message}", hint=f"sandboxrun spec show {near}" if near else ""
+        f"{type_} is neither a file nor a folder, and {message}",
+        hint=f"sandboxrun spec {action} {near}" if near else "",
     )
 
 

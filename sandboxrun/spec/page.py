@@ -58,6 +58,8 @@ def _examples(schema: Any, title: str, cases: list[Case]) -> list[Any]:
     if isinstance(own, list) and own:
         return own[:EXAMPLES_MAX]
     for case in cases:
+        if case.http:  # with {http} for the server of the test
+            continue
         if case.code == OK and title == "request":
             return [case.request]
         if case.code == OK and case.reply and not match.has_matcher(dict(case.reply)):

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,7 +48,8 @@ KINDS: dict[str, Any] = {
     "reply": {"type": "object", "properties": {"Text": {"type": "string"}}, "oneOf": [{"required": ["Text"]}, {}]},
     "methods": {"all": {"request": {"$ref": "#/$defs/base"}, "reply": {"$ref": "#/$defs/value"}}},
 }
-SPECS = {**GOOD, "kinds": KINDS}
+OURS = {path.parent.name: json.loads(path.read_text()) for path in Path(__file__).parents[3].glob("*/*/spec.json")}
+SPECS = {**GOOD, **OURS, "kinds": KINDS}
 RIGHT = """\
 from typing import Any, assert_type
 from sandboxrun import client, connect
@@ -99,7 +101,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, 
     """What `mypy --strict` says of each file, as line and message."""
     folder = tmp_path_factory.mktemp("user")
     for name, raw in SPECS.items():
-        (folder / f"{name.replace(' ', '_')}_types.py").write_text(stubs.module(parse(raw)))
+        (folder / f"{re.sub('[ -]', '_', name)}_types.py").write_text(stubs.module(parse(raw)))
     (folder / "right.py").write_text(RIGHT)
     head = RIGHT[: RIGHT.index("assert_type(price")]
     (folder / "wrong.py").write_text(f"{head}reply = price.of(item='tea')\n{WRONG}")
