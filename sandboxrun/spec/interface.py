@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FILE_MAX_BYTES = 8 << 20
 # What may stand at the top of the file, and in each of its methods.
 NAMES = (
-    "$schema", "$defs", "type", "title", "description", "grants", "fields", "secrets",
+    "$schema", "$defs", "type", "title", "description", "grants", "ignore", "fields", "secrets",
     "request", "reply", "methods", "tests",
 )  # fmt: skip
 METHOD_NAMES = ("description", "request", "reply")
