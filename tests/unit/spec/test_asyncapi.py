@@ -165,7 +165,7 @@ def test_several_requests_of_another_document_are_methods() -> None:
         ({"x-tests": "["}, "x-tests:1:2 is not JSON"),
         ({"components": {"messages": {"Query": {"payload": {"schemaFormat": "avro"}}}}}, 'has schemaFormat "avro"'),
         ({"components": {"messages": {"Query": {"payload": {"$ref": "#/info"}}}}}, 'reference "#/info" in a schema'),
-        ({"components": {"messages": {"Query": {"payload": {"type": "x"}}}}}, "request is not a JSON Schema"),
+        ({"components": {"messages": {"Query": {"payload": {"type": "x"}}}}}, "request.type is not a JSON Schema"),
     ],
 )
 def test_a_document_without_a_usable_request_is_an_error(change: dict[str, Any], message: str) -> None:
