@@ -178,7 +178,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "method name": ({"type": "t", "methods": {"1st": {}}}, "methods"),
     "no name": ({"type": "t", "tests": [{}]}, '"name" is a required property'),
-    "reply of a list": (_test(reply=[]), "tests[0].reply: "),
+    "reply of a list": (_test(reply=["ok"]), "tests[0].reply: "),
     "state of a list": (_test(before=[]), "tests[0].before: "),
     "unknown matcher": (_test(reply={"a": {"$mach": "x"}}), 'tests[0].reply.a has "$mach": expected one of $match'),
     "text that begins with $": (_test(reply={"a": "$anything"}), 'reply.a is "$anything": expected $any, or $$'),

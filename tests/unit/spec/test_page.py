@@ -95,6 +95,7 @@ def test_fields_in_fields_references_and_alternatives_have_rows() -> None:
 def test_examples_are_those_of_the_schema_else_of_a_test_that_succeeds() -> None:
     tests = [
         {"name": "bad", "request": {"n": 0}, "reply": {"code": 400}},
+        {"name": "of a server", "request": {"n": "{http}"}, "http": [{"request": {"path": "/"}}]},
         {"name": "open", "request": {"n": 1}, "reply": {"n": "$any"}},
         {"name": "good", "request": {"n": 2}, "reply": {"n": "$$2"}},
     ]

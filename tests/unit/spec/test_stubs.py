@@ -40,6 +40,7 @@ KINDS: dict[str, Any] = {
             "pair": {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "items": False},
             "scores": {"type": "object", "additionalProperties": {"type": "number"}},
             "whole": {"allOf": [{"$ref": "#/$defs/base"}, {"properties": {"text": {"type": "string"}}}]},
+            "shadow": {"type": "object", "properties": {"str": {"type": "string"}, "other": {"type": "string"}}},
             "never": False,
             "any": {"minimum": 3},
         },
@@ -142,6 +143,10 @@ def test_what_a_method_is_for_is_its_docstring() -> None:
     assert "item: What is sold.\n" in made["Price"].of.__doc__
     exec(stubs.module(parse(KINDS)), made)
     assert made["Kinds"].__doc__ == 'Ends """ a docstring \\'
+
+
+def test_a_field_does_not_hide_a_type_of_the_same_name() -> None:
+    assert '\nRequestShadow = TypedDict(\n    "RequestShadow",\n' in stubs.module(parse(KINDS))
 
 
 TEXTS = st.text(st.characters(), max_size=12)
