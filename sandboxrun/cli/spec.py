@@ -96,10 +96,17 @@ def _output(options: argparse.Namespace) -> str:
 
 
 def _json(value: object) -> str:
-    """As a file has it, in ASCII and without control characters: json leaves DEL as it is."""
+    """As a file has it, without a character that could drive the terminal."""
     import json
 
-    return json.dumps(value, indent=2).replace("\x7f", "\\u007f")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(char if char == "\n" or char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    """As JSON: in UTF-16."""
+    data = char.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{data[at : at + 4]}" for at in range(0, len(data), 4))
 
 
 def _spec(options: argparse.Namespace) -> Spec:

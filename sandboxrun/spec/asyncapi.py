@@ -142,7 +142,7 @@ def _request(spec: Spec, interface: Interface, name: str) -> dict[str, Any]:
         "name": name,
         **({"description": description} if description is not None else {}),
         "headers": {"type": "object", "properties": fields, "required": needed},
-        **_payload(spec, given, "request", name),
+        **_payload(spec, interface, "request", name),
     }
 
 
@@ -150,7 +150,7 @@ def _reply(spec: Spec, interface: Interface, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "headers": _envelope({"const": 200}),
-        **_payload(spec, _given(spec, interface), "reply", name),
+        **_payload(spec, interface, "reply", name),
     }
 
 
@@ -168,10 +168,11 @@ def _error() -> dict[str, Any]:
     }
 
 
-def _payload(spec: Spec, given: Mapping[str, Any], part: str, message: str) -> dict[str, Any]:
+def _payload(spec: Spec, interface: Interface, part: str, message: str) -> dict[str, Any]:
+    given = _given(spec, interface)
     if part not in given:
         return {}
-    place = f"{spec.path}: {part}"
+    place = f"{spec.path}: {part if interface.method is None else f'methods.{interface.method}.{part}'}"
     return {"payload": _Moved(given[part], spec.defs, f"#/components/messages/{message}/payload", place).schema}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 ONE = frozenset(
@@ -27,13 +27,6 @@ def mapped(schema: Any, change: Callable[[Any], Any]) -> Any:
         else:
             found[name] = change(value) if name in ONE else value
     return found
-
-
-def inner(schema: Any) -> Iterator[Any]:
-    """Each schema directly in it."""
-    found: list[Any] = []
-    mapped(schema, found.append)
-    yield from found
 
 
 def pointer(parts: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sandboxrun.log import escape
@@ -196,8 +196,3 @@ def _code(given: str) -> str:
 def _cut(given: str) -> str:
     line = escape(" ".join(given.split()))
     return line if len(line) <= TEXT_MAX_CHARS else f"{line[:TEXT_MAX_CHARS]}…"
-
-
-def as_json(given: Mapping[str, Any]) -> str:
-    """A spec as a file has it."""
-    return json.dumps(given, indent=2, ensure_ascii=False)

@@ -14,7 +14,7 @@ BUILTINS = frozenset("bool dict float int list str".split())
 TYPING = frozenset("Any Literal Never NotRequired Protocol TypeAlias TypedDict".split())
 DOC_MAX_CHARS = 2000
 COMMENT_MAX_CHARS = 200
-DEPTH_MAX = 20  # of references and `allOf` that lead to one another
+DEPTH_MAX = 20  # of references that lead to one another
 _SIMPLE = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
 _BRANCHES = ("anyOf", "oneOf", "if", "then", "else", "dependentSchemas")
 
@@ -38,6 +38,7 @@ class Types:
         self._taken = {*TYPING, *keyword.kwlist, *taken}
         self._aliases: dict[int, str] = {}  # by id of the schema, as the next
         self._dicts: dict[int, str] = {}
+        self._parts: dict[tuple[int, int], Fields | None] = {}  # of schemas in others, by id of the root too
         self._open: frozenset[int] = frozenset()  # aliases that must not name themselves here
         self.imported: set[str] = set()
         self.definitions: list[str] = []
@@ -163,14 +164,26 @@ class Types:
 
     # --- objects
 
-    def fields(self, schema: Any, depth: int = 0) -> Fields | None:
+    def fields(self, schema: Any) -> Fields | None:
         """The fields of an object, with those of `allOf`; None for what need not be an object."""
-        if not isinstance(schema, dict) or depth > DEPTH_MAX:
+        found = self._fields(schema)
+        if found is not None and found.named:
+            found.named.update(dict.fromkeys(sorted(found.required - found.named.keys()), True))
+        return found
+
+    def _part(self, schema: Any) -> Fields | None:
+        """The same, of a schema in another one: each is looked at once, since references can make many of few."""
+        key = id(self._root), id(schema)
+        if not isinstance(schema, dict) or key in self._parts:
+            return self._parts.get(key)
+        self._parts[key] = None  # as long as it is not known, for one that contains itself
+        found = self._parts[key] = self._fields(self.followed(schema))
+        return found
+
+    def _fields(self, schema: Any) -> Fields | None:
+        if not isinstance(schema, dict):
             return None
-        if "$ref" in schema and depth:
-            found = definition(schema["$ref"], self._root, self._defs)
-            return None if found is None else self.fields(found[1], depth + 1)
-        parts = [self.fields(each, depth + 1) for each in schema.get("allOf", ())]
+        parts = [self._part(each) for each in schema.get("allOf", ())]
         objects = [each for each in parts if each is not None]
         is_object = schema.get("type") == "object" or ("type" not in schema and ("properties" in schema or objects))
         if not is_object:
@@ -182,14 +195,12 @@ class Types:
             named = {**each.named, **named}
             required |= each.required
             rest = rest or each.rest
-        if not depth and named:
-            named |= dict.fromkeys(sorted(required - named.keys()), True)
         if schema.get("patternProperties") or any(self._names_fields(each) for each in _branches(schema)):
             rest = True
         return Fields(named, frozenset(required), rest)
 
     def _names_fields(self, schema: Any) -> bool:
-        found = self.fields(schema, 1)
+        found = self._part(schema)
         return found is not None and bool(found.named)
 
     def _of_object(self, schema: Mapping[str, Any], fields: Fields, words: str) -> str:

@@ -12,6 +12,7 @@ from sandboxrun.spec.match import shown
 DEPTH_MAX = 8  # of fields in fields
 REFERENCES_MAX = 20  # that lead to one another
 ROWS_MAX = 200  # of one schema
+STEPS_MAX = 2_000  # from schema to schema: references can make many of few
 CONDITIONS: Mapping[str, str] = {
     "minimum": "at least {}",
     "exclusiveMinimum": "above {}",
@@ -61,6 +62,7 @@ def rows(schema: Any, defs: Mapping[str, Any]) -> list[Row]:
 class _Rows:
     def __init__(self, root: Any, defs: Mapping[str, Any]) -> None:
         self._root, self._defs = root, defs
+        self._steps = 0
 
     def of(self, schema: Any, name: str, *, is_required: bool, above: tuple[int, ...] = ()) -> Iterator[Row]:
         """The field and those in it. `above`: the ids of the schemas that it is in."""
@@ -76,6 +78,9 @@ class _Rows:
             yield from self._inside(target, name, (*above, id(target)))
 
     def _inside(self, schema: Mapping[str, Any], name: str, above: tuple[int, ...]) -> Iterator[Row]:
+        self._steps += 1
+        if self._steps > STEPS_MAX:
+            return
         required = _texts(schema.get("required"))
         properties = schema.get("properties", {})
         for field, each in properties.items():
@@ -110,9 +115,10 @@ class _Rows:
         return schema, name
 
     def _kind(self, schema: Any, depth: int = 0) -> str:
+        self._steps += 1
         if schema is False:
             return "nothing"
-        if not isinstance(schema, dict) or depth > DEPTH_MAX:
+        if not isinstance(schema, dict) or depth > DEPTH_MAX or self._steps > STEPS_MAX:
             return "anything"
         if "const" in schema:
             return shown(schema["const"])

@@ -49,6 +49,24 @@ def test_a_document_is_imported_as_the_spec_that_it_was_made_of(run: Runner, fol
     assert json.loads(shown(run, "import", "document.json")) == PRICE
 
 
+def test_json_keeps_its_letters_and_escapes_what_could_drive_a_terminal(run: Runner) -> None:
+    text = "Grüße\x1b[2J\x7f\u202e\U000e0001\ud800 \U0001f600"
+    (run.home / "spec.json").write_text(json.dumps({"type": "t", "title": text}))
+    out = shown(run, "show", "spec.json", "--json")
+    assert "Grüße\\u001b[2J\\u007f\\u202e\\udb40\\udc01\\ud800 \U0001f600" in out
+    assert json.loads(out)["title"] == text
+
+
+def test_a_schema_that_is_nested_too_deep_is_an_error(run: Runner) -> None:
+    schema: dict[str, object] = {}
+    for _ in range(400):
+        schema = {"items": schema}
+    operation = {"action": "receive", "messages": [{"payload": schema}], "reply": {}}
+    document = {"asyncapi": "3.0.0", "info": {"title": "t"}, "operations": {"deep": operation}}
+    (run.home / "deep.json").write_text(json.dumps(document))
+    assert run("spec", "import", "deep.json") == Done(65, "", "error: deep.json is nested too deep\n")
+
+
 def test_a_file_that_is_wrong_is_an_error(run: Runner, folder: Path) -> None:
     (folder / "spec.json").write_text('{"type": "price", "requst": {}}')
     done = run("spec", "show", "price")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec_files import GOOD
 
-from sandboxrun.spec import model, stubs
+from sandboxrun.spec import model, page, stubs
 
 KINDS: dict[str, Any] = {
     "type": "kinds",
@@ -147,6 +147,16 @@ def test_what_a_method_is_for_is_its_docstring() -> None:
 
 def test_a_field_does_not_hide_a_type_of_the_same_name() -> None:
     assert '\nRequestShadow = TypedDict(\n    "RequestShadow",\n' in stubs.module(parse(KINDS))
+
+
+@pytest.mark.parametrize("keyword", ["allOf", "anyOf", "prefixItems"])
+def test_a_few_references_cannot_make_many_steps(keyword: str) -> None:
+    """Without a bound, each of these would be looked at 30 ** 30 times."""
+    defs: dict[str, Any] = {f"d{n}": {keyword: [{"$ref": f"#/$defs/d{n + 1}"}] * 30} for n in range(30)}
+    raw = {"type": "t", "$defs": {**defs, "d30": {"type": "string"}}, "request": {"$ref": "#/$defs/d0"}}
+    spec = parse(raw)
+    ast.parse(stubs.module(spec))
+    assert page.text(spec).startswith("t\n")
 
 
 TEXTS = st.text(st.characters(), max_size=12)
