@@ -55,7 +55,8 @@ class Expected(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test. `code` is that of the reply."""
+    """One test. `code` is that of the reply. `inside`: for a request at a bound of the schema, another one a step further in;
+    the worker may refuse the one only if it refuses the other."""
 
     name: str
     method: str | None
@@ -68,6 +69,7 @@ class Case:
     fresh: bool = False
     http: tuple[HttpExchange, ...] = ()
     expected: Expected = Expected.WRITTEN
+    inside: Any = None
 
 
 @dataclass(frozen=True, slots=True)

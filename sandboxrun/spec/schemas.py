@@ -12,6 +12,7 @@ from sandboxrun.errors import SpecError
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 FAULTS_MAX = 20
 SHOWN_MAX_CHARS = 200
+PARTS = ("allOf", "anyOf", "oneOf")  # schemas for the same value
 
 
 def whole(schema: Any, defs: Mapping[str, Any]) -> Any:
