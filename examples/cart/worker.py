@@ -2,7 +2,6 @@
 
 from sandboxrun import worker
 
-ITEMS = ("tea", "coffee", "mug")
 COUNT_MAX = 10  # of all items in a cart
 RECENT = 2
 HOUR_SECONDS = 3600
@@ -13,12 +12,6 @@ redis = worker.connect()
 @worker.service("cart")
 class Cart:
     def put(self, user: str, item: str, count: int = 1) -> dict:
-        if not user:
-            raise worker.BadRequest("the user is empty")
-        if item not in ITEMS:
-            raise worker.BadRequest(f"there is no {item[:40]}")
-        if count < 1:
-            raise worker.BadRequest(f"the count is {count}: expected at least 1")
         cart = worker.state(f"basket:{user}:h")
         total = sum(map(int, cart.values())) + count
         if total > COUNT_MAX:
@@ -36,7 +29,7 @@ class Cart:
     def take(self, user: str, item: str) -> dict:
         cart = worker.state(f"basket:{user}:h")
         if item not in cart:
-            raise worker.BadRequest(f"the cart has no {item[:40]}")
+            raise worker.BadRequest(f"the cart has no {item}")
         del cart[item]
         if not cart:
             redis.srem("basket:open:s", user)

@@ -26,7 +26,7 @@ examples:
   sandboxrun test order price -k 'two items' those tests of two workers whose name has these words
   sandboxrun test greeter --generate         also requests at and beyond the bounds of the schema
   sandboxrun test greeter --update           write into spec.json what failing tests should expect; read the difference
-  sandboxrun test plugins/* --junit out.xml  for CI
+  sandboxrun test plugins/* --junit out.xml   for CI
 
 Each folder has a Redis of its own, and its worker runs in the sandbox with the grants of its spec. A service that the worker
 calls is answered by the tests in the spec of that service, in the folder beside.

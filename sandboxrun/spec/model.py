@@ -55,8 +55,8 @@ class Expected(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test. `code` is that of the reply. `inside`: for a request at a bound of the schema, another one a step further in;
-    the worker may refuse the one only if it refuses the other."""
+    """One test. `code` is that of the reply. `inside`: for a request at a bound of the schema, the one a step further in; a
+    worker that refuses the first must refuse the second."""
 
     name: str
     method: str | None

@@ -1,8 +1,9 @@
 """Requests made from the schema: those of the written tests with one change each, at and beyond the schema's bounds.
 
-A request that the schema does not accept must be answered 400, and change nothing. One that it accepts may be answered 200,
-by the schema of replies, or refused by the worker with 400: it must not fail. A worker that refuses a request at a bound of
-the schema must also refuse the request a step further in: otherwise its own bound is another one.
+A request that the schema does not accept must be answered 400, and change nothing.
+A request that it accepts must not fail: the worker may answer 200, by the schema of replies, or refuse it with 400.
+A worker that refuses a request at a bound of the schema must also refuse the request a step further in, because otherwise
+the worker has another bound than the schema.
 
 Each written test that succeeds is also run again: a worker that remembers something answers it otherwise.
 """
@@ -178,7 +179,7 @@ def _objects(schema: dict[str, Any], value: dict[str, Any], spec: Spec, path: st
             if sample is None:
                 continue
             whole = {**value, name: sample}
-            yield _is(f"request{path}.{name}", sample).placed(lambda item, name=name: {**value, name: item})  # type: ignore[misc]
+            yield Change(f"request{path}.{name} is {shown(sample)}", whole)
         for change in _changes(each, whole[name], spec, f"{path}.{name}", depth + 1):
             yield change.placed(lambda item, name=name: {**value, name: item})  # type: ignore[misc]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from sandboxrun.files import write_whole
 from sandboxrun.spec import compare, match
 from sandboxrun.spec.model import OK, Case
 from sandboxrun.testing.http import PLACEHOLDER
+from sandboxrun.testing.report import shown_path
 from sandboxrun.testing.runner import Outcome, Run, Seen
 
 WIDTH = 100
@@ -34,7 +34,7 @@ def update(run: Run) -> Iterator[str]:
     origin = run.http.origin if run.http is not None else PLACEHOLDER
     write(run.spec.path, json.loads(json.dumps({**run.spec.raw, "tests": tests}).replace(origin, PLACEHOLDER)))
     for name in changed:
-        yield f"updated: {name}, in {os.path.relpath(run.spec.path)}"
+        yield f"updated: {name}, in {shown_path(run.spec.path)}"
 
 
 def _correct(given: dict[str, Any], outcome: Outcome, seen: Seen) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,22 @@ def test_what_a_command_line_is_told(home: Runner) -> None:
     (path / "spec.json").write_text('{"type": "t"}')
     done = home("test", "t")
     assert (done.code, "spec.json has no tests" in done.err) == (65, True)
+
+
+def test_the_page_about_tests(home: Runner) -> None:
+    """Its files are written, its commands run, and what it shows is what they print, but for times."""
+    page = (ROOT / "docs/testing.md").read_text()
+    path = home.home / "counter"
+    path.mkdir()
+    blocks = re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL)
+    for kind, name in (("python", "worker.py"), ("json", "spec.json")):
+        (path / name).write_text(next(text for found, text in blocks if found == kind))
+    shown = [text for kind, text in blocks if kind == "console"]
+    commands = [part for text in shown for part in text.split("$ ")[1:]]
+    assert len(commands) == 3
+    for command, _, output in (part.partition("\n") for part in commands):
+        done = home(*command.split()[1:])
+        assert re.sub(r"[0-9.]+ m?s\n", "TIME", done.out) == re.sub(r"[0-9.]+ m?s\n", "TIME", output)
 
 
 def test_every_example_plugin_and_the_demo_pass(home: Runner) -> None:

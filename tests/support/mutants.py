@@ -1,7 +1,7 @@
 """Mutants of a worker: its source with one small mistake each, made from its AST.
 
-Each operator changes the tree, yields what it has done, and undoes it. A change keeps the number of replies of a pipeline,
-because a handler that fails would be caught by every test.
+Each operator changes the tree, yields what it has done, and undoes it.
+A change keeps the number of replies of a pipeline, because a handler that fails would be caught by every test.
 """
 
 from __future__ import annotations

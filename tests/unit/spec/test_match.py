@@ -96,7 +96,7 @@ def test_a_malformed_matcher_is_an_error(expected: Any, message: str) -> None:
 
 
 def test_a_schema_of_a_matcher_is_checked() -> None:
-    with pytest.raises(SpecError, match=r"^reply\.\$schema is not a JSON Schema: "):
+    with pytest.raises(SpecError, match=r"^reply\.\$schema\.type is not a JSON Schema: "):
         match.check({"$schema": {"type": "nothing"}}, "reply")
 
 

@@ -29,7 +29,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (test(name=""), 'spec.json: tests[0].name: "" is shorter than 1 character'),
     ({"tests": {}}, 'spec.json: tests: {} is not of type "array"'),
     ({"type": "Counter"}, 'spec.json: type: "Counter" does not match "^[a-z][a-z0-9_-]{0,63}$"'),
-    ({"request": {"type": "nothing"}}, "spec.json: request is not a JSON Schema: "),
+    ({"request": {"type": "nothing"}}, "spec.json: request.type is not a JSON Schema: "),
     ({"request": {"$ref": "other.json"}}, "spec.json: request is not a JSON Schema: "),
     ({"request": {"$ref": "file:///etc/passwd"}}, "spec.json: request is not a JSON Schema: "),
     ({"reply": OBJECT, **test(reply={"n": "1"})}, 'spec.json: tests[0].reply.n breaks the schema of replies: "1" is not of type "integer"'),
