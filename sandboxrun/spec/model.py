@@ -55,8 +55,11 @@ class Expected(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test. `code` is that of the reply. `inside`: for a request at a bound of the schema, the one a step further in; a
-    worker that refuses the first must refuse the second."""
+    """One test. `code` is that of the reply.
+
+    `inside`: for a request at a bound of the schema, the request a step further in.
+    A worker that refuses the first must refuse the second.
+    """
 
     name: str
     method: str | None

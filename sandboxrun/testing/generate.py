@@ -2,8 +2,8 @@
 
 A request that the schema does not accept must be answered 400, and change nothing.
 A request that it accepts must not fail: the worker may answer 200, by the schema of replies, or refuse it with 400.
-A worker that refuses a request at a bound of the schema must also refuse the request a step further in, because otherwise
-the worker has another bound than the schema.
+A worker that refuses a request at a bound of the schema must also refuse the request a step further in.
+Otherwise its own bound differs from the schema's.
 
 Each written test that succeeds is also run again: a worker that remembers something answers it otherwise.
 """
