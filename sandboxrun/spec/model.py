@@ -55,7 +55,11 @@ class Expected(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test. `code` is that of the reply."""
+    """One test. `code` is that of the reply.
+
+    `inside`: for a request at a bound of the schema, the request a step further in.
+    A worker that refuses the first must refuse the second.
+    """
 
     name: str
     method: str | None
@@ -68,6 +72,7 @@ class Case:
     fresh: bool = False
     http: tuple[HttpExchange, ...] = ()
     expected: Expected = Expected.WRITTEN
+    inside: Any = None
 
 
 @dataclass(frozen=True, slots=True)
