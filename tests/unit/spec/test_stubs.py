@@ -50,7 +50,7 @@ KINDS: dict[str, Any] = {
     "methods": {"all": {"request": {"$ref": "#/$defs/base"}, "reply": {"$ref": "#/$defs/value"}}},
 }
 OURS = {path.parent.name: json.loads(path.read_text()) for path in Path(__file__).parents[3].glob("*/*/spec.json")}
-SPECS = {**GOOD, **OURS, "kinds": KINDS}
+SPECS = {**OURS, **GOOD, "kinds": KINDS}
 RIGHT = """\
 from typing import Any, assert_type
 from sandboxrun import client, connect
