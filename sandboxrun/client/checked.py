@@ -30,7 +30,7 @@ class CheckedCalls:
             raise SpecError(f"{path} describes no methods, so no call of {type_} can be checked by it")
 
     def ask(self, method: str, named: dict[str, Any]) -> None:
-        """Raise UnknownMethod or BadRequest for what the callee would refuse; TypeError, ValueError for what is not JSON."""
+        """Raise UnknownMethod, BadRequest for what the callee would refuse; TypeError, ValueError for no JSON."""
         text = encode(named)
         fault = self._of(method).request_fault(loads(text.encode()), text)
         if fault:

@@ -1,7 +1,7 @@
 """Requests and replies that are checked by the spec.json beside the script. Imported only if there is one.
 
-A request that breaks its schema is answered 400 and never reaches the handler. A result that breaks its schema is answered
-500, and no effect of the handler is written.
+A request that breaks its schema is answered 400 and never reaches the handler. A result that breaks its schema is
+answered 500, and no effect of the handler is written.
 """
 
 from __future__ import annotations
