@@ -6,6 +6,7 @@ import enum
 import functools
 import importlib.resources
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,15 +157,25 @@ def parse(data: bytes, path: str) -> Spec:
 
 
 def json_of(data: bytes, path: str) -> Any:
-    """Strictly: no name twice, no NaN. Raises SpecError."""
+    """Strictly: no name twice, no NaN, no number beyond a float, no half of a surrogate pair. Raises SpecError."""
     try:
-        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        found = json.loads(
+            data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        )
+        json.dumps(found, ensure_ascii=False).encode()
+        return found
+    except UnicodeEncodeError:
+        raise SpecError(f"{path} has half of a surrogate pair, which is no text") from None
     except json.JSONDecodeError as error:
         raise SpecError(f"{path}:{error.lineno}:{error.colno} is not JSON: {error.msg}") from None
     except UnicodeDecodeError as error:
         raise SpecError(f"{path} is not UTF-8, at byte {error.start}") from None
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"{path} is not JSON as expected: {str(error)[:200] or 'it is nested too deep'}") from None
+        raise SpecError(f"{path} is not JSON as expected: {_why(error)}") from None
+
+
+def _why(error: Exception) -> str:
+    return str(error).partition(";")[0][:200] or "it is nested too deep"  # behind a ; Python has advice for programs
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -174,6 +185,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"an object has {shown(twice)} twice")
     return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is beyond the numbers of JSON's readers")
+    return number
 
 
 def _no_constant(name: str) -> Any:

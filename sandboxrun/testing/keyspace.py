@@ -96,11 +96,14 @@ class Keyspace:
         text = name.decode("utf-8", "backslashreplace")
         return any(fnmatch.fnmatchcase(text, pattern) for pattern in self._ignore)
 
+    def check(self, names: Iterable[str], place: str) -> None:
+        """Raise SpecError for a key that tests do not see."""
+        for key in names:
+            if self._is_own(key.encode()):
+                raise SpecError(f"{place}.{key} is a key of the protocol itself, which a test cannot have")
+
     def write(self, before: Mapping[str, Stored]) -> None:
         """Raises SpecError for what Redis refuses."""
-        for key in before:
-            if self._is_own(key.encode()):
-                raise SpecError(f"before.{key} is a key of the protocol itself: a test cannot write it")
         written = [(key, command) for key, stored in before.items() for command in commands(key, stored)]
         replies = self._connection.pipeline([command for _, command in written])
         for (key, _), reply in zip(written, replies, strict=True):

@@ -199,6 +199,8 @@ class _Bench:
             )
 
     def _run(self, case: Case, outcome: Outcome) -> None:
+        self._keys.check(case.before, "before")
+        self._keys.check(case.after, "after")
         self._keys.write(case.before)
         before = self._keys.look()
         began = time.monotonic()

@@ -288,6 +288,23 @@ def test_update_writes_what_the_worker_does_and_keeps_what_fits(home: Runner) ->
     assert home("test", "t").code == 0
 
 
+def test_keys_of_the_protocol_and_what_redis_refuses_are_told(home: Runner) -> None:
+    folder(
+        home,
+        {"before": {"t:test:h": {"url": "/etc"}}},
+        {"after": {"t:req:x": []}},
+        {"before": {"a:x": [{"$id": "2-1", "b": 1}, {"$id": "1-1", "b": 1}]}},
+        {},
+    )
+    done = home("test", "t")
+    assert (done.code, done.out.splitlines()[-1][:18]) == (1, "1 passed, 3 failed")
+    assert lines(done)[:2] == [
+        "before.t:test:h is a key of the protocol itself, which a test cannot have",
+        "after.t:req:x is a key of the protocol itself, which a test cannot have",
+    ]
+    assert lines(done)[2].startswith("before.a:x is refused by Redis: ERR The ID specified in XADD")
+
+
 def test_junit(home: Runner) -> None:
     folder(home, {}, {"reply": {"a": "\x01"}})
     done = home("test", "t", "--junit", "out.xml")

@@ -58,6 +58,9 @@ NO_JSON = [
     (b"\xff", "spec.json is not UTF-8, at byte 0"),
     (b'{"a": 1, "a": 2}', 'spec.json is not JSON as expected: an object has "a" twice'),
     (b'{"a": NaN}', "spec.json is not JSON as expected: NaN is no number of JSON"),
+    (b'{"a": 1e999}', "spec.json is not JSON as expected: 1e999 is beyond the numbers of JSON's readers"),
+    (rb'{"a": "\ud800"}', "spec.json has half of a surrogate pair, which is no text"),
+    (rb'{"\ud800": 1}', "spec.json has half of a surrogate pair, which is no text"),
     (b"[" * 100_000, "spec.json is not JSON as expected: "),
     (b"[]", 'spec.json: [] is not of type "object"'),
 ]
