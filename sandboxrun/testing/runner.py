@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ WAIT_SECONDS = 0.1  # how soon the end of a worker is noticed
 OUTPUT_SECONDS = 0.05  # in which the worker's last lines arrive
 BAD_REQUEST = 400
 LINES_SHOWN = 12
+STOPPED = "the tests were stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +81,19 @@ def run(
     url: str,
     options: tuple[str, ...] = (),
     done: Callable[[Outcome], object] = lambda outcome: None,
+    stop: threading.Event | None = None,
 ) -> Run:
     """Start the worker on this Redis, and run the tests. Raises nothing that a spec or a worker causes.
 
     `given`: specs by type, for services that it calls. `options`: of sandboxrun TYPE ID. `done` is called after each test.
+    `stop`: ends the run early, in a moment.
     """
     began, found = time.perf_counter(), Run(spec)
     try:
         with _opened(url) as connection, tempfile.TemporaryDirectory(prefix="sandboxrun-test-") as folder:
             types = _called(spec)
             known = mocks.find(spec, given, types)
-            subject = Subject(spec, connection, url, folder, options)
+            subject = Subject(spec, connection, url, folder, options, stop or threading.Event())
             with (
                 mocks.Mocks(url, known, types) as answers,
                 contextlib.closing(_Bench(subject, connection, answers)) as bench,
@@ -97,6 +101,8 @@ def run(
                 if not bench.start(found):
                     return found
                 for case in cases:
+                    if subject.stopped.is_set():
+                        raise SpecError(STOPPED)
                     outcome = bench.run(case)
                     found.outcomes.append(outcome)
                     done(outcome)
@@ -207,6 +213,7 @@ class _Bench:
                 connection.call("DEL", keys.trace_key(ref))
                 reply = json.loads(found[1])
                 return {name: value for name, value in reply.items() if name not in ENVELOPE}
+            self._check_stop()
             if self._subject.code is not None:
                 self._lives = False
                 outcome.faults.append(f"the worker ended with {_ended(self._subject.code)}")
@@ -215,6 +222,13 @@ class _Bench:
         self._subject.stop(kill=True)
         outcome.faults.append(f"no reply within {case.timeout:g} s: the worker was killed")
         return None
+
+    def _check_stop(self) -> None:
+        """Raise SpecError if the run is to end."""
+        if self._subject.stopped.is_set():
+            self._lives = False
+            self._subject.stop(kill=True)  # it may never finish the request
+            raise SpecError(STOPPED)
 
     def _reply_faults(self, case: Case, reply: Mapping[str, Any]) -> Iterator[str]:
         code = reply.get("code")

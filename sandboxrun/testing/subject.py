@@ -30,8 +30,17 @@ _OWN_FIELDS = ("type", "url", "version", "requestStream", "responseStream", "con
 class Subject:
     """One worker, started as often as its tests need. Used by one thread, which must outlive it."""
 
-    def __init__(self, spec: Spec, connection: Connection, url: str, folder: str, options: tuple[str, ...]) -> None:
-        """`folder`: for the key of its secrets. `options`: of sandboxrun TYPE ID."""
+    def __init__(
+        self,
+        spec: Spec,
+        connection: Connection,
+        url: str,
+        folder: str,
+        options: tuple[str, ...],
+        stopped: threading.Event,
+    ) -> None:
+        """`folder`: for the key of its secrets. `options`: of sandboxrun TYPE ID. `stopped`: no start is waited for."""
+        self.stopped = stopped
         self.spec, self.key = spec, keys.worker_key(spec.type, ID)
         self._connection, self._options = connection, options
         self._env = {**os.environ, "REDIS_URL": url}
@@ -88,7 +97,7 @@ class Subject:
             ended=lambda process: self._ended.set(),
         )
         until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until:
+        while time.monotonic() < until and not self.stopped.is_set():
             if process.code is not None:
                 self._ended.wait(STOP_SECONDS)
                 return False
