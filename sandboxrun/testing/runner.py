@@ -188,10 +188,10 @@ class _Bench:
         reply = self._ask(case, outcome)
         after = self._keys.look()
         taken = time.monotonic() - began
-        changed = {name for name in {*before, *after} if not _is_same(before.get(name), after.get(name))}
+        changed = {name for name in {*before, *after} if not is_same(before.get(name), after.get(name))}
         named = {key.encode() for key in case.after}
         actual = self._keys.read(sorted(changed | named))
-        outcome.seen = Seen(reply, {_text(name): actual.get(name) for name in changed})
+        outcome.seen = Seen(reply, {text_of(name): actual.get(name) for name in changed})
         if reply is not None:
             outcome.faults += self._reply_faults(case, reply)
         unknown = self._answers.take_unknown()
@@ -251,7 +251,7 @@ def _state_faults(
     for key, expected in case.after.items():
         yield from compare.differences(key, expected, actual.get(key.encode()), taken)
     for name in sorted(changed - {key.encode() for key in case.after}):
-        key, now_ = _text(name), actual.get(name)
+        key, now_ = text_of(name), actual.get(name)
         if now_ is None:
             yield f"{key}: was removed by the request, and is not in after"
         else:
@@ -259,13 +259,13 @@ def _state_faults(
             yield f"{key}: was {word} by the request, and is not in after: {shown(compare.as_json(key, now_))}"
 
 
-def _is_same(before: Glance | None, after: Glance | None) -> bool:
+def is_same(before: Glance | None, after: Glance | None) -> bool:
     if before is None or after is None:
         return before is after
     return after.is_as(before)
 
 
-def _text(name: bytes) -> str:
+def text_of(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
