@@ -190,7 +190,7 @@ def developed(walk: Walk) -> None:
     terminal.shown()
     walk.say("## A refusal\n\nCorrect the error, and read a file that no grant covers:")
     walk.edit("    data = (request.data\n", "    data = request.data\n    host = open('/etc/hostname').read()\n")
-    terminal.until("restarted in", "fails now")
+    terminal.until("restarted in", "2 fail")
     terminal.type("name=world", "Requires read access", "500")
     terminal.shown()
     walk.say("`--learn` has collected the refusals.\nAt the end of the session it prints commands to paste:")

@@ -17,6 +17,7 @@ ONE_IMPORTER = {
     "cryptography": {"config/secrets.py"},
     "redis": {"redis/embedded.py", "worker/context.py", "worker/__init__.py", "client/redis_py.py"},
     "hiredis": {"redis/connection.py", "redis/replies.py"},
+    "jsonschema_rs": {"spec/schemas.py"},
     "pydantic": {"worker/payload.py", "worker/results.py"},
     "watchfiles": {"dev/watch.py"},
     "uv": {"packages/resolve.py"},

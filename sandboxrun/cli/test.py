@@ -28,7 +28,7 @@ examples:
   sandboxrun test order price -k 'two items' those tests of two workers whose name has these words
   sandboxrun test greeter --generate         also requests at and beyond the bounds of the schema
   sandboxrun test greeter --update           write into spec.json what failing tests should expect; read the difference
-  sandboxrun test plugins/* --junit out.xml  for CI
+  sandboxrun test plugins/* --junit out.xml   for CI
 
 Each folder has a Redis of its own, and its worker runs in the sandbox with the grants of its spec. A service that the worker
 calls is answered by the tests in the spec of that service, in the folder beside.
@@ -45,6 +45,7 @@ def main(args: list[str]) -> int:
     from sandboxrun.spec import model
 
     specs = [model.load(_path(folder)) for folder in dict.fromkeys(options.folders)]
+    _check_types(specs)
     chosen = [_chosen(spec, options) for spec in specs]
     if not any(chosen):
         _raise_none(specs, options)
@@ -96,6 +97,20 @@ def _path(folder: str) -> str:
         if not os.path.isfile(os.path.join(folder, name)):
             raise SpecError(f"{folder[:200]} has no {name}")
     return os.path.join(folder, model.NAME)
+
+
+def _check_types(specs: Sequence[Spec]) -> None:
+    """Raise SpecError for a type that is not the folder's: others look for it, and dev runs it, by the folder's name."""
+    from sandboxrun.dev.target import type_from
+
+    for spec in specs:
+        name = type_from(os.path.basename(spec.folder))
+        if spec.type not in (name, f"{name}-worker"):
+            raise SpecError(f"{spec.path} is of the type {spec.type}: expected {name}, as its folder is called")
+    by_type = {spec.type: spec for spec in specs}
+    for spec in specs:
+        if by_type[spec.type] is not spec:
+            raise SpecError(f"{spec.path} and {by_type[spec.type].path} are both of the type {spec.type}")
 
 
 def _chosen(spec: Spec, options: argparse.Namespace) -> list[Case]:

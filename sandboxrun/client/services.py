@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from sandboxrun.client.blocking import Client
@@ -13,22 +14,37 @@ from sandboxrun.protocol.services import here, value_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from typing import Any, TypeVar, overload
+    from typing import Any, TypeAlias, TypeVar, overload
 
     from sandboxrun.client.awaiting import AsyncClient
+    from sandboxrun.client.checked import CheckedCalls
     from sandboxrun.client.request import Timeout
+
+    StrPath: TypeAlias = str | os.PathLike[str]
 
     S = TypeVar("S")
 
 if TYPE_CHECKING:
 
     @overload
-    def connect(type_: str, /, *, timeout: Timeout = 10.0, url: str | None = None) -> Any: ...
+    def connect(
+        type_: str, /, *, timeout: Timeout = 10.0, url: str | None = None, spec: StrPath | None = None
+    ) -> Any: ...
     @overload
-    def connect(type_: str, kind: Callable[..., S], /, *, timeout: Timeout = 10.0, url: str | None = None) -> S: ...
+    def connect(
+        type_: str,
+        kind: Callable[..., S],
+        /,
+        *,
+        timeout: Timeout = 10.0,
+        url: str | None = None,
+        spec: StrPath | None = None,
+    ) -> S: ...
 
 
-def connect(type_: str, kind: Any = None, /, *, timeout: Timeout = 10.0, url: str | None = None) -> Any:
+def connect(
+    type_: str, kind: Any = None, /, *, timeout: Timeout = 10.0, url: str | None = None, spec: StrPath | None = None
+) -> Any:
     """The service that workers of a type offer: `connect("price").quote(item="tea")` calls its method `quote`.
 
     A call returns what the method returns, as JSON has it. In a worker that serves the service itself, it is a direct call
@@ -37,23 +53,38 @@ def connect(type_: str, kind: Any = None, /, *, timeout: Timeout = 10.0, url: st
     In a handler, no call times out later than the current request. `url`: by default REDIS_URL; with a URL, no call is
     direct. If a worker serves several services: `connect("shop").price.quote(item="tea")`.
 
-    A call raises what Client.call raises, UnknownMethod too. Raises ConfigError for a type that is not valid.
+    `spec`: the path of the service's spec.json, from the folder of the calling file on. With it, arguments that do not fit
+    raise BadRequest, and another method UnknownMethod, before anything is sent. A result that does not fit raises RemoteError.
+
+    A call raises what Client.call raises, UnknownMethod too. Raises ConfigError for a type that is not valid, SpecError for
+    a `spec` that cannot be used.
     """
-    return Proxy(Target(type_, kind, timeout, url), "", is_async=False)
+    return Proxy(Target(type_, kind, timeout, url, _checks(type_, spec)), "", is_async=False)
 
 
-def aconnect(type_: str, /, *, timeout: Timeout = 10.0, url: str | None = None) -> Any:
+def aconnect(type_: str, /, *, timeout: Timeout = 10.0, url: str | None = None, spec: StrPath | None = None) -> Any:
     """As `connect`, and each call is awaited: `await aconnect("price").quote(item="tea")`."""
-    return Proxy(Target(type_, None, timeout, url), "", is_async=True)
+    return Proxy(Target(type_, None, timeout, url, _checks(type_, spec)), "", is_async=True)
+
+
+def _checks(type_: str, spec: StrPath | None) -> CheckedCalls | None:
+    """Called by what the script calls: its file is two frames up."""
+    if spec is None:
+        return None
+    from sandboxrun.client.checked import CheckedCalls
+
+    return CheckedCalls(keys.check_type(type_), os.fspath(spec), sys._getframe(2).f_globals.get("__file__"))
 
 
 class Target:
     """What is called, and how."""
 
-    __slots__ = ("kind", "timeout", "type", "url")
+    __slots__ = ("checks", "kind", "timeout", "type", "url")
 
-    def __init__(self, type_: str, kind: type | None, timeout: Timeout, url: str | None) -> None:
-        self.type, self.kind, self.url = keys.check_type(type_), kind, url
+    def __init__(
+        self, type_: str, kind: type | None, timeout: Timeout, url: str | None, checks: CheckedCalls | None = None
+    ) -> None:
+        self.type, self.kind, self.url, self.checks = keys.check_type(type_), kind, url, checks
         self.timeout = seconds_of(timeout)
 
     def call(self, method: str, named: dict[str, Any]) -> Any:
@@ -62,16 +93,28 @@ class Target:
             raise RuntimeError(
                 f"{self.type}.{method} blocks the event loop if called in a coroutine: use `await aconnect({self.type!r}).{method}(…)`"
             )
+        if self.checks is not None:
+            self.checks.ask(method, named)
         local = here.get(self.type) if self.url is None else None
         if local is not None:
-            return local.call(method, named, self.timeout)
-        return value_of(_client(self.url).call(self.type, named, timeout=self.timeout, method=method))
+            value = local.call(method, named, self.timeout)
+        else:
+            value = value_of(_client(self.url).call(self.type, named, timeout=self.timeout, method=method))
+        if self.checks is not None:
+            self.checks.answer(method, value)
+        return value
 
     async def call_async(self, method: str, named: dict[str, Any]) -> Any:
+        if self.checks is not None:
+            self.checks.ask(method, named)
         local = here.get(self.type) if self.url is None else None
         if local is not None:
-            return await local.call_async(method, named, self.timeout)
-        return value_of(await _async_client(self.url).call(self.type, named, timeout=self.timeout, method=method))
+            value = await local.call_async(method, named, self.timeout)
+        else:
+            value = value_of(await _async_client(self.url).call(self.type, named, timeout=self.timeout, method=method))
+        if self.checks is not None:
+            self.checks.answer(method, value)
+        return value
 
 
 class Proxy:

@@ -21,6 +21,12 @@ RESULT = "result"
 # A result with one of these names is in the field `result` as a whole, because the reply has them itself.
 WHOLE = frozenset((*ENVELOPE, RESULT))
 
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """The fields of the reply that `value_of` makes such a value of."""
+    return value if isinstance(value, dict) and WHOLE.isdisjoint(value) else {RESULT: value}
+
+
 here: dict[str, Local] = {}  # the services that are called directly, by name; only while worker.run() runs
 
 

@@ -34,6 +34,18 @@ class Interface:
     description: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class HttpExchange:
+    """A request that the worker makes, and its answer: status, headers and body, or None to end the connection."""
+
+    method: str
+    path: str
+    headers: Mapping[str, Any]
+    has_body: bool
+    body: Any
+    reply: tuple[int, dict[str, str], bytes] | None
+
+
 class Expected(enum.Enum):
     """How much a test says."""
 
@@ -54,6 +66,7 @@ class Case:
     after: Mapping[str, Stored]
     timeout: float = TIMEOUT_SECONDS
     fresh: bool = False
+    http: tuple[HttpExchange, ...] = ()
     expected: Expected = Expected.WRITTEN
 
 
@@ -71,6 +84,7 @@ class Spec:
     interfaces: Mapping[str | None, Interface]
     cases: tuple[Case, ...]
     raw: Mapping[str, Any]
+    ignore: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -126,6 +140,7 @@ def parse(data: bytes, path: str) -> Spec:
         interfaces=interfaces,
         cases=cases,
         raw=raw,
+        ignore=tuple(raw.get("ignore", ())),
     )
 
 
@@ -223,6 +238,29 @@ def _case(
         after=_state(given.get("after", {}), f"{place}.after", before=False),
         timeout=given.get("timeout", TIMEOUT_SECONDS),
         fresh=given.get("fresh", False),
+        http=tuple(_exchange(each, f"{place}.http[{number}]") for number, each in enumerate(given.get("http", ()))),
+    )
+
+
+def _exchange(given: Mapping[str, Any], place: str) -> HttpExchange:
+    request, reply = given["request"], given.get("reply", {})
+    match.check(request.get("headers", {}), f"{place}.request.headers")
+    match.check(request.get("body"), f"{place}.request.body")
+    answer = None
+    if reply is not None:
+        body, headers = reply.get("body", ""), dict(reply.get("headers", {}))
+        is_text = isinstance(body, str)
+        if not any(name.lower() == "content-type" for name in headers):
+            headers["content-type"] = "text/plain; charset=utf-8" if is_text else "application/json"
+        data = (body if is_text else json.dumps(body)).encode()
+        answer = (reply.get("status", 200), headers, data)
+    return HttpExchange(
+        request.get("method", "GET"),
+        request["path"],
+        request.get("headers", {}),
+        "body" in request,
+        request.get("body"),
+        answer,
     )
 
 

@@ -51,6 +51,7 @@ def _of(spec: Spec, interface: Interface, base: Case) -> Iterator[Case]:
             reply={},
             after={},
             fresh=False,
+            http=base.http if accepted else (),
             expected=Expected.ACCEPTED if accepted else Expected.WRITTEN,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,8 +45,9 @@ class Glance:
 class Keyspace:
     """Of one worker's Redis."""
 
-    def __init__(self, connection: Connection, type_: str, id_: str) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, type_: str, id_: str, ignore: Sequence[str] = ()) -> None:
+        """`ignore`: patterns of keys that nobody asks about."""
+        self._connection, self._ignore = connection, ignore
         stream = keys.request_stream(type_)
         self._own = {
             name.encode()
@@ -61,7 +63,7 @@ class Keyspace:
 
     def look(self) -> dict[bytes, Glance]:
         """All keys that are not the protocol's. An empty stream, whose requests were answered, is none."""
-        names = [name for name in self._scan() if not self._is_own(name)]
+        names = [name for name in self._scan() if not self._is_own(name) and not self._is_ignored(name)]
         asked = [command for name in names for command in (("DUMP", name), ("PTTL", name), ("TYPE", name))]
         at = time.monotonic()
         replies = self._connection.pipeline(asked)
@@ -89,6 +91,10 @@ class Keyspace:
 
     def _is_own(self, name: bytes) -> bool:
         return name in self._own or name.startswith(self._prefixes)
+
+    def _is_ignored(self, name: bytes) -> bool:
+        text = name.decode("utf-8", "backslashreplace")
+        return any(fnmatch.fnmatchcase(text, pattern) for pattern in self._ignore)
 
     def write(self, before: Mapping[str, Stored]) -> None:
         """Raises SpecError for what Redis refuses."""

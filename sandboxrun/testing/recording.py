@@ -78,7 +78,9 @@ class Recorder:
             count = connection.call("DBSIZE")
             if count > KEYS_MAX:
                 raise SpecError(f"Redis has {count} keys: expected at most {KEYS_MAX}, which are all looked at")
-            return Recording(request, connection, Keyspace(connection, self._target.type, self._target.id))
+            ignore = model.load(self._path).ignore if os.path.exists(self._path) else ()
+            keys = Keyspace(connection, self._target.type, self._target.id, ignore)
+            return Recording(request, connection, keys)
         except (SandboxrunError, ReplyError) as error:
             self._refuse(str(error))
             self._end(connection)

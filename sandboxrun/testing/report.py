@@ -22,7 +22,7 @@ def lines(run: Run, *, colours: bool, verbose: bool) -> Iterator[str]:
     def paint(kind: str, text: str) -> str:
         return f"\x1b[{_COLOURS[kind]}m{text}\x1b[0m" if colours else text
 
-    yield f"{run.spec.type}  {paint('dim', escape(os.path.relpath(run.spec.path)))}"
+    yield f"{run.spec.type}  {paint('dim', escape(shown_path(run.spec.path)))}"
     for outcome in run.outcomes:
         name, millis = escape(outcome.case.name), f"{outcome.seconds * 1000:.1f} ms"
         if outcome.passed:
@@ -46,6 +46,12 @@ def _bounded(given: Sequence[str], most: int) -> Iterator[str]:
     yield from given[:most]
     if len(given) > most:
         yield f"… and {len(given) - most} more"
+
+
+def shown_path(path: str) -> str:
+    """From the current folder, if it is in it."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
 
 
 def summary(runs: Sequence[Run], seconds: float) -> str:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sandboxrun.config import keys
@@ -20,8 +20,9 @@ from sandboxrun.redis.replies import ReplyError
 from sandboxrun.spec import compare, match, schemas
 from sandboxrun.spec.match import shown
 from sandboxrun.spec.model import ENVELOPE, OK, Case, Expected, Spec
-from sandboxrun.spec.state import Actual
+from sandboxrun.spec.state import Actual, Stored
 from sandboxrun.testing import mocks
+from sandboxrun.testing.http import PLACEHOLDER, Server
 from sandboxrun.testing.keyspace import Glance, Keyspace
 from sandboxrun.testing.subject import ID, Subject
 
@@ -67,6 +68,7 @@ class Run:
     error: str = ""
     lines: list[str] = field(default_factory=list)
     code: int = 1
+    http: Server | None = None  # closed by now; its origin stands in what was seen
 
     @property
     def passed(self) -> bool:
@@ -93,11 +95,13 @@ def run(
         with _opened(url) as connection, tempfile.TemporaryDirectory(prefix="sandboxrun-test-") as folder:
             types = _called(spec)
             known = mocks.find(spec, given, types)
-            subject = Subject(spec, connection, url, folder, options, stop or threading.Event())
-            with (
-                mocks.Mocks(url, known, types) as answers,
-                contextlib.closing(_Bench(subject, connection, answers)) as bench,
-            ):
+            with contextlib.ExitStack() as stack:
+                http = None
+                if any(case.http for case in spec.cases) or PLACEHOLDER in str(spec.fields):
+                    http = found.http = stack.enter_context(contextlib.closing(Server()))
+                subject = Subject(spec, connection, url, folder, options, stop or threading.Event(), http)
+                answers = stack.enter_context(mocks.Mocks(url, known, types))
+                bench = stack.enter_context(contextlib.closing(_Bench(subject, connection, answers, http)))
                 if not bench.start(found):
                     return found
                 for case in cases:
@@ -134,10 +138,10 @@ def _opened(url: str) -> Iterator[Connection]:
 class _Bench:
     """A worker that is tested, and all around it."""
 
-    def __init__(self, subject: Subject, connection: Connection, answers: mocks.Mocks) -> None:
-        self._subject, self._connection, self._answers = subject, connection, answers
+    def __init__(self, subject: Subject, connection: Connection, answers: mocks.Mocks, http: Server | None) -> None:
+        self._subject, self._connection, self._answers, self._http = subject, connection, answers, http
         self._spec = subject.spec
-        self._keys = Keyspace(connection, self._spec.type, ID)
+        self._keys = Keyspace(connection, self._spec.type, ID, self._spec.ignore)
         self._is_fresh = False  # no request has been sent since the start
         self._lives = False
 
@@ -163,6 +167,9 @@ class _Bench:
 
     def run(self, case: Case) -> Outcome:
         outcome = Outcome(case)
+        if self._http is not None:
+            case = _placed(case, self._http.origin)
+            self._http.expect(case.http)
         began = time.perf_counter()
         try:
             if (not self._lives or (case.fresh and not self._is_fresh)) and not self._restart():
@@ -174,6 +181,10 @@ class _Bench:
         finally:
             self._keys.remove(self._keys.look())
         outcome.seconds = time.perf_counter() - began
+        if self._http is not None:
+            unasked = self._http.take_faults()
+            outcome.faults += unasked if case.expected is Expected.WRITTEN else []
+            outcome.faults = [fault.replace(self._http.origin, PLACEHOLDER) for fault in outcome.faults]
         outcome.faults = [self._subject.hidden(fault) for fault in outcome.faults]
         if outcome.faults:
             time.sleep(OUTPUT_SECONDS)
@@ -257,6 +268,27 @@ def _state_faults(
         else:
             word = "changed" if name in before else "made"
             yield f"{key}: was {word} by the request, and is not in after: {shown(compare.as_json(key, now_))}"
+
+
+def _placed(case: Case, origin: str) -> Case:
+    """The test with the server's address for PLACEHOLDER."""
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace(PLACEHOLDER, origin)
+        if isinstance(value, list):
+            return [placed(item) for item in value]
+        if isinstance(value, Mapping):
+            return {placed(name): placed(item) for name, item in value.items()}
+        return replace(value, value=placed(value.value)) if isinstance(value, Stored) else value
+
+    return replace(
+        case,
+        before=placed(case.before),
+        request=placed(case.request),
+        reply=placed(case.reply),
+        after=placed(case.after),
+    )
 
 
 def is_same(before: Glance | None, after: Glance | None) -> bool:

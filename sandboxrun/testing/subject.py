@@ -15,6 +15,7 @@ from sandboxrun.errors import SpecError
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.spec.model import Spec
+from sandboxrun.testing.http import PLACEHOLDER, Server
 
 ID = "test"
 START_SECONDS = 60.0
@@ -38,8 +39,10 @@ class Subject:
         folder: str,
         options: tuple[str, ...],
         stopped: threading.Event,
+        http: Server | None = None,
     ) -> None:
-        """`folder`: for the key of its secrets. `options`: of sandboxrun TYPE ID. `stopped`: no start is waited for."""
+        """`folder`: for the key of its secrets. `options`: of sandboxrun TYPE ID. `stopped`: no start is waited for.
+        `http`: a server that it may reach."""
         self.stopped = stopped
         self.spec, self.key = spec, keys.worker_key(spec.type, ID)
         self._connection, self._options = connection, options
@@ -48,9 +51,9 @@ class Subject:
         self._process: Process | None = None
         self._ended = threading.Event()
         self._lines: collections.deque[str] = collections.deque(maxlen=LINES_MAX)
-        self._key_file = self._write_hash(folder)
+        self._key_file = self._write_hash(folder, http)
 
-    def _write_hash(self, folder: str) -> str | None:
+    def _write_hash(self, folder: str, http: Server | None) -> str | None:
         spec = self.spec
         for name in _OWN_FIELDS:
             if name in spec.fields:
@@ -62,6 +65,9 @@ class Subject:
             **spec.fields,
             **spec.grants,
         }
+        if http is not None:
+            fields = {name: value.replace(PLACEHOLDER, http.origin) for name, value in fields.items()}
+            fields["allowNet"] = ",".join(filter(None, (fields.get("allowNet"), http.address)))
         path = None
         if spec.secrets:
             from sandboxrun.config.secrets import encrypt

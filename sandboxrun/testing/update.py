@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +10,8 @@ from sandboxrun.errors import SpecError
 from sandboxrun.files import write_whole
 from sandboxrun.spec import compare, match
 from sandboxrun.spec.model import OK, Case
+from sandboxrun.testing.http import PLACEHOLDER
+from sandboxrun.testing.report import shown_path
 from sandboxrun.testing.runner import Outcome, Run, Seen
 
 WIDTH = 100
@@ -30,9 +31,10 @@ def update(run: Run) -> Iterator[str]:
         changed.append(outcome.case.name)
     if not changed:
         return
-    write(run.spec.path, {**run.spec.raw, "tests": tests})
+    origin = run.http.origin if run.http is not None else PLACEHOLDER
+    write(run.spec.path, json.loads(json.dumps({**run.spec.raw, "tests": tests}).replace(origin, PLACEHOLDER)))
     for name in changed:
-        yield f"updated: {name}, in {os.path.relpath(run.spec.path)}"
+        yield f"updated: {name}, in {shown_path(run.spec.path)}"
 
 
 def _correct(given: dict[str, Any], outcome: Outcome, seen: Seen) -> None:

@@ -75,7 +75,11 @@ class Answers:
         if deadline is not None:
             check_deadline(request)
         handler = self._handlers[type_]
-        return handler.route(request) if handler.parts else handler, request
+        if handler.parts:
+            handler = handler.route(request)
+        if handler.checked is not None:
+            handler.checked.of(request).take(data, raw.get(b"data", b""))
+        return handler, request
 
     def serve(self, entry: Entry) -> None:
         """Parse the request, call its handler in this thread, and encode the reply. The caller resets `current`."""
@@ -88,7 +92,7 @@ class Answers:
                 result = handler.call(request)
             else:
                 result = self.limited(handler, request)
-            self.finish(entry, received, request, result)
+            self.finish(entry, received, handler, request, result)
         except BaseException as error:
             self.fail(entry, received, request, error)
 
@@ -100,14 +104,14 @@ class Answers:
             result = handler.call(request)
             if hasattr(result, "__await__"):  # a plain function that wraps an async one
                 return result
-            self.finish(entry, received, request, result)
+            self.finish(entry, received, handler, request, result)
         except BaseException as error:
             self.fail(entry, received, request, error)
         finally:
             current.set(None)
         return None
 
-    def finish(self, entry: Entry, received: str, request: Request, result: Any) -> None:
+    def finish(self, entry: Entry, received: str, handler: Handler, request: Request, result: Any) -> None:
         """Encode the handler's result as the reply. May raise anything, which the caller passes to `fail`."""
         if self.is_child:
             leave_child(None)
@@ -120,6 +124,8 @@ class Answers:
             raise ResultError(f"the handler's result is not JSON: {message_of(error)}") from error
         if len(body) > RESULT_MAX_BYTES:
             raise ResultError(f"the reply has {len(body)} bytes: at most {RESULT_MAX_BYTES} are sent")
+        if handler.checked is not None:
+            handler.checked.of(request).give(body)
         try:
             span = span_of(entry, request) if b"traceparent" in entry.raw else None
             notes = request._noted if request._calling is None else request._notes()

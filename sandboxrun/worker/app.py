@@ -9,7 +9,7 @@ import sys
 from sandboxrun.errors import ConfigError, SandboxrunError, StoreError
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker import process
-from sandboxrun.worker.context import of_process
+from sandboxrun.worker.context import of_process, spec_of_script
 from sandboxrun.worker.handlers import Handler, callables, name_of, shape_of
 from sandboxrun.worker.output import keep_writable, say
 from sandboxrun.worker.request import Encoder
@@ -191,6 +191,10 @@ class App:
             raise ConfigError("the worker has no handler that worker.run() could call", hint=_handler_hint())
         if concurrency is not None and not 1 <= concurrency <= 10_000:
             raise ConfigError(f"concurrency is {concurrency}: expected 1 to 10000", hint="worker.run(concurrency=100)")
+        if spec := spec_of_script():
+            from sandboxrun.worker.checked import bind
+
+            bind(spec, self.context.type, handlers, self.served, self.services)
         made: Worker
         if not any(each.is_async or each.may_await for each in callables(handlers)) and (concurrency or 1) == 1:
             from sandboxrun.worker.serial import Serial

@@ -154,6 +154,16 @@ def of_process() -> Context:
     )
 
 
+def spec_of_script() -> str:
+    """The path of the spec.json beside the script; "" if there is none."""
+    path: str | None = getattr(sys, "_sandboxrun_spec", None)  # from runtime.py
+    if path is None:  # started without sandboxrun
+        script = os.path.abspath(getattr(sys.modules["__main__"], "__file__", None) or "")
+        path = os.path.join(os.path.dirname(script), "spec.json")
+        path = path if os.path.exists(path) else ""
+    return path
+
+
 def _dev_hint(script: str) -> str:
     from shlex import quote
 

@@ -138,7 +138,7 @@ class Direct:
         try:
             result = self._run(call)
             done = type(result) is dict or not hasattr(result, "__await__")
-            outcome: Any = self._outcome(result) if done else self._elsewhere(call, result)
+            outcome: Any = self._outcome(call, result) if done else self._elsewhere(call, result)
         except HandlerTimeout:  # of the handler that calls
             raise
         except BaseException as error:
@@ -197,6 +197,8 @@ class Direct:
         method = call.method
         if method is None:
             raise self._unknown(call.name)
+        if method.checked is not None:
+            method.checked.take(data, text)
         if not method.wants_request:
             return method.run(data, None)
         raw = {name.encode(): value.encode() for name, value in self._fields(call).items()}
@@ -256,20 +258,20 @@ class Direct:
         """The outcome, or an awaitable of the result."""
         try:
             result = self._run(call)
-            return result if hasattr(result, "__await__") else self._outcome(result)
+            return result if hasattr(result, "__await__") else self._outcome(call, result)
         except BaseException as error:
             return self._failed(call, error)
 
     async def _awaited(self, call: _Call, work: Awaitable[Any]) -> Any:
         current.set(call.calling)
         try:
-            return self._outcome(await work)
+            return self._outcome(call, await work)
         except BaseException as error:
             return self._failed(call, error)
 
     # --- after
 
-    def _outcome(self, result: Any) -> str:
+    def _outcome(self, call: _Call, result: Any) -> str:
         """The reply's JSON, checked as a worker does. Raises ResultError."""
         write = self._process.encoder.reply
         try:
@@ -284,6 +286,8 @@ class Direct:
             body = write("0" * REF_CHARS, self._name, OK, result, now())
             if len(body) > RESULT_MAX_BYTES:
                 raise ResultError(f"the reply has {len(body)} bytes: at most {RESULT_MAX_BYTES} are sent")
+        if call.method is not None and call.method.checked is not None:
+            call.method.checked.give(body)
         return body
 
     def _failed(self, call: _Call, error: BaseException) -> CallError:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from sandboxrun.worker.checked import Checked
     from sandboxrun.worker.request import Encoder
 
 # Flags of a code object: inspect(3) in the standard library, which is slow to import
@@ -37,6 +38,7 @@ class Handler:
     """One registered callable. `may_await`: it is not async itself, but may return an awaitable."""
 
     parts: tuple[Handler, ...] = ()  # of which `route` chooses one for each request; none: it is called itself
+    checked: Checked | None = None  # by the script's spec.json
 
     def __init__(
         self, function: Callable[..., Any], payload: Any, timeout: float | None, encoder: Encoder | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
+from sandboxrun.nearnames import SHOWN_MAX_CHARS, expected, listed, no_method, quoted
 from sandboxrun.protocol import BadRequest, UnknownMethod
 from sandboxrun.protocol.call import CallError
 from sandboxrun.protocol.services import WHOLE
@@ -17,13 +18,11 @@ from sandboxrun.worker.request import Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
     from sandboxrun.worker.request import Encoder
 
-SHOWN_MAX_CHARS = 80  # of a method's name that was received
-LISTED_MAX = 30  # names in an error's message
 _FUNCTION = type(shape_of)
 
 
@@ -154,6 +153,12 @@ class Service:
         """By each name that a request may have: `quote` and `price.quote`."""
         return {**{f"{self.name}.{name}": method for name, method in self.methods.items()}, **self.methods}
 
+    @property
+    def names(self) -> Iterator[str]:
+        """As in `by_name`, before the service has started too."""
+        for name in self._functions:
+            yield from (name, f"{self.name}.{name}")
+
     def unknown(self, name: str) -> UnknownMethod:
         return unknown(self.name, {self.name: self}, name, self)
 
@@ -178,9 +183,9 @@ class Routes(Handler):
 
     def __init__(self, type_: str, services: Mapping[str, Service], plain: Handler | None) -> None:
         """`services`: those that it serves."""
-        self._type, self._services, self._plain = type_, services, plain
+        self._type, self._services, self.plain = type_, services, plain
         only = next(iter(services.values())) if len(services) == 1 else None
-        self._own = services.get(type_, only)  # whose methods are called without its name
+        self.own = services.get(type_, only)  # whose methods are called without its name
         self.parts = (
             *(each for service in services.values() for each in service.methods.values()),
             *([plain] if plain else []),
@@ -188,8 +193,8 @@ class Routes(Handler):
         self.methods = {
             f"{service.name}.{name}": each for service in services.values() for name, each in service.methods.items()
         }
-        if self._own is not None:
-            self.methods.update(self._own.methods)
+        if self.own is not None:
+            self.methods.update(self.own.methods)
 
     def route(self, request: Request) -> Handler:
         name = request.method
@@ -201,12 +206,12 @@ class Routes(Handler):
         return found
 
     def unknown(self, name: str) -> UnknownMethod:
-        return unknown(self._type, self._services, name, self._own)
+        return unknown(self._type, self._services, name, self.own)
 
     def _without(self) -> Handler:
-        if self._plain is None:
-            raise BadRequest(f"the request has no method: expected {_listed(self.methods)}")
-        return self._plain
+        if self.plain is None:
+            raise BadRequest(f"the request has no method: expected {listed(self.methods)}")
+        return self.plain
 
 
 def unknown(type_: str, services: Mapping[str, Service], method: str, own: Service | None) -> UnknownMethod:
@@ -217,28 +222,11 @@ def unknown(type_: str, services: Mapping[str, Service], method: str, own: Servi
     if not service:
         every = [f"{each.name}.{found}" for each in services.values() for found in each.methods]
         if named := [each for each in every if each.endswith(f".{method}")]:
-            return UnknownMethod(f"{type_} has no method {_quoted(method)}, did you mean {named[0]}?")
-        return UnknownMethod(f"{type_} has no method {_quoted(method)}{_expected(method, every)}")
+            return UnknownMethod(f"{type_} has no method {quoted(method)}, did you mean {named[0]}?")
+        return UnknownMethod(no_method(type_, method, every))
     if service not in services:
-        return UnknownMethod(f"{type_} does not serve {_quoted(service)}{_expected(service, services)}")
-    return UnknownMethod(f"{service} has no method {_quoted(name)}{_expected(name, services[service].methods)}")
-
-
-def _quoted(text: str) -> str:
-    return ascii(text[:SHOWN_MAX_CHARS])
-
-
-def _expected(name: str, known: Iterable[str]) -> str:
-    from difflib import get_close_matches
-
-    names = sorted(known)
-    near = get_close_matches(name[:SHOWN_MAX_CHARS], names, 1)
-    return f", did you mean {near[0]}?" if near else f": expected {_listed(names)}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    first = sorted(names)
-    return " or ".join(first[:LISTED_MAX]) + (" …" if len(first) > LISTED_MAX else "")
+        return UnknownMethod(f"{type_} does not serve {quoted(service)}{expected(service, services)}")
+    return UnknownMethod(no_method(service, name, services[service].methods))
 
 
 def chosen(services: Mapping[str, Service], wanted: Sequence[str], key: str) -> dict[str, Service]:

@@ -258,7 +258,7 @@ class Tasks(Kept):
             check_deadline(job.request)
             current.set(job.request)
             result = await (self._awaited(job) if awaited is None else awaited)
-            answers.finish(entry, job.received, job.request, result)
+            answers.finish(entry, job.received, job.handler, job.request, result)
         except BaseException as error:
             if self._over.is_set() or entry not in self._running:  # the time is over: it was cancelled and handed back
                 raise

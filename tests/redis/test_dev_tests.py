@@ -204,12 +204,14 @@ def test_of_many_keys_only_those_that_change_are_written_before(
 
 
 def test_a_file_that_is_no_spec_is_left_as_it_is(folder: Path, dev: Callable[..., Terminal], run: Runner) -> None:
-    (folder / "spec.json").write_text('{"typ": "counter"}')
+    wrong = json.dumps({"type": "counter", "tests": [{"name": "a"}, {"name": "a"}]})
+    (folder / "spec.json").write_text(wrong)
     terminal = dev("--record", "--no-tests")
     terminal.type("user=ann")
-    terminal.until('spec.json has "typ", which is no part of it: did you mean type?\r\n')
+    terminal.until('spec.json: tests[1] is a second test with the name "a"\r\n')
+    terminal.until("200 in ")
     terminal.type("exit")
     terminal.left()
-    assert (folder / "spec.json").read_text() == '{"typ": "counter"}'
+    assert (folder / "spec.json").read_text() == wrong
     done = run("dev", os.fspath(folder / "worker.py"), "--record")
     assert (done.code, "--record writes spec.json into a folder, and " in done.err) == (64, True)

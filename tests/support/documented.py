@@ -11,9 +11,13 @@ _CALL = f"{_DOCUMENTED}test_a_worker_is_called_from_a_shell_and_with_any_client"
 _SECRET = f"{_DOCUMENTED}test_a_secret_is_encrypted_into_the_hash_and_read_with_its_key"
 _PACKAGES = "tests/redis/test_worker_with_packages.py"
 _SPLIT = "tests/redis/test_example_workers.py::test_the_page_about_splitting_a_service"
+_TESTING = "tests/redis/test_spec_tests.py::test_the_page_about_tests"
 _WALK = "tests/redis/test_walk.py"
 
 COMMANDS = {
+    "sandboxrun test counter": _TESTING,
+    "sandboxrun test counter --update": _TESTING,
+    "sandboxrun test counter -v": _TESTING,
     "demo/clean.sh && demo/run.sh": _DEMO,
     "tests/run.sh": BY_HAND,
     "tests/run.sh tests/redis/identity": BY_HAND,

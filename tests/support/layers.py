@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 NAME = "sandboxrun"
 GROUND = frozenset(
-    "__init__ digests enums errors files health healthpage log plainjson records timing".split()
+    "__init__ digests enums errors files health healthpage log nearnames plainjson records timing".split()
 )  # files beside the packages
 
 _CONFIG = frozenset({"ground", "config"})
@@ -29,7 +29,7 @@ _RUN = _CONFIG | _SANDBOX | {"policy", "redis", "fetch", "packages", "fleet"}
 _ALL = (
     _RUN
     | {"modulecache", "installation", "sandbox/selftest", "protocol", "host", "client", "describe", "dev"}
-    | {"spec", "testing"}
+    | {"spec", "spec/schemas", "spec/interface", "testing"}
 )
 # The layers that each layer may import besides itself, the lowest first; none imports a later one. A layer is a folder,
 # without those folders in it that have a line of their own.
@@ -38,7 +38,10 @@ LAYERS: dict[str, frozenset[str]] = {
     "modulecache": frozenset({"ground"}),  # which imports the others faster, and knows none of them
     "installation": frozenset(),  # for whoever says how a package is installed, also in the worker
     "config": frozenset({"ground"}),
-    "spec": _CONFIG,  # a file that says what a worker is given and answers
+    # A file that says what a worker is given and answers. What workers and callers check by it comes first.
+    "spec/schemas": frozenset({"ground"}),
+    "spec/interface": frozenset({"ground", "spec/schemas"}),
+    "spec": _CONFIG | {"spec/schemas", "spec/interface"},
     "policy": _CONFIG,
     "protocol": _CONFIG,
     "redis": _CONFIG | {"policy"},
@@ -52,14 +55,14 @@ LAYERS: dict[str, frozenset[str]] = {
     # What a lock asks for; its unpack.py runs inside the sandbox and imports nothing of ours.
     "packages": _CONFIG | _SANDBOX | {"fetch", "installation"},
     # Code that runs inside a worker, or in another program: it uses nothing that belongs to the operator.
-    "worker": _WIRE,
-    "client": _WIRE,
+    "worker": _WIRE | {"spec/schemas", "spec/interface"},
+    "client": _WIRE | {"spec/schemas", "spec/interface"},
     "fleet": _CONFIG
     | {"redis", "protocol"},  # what Redis says about all workers; below the host, which runs and stops its own
     "host": _RUN | {"modulecache"},
     "describe": _RUN | {"installation", "sandbox/selftest", "host", "protocol"},
     "dev": _RUN | {"host", "packages"},
-    "testing": _CONFIG | {"spec", "redis", "protocol", "dev"},
+    "testing": _CONFIG | {"spec", "spec/schemas", "spec/interface", "redis", "protocol", "dev"},
     "cli": _ALL,
     "__main__": frozenset({"cli"}),
 }

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # What nearly every script imports, and what that imports later.
 _COMMON = ("sandboxrun.worker", "sandboxrun.worker.serial")
 
+_OF_SPEC = ("sandboxrun.spec.interface", "sandboxrun.worker.checked")  # if there is one beside the script
+
 
 class SourceLoader:
     """Gives linecache the source of a script that is no file, for tracebacks."""
@@ -95,6 +97,7 @@ def prepare(plan: dict[str, Any]) -> None:
     output: Any = sys.stdout
     output.reconfigure(line_buffering=True)  # it is a pipe, and somebody may read along
     sys.prefix = sys.exec_prefix = plan["prefix"]
+    _find_spec(plan["script_path"])
     sys.path[:0] = plan["script_path"]
     if plan["packages"] is not None:
         from sandboxrun.sandbox.child import packages
@@ -105,6 +108,29 @@ def prepare(plan: dict[str, Any]) -> None:
 
     builtins.exit, builtins.quit = _sitebuiltins.Quitter("exit", "Ctrl-D"), _sitebuiltins.Quitter("quit", "Ctrl-D")
     hooks.install(plan)
+
+
+def _find_spec(script_path: list[str]) -> None:
+    """Look for a spec.json beside the script, and import what reads it while the supervisor prepares the run.
+
+    Nothing of the script can be imported yet, because its folder is not on the import path.
+    """
+    path = f"{script_path[0]}/spec.json" if script_path else ""
+    sys._sandboxrun_spec = path if path and os.path.exists(path) else ""  # type: ignore[attr-defined]
+    if not sys._sandboxrun_spec:  # type: ignore[attr-defined]
+        return
+    utils: Any = type(sys)("email.utils")
+    utils.parsedate_to_datetime = lambda text: None
+    # jsonschema_rs takes the date of its build from there, and for nothing else: half of its import.
+    given = sys.modules.setdefault("email.utils", utils)
+    try:
+        for name in _OF_SPEC:
+            __import__(name)
+    except Exception:
+        return  # worker.run() will say so
+    finally:
+        if given is utils:
+            del sys.modules["email.utils"]
 
 
 def patch(plan: dict[str, Any], questions: int, answers: int) -> None:
