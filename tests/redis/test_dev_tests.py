@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def handle(request):
 
 worker.run()
 """
+PAGE = Path(__file__).parents[2] / "docs/testing.md"
 UUID = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 WAITS = COUNTER.replace("    data = request.data\n", "    data = request.data\n    time.sleep(600)\n")
 SPEC: dict[str, Any] = {
@@ -107,6 +109,9 @@ def test_what_a_save_changes_is_said(folder: Path, dev: Callable[..., Terminal])
 
 def test_a_newer_save_cancels_the_tests_and_nothing_stays_behind(folder: Path, dev: Callable[..., Terminal]) -> None:
     worker = folder / "worker.py"
+    (folder / "spec.json").write_text(
+        json.dumps({**SPEC, "tests": [{**each, "timeout": 600} for each in SPEC["tests"]]})
+    )
     terminal = dev()
     terminal.until("tests: 2 pass")
     worker.write_text(WAITS)
@@ -115,6 +120,7 @@ def test_a_newer_save_cancels_the_tests_and_nothing_stays_behind(folder: Path, d
     worker.write_text(COUNTER)
     between = terminal.until("tests: 2 pass\r\n")
     assert "restarted in " in between and between.count("tests:") == 0
+    wait_for(lambda: not list(folder.parent.glob("sandboxrun-test-*")))
     worker.write_text(WAITS)
     terminal.until("restarted in ")
     _wait_for_tests(folder.parent)
@@ -185,6 +191,29 @@ def test_typed_requests_become_tests_that_pass(folder: Path, dev: Callable[..., 
     assert (spec["type"], spec["grants"]) == ("counter", {"allowRedis": "count:*"})
     done = run("test", "counter")
     assert done.code == 0, done
+
+
+def test_a_session_goes_as_the_page_shows(folder: Path, dev: Callable[..., Terminal]) -> None:
+    """docs/testing.md"""
+    page = PAGE.read_text()
+    source = page.split("```python\n")[1].split("```")[0]
+    spec, test = (json.loads(block.split("```")[0]) for block in page.split("```json\n")[1:3])
+    spec["tests"][0]["after"]["count:top:z"] = {"ann": 42}  # as --update has written it
+    (folder / "worker.py").write_text(source)
+    (folder / "spec.json").write_text(json.dumps(spec))
+    terminal = dev("--record")
+    lines = iter(re.findall(r"^counter> (tests: .*)$", page, re.MULTILINE))
+    terminal.until(next(lines))
+    for text in (source.replace("data.n)", "data.n + 1)"), source):
+        (folder / "worker.py").write_text(text)
+        terminal.until(f"{next(lines)}\r\n")
+    terminal.type('{"user": "ann", "n": 2}')
+    terminal.until("200 in ")
+    terminal.until('"total": 2\r\n}\r\nrecorded: user=ann n=2\r\n')
+    terminal.until(f"{next(lines)}\r\n")
+    terminal.type("exit")
+    terminal.left()
+    assert recorded(folder) == [*spec["tests"], test]
 
 
 def test_of_many_keys_only_those_that_change_are_written_before(

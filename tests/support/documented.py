@@ -15,6 +15,7 @@ _TESTING = "tests/redis/test_spec_tests.py::test_the_page_about_tests"
 _WALK = "tests/redis/test_walk.py"
 
 COMMANDS = {
+    "sandboxrun dev counter --allow-redis='count:*' --record": "tests/redis/test_dev_tests.py",
     "sandboxrun test counter": _TESTING,
     "sandboxrun test counter --update": _TESTING,
     "sandboxrun test counter -v": _TESTING,
