@@ -133,7 +133,7 @@ def _positional(line: Line, workers: Callable[[], list[tuple[str, str]]]) -> Ite
         return
     place = places[min(at, len(places) - 1)]
     metavar = _metavar(place)
-    if metavar == "TYPE" or metavar.endswith("|TYPE ID"):
+    if metavar == "TYPE" or metavar.endswith(("|TYPE", "|TYPE ID")):
         types = dict.fromkeys(type_ for type_, _ in workers())
         yield from ((type_, "worker type") for type_ in types)
     # Elsewhere ID is of something else, as of a dead letter.

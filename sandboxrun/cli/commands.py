@@ -16,6 +16,7 @@ COMMANDS = (
     "init",
     "dev",
     "test",
+    "spec",
     "lock",
     "show",
     "set",

@@ -15,6 +15,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "init": ("NAME", "make a folder with a worker and a test, ready to run"),
         "dev": ("FOLDER|FILE|TYPE ID", "run a worker, and restart it when a file is saved"),
         "test": ("FOLDER …", "run the tests of spec.json against the worker in the folder"),
+        "spec": ("ACTION [FOLDER]", "print what its spec.json says: documentation, types, AsyncAPI"),
         "lock": ("FILE|FOLDER [FILE …]", "pin a script's other files and packages by their digests"),
         "plugins": ("[NAME]", "list the workers that come with sandboxrun, and how to set one up"),
     },

@@ -55,7 +55,11 @@ class Expected(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test. `code` is that of the reply."""
+    """One test. `code` is that of the reply.
+
+    `inside`: for a request at a bound of the schema, the request a step further in.
+    A worker that refuses the first must refuse the second.
+    """
 
     name: str
     method: str | None
@@ -68,6 +72,7 @@ class Case:
     fresh: bool = False
     http: tuple[HttpExchange, ...] = ()
     expected: Expected = Expected.WRITTEN
+    inside: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,11 @@ def load(path: str) -> Spec:
     """A file, or the folder that has it. Raises SpecError."""
     if os.path.isdir(path):
         path = os.path.join(path, NAME)
+    return parse(read(path), path)
+
+
+def read(path: str) -> bytes:
+    """At most FILE_MAX_BYTES. Raises SpecError."""
     try:
         with open(path, "rb") as file:
             data = file.read(FILE_MAX_BYTES + 1)
@@ -112,13 +122,13 @@ def load(path: str) -> Spec:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > FILE_MAX_BYTES:
         raise SpecError(f"{path} has more than {FILE_MAX_BYTES} bytes")
-    return parse(data, path)
+    return data
 
 
 def parse(data: bytes, path: str) -> Spec:
     """Raises SpecError."""
-    raw = _json(data, path)
-    _check(raw, path)
+    raw = json_of(data, path)
+    _check(raw, path, is_read=False)
     defs = raw.get("$defs", {})
     for name, each in defs.items():
         schemas.check_schema(each, defs, f"{path}: $defs.{name}")
@@ -127,6 +137,7 @@ def parse(data: bytes, path: str) -> Spec:
         _case(given, f"{path}: tests[{number}]", interfaces, defs) for number, given in enumerate(raw.get("tests", []))
     )
     _check_names(cases, path)
+    _check(raw, path, is_read=True)
     return Spec(
         path=os.path.abspath(path),
         type=keys.check_type(raw["type"]),
@@ -144,7 +155,8 @@ def parse(data: bytes, path: str) -> Spec:
     )
 
 
-def _json(data: bytes, path: str) -> Any:
+def json_of(data: bytes, path: str) -> Any:
+    """Strictly: no name twice, no NaN. Raises SpecError."""
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -168,17 +180,35 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _check(raw: Any, path: str) -> None:
-    """Raise SpecError for what the schema does not accept."""
-    error = next(iter(schemas.validator(schema()).iter_errors(raw)), None)
-    if error is None:
-        return
+def _check(raw: Any, path: str, *, is_read: bool) -> None:
+    """Raise SpecError for what the schema does not accept; unless `is_read`, not for what is read with better messages."""
+    errors = schemas.validator(schema()).iter_errors(raw)
+    error = next((error for error in errors if is_read or not _is_read_later(error)), None)
+    if error is not None:
+        raise _fault(raw, error, path)
+
+
+def _is_read_later(error: Any) -> bool:
+    """Whether it is within a JSON Schema, a key of Redis, or the fields of a reply."""
+    match list(error.instance_path):
+        case ["tests", int(), "reply"]:
+            return isinstance(error.instance, dict)
+        case ["tests", int(), "before" | "after" | "reply", _, *_]:
+            return True
+        case ["tests", int(), "http", int(), "request", "headers" | "body", *_]:
+            return True
+        case ["request" | "reply", *_] | ["$defs", _, *_] | ["methods", _, "request" | "reply", *_]:
+            return True
+    return False
+
+
+def _fault(raw: Any, error: Any, path: str) -> SpecError:
     place = schemas.path_text(error.instance_path).lstrip(".")
     where = f"{path}: {place}" if place else path
     unknown = getattr(error.kind, "unexpected", None)
     if unknown:
-        raise _unknown(raw, error, where, str(unknown[0]))
-    raise SpecError(f"{where}: {schemas._line(error.message)}")
+        return _unknown(raw, error, where, str(unknown[0]))
+    return SpecError(f"{where}: {schemas._line(error.message)}")
 
 
 def _unknown(raw: Any, error: Any, where: str, name: str) -> SpecError:

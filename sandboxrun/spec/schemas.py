@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 FAULTS_MAX = 20
 SHOWN_MAX_CHARS = 200
+PARTS = ("allOf", "anyOf", "oneOf")  # schemas for the same value
 NAME_MAX_CHARS = 80  # of each step of a path
 DEPTH_MAX = 100  # nested objects and lists in a value: the validator recurses, and has only the stack
 # The validator explains a failed anyOf by the errors of all its branches. What that may cost:

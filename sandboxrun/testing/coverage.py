@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sandboxrun.spec.model import OK, Interface, Spec
+from sandboxrun.spec.schemas import PARTS
 
 DEPTH_MAX = 6
 BAD_REQUEST = 400
@@ -21,7 +22,7 @@ def _properties(spec: Spec) -> Iterator[str]:
     for interface in spec.interfaces.values():
         requests = [case.request for case in spec.cases if case.method == interface.method]
         named = {path for request in requests for path in _paths(request)}
-        for path in _schema_paths(interface.request, spec, ""):
+        for path in dict.fromkeys(_schema_paths(interface.request, spec, "")):
             if path not in named:
                 yield f"{_prefix(interface)}request{path}"
 
@@ -46,6 +47,8 @@ def _schema_paths(schema: Any, spec: Spec, path: str, depth: int = 0) -> Iterato
     ref = schema.get("$ref")
     if isinstance(ref, str) and ref.startswith("#/$defs/"):
         yield from _schema_paths(spec.defs.get(ref.removeprefix("#/$defs/")), spec, path, depth + 1)
+    for part in (part for name in PARTS for part in schema.get(name, ())):
+        yield from _schema_paths(part, spec, path, depth + 1)
     for name, each in schema.get("properties", {}).items():
         yield f"{path}.{name}"
         yield from _schema_paths(each, spec, f"{path}.{name}", depth + 1)

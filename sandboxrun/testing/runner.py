@@ -180,6 +180,8 @@ class _Bench:
             outcome.faults.append(str(error))
         finally:
             self._keys.remove(self._keys.look())
+        if case.inside is not None and _code(outcome) == BAD_REQUEST:
+            self._look_inside(case, outcome)
         outcome.seconds = time.perf_counter() - began
         if self._http is not None:
             unasked = self._http.take_faults()
@@ -190,6 +192,17 @@ class _Bench:
             time.sleep(OUTPUT_SECONDS)
         outcome.lines = self._subject.take_lines()
         return outcome
+
+    def _look_inside(self, case: Case, outcome: Outcome) -> None:
+        """Add a fault if the worker refuses only the bound itself: a refusal for another reason is no fault."""
+        inner = self.run(replace(case, request=case.inside, inside=None))
+        if _code(inner) == OK and outcome.seen is not None and outcome.seen.reply is not None:
+            err = outcome.seen.reply.get("err")
+            message = shown(err.get("message")) if isinstance(err, dict) else "400"
+            outcome.faults.append(
+                f"reply.code: expected 200 at the bound of the schema, got 400: {message}; "
+                f"{shown(case.inside)} is answered 200"
+            )
 
     def _run(self, case: Case, outcome: Outcome) -> None:
         self._keys.write(case.before)
@@ -254,6 +267,11 @@ class _Bench:
             body = {name: value for name, value in reply.items() if name != "code"}
             for fault in schemas.faults(self._spec.interfaces[case.method].reply, body, self._spec.defs):
                 yield f"reply{fault} (by the schema of replies)"
+
+
+def _code(outcome: Outcome) -> Any:
+    """Of the reply, if one came."""
+    return outcome.seen.reply.get("code") if outcome.seen is not None and outcome.seen.reply is not None else None
 
 
 def _state_faults(

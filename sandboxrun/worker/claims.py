@@ -82,6 +82,7 @@ class Claims(Session):
         self._own_pid = False
         self.hand: dict[bytes, Entry] = {}
         self.suspects: dict[bytes, int] = {}  # claims of ours that may have been begun before: entry ID, deliveries
+        self._returning: dict[bytes, int] = {}  # handed back, and not confirmed yet: entry ID, deliveries
         self.arrived: deque[tuple[list[Entry], int]] = deque()  # entries of each read, and how many it asked for
         self.reads = 0  # reads in flight
         self.broken = False  # the fence was deleted or changed: somebody took a claim, or the hash was removed
@@ -152,6 +153,8 @@ class Claims(Session):
         for entry in self._writing:
             entry.losses += 1
         self._writing = []
+        self.suspects.update(self._returning)
+        self._returning.clear()
         if self.joined is not None:
             self.joined.clear()
 
@@ -477,23 +480,41 @@ class Claims(Session):
             self._claim(xids, "JUSTID")
 
     def hand_back(self, entries: Iterable[Entry]) -> None:
-        """Queue handing these back, free for every worker at once. Entries that were never begun count as never delivered."""
-        fresh: list[bytes] = []
-        again: list[bytes] = []
+        """Queue handing these back, free for every worker at once. Entries that were never begun count as never delivered.
+
+        What is not confirmed is a suspect again, to be begun or handed back later.
+        """
+        fresh: dict[bytes, int] = {}
+        again: dict[bytes, int] = {}
         for entry in entries:
             if self.hand.pop(entry.xid, None) is not None:
-                (again if entry.begun or entry.deliveries > 1 else fresh).append(entry.xid)
+                (again if entry.begun or entry.deliveries > 1 else fresh)[entry.xid] = entry.deliveries
         if fresh:
-            self._claim(fresh, "IDLE", HANDED_BACK_MILLIS, "RETRYCOUNT", 0, "JUSTID")
-        again += self.suspects
+            self._return(fresh, "IDLE", HANDED_BACK_MILLIS, "RETRYCOUNT", 0, "JUSTID")
+        again |= self.suspects
         self.suspects.clear()
         if again:
-            self._claim(again, "IDLE", HANDED_BACK_MILLIS, "JUSTID")
+            self._return(again, "IDLE", HANDED_BACK_MILLIS, "JUSTID")
 
-    def _claim(self, xids: Sequence[bytes], *options: str | int) -> None:
+    def _return(self, entries: dict[bytes, int], *options: str | int) -> None:
+        self._returning |= entries
+        self._claim([*entries], *options, take=self._returned)
+
+    def _returned(self, results: list[Any] | None, xids: Sequence[bytes]) -> None:
+        for xid in xids:
+            count = self._returning.pop(xid, None)
+            if results is None and count is not None:
+                self.suspects[xid] = count
+
+    def _claim(
+        self,
+        xids: Sequence[bytes],
+        *options: str | int,
+        take: Callable[[list[Any] | None, Any], None] = lambda results, xids: None,
+    ) -> None:
         for part in _parts(xids):
             command = pack("XCLAIM", self.loop.request_stream, GROUP, self.loop.consumer_id, 0, *part, *options)
-            self._transaction(command, 1, lambda results, _: None, None)
+            self._transaction(command, 1, take, tuple(part))  # a list would be one of entries: `_executed`
 
     def begin(self, xid: bytes) -> Entry | None:
         """Count one more delivery of a suspect, and take it in hand. None if it is gone.

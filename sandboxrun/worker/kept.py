@@ -211,6 +211,7 @@ class Kept(Worker):
         # Not answered and not running: it is to be handled again, because a state had changed, and is handed back next.
         if (
             claims.broken
+            or claims.suspects
             or self._ready
             or any(entry.answered or entry not in self._running for entry in claims.hand.values())
         ):

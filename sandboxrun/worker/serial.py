@@ -180,7 +180,7 @@ class Serial(Worker):
         claims.hand_back([entry for entry in claims.hand.values() if late or not entry.answered])
         claims.write_alone(time.monotonic(), now=True)
         claims.flush()
-        return not claims.waiting and not claims.hand
+        return not claims.waiting and not claims.hand and not claims.suspects
 
     def _ask(self, *, block: bool) -> None:
         """Queue the next read, unless the end has begun."""

@@ -98,6 +98,23 @@ def test_by_hand(r: redis.Redis, home: Runner) -> None:
     walk(home, "by-hand", {})
 
 
+def test_counter(r: redis.Redis, home: Runner) -> None:
+    walk(home, "counter", {})
+
+
+def test_cart(r: redis.Redis, home: Runner) -> None:
+    walk(home, "cart", {})
+
+
+def test_price(r: redis.Redis, home: Runner) -> None:
+    walk(home, "price", {})
+
+
+def test_notify(r: redis.Redis, home: Runner) -> None:
+    walk(home, "notify", {})
+    assert r.xlen("mail:req:x") == 1
+
+
 def test_shop_is_one_worker_or_four(r: redis.Redis, home: Runner) -> None:
     typed, _ = walk(home, "shop", {})
     assert sum(re.fullmatch(r"sandboxrun \w+ 1", command) is not None for command in typed) == 5

@@ -9,6 +9,7 @@ _DOCUMENTED = "tests/redis/test_documented.py::"
 _URL = f"{_DOCUMENTED}test_a_worker_from_a_url_is_upgraded_rolled_back_and_stopped"
 _CALL = f"{_DOCUMENTED}test_a_worker_is_called_from_a_shell_and_with_any_client"
 _SECRET = f"{_DOCUMENTED}test_a_secret_is_encrypted_into_the_hash_and_read_with_its_key"
+_SPEC = "tests/redis/test_spec_command.py"
 _PACKAGES = "tests/redis/test_worker_with_packages.py"
 _SPLIT = "tests/redis/test_example_workers.py::test_the_page_about_splitting_a_service"
 _TESTING = "tests/redis/test_spec_tests.py::test_the_page_about_tests"
@@ -59,6 +60,12 @@ COMMANDS = {
     "sandboxrun demo-worker 1 < demo.key": _SECRET,
     "sandboxrun set greeter 1 url=$HOME/greeter version=local": _WALK,
     "sandboxrun perms greeter 1 --net api.example.com:443": _WALK,
+    "sandboxrun spec schema > spec.schema.json": _SPEC,
+    "sandboxrun spec show price": _SPEC,
+    "sandboxrun spec show price --markdown > price.md": _SPEC,
+    "sandboxrun spec types price > price_types.py": _SPEC,
+    "sandboxrun spec asyncapi price > price.asyncapi.json": _SPEC,
+    "sandboxrun spec import price.asyncapi.json > spec.json": _SPEC,
     "sandboxrun init greeter": _WALK,
     "sandboxrun dev greeter --learn": _WALK,
     "sandboxrun init --package greeter": _PACKAGES,

@@ -188,6 +188,15 @@ def agent_without_type(b: Beginner) -> None:
     assert "drains" in b.paste(f"{hint} & {DRAIN}", TYPE="t")
 
 
+def spec_schema(b: Beginner) -> None:
+    assert '"title": "spec.json of sandboxrun"' in b.paste(b.hint("spec", "schema", "t"))
+
+
+def spec_type(b: Beginner) -> None:
+    (b.local(SCRIPT, key="zebra:1:h") / "spec.json").write_text('{"type": "zebra"}')
+    assert "worker type zebra" in b.paste(b.hint("spec", "types", "zebre", code=78))
+
+
 def stream_delete(b: Beginner) -> None:
     b.r.xadd("t:req:x", {"ref": "r"})
     b.paste(b.hint("stream", "t", "delete", code=78))
@@ -251,6 +260,8 @@ SITUATIONS: dict[str, Callable[[Beginner], None]] = {
     "sandboxrun start {} 1": start_none,
     "sandboxrun set {} url=URL version=VERSION": start_unknown,
     "sandboxrun stop {}": ps_stale,
+    "sandboxrun spec schema": spec_schema,
+    "sandboxrun spec {} {}": spec_type,
     "sandboxrun stream {} delete --force": stream_delete,
     "sandboxrun stream {} responses": trace,
 }
