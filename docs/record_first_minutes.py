@@ -114,10 +114,18 @@ def from_a_url(walk: Walk) -> None:
 
 def from_a_folder(walk: Walk) -> None:
     walk.say("## A worker in a folder\n\n`init` makes a folder with a worker that is ready to run:")
-    walk.run("sandboxrun init mine", "sandboxrun set mine 1 url=$HOME/mine version=local")
+    walk.run("sandboxrun init mine")
+    walk.say(
+        "`spec.json` says what a request and a reply are, and has tests, which need no code.\n"
+        "`test` runs them against the worker, in its sandbox, on a Redis of its own:"
+    )
+    walk.run("cat mine/spec.json", "sandboxrun test mine --verbose")
+    walk.say("A hash in your Redis names the folder:")
+    walk.run("sandboxrun set mine 1 url=$HOME/mine version=local")
     run_and_ask(walk, "mine")
     walk.say(
-        "While you edit the worker, `sandboxrun dev mine` restarts it on each save: [the next page](walk.md) shows that."
+        "While you edit the worker, `sandboxrun dev mine` restarts it and runs its tests on each save:\n"
+        "[the next page](walk.md) shows that."
     )
 
 

@@ -164,17 +164,23 @@ To follow along, run `pip install '.[dev,debug]'`, which also installs a Redis s
 
 def developed(walk: Walk) -> None:
     walk.say(
-        "## A worker that runs\n\n`init` makes a folder with a worker, a test, a README and a debugger configuration for VS Code:"
+        "## A worker that runs\n\n`init` makes a folder with a worker, its spec, tests, a README and a debugger configuration for VS Code:"
     )
     walk.run("sandboxrun init greeter", "cat greeter/worker.py")
-    walk.say("`dev` runs the worker and prompts for requests.\nWithout `REDIS_URL` it starts a Redis of its own:")
+    walk.say(
+        "`dev` runs the worker and the tests of its `spec.json`, and prompts for requests.\n"
+        "Without `REDIS_URL` it starts a Redis of its own:"
+    )
     terminal = Terminal(walk, "sandboxrun dev greeter --learn")
-    terminal.until("ends")
+    terminal.until("ends", "tests: 3 pass")
     terminal.type("name=world", "Hello, world!")
     terminal.shown()
-    walk.say("## Edit, save\n\nWhile the worker runs, change a line in an editor and save the file:")
+    walk.say(
+        "## Edit, save\n\nWhile the worker runs, change a line in an editor and save the file.\n"
+        "The worker is restarted, and then `dev` says which tests fail now:"
+    )
     walk.edit(HELLO, "Good morning, ")
-    terminal.until("restarted in")
+    terminal.until("restarted in", "2 fail")
     terminal.type("name=world", "Good morning, world!")
     terminal.shown()
     walk.say("If the new code has a syntax error, `dev` prints it, and the old worker keeps running:")
@@ -184,7 +190,7 @@ def developed(walk: Walk) -> None:
     terminal.shown()
     walk.say("## A refusal\n\nCorrect the error, and read a file that no grant covers:")
     walk.edit("    data = (request.data\n", "    data = request.data\n    host = open('/etc/hostname').read()\n")
-    terminal.until("restarted in")
+    terminal.until("restarted in", "2 fail")
     terminal.type("name=world", "Requires read access", "500")
     terminal.shown()
     walk.say("`--learn` has collected the refusals.\nAt the end of the session it prints commands to paste:")
@@ -194,13 +200,16 @@ def developed(walk: Walk) -> None:
 def debugged(walk: Walk) -> None:
     walk.say("Remove the line again:")
     walk.edit("    host = open('/etc/hostname').read()\n", "")
+    walk.say("The worker is right, and its tests are not: `--update` writes what it answers into `spec.json`:")
+    walk.run("sandboxrun test greeter --update", code=1)
+    walk.run("sandboxrun test greeter --verbose")
     walk.say(
         "## Debug\n\n`--inspect` lets a debugger attach to the worker, inside its sandbox.\n"
         "In VS Code, press F5: `init` has written the launch.json.\n"
         "Here another client of the same protocol (DAP) stands in for VS Code:"
     )
     terminal = Terminal(walk, "sandboxrun dev greeter --inspect=0")
-    port = int(re.search(r"listening on 127\.0\.0\.1:(\d+)", terminal.until("ends", PROMPT))[1])  # type: ignore[index]
+    port = int(re.search(r"listening on 127\.0\.0\.1:(\d+)", terminal.until("ends", "tests: 3 pass"))[1])  # type: ignore[index]
     terminal.shown()
     lines = walk.script.read_text().splitlines()
     line = next(number for number, text in enumerate(lines, 1) if "return {" in text)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
+import functools
 import json
 import os
 import select
 import shlex
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sandboxrun.cli.call import parse_data
 from sandboxrun.cli.parser import Parser, captured, connect_option, names
+from sandboxrun.cli.prompt import EXITS, Terminal
 from sandboxrun.errors import SandboxrunError, UsageError
 from sandboxrun.log import escape
 from sandboxrun.protocol.call import CallError
@@ -27,24 +27,23 @@ if TYPE_CHECKING:
     from sandboxrun.dev.session import Session
     from sandboxrun.dev.target import Target
     from sandboxrun.redis.connection import Connection
+    from sandboxrun.testing.recording import Recorder
 
 _EPILOG = """\
 examples:
   sandboxrun init greeter && sandboxrun dev greeter   a worker in a folder, with a Redis of its own
   sandboxrun dev greeter --inspect                    attach an editor to 127.0.0.1:9229
   sandboxrun dev greeter --learn                      collect refusals, and print the grants that it needs
+  sandboxrun dev greeter --record                     add each request that you type to the tests in spec.json
   sandboxrun dev greeter 1 --redis redis://127.0.0.1  an existing hash with version local
 
 At the prompt, type a request as JSON or KEY=VALUE …; exit or Ctrl-D ends dev. dev also takes the options of
 sandboxrun TYPE ID, with "=" before a value, as in --allow-net=….
 """
-_COLOURS = {"good": "32", "bad": "31", "error": "31", "warning": "33", "denied": "33", "dev": "2"}
 CALL_SECONDS = 30.0
 LAST_REPLY_SECONDS = 0.5  # for the reply of a worker that ended after it
-EXITS = ("exit", "quit")
 _OWN_OPTIONS = {"--standby", "--json-logs", "--help", "-h", "--version"}  # that a run gets from here, or not at all
 STARTED_AGAIN = "it is started again when a file is saved"
-LOOK_SECONDS = 0.1  # how soon the end of a worker is noticed while a reply is awaited
 DEBUGGED_SECONDS = 3600.0
 
 
@@ -61,6 +60,10 @@ def main(args: list[str]) -> int:
         "--learn", action="store_true", help="at the end, print the smallest grants for what was refused"
     )
     parser.add_argument("--key-file", metavar="FILE", help="the key of the worker's secrets, one line worker-v0 HEX")
+    parser.add_argument(
+        "--record", action="store_true", help="add each request that is typed to the tests in spec.json"
+    )
+    parser.add_argument("--no-tests", action="store_true", help="do not run the tests of spec.json on each save")
     options, rest = parser.parse_known_args(args)
     _check_passed_on(parser, args, rest)
     if len(options.target) > 2:
@@ -115,12 +118,17 @@ def _develop(options: argparse.Namespace, rest: list[str]) -> int:
     from sandboxrun.dev.learn import Learned
     from sandboxrun.dev.session import Session, Setting
     from sandboxrun.dev.target import OwnKeys, Target
+    from sandboxrun.dev.tests import BackgroundTests
     from sandboxrun.redis.connection import Connection
 
     words = options.target
     found = Target.of_path(words[0]) if len(words) == 1 else None
-    terminal = _Terminal(f"{found.type if found is not None else words[0]}> ")
+    terminal = Terminal(f"{found.type if found is not None else words[0]}> ")
     learned = Learned()
+
+    def say(kind: str, text: str) -> None:
+        _said(kind, text, terminal, learned)
+
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(_redis(options.redis, terminal))
         # By the older protocol whatever the URL says: a session reads replies in its shapes.
@@ -129,19 +137,23 @@ def _develop(options: argparse.Namespace, rest: list[str]) -> int:
         target = found or Target.of_hash(connection, *words)
         _check_redis(url, target, rest, terminal)
         stack.enter_context(OwnKeys(connection, target))
+        recorder = _recorder(target, url, rest, say) if options.record else None
         setting = Setting(
             target,
             rest,
             {**os.environ, "REDIS_URL": url},
             options.key_file,
-            lambda kind, text: _said(kind, text, terminal, learned),
+            say,
             learned.event,
+            None if options.no_tests or target.script is not None else BackgroundTests(target.folder, rest, say),
+            recorder.is_recorded if recorder is not None else lambda path: False,
         )
         session = Session(setting, connection)
         thread = threading.Thread(target=session.run, daemon=True)
         thread.start()
         try:
-            _serve(session, terminal, url, seconds=DEBUGGED_SECONDS if _debugs(rest) else CALL_SECONDS)
+            seconds = DEBUGGED_SECONDS if _debugs(rest) else CALL_SECONDS
+            _serve(session, terminal, functools.partial(_ask, terminal, url, target.type, seconds, recorder))
         except KeyboardInterrupt:
             pass
         finally:
@@ -154,7 +166,16 @@ def _develop(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _check_redis(url: str, target: Target, rest: list[str], terminal: _Terminal) -> None:
+def _recorder(target: Target, url: str, rest: list[str], say: Callable[[str, str], None]) -> Recorder:
+    """Raises UsageError."""
+    if target.script is not None:
+        raise UsageError(f"--record writes spec.json into a folder, and {target.url} is a file")
+    from sandboxrun.testing.recording import Recorder
+
+    return Recorder(target, url, rest, say)
+
+
+def _check_redis(url: str, target: Target, rest: list[str], terminal: Terminal) -> None:
     """The worker has no terminal to ask on: ask here. Raises SandboxError."""
     from sandboxrun.host.open_redis import check_open_redis
     from sandboxrun.redis.users import REDIS_ACL, REDIS_PASSWORD
@@ -178,7 +199,7 @@ def _calmly(session: Session, thread: threading.Thread) -> None:
 
 
 @contextlib.contextmanager
-def _redis(url: str | None, terminal: _Terminal) -> Iterator[str]:
+def _redis(url: str | None, terminal: Terminal) -> Iterator[str]:
     """The one that is given, else one of our own."""
     url = url or os.environ.get("REDIS_URL")
     if url:
@@ -191,7 +212,7 @@ def _redis(url: str | None, terminal: _Terminal) -> Iterator[str]:
         yield made
 
 
-def _serve(session: Session, terminal: _Terminal, url: str, *, seconds: float) -> None:
+def _serve(session: Session, terminal: Terminal, ask: Callable[[Any], None]) -> None:
     """Requests that are typed, until the end is; without a terminal, until a signal."""
     session.settled.wait()
     if session.over.is_set():
@@ -208,7 +229,7 @@ def _serve(session: Session, terminal: _Terminal, url: str, *, seconds: float) -
             return
         if line and not session.runs:
             terminal.print("bad", f"no worker runs, so nothing was sent; {STARTED_AGAIN}")
-        elif line and not _call(session, terminal, url, line, seconds):
+        elif line and not _call(session, terminal, ask, line):
             return
 
 
@@ -218,7 +239,7 @@ def _wake(session: Session) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _call(session: Session, terminal: _Terminal, url: str, line: str, seconds: float) -> bool:
+def _call(session: Session, terminal: Terminal, ask: Callable[[Any], None], line: str) -> bool:
     """Send a request and wait for its reply; whether the session goes on.
 
     The wait ends early if the worker ends. The reply is printed whenever it comes, because the next start of the worker
@@ -229,12 +250,11 @@ def _call(session: Session, terminal: _Terminal, url: str, line: str, seconds: f
     except (SandboxrunError, ValueError) as error:
         terminal.print("bad", escape(str(error)))
         return True
-    type_ = session.setting.target.type
     read, write = os.pipe()
 
     def answer() -> None:
         try:
-            _ask(terminal, url, type_, data, seconds)
+            ask(data)
         finally:
             os.close(write)
 
@@ -250,8 +270,19 @@ def _call(session: Session, terminal: _Terminal, url: str, line: str, seconds: f
     return not terminal.left
 
 
-def _ask(terminal: _Terminal, url: str, type_: str, data: Any, seconds: float) -> None:
-    """Send a request; print the reply, or why none came."""
+def _ask(terminal: Terminal, url: str, type_: str, seconds: float, recorder: Recorder | None, data: Any) -> None:
+    """Send a request, and record it."""
+    recording = recorder.begin(data) if recorder is not None else None
+    reply = None
+    try:
+        reply = _reply(terminal, url, type_, data, seconds)
+    finally:
+        if recorder is not None and recording is not None:
+            recorder.end(recording, reply)
+
+
+def _reply(terminal: Terminal, url: str, type_: str, data: Any, seconds: float) -> dict[str, Any] | None:
+    """The reply, which is printed, or why none came."""
     from sandboxrun.client import Client
 
     began = time.perf_counter()
@@ -261,11 +292,11 @@ def _ask(terminal: _Terminal, url: str, type_: str, data: Any, seconds: float) -
     except CallError as error:
         if error.reply is None:
             terminal.print("bad", escape(str(error)))
-            return
+            return None
         reply = error.reply
     except (SandboxrunError, ValueError) as error:
         terminal.print("bad", escape(str(error)))
-        return
+        return None
     millis = (time.perf_counter() - began) * 1000
     code = reply.get("code")
     body = {name: value for name, value in reply.items() if name not in ("ref", "source", "code", "time")}
@@ -273,9 +304,10 @@ def _ask(terminal: _Terminal, url: str, type_: str, data: Any, seconds: float) -
     # A reply must not drive the terminal.
     text = text if text.replace("\n", "").isprintable() else json.dumps(body, indent=2)
     terminal.print("good" if code == 200 else "bad", f"{code} in {millis:.1f} ms", text)
+    return reply
 
 
-def _said(kind: str, text: str, terminal: _Terminal, learned: Learned) -> None:
+def _said(kind: str, text: str, terminal: Terminal, learned: Learned) -> None:
     if kind == "worker":
         learned.line(text)
     if kind != "info" and kind != "debug":
@@ -299,70 +331,3 @@ def _show_learned(learned: Learned, connection: Connection, target: Target, comm
     print("learned: what it tried and was refused; read it, then paste what it is to have")
     print(escape("  " + learn.as_set(target.type, id_, grants, fields, url=url)))
     print(escape(f"  {command} {learn.as_flags(grants)}"))
-
-
-class _Terminal:
-    """Lines of several threads, above a prompt that stays the last line."""
-
-    def __init__(self, prompt: str) -> None:
-        self.prompts = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
-        self.left = False  # the end was typed while a reply was awaited
-        capable = os.environ.get("TERM", "dumb") != "dumb"
-        self._colours = sys.stdout.isatty() and capable and not os.environ.get("NO_COLOR")
-        self._clear = "\r\x1b[K" if capable else "\r"
-        self._prompt, self._asking = prompt, False
-        self._lock = threading.Lock()
-        self._ahead: collections.deque[str] = collections.deque()  # typed while a reply was awaited
-        self._part = b""
-
-    def print(self, kind: str, text: str, *further: str) -> None:
-        """`further`: lines below, without the colour of `kind`."""
-        if kind in _COLOURS and self._colours:
-            text = f"\x1b[{_COLOURS[kind]}m{text}\x1b[0m"
-        text = "\n".join((text, *further))
-        with self._lock, contextlib.suppress(OSError, ValueError):
-            if self._asking:
-                import readline
-
-                sys.stdout.write(f"{self._clear}{text}\n{self._prompt}{readline.get_line_buffer()}")
-            else:
-                sys.stdout.write(text + "\n")
-            sys.stdout.flush()
-
-    def ask(self) -> str | None:
-        """A line, or None at the end of the input."""
-        import readline  # with which input() edits and remembers lines
-
-        if self._ahead:
-            line = self._ahead.popleft()
-            self.print("", f"{self._prompt}{line}")
-            return line
-        begun, self._part = self._part.decode("utf-8", "replace"), b""
-        readline.set_startup_hook(lambda: readline.insert_text(begun))
-        with self._lock:
-            self._asking = True
-        try:
-            return input(self._prompt).strip()
-        except EOFError:
-            print()
-            return None
-        except KeyboardInterrupt:
-            print()
-            raise
-        finally:
-            with self._lock:
-                self._asking = False
-
-    def heard(self, done: int) -> bool:
-        """Wait a moment for the end of the pipe `done` or for lines that are typed; whether there is nothing more to wait
-        for: the pipe has ended, or the end was typed. Other lines are kept for `ask`."""
-        fd = sys.stdin.fileno()
-        ready = select.select([done, fd], [], [], LOOK_SECONDS)[0]
-        if fd in ready and done not in ready:
-            data = os.read(fd, 4096)
-            # What was typed at the prompt beyond its line has the \r of a terminal that readline has set.
-            *lines, self._part = (self._part + data).replace(b"\r", b"\n").split(b"\n")
-            self._ahead.extend(line.decode("utf-8", "replace").strip() for line in lines)
-            # Ctrl-D on an empty line gives nothing to read, tcgetattr(3).
-            self.left = not data or any(line in EXITS for line in self._ahead)
-        return self.left or done in ready

@@ -12,7 +12,7 @@ from sandboxrun.log import escape
 def main(args: list[str]) -> int:
     parser = Parser(
         prog="sandboxrun init",
-        description="Make a folder with a worker, a test, a README and a VS Code configuration, ready to use.",
+        description="Make a folder with a worker, its spec, tests, a README and a VS Code configuration, ready to use.",
         epilog="examples:\n  sandboxrun init greeter && sandboxrun dev greeter\n"
         "  sandboxrun init --package sizes      a worker of two files, with a package and its lock",
     )
@@ -33,5 +33,7 @@ def main(args: list[str]) -> int:
         for line in fault.hint:
             print(escape(f"first: {line}"))
         print(escape(f"later: sandboxrun lock {shlex.quote(options.name)}"))
-    print(escape(f"next: sandboxrun dev {shlex.quote(options.name)}"))
+    name = shlex.quote(options.name)
+    tested = f"sandboxrun test {name} && " if fault is None else ""
+    print(escape(f"next: {tested}sandboxrun dev {name}"))
     return 0

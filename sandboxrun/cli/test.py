@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 
 from sandboxrun.cli.parser import Parser
@@ -130,17 +132,27 @@ def _run_all(specs: Sequence[Spec], chosen: Sequence[list[Case]], options: argpa
     from sandboxrun.redis import embedded
     from sandboxrun.testing.runner import run
 
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, _interrupt)
     given = {spec.type: spec for spec in specs}
     more = (f"--policy={options.policy}",) if options.policy else ()
 
     def one(spec: Spec, cases: list[Case]) -> Run:
         with embedded.server() as url:
-            return run(spec, cases, given, url=url, options=more)
+            return run(spec, cases, given, url=url, options=more, stop=stop)
 
     # The threads live until all is done: each worker ends with the thread that has started it.
     with ThreadPoolExecutor(options.jobs) as pool:
         pairs = [(spec, cases) for spec, cases in zip(specs, chosen, strict=True) if cases]
-        return list(pool.map(lambda pair: one(*pair), pairs))
+        try:
+            return list(pool.map(lambda pair: one(*pair), pairs))
+        except KeyboardInterrupt:
+            stop.set()
+            raise
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _report(runs: Sequence[Run], seconds: float, options: argparse.Namespace) -> int:

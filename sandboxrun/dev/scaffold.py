@@ -63,17 +63,34 @@ def test_it_greets(call):
 
 
 def test_it_says_what_is_wrong_with_a_request(call):
-    with pytest.raises(client.BadRequest, match="expected a name"):
+    with pytest.raises(client.BadRequest, match="name"):
         call({})
 '''
+_SPEC = """\
+{
+  "type": "@TYPE@",
+  "description": "Greets whoever asks.",
+  "request": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+  "reply": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+  "tests": [
+    {"name": "greets", "request": {"name": "world"}, "reply": {"text": "Hello, world!"}},
+    {"name": "greets in any alphabet", "request": {"name": "Ольга"}, "reply": {"text": "Hello, Ольга!"}},
+    {"name": "refuses a request without a name", "request": {}, "reply": {"code": 400}}
+  ]
+}
+"""
 _README = """\
 # @NAME@
 
 A worker for sandboxrun. `worker.py` is all of it.
+`spec.json` says what a request and a reply are, and has tests, which need no code.
+`test_worker.py` is a test in Python.
 
 ```console
 $ pip install 'sandboxrun[dev,debug]' pytest
+$ sandboxrun test .              # the tests of spec.json
 $ sandboxrun dev .               # type name=world; edit worker.py, save, ask again; exit ends
+$ sandboxrun dev . --record      # each request that you type becomes a test in spec.json
 $ sandboxrun dev . --inspect     # attach VS Code: Run and Debug, "Attach to the worker"
 $ sandboxrun dev . --learn       # ends with the permissions that it tried to use and did not have
 $ pytest
@@ -116,7 +133,7 @@ from sandboxrun import worker
 @worker.handler
 def handle(request):
     data = request.data
-    if not isinstance(data, dict) or not isinstance(data.get("bytes"), int):
+    if not isinstance(data, dict) or type(data.get("bytes")) is not int:
         raise worker.BadRequest("expected a number, as in bytes=1048576")
     return {"text": size(data["bytes"])}
 
@@ -130,6 +147,19 @@ import humanize
 def size(number):
     return humanize.naturalsize(number, binary=True)
 """
+_PACKAGE_SPEC = """\
+{
+  "type": "@TYPE@",
+  "description": "Says a number of bytes as people do.",
+  "request": {"type": "object", "properties": {"bytes": {"type": "integer"}}, "required": ["bytes"]},
+  "reply": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+  "tests": [
+    {"name": "says a size", "request": {"bytes": 1048576}, "reply": {"text": "1.0 MiB"}},
+    {"name": "says a few bytes", "request": {"bytes": 7}, "reply": {"text": "7 Bytes"}},
+    {"name": "refuses what is no whole number", "request": {"bytes": "many"}, "reply": {"code": 400}}
+  ]
+}
+"""
 _PACKAGE_README = """\
 # @NAME@
 
@@ -138,9 +168,11 @@ A worker for sandboxrun, of two files and a package: `worker.py`, `words.py` and
 The comment `# /// script` at the top of `worker.py` lists all that runs, by digests: `files` are the other files, and `lock` is
 `requirements.lock`, which has the digests of the packages.
 So the digest of `worker.py` covers everything, wherever it is fetched from.
+`spec.json` says what a request and a reply are, and has tests, which need no code.
 
 ```console
 $ pip install 'sandboxrun[dev,lock]' pytest
+$ sandboxrun test .              # the tests of spec.json
 $ sandboxrun dev .               # type bytes=1048576; edit a file, save, ask again; exit ends
 $ sandboxrun lock .              # after an edit, before you publish: writes the digests
 $ sandboxrun lock . --check      # in CI
@@ -157,10 +189,17 @@ $ sandboxrun @TYPE@ 1
 $ sandboxrun call @TYPE@ bytes=1048576
 ```
 """
-FILES = {"worker.py": _WORKER, "test_worker.py": _TEST, "README.md": _README, ".vscode/launch.json": _LAUNCH}
+FILES = {
+    "worker.py": _WORKER,
+    "spec.json": _SPEC,
+    "test_worker.py": _TEST,
+    "README.md": _README,
+    ".vscode/launch.json": _LAUNCH,
+}
 PACKAGE_FILES = {
     **FILES,
     "worker.py": _PACKAGE_WORKER,
+    "spec.json": _PACKAGE_SPEC,
     "words.py": _PACKAGE_WORDS,
     "README.md": _PACKAGE_README,
     "test_worker.py": _TEST.replace(
@@ -168,7 +207,7 @@ PACKAGE_FILES = {
     assert call({"name": "world"})["text"] == "Hello, world!"''',
         '''def test_it_says_a_size(call):
     assert call({"bytes": 1048576})["text"] == "1.0 MiB"''',
-    ).replace("expected a name", "expected a number"),
+    ).replace('match="name"', 'match="bytes"'),
 }
 
 

@@ -19,6 +19,7 @@ from sandboxrun.dev import source
 from sandboxrun.dev.packages import PackageUpdater
 from sandboxrun.dev.process import Process
 from sandboxrun.dev.target import Target, read
+from sandboxrun.dev.tests import BackgroundTests
 from sandboxrun.dev.watch import changes
 from sandboxrun.errors import ConfigError, ConnectionLost, SandboxrunError, StoreError, UsageError
 from sandboxrun.log import escape, shown_hint
@@ -34,7 +35,8 @@ SAVED_SECONDS = 5.0  # a file's time that is older was not set by this save
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What a session is made from. `say` is given (kind, text) from any thread; kinds are "", "worker", the levels of a
-    message, "good" and "bad". `denied` is given the fields of each denial, from any thread."""
+    message, "good", "bad" and "dev". `denied` is given the fields of each denial, from any thread. `tests`: None if none are to
+    run. `is_recorded`: whether a file that was saved is as dev itself has written it."""
 
     target: Target
     options: Sequence[str]  # of sandboxrun TYPE ID
@@ -42,6 +44,8 @@ class Setting:
     key_file: str | None
     say: Callable[[str, str], None]
     denied: Callable[[Mapping[str, object]], None]
+    tests: BackgroundTests | None = None
+    is_recorded: Callable[[str], bool] = lambda path: False
 
 
 @dataclass(slots=True)
@@ -123,8 +127,11 @@ class Session:
             else:
                 self._fresh.clear()
                 event = {path for path in event if not self._packages.is_own(path)}
-                if event:
-                    self._change(event)
+                changed = {path for path in event if not self.setting.is_recorded(path)}
+                if changed:
+                    self._change(changed)
+                elif event and self.setting.tests is not None:
+                    self.setting.tests.start()
 
     def _ended(self, process: Process) -> None:
         if process is self._standby:  # it could not even wait; the next start says why
@@ -166,6 +173,9 @@ class Session:
             self._keep(_shown(error))
             return
         before = self.connection.call("HKEYS", fence)
+        tests = self.setting.tests
+        if tests is not None:
+            tests.cancel()
         self._changing = True
         try:
             if self._current is not None:
@@ -179,6 +189,8 @@ class Session:
         self._report(process, fence, before, saved, first=first)
         if not any(option.startswith("--audit") for option in self.setting.options):  # each start is recorded there
             self._standby = self._make(standby=True)
+        if tests is not None:
+            tests.start()
 
     def _keep(self, *faults: str) -> None:
         """Start nothing, and say why."""
@@ -259,6 +271,8 @@ class Session:
                     self.connection.call("CLIENT", "UNBLOCK", line.partition(" ")[0].removeprefix("id="))
 
     def _close(self) -> None:
+        if self.setting.tests is not None:
+            self.setting.tests.close()
         if self._standby is not None:
             self._standby.abandon()
             self._standby.join(STOP_SECONDS)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ WAIT_SECONDS = 0.1  # how soon the end of a worker is noticed
 OUTPUT_SECONDS = 0.05  # in which the worker's last lines arrive
 BAD_REQUEST = 400
 LINES_SHOWN = 12
+STOPPED = "the tests were stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,12 @@ def run(
     url: str,
     options: tuple[str, ...] = (),
     done: Callable[[Outcome], object] = lambda outcome: None,
+    stop: threading.Event | None = None,
 ) -> Run:
     """Start the worker on this Redis, and run the tests. Raises nothing that a spec or a worker causes.
 
     `given`: specs by type, for services that it calls. `options`: of sandboxrun TYPE ID. `done` is called after each test.
+    `stop`: ends the run early, in a moment.
     """
     began, found = time.perf_counter(), Run(spec)
     try:
@@ -95,12 +99,14 @@ def run(
                 http = None
                 if any(case.http for case in spec.cases) or PLACEHOLDER in str(spec.fields):
                     http = found.http = stack.enter_context(contextlib.closing(Server()))
-                subject = Subject(spec, connection, url, folder, options, http)
+                subject = Subject(spec, connection, url, folder, options, stop or threading.Event(), http)
                 answers = stack.enter_context(mocks.Mocks(url, known, types))
                 bench = stack.enter_context(contextlib.closing(_Bench(subject, connection, answers, http)))
                 if not bench.start(found):
                     return found
                 for case in cases:
+                    if subject.stopped.is_set():
+                        raise SpecError(STOPPED)
                     outcome = bench.run(case)
                     found.outcomes.append(outcome)
                     done(outcome)
@@ -208,10 +214,10 @@ class _Bench:
         reply = self._ask(case, outcome)
         after = self._keys.look()
         taken = time.monotonic() - began
-        changed = {name for name in {*before, *after} if not _is_same(before.get(name), after.get(name))}
+        changed = {name for name in {*before, *after} if not is_same(before.get(name), after.get(name))}
         named = {key.encode() for key in case.after}
         actual = self._keys.read(sorted(changed | named))
-        outcome.seen = Seen(reply, {_text(name): actual.get(name) for name in changed})
+        outcome.seen = Seen(reply, {text_of(name): actual.get(name) for name in changed})
         if reply is not None:
             outcome.faults += self._reply_faults(case, reply)
         unknown = self._answers.take_unknown()
@@ -233,6 +239,7 @@ class _Bench:
                 connection.call("DEL", keys.trace_key(ref))
                 reply = json.loads(found[1])
                 return {name: value for name, value in reply.items() if name not in ENVELOPE}
+            self._check_stop()
             if self._subject.code is not None:
                 self._lives = False
                 outcome.faults.append(f"the worker ended with {_ended(self._subject.code)}")
@@ -241,6 +248,13 @@ class _Bench:
         self._subject.stop(kill=True)
         outcome.faults.append(f"no reply within {case.timeout:g} s: the worker was killed")
         return None
+
+    def _check_stop(self) -> None:
+        """Raise SpecError if the run is to end."""
+        if self._subject.stopped.is_set():
+            self._lives = False
+            self._subject.stop(kill=True)  # it may never finish the request
+            raise SpecError(STOPPED)
 
     def _reply_faults(self, case: Case, reply: Mapping[str, Any]) -> Iterator[str]:
         code = reply.get("code")
@@ -268,7 +282,7 @@ def _state_faults(
     for key, expected in case.after.items():
         yield from compare.differences(key, expected, actual.get(key.encode()), taken)
     for name in sorted(changed - {key.encode() for key in case.after}):
-        key, now_ = _text(name), actual.get(name)
+        key, now_ = text_of(name), actual.get(name)
         if now_ is None:
             yield f"{key}: was removed by the request, and is not in after"
         else:
@@ -297,13 +311,13 @@ def _placed(case: Case, origin: str) -> Case:
     )
 
 
-def _is_same(before: Glance | None, after: Glance | None) -> bool:
+def is_same(before: Glance | None, after: Glance | None) -> bool:
     if before is None or after is None:
         return before is after
     return after.is_as(before)
 
 
-def _text(name: bytes) -> str:
+def text_of(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 

@@ -38,9 +38,12 @@ class Subject:
         url: str,
         folder: str,
         options: tuple[str, ...],
+        stopped: threading.Event,
         http: Server | None = None,
     ) -> None:
-        """`folder`: for the key of its secrets. `options`: of sandboxrun TYPE ID. `http`: a server that it may reach."""
+        """`folder`: for the key of its secrets. `options`: of sandboxrun TYPE ID. `stopped`: no start is waited for.
+        `http`: a server that it may reach."""
+        self.stopped = stopped
         self.spec, self.key = spec, keys.worker_key(spec.type, ID)
         self._connection, self._options = connection, options
         self._env = {**os.environ, "REDIS_URL": url}
@@ -100,7 +103,7 @@ class Subject:
             ended=lambda process: self._ended.set(),
         )
         until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until:
+        while time.monotonic() < until and not self.stopped.is_set():
             if process.code is not None:
                 self._ended.wait(STOP_SECONDS)
                 return False

@@ -64,9 +64,11 @@ def dev(run: Runner) -> Iterator[Callable[..., Terminal]]:
         close(terminal.spawned)
 
 
-def test_init_makes_a_folder_whose_test_passes_and_overwrites_nothing(alone: Runner, folder: Path) -> None:
+def test_init_makes_a_folder_whose_tests_pass_and_overwrites_nothing(alone: Runner, folder: Path) -> None:
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert names == [".vscode/launch.json", "README.md", "test_worker.py", "worker.py"]
+    assert names == [".vscode/launch.json", "README.md", "spec.json", "test_worker.py", "worker.py"]
+    tested = alone("test", "greeter", "--generate")
+    assert tested.code == 0 and "no test names" not in tested.out, tested
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=folder,

@@ -342,7 +342,7 @@ def test_the_page_about_tests(home: Runner) -> None:
     for kind, name in (("python", "worker.py"), ("json", "spec.json")):
         (path / name).write_text(next(text for found, text in blocks if found == kind))
     shown = [text for kind, text in blocks if kind == "console"]
-    commands = [part for text in shown for part in text.split("$ ")[1:]]
+    commands = [part for text in shown for part in text.split("$ ")[1:] if part.startswith("sandboxrun test")]
     assert len(commands) == 3
     for command, _, output in (part.partition("\n") for part in commands):
         done = home(*command.split()[1:])

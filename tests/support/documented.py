@@ -18,6 +18,7 @@ _WALK = "tests/redis/test_walk.py"
 
 COMMANDS = {
     "sandboxrun call count n=0": _SPEC,
+    "sandboxrun dev counter --allow-redis='count:*' --record": "tests/redis/test_dev_tests.py",
     "sandboxrun test counter": _TESTING,
     "sandboxrun test counter --update": _TESTING,
     "sandboxrun test counter -v": _TESTING,

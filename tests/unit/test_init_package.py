@@ -31,8 +31,12 @@ def run(tmp_path: Path, index: Index) -> Runner:
 def test_the_folder_is_made_with_its_lock(run: Runner, index: Index) -> None:
     index.add("humanize", "4.9.0")
     done = run("init", "--package", "my sizes")
-    names = ("worker.py", "test_worker.py", "README.md", ".vscode/launch.json", "words.py", "requirements.lock")
-    assert done.out == "".join(f"my sizes/{name}\n" for name in names) + "next: sandboxrun dev 'my sizes'\n"
+    names = (
+        *("worker.py", "spec.json", "test_worker.py", "README.md", ".vscode/launch.json", "words.py"),
+        "requirements.lock",
+    )
+    last = "next: sandboxrun test 'my sizes' && sandboxrun dev 'my sizes'\n"
+    assert done.out == "".join(f"my sizes/{name}\n" for name in names) + last
     assert "humanize==4.9.0 " in (run.home / "my sizes/requirements.lock").read_text()
     assert run("lock", "my sizes", "--check").out == "worker.py is current\n"
 
@@ -57,7 +61,11 @@ def test_with_the_machine_s_own_index_its_test_passes(tmp_path: Path) -> None:
     run.env |= {**({"PIP_CONFIG_FILE": str(file)} if file.exists() else {}), **theirs, "HOME": str(tmp_path)}
     del run.env["REDIS_URL"]
     made = run("init", "--package", "sizes")
-    assert made.out.endswith("sizes/requirements.lock\nnext: sandboxrun dev sizes\n"), made
+    assert made.out.endswith("sizes/requirements.lock\nnext: sandboxrun test sizes && sandboxrun dev sizes\n"), made
+    tested = run("test", "sizes", "--generate", "-v")
+    assert tested.code == 0, tested
+    for name in ("says a size", "says a few bytes", "refuses what is no whole number"):
+        assert f"\n  ok    {name}  " in tested.out, tested
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=tmp_path / "sizes", env=run.env, capture_output=True, text=True, timeout=100)
     assert "2 passed" in done.stdout, done.stdout + done.stderr
