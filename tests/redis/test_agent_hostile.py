@@ -57,7 +57,7 @@ def test_what_cannot_be_read_of_one_type_costs_no_connection(f: redis.Redis, age
     wait_for(lambda: agent.says("a field count that is too long"))
     f.lpush("u:start:q", "1")
     wait_for(lambda: f.hget("u:1:h", "pid"))
-    assert not agent.says("waits for Redis")
+    assert not agent.has_said("waits for Redis")
 
 
 def test_an_end_that_cannot_be_noted_keeps_no_other_worker_waiting(f: redis.Redis, agent: Agent) -> None:
@@ -72,7 +72,7 @@ def test_an_end_that_cannot_be_noted_keeps_no_other_worker_waiting(f: redis.Redi
     wait_for(lambda: agent.says("Redis refuses a command: WRONGTYPE"))
     f.hdel("u:1:h", "pid")
     wait_for(lambda: f.hget("u:1:h", "pid") not in (None, pid))
-    assert not agent.says("waits for Redis")
+    assert not agent.has_said("waits for Redis")
 
 
 @pytest.mark.parametrize("key", ["sandboxrun:agents", "sandboxrun:drain"])
@@ -82,7 +82,7 @@ def test_a_key_of_the_agents_that_is_no_hash_is_said_and_stops_nothing(f: redis.
     wait_for(lambda: agent.says(f"{key} is no hash"))
     f.lpush("u:start:q", "1")
     wait_for(lambda: f.hget("u:1:h", "pid"))
-    assert not agent.says("waits for Redis")
+    assert not agent.has_said("waits for Redis")
 
 
 def test_an_agent_makes_room_among_what_others_have_left(f: redis.Redis, agent: Agent) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 
 from arena import wait_for as wait_at_most
 from runner import Runner
+
+SAID_SECONDS = 20.0
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -31,6 +34,13 @@ class Agent:
             self.lines.append(line.decode().rstrip("\n"))
 
     def says(self, text: str, count: int = 1) -> bool:
+        """Whether it does within SAID_SECONDS: what it does shows elsewhere before its words have come."""
+        until = time.monotonic() + SAID_SECONDS
+        while not (said := self.has_said(text, count)) and time.monotonic() < until:
+            time.sleep(0.02)
+        return said
+
+    def has_said(self, text: str, count: int = 1) -> bool:
         return sum(text in line for line in self.lines) >= count
 
     def ends(self) -> int:
