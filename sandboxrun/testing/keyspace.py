@@ -15,6 +15,7 @@ from sandboxrun.redis.replies import ReplyError
 from sandboxrun.spec.state import Actual, Stored, commands
 
 SCAN_COUNT = 1000
+COPY = b"sandboxrun:test:copy"  # of a key as it was before, for a moment
 TTL_SLACK_MILLIS = 1500  # by which the time to live of an unchanged key may seem to differ
 READS: Mapping[str, Sequence[str]] = {
     "string": ("GET", "%"),
@@ -36,7 +37,11 @@ class Glance:
 
     def is_as(self, before: Glance) -> bool:
         """Whether nothing has changed since."""
-        if self.dump != before.dump or (self.ttl < 0) != (before.ttl < 0):
+        return self.dump == before.dump and self.lives_as(before)
+
+    def lives_as(self, before: Glance) -> bool:
+        """Whether the time to live was not changed since."""
+        if (self.ttl < 0) != (before.ttl < 0):
             return False
         passed = (self.at - before.at) * 1000
         return self.ttl < 0 or abs(before.ttl - passed - self.ttl) <= TTL_SLACK_MILLIS
@@ -125,6 +130,21 @@ class Keyspace:
             name: Actual(kinds[name][0], _value(kinds[name][0], values.get(name)), kinds[name][1]) for name in there
         }
 
+    def changed(self, before: Mapping[bytes, Glance], after: Mapping[bytes, Glance]) -> set[bytes]:
+        """The names of the keys that differ. A dump may differ although the value is the same: fields have an order in it."""
+        found = {name for name in {*before, *after} if not _is_same(before.get(name), after.get(name))}
+        return {name for name in found if not self._is_equal(name, before.get(name), after.get(name))}
+
+    def _is_equal(self, name: bytes, before: Glance | None, after: Glance | None) -> bool:
+        if before is None or after is None or not after.lives_as(before):
+            return False
+        if self._connection.call("RESTORE", COPY, 0, before.dump, "REPLACE") != b"OK":
+            return False
+        values = self.read([name, COPY])
+        self.remove([COPY])
+        found, copy = values.get(name), values.get(COPY)
+        return found is not None and copy is not None and (found.kind, found.value) == (copy.kind, copy.value)
+
     def remove(self, names: Iterable[bytes]) -> None:
         given = list(names)
         if given:
@@ -134,6 +154,12 @@ class Keyspace:
         """Forget the requests of a worker that has ended."""
         names = [name for name in self._scan() if self._is_own(name) and not name.endswith(b":h")]
         self.remove(names)
+
+
+def _is_same(before: Glance | None, after: Glance | None) -> bool:
+    if before is None or after is None:
+        return before is after
+    return after.is_as(before)
 
 
 def _value(kind: str, reply: Any) -> Any:

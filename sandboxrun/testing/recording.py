@@ -20,7 +20,7 @@ from sandboxrun.spec.state import KINDS as KEY_KINDS
 from sandboxrun.spec.state import Actual
 from sandboxrun.testing import update
 from sandboxrun.testing.keyspace import Keyspace
-from sandboxrun.testing.runner import Seen, is_same, text_of
+from sandboxrun.testing.runner import Seen, text_of
 from sandboxrun.testing.unstable import Known
 
 BEFORE_KEYS_MAX = 20
@@ -39,8 +39,7 @@ class Recording:
         self.values = keys.read(sorted(self.before))
 
     def seen(self, reply: Mapping[str, Any]) -> Seen:
-        after, before = self._keys.look(), self.before
-        changed = {name for name in {*before, *after} if not is_same(before.get(name), after.get(name))}
+        changed = self._keys.changed(self.before, self._keys.look())
         now = self._keys.read(sorted(changed))
         return Seen(
             {name: value for name, value in reply.items() if name not in model.ENVELOPE},

@@ -214,7 +214,7 @@ class _Bench:
         reply = self._ask(case, outcome)
         after = self._keys.look()
         taken = time.monotonic() - began
-        changed = {name for name in {*before, *after} if not is_same(before.get(name), after.get(name))}
+        changed = self._keys.changed(before, after)
         named = {key.encode() for key in case.after}
         actual = self._keys.read(sorted(changed | named))
         outcome.seen = Seen(reply, {text_of(name): actual.get(name) for name in changed})
@@ -309,12 +309,6 @@ def _placed(case: Case, origin: str) -> Case:
         reply=placed(case.reply),
         after=placed(case.after),
     )
-
-
-def is_same(before: Glance | None, after: Glance | None) -> bool:
-    if before is None or after is None:
-        return before is after
-    return after.is_as(before)
 
 
 def text_of(name: bytes) -> str:
