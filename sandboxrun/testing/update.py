@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sandboxrun.errors import SpecError
 from sandboxrun.files import write_whole
 from sandboxrun.spec import compare, match
-from sandboxrun.spec.model import OK, Case
+from sandboxrun.spec.model import OK, Case, load
 from sandboxrun.testing.http import PLACEHOLDER
 from sandboxrun.testing.report import shown_path
 from sandboxrun.testing.runner import Outcome, Run, Seen
@@ -31,6 +33,8 @@ def update(run: Run) -> Iterator[str]:
         changed.append(outcome.case.name)
     if not changed:
         return
+    if load(run.spec.path).raw != run.spec.raw:
+        raise SpecError(f"{run.spec.path} was changed while its tests ran: nothing was updated")
     origin = run.http.origin if run.http is not None else PLACEHOLDER
     write(run.spec.path, json.loads(json.dumps({**run.spec.raw, "tests": tests}).replace(origin, PLACEHOLDER)))
     for name in changed:
@@ -93,9 +97,11 @@ def recorded_key(key: str, seen: Seen) -> Any:
 
 
 def write(path: str, raw: Mapping[str, Any]) -> None:
-    """Raises SpecError."""
+    """Also through a symlink; the file keeps its mode. Raises SpecError."""
+    path = os.path.realpath(path)
     try:
-        write_whole(path, f"{text(raw)}\n".encode(), mode=0o644)
+        mode = stat.S_IMODE(os.stat(path).st_mode) if os.path.exists(path) else 0o644
+        write_whole(path, f"{text(raw)}\n".encode(), mode=mode)
     except OSError as error:
         raise SpecError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from arena import wait_for
 from runner import Done, Runner
 
 ROOT = Path(__file__).parents[2]
@@ -306,6 +307,30 @@ def test_update_writes_what_the_worker_does_and_keeps_what_fits(home: Runner) ->
     assert first["after"] == {"a": {"$between": [1, 3]}, "ab": {"$value": 1, "$ttl": 60}}
     assert second["reply"] == {"code": 400, "err": {"message": "no"}}
     assert home("test", "t").code == 0
+
+
+def test_update_keeps_a_symlink_and_the_mode_of_its_file(home: Runner) -> None:
+    path = folder(home, {"reply": {"n": 1}, "request": {"reply": {"n": 2}}})
+    real = path / "real.json"
+    (path / "spec.json").rename(real)
+    real.chmod(0o640)
+    (path / "spec.json").symlink_to(real)
+    home("test", "t", "--update")
+    assert (path / "spec.json").is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert json.loads(real.read_text())["tests"][0]["reply"] == {"n": 2}
+
+
+def test_update_does_not_undo_what_was_saved_meanwhile(home: Runner) -> None:
+    """The worker's own folder may not be written, so a test saves the file here while the worker sleeps."""
+    path = folder(home, {"reply": {"n": 1}, "request": {"reply": {"n": 2}, "sleep": 1}})
+    with home.start("test", "t", "--update") as process:
+        wait_for(lambda: list(home.home.glob(".local/state/sandboxrun/runs/t:test.json")), 20, "the run")
+        saved = (path / "spec.json").read_text().replace("test 0", "another name")
+        (path / "spec.json").write_text(saved)
+        _, err = process.communicate(timeout=30)
+    assert b"spec.json was changed while its tests ran: nothing was updated" in err
+    assert (path / "spec.json").read_text() == saved
 
 
 def test_keys_of_the_protocol_and_what_redis_refuses_are_told(home: Runner) -> None:
