@@ -56,8 +56,7 @@ def main(args: list[str]) -> int:
         from sandboxrun.testing.update import update
 
         for run in runs:
-            for line in update(run):
-                print(line)
+            update(run)
     return _report(runs, seconds, options)
 
 

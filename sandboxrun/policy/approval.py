@@ -9,7 +9,6 @@ own folder on every host, wherever that lies, so one approval means the same on 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import time
@@ -121,9 +120,15 @@ def writers(folder: str, type_: str) -> list[tuple[str, str]]:
     """Type and id of the workers whose records may grant that: the record says whether it still does."""
     found = []
     for place in _writers(folder, type_):
-        with contextlib.suppress(FileNotFoundError):
-            names = (name.partition(":") for name in os.listdir(place))
-            found += [(name, id_) for name, _, id_ in names]
+        try:
+            names = [name.partition(":") for name in os.listdir(place)]
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"{place}, which names the writers of hashes, cannot be read: {error.strerror}"
+            ) from error
+        found += [(name, id_) for name, _, id_ in names]
     return sorted(set(found))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sandboxrun.spec import match
 from sandboxrun.spec.match import described, shown
-from sandboxrun.spec.state import Actual, Stored, kind_of_name, number_text, stored_text
+from sandboxrun.spec.state import Actual, Stored, kind_of_name, number_text, score_text, stored_text
 
 TTL_SLACK_SECONDS = 2  # that a time to live may have shrunk when it is looked at
 # Of an entry in a request stream: compared only where a test names them.
@@ -138,11 +138,15 @@ def _zset(key: str, expected: Mapping[str, Any], actual: Mapping[bytes, float]) 
             yield f"{place}: expected the score {described(value)}, got no member"
         elif match.matcher_of(value) is not None:
             yield from match.differences(value, _whole(actual[raw]), place, is_open=False)
-        elif actual[raw] != value:
-            yield f"{place}: expected the score {number_text(value)}, got {number_text(actual[raw])}"
+        elif actual[raw] != float(value):
+            yield f"{place}: expected the score {score_text(value)}, got {number_text(actual[raw])}"
     for raw, score in actual.items():
         if raw not in names:
             yield f"{key}.{_name(raw)}: expected no member, got the score {number_text(score)}"
+
+
+def _score(score: float) -> float | str:
+    return _whole(score) if math.isfinite(score) else number_text(score)
 
 
 def _whole(score: float) -> float:
@@ -239,7 +243,7 @@ def _plain_json(key: str, actual: Actual) -> Any:
     if kind == "hash":
         return {str(match.escaped(_name(raw))): _escaped_text(text) for raw, text in value.items()}
     if kind == "zset":
-        return {str(match.escaped(_name(raw))): _whole(score) for raw, score in value.items()}
+        return {str(match.escaped(_name(raw))): _score(score) for raw, score in value.items()}
     if kind == "set":
         return [_escaped_text(raw) for raw in sorted(value)]
     if kind == "list":

@@ -18,6 +18,7 @@ from sandboxrun.errors import SpecError
 from sandboxrun.spec import match
 from sandboxrun.spec.match import shown
 
+INFINITE = ("inf", "-inf")  # scores for which JSON has no number
 KINDS = ("string", "hash", "list", "set", "zset", "stream")
 SUFFIXES = {"h": "hash", "s": "set", "z": "zset", "x": "stream", "q": "list"}
 SHAPES: Mapping[str, tuple[type, str]] = {
@@ -132,10 +133,10 @@ def _check_name(name: str, place: str) -> None:
 
 
 def _check_score(value: Any, place: str, *, before: bool) -> None:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if (isinstance(value, int | float) and not isinstance(value, bool)) or value in INFINITE:
         return
     if before or match.matcher_of(value) is None:
-        raise SpecError(f"{place} is {shown(value)}: expected a score, which is a number")
+        raise SpecError(f'{place} is {shown(value)}: expected a score, which is a number, "inf" or "-inf"')
     match.check(value, place)
 
 
@@ -201,6 +202,10 @@ def stored_text(given: Any) -> bytes:
     return number_text(given).encode()
 
 
+def score_text(score: float | str) -> str:
+    return score if isinstance(score, str) else number_text(score)
+
+
 def number_text(number: float) -> str:
     """As Redis writes it: without a point where it has no fraction."""
     return (
@@ -223,7 +228,7 @@ def commands(key: str, stored: Stored) -> Iterator[list[str | bytes]]:
         yield [
             "ZADD",
             key,
-            *(word for name, score in value.items() for word in (number_text(score), match.literal(name))),
+            *(word for name, score in value.items() for word in (score_text(score), match.literal(name))),
         ]
     elif stored.kind == "stream":
         for entry in value:

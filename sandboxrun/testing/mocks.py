@@ -94,7 +94,7 @@ class Mocks:
             for case in spec.cases:
                 if case.method == method and _is_equal(case.request, data):
                     if not match.has_matcher(case.reply):
-                        return case.code, match.plain(dict(case.reply))
+                        return case.code, _with_message(case, match.plain(dict(case.reply)))
                     why = f"the test {shown(case.name)} of {type_} answers it with a matcher, not with a value"
                     break
             else:
@@ -102,6 +102,13 @@ class Mocks:
         text = f"{name} was called with {shown(data)}: {why}"
         self.unknown.append(text)
         return UNKNOWN, {"err": {"message": text}}
+
+
+def _with_message(case: model.Case, reply: dict[str, Any]) -> dict[str, Any]:
+    """An error always has a message, also if the test names none."""
+    if case.code == model.OK or "err" in reply:
+        return reply
+    return {**reply, "err": {"message": f"as in the test {shown(case.name)}"}}
 
 
 def _is_equal(request: Any, data: Any) -> bool:

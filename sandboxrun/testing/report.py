@@ -25,21 +25,35 @@ def lines(run: Run, *, colours: bool, verbose: bool) -> Iterator[str]:
     yield f"{run.spec.type}  {paint('dim', escape(shown_path(run.spec.path)))}"
     for outcome in run.outcomes:
         name, millis = escape(outcome.case.name), f"{outcome.seconds * 1000:.1f} ms"
+        if outcome.updated:
+            yield f"  {paint('ok', 'updated')}  {name}"
+            yield from (f"        {escape(fault)}" for fault in _bounded(outcome.faults, FAULTS_SHOWN))
+            continue
         if outcome.passed:
             if verbose:
                 yield f"  {paint('ok', 'ok')}    {name}  {paint('dim', millis)}"
             continue
         yield f"  {paint('fail', 'FAIL')}  {name}  {paint('dim', millis)}"
         yield from (f"        {escape(fault)}" for fault in _bounded(outcome.faults, FAULTS_SHOWN))
-        yield from (f"        | {escape(line)}" for line in outcome.lines[-LINES_SHOWN:])
+        yield from (f"        | {escape(line)}" for line in last_words(outcome.lines, run.spec.folder))
         if outcome.case.name.startswith(GENERATED):
             yield f"        as a test: {escape(json.dumps(as_test(outcome.case, run.spec), ensure_ascii=False))}"
     if run.error:
         yield f"  {paint('fail', 'FAIL')}  {escape(run.error)}"
-        yield from (f"        | {escape(line)}" for line in run.lines[-LINES_SHOWN:])
+        yield from (f"        | {escape(line)}" for line in last_words(run.lines, run.spec.folder))
     missing = untested(run.spec)
     if missing:
         yield paint("dim", f"  no test names {', '.join(map(escape, missing))}")
+
+
+def last_words(lines: Sequence[str], folder: str) -> list[str]:
+    """LINES_SHOWN of what a worker printed: of a long traceback those lines that name its own files, and the end."""
+    if len(lines) <= LINES_SHOWN:
+        return list(lines)
+    own = {at + step for at, line in enumerate(lines) if f'"{folder}/' in line for step in (0, 1)}
+    shown = sorted([*own][-LINES_SHOWN // 2 :]) if own else []
+    rest = range(len(lines) - (LINES_SHOWN - len(shown)), len(lines))
+    return [lines[at] for at in sorted({*shown, *rest})]
 
 
 def _bounded(given: Sequence[str], most: int) -> Iterator[str]:
@@ -57,7 +71,10 @@ def shown_path(path: str) -> str:
 def summary(runs: Sequence[Run], seconds: float) -> str:
     outcomes = [outcome for run in runs for outcome in run.outcomes]
     failed = sum(not outcome.passed for outcome in outcomes)
-    parts = [f"{len(outcomes) - failed} passed"]
+    updated = sum(outcome.updated for outcome in outcomes)
+    parts = [f"{len(outcomes) - failed - updated} passed"]
+    if updated:
+        parts.append(f"{updated} updated")
     if failed:
         parts.append(f"{failed} failed")
     broken = sum(bool(run.error) for run in runs)
@@ -84,6 +101,7 @@ def _outcome_json(outcome: Outcome) -> Mapping[str, Any]:
     return {
         "name": outcome.case.name,
         "passed": outcome.passed,
+        **({"updated": True} if outcome.updated else {}),
         "seconds": round(outcome.seconds, 4),
         "faults": outcome.faults,
         "output": outcome.lines,

@@ -8,10 +8,13 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 
 from sandboxrun.config import keys
+from sandboxrun.config.worker import parse_worker
 from sandboxrun.dev.process import Process
-from sandboxrun.errors import SpecError
+from sandboxrun.errors import ConfigError, SpecError
+from sandboxrun.redis import acl
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.spec.model import Spec
@@ -68,6 +71,7 @@ class Subject:
         if http is not None:
             fields = {name: value.replace(PLACEHOLDER, http.origin) for name, value in fields.items()}
             fields["allowNet"] = ",".join(filter(None, (fields.get("allowNet"), http.address)))
+        self._check(fields)
         path = None
         if spec.secrets:
             from sandboxrun.config.secrets import encrypt
@@ -82,6 +86,18 @@ class Subject:
         self._connection.call("DEL", self.key)
         self._connection.call("HSET", self.key, *(word for pair in fields.items() for word in pair))
         return path
+
+    def _check(self, fields: Mapping[str, str]) -> None:
+        """Raise SpecError for grants and fields that no hash may have, whatever the policy says."""
+        raw = {name.encode(): value.encode() for name, value in fields.items()}
+        try:
+            acl.granted(parse_worker(self.spec.type, ID, {}, raw))
+        except ConfigError as error:
+            text = str(error)
+            for name in fields:
+                place = "grants" if name in self.spec.grants else "fields"
+                text = text.replace(f"field {name} of {self.key}", f"{place}.{name}")
+            raise SpecError(f"{self.spec.path}: {text}") from None
 
     @property
     def code(self) -> int | None:

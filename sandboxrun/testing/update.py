@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sandboxrun.errors import SpecError
@@ -13,32 +13,36 @@ from sandboxrun.files import write_whole
 from sandboxrun.spec import compare, match
 from sandboxrun.spec.model import OK, Case, load
 from sandboxrun.testing.http import PLACEHOLDER
-from sandboxrun.testing.report import shown_path
 from sandboxrun.testing.runner import Outcome, Run, Seen
 
 WIDTH = 100
+FAILED = 500
 
 
-def update(run: Run) -> Iterator[str]:
-    """Change the file; a line for each test that was changed. What fits stays as it is written, matchers too.
-    Raises SpecError."""
+def update(run: Run) -> None:
+    """Change the file, and note in the outcomes which tests were changed. What fits stays as it is written, matchers too.
+    A request that failed is no example of what to expect. Raises SpecError."""
     tests = [dict(each) for each in run.spec.raw.get("tests", ())]
     by_name = {each["name"]: each for each in tests}
-    changed = []
+    changed: list[Outcome] = []
     for outcome in run.outcomes:
         given = by_name.get(outcome.case.name)
         if given is None or outcome.passed or outcome.seen is None or outcome.seen.reply is None:
             continue
+        code = outcome.seen.reply.get("code", FAILED)
+        if code >= FAILED and code != outcome.case.code:
+            outcome.faults.append(f"not updated, because the reply has code {code}")
+            continue
         _correct(given, outcome, outcome.seen)
-        changed.append(outcome.case.name)
+        changed.append(outcome)
     if not changed:
         return
     if load(run.spec.path).raw != run.spec.raw:
         raise SpecError(f"{run.spec.path} was changed while its tests ran: nothing was updated")
     origin = run.http.origin if run.http is not None else PLACEHOLDER
     write(run.spec.path, json.loads(json.dumps({**run.spec.raw, "tests": tests}).replace(origin, PLACEHOLDER)))
-    for name in changed:
-        yield f"updated: {name}, in {shown_path(run.spec.path)}"
+    for outcome in changed:
+        outcome.updated = True
 
 
 def _correct(given: dict[str, Any], outcome: Outcome, seen: Seen) -> None:

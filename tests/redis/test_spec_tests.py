@@ -301,7 +301,7 @@ def test_update_writes_what_the_worker_does_and_keeps_what_fits(home: Runner) ->
         {"request": {"bad": "no"}},
     )
     done = home("test", "t", "--update")
-    assert done.out.startswith("updated: test 0, in t/spec.json\nupdated: test 1, in t/spec.json\n")
+    assert (done.code, done.out.splitlines()[-1][:21]) == (0, "0 passed, 2 updated i")
     first, second = json.loads((path / "spec.json").read_text())["tests"]
     assert first["reply"] == {"n": 1, "at": "$any"}
     assert first["after"] == {"a": {"$between": [1, 3]}, "ab": {"$value": 1, "$ttl": 60}}
@@ -331,6 +331,64 @@ def test_update_does_not_undo_what_was_saved_meanwhile(home: Runner) -> None:
         _, err = process.communicate(timeout=30)
     assert b"spec.json was changed while its tests ran: nothing was updated" in err
     assert (path / "spec.json").read_text() == saved
+
+
+def test_update_does_not_make_a_failure_what_is_expected(home: Runner) -> None:
+    path = folder(home, {"request": redis(["SET", "b", "1"]), "reply": {"n": 1}})
+    before = (path / "spec.json").read_text()
+    done = home("test", "t", "--update")
+    assert (done.code, "not updated, because the reply has code 500" in done.out) == (1, True)
+    assert (path / "spec.json").read_text() == before
+
+
+def test_an_infinite_score_is_recorded_and_passes(home: Runner) -> None:
+    path = folder(home, {"request": redis(["ZADD", "a:z", "inf", "b", "-inf", "c"])})
+    assert home("test", "t", "--update").code == 0
+    assert json.loads((path / "spec.json").read_text())["tests"][0]["after"] == {"a:z": {"b": "inf", "c": "-inf"}}
+    assert home("test", "t").code == 0
+
+
+WRONG_GRANTS = [
+    ({"allowRedis": "t:*"}, "grants.allowRedis has t:*, which covers t:test:h: the worker could change what it is granted"),
+    ({"allowRed": "a:*"}, "grants.allowRed is not a permission of sandboxrun: expected one of "),
+    ({"allowNet": "%%%"}, "grants.allowNet has '%%%': not a valid host name"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("grants", "message"), WRONG_GRANTS)
+def test_grants_that_no_hash_may_have_are_told_by_their_place(
+    home: Runner, grants: dict[str, str], message: str
+) -> None:
+    path = folder(home, {}, grants=grants)
+    done = home("test", "t")
+    assert (done.code, f"{path}/spec.json: {message}" in done.out) == (65, True), done.out
+
+
+def test_a_worker_that_the_policy_refuses_is_told_in_json_too(home: Runner) -> None:
+    home.set_policy(None)
+    folder(home, {}, grants={"allowRead": "/etc"})
+    done = home("test", "t", "--json")
+    assert done.code == 77
+    assert "which the default policy does not allow" in json.loads(done.out)[0]["error"]
+
+
+def test_a_long_traceback_is_shown_with_the_lines_of_the_worker(home: Runner) -> None:
+    worker = (
+        "import json\nfrom sandboxrun import worker\ndef deep(n):\n    return json.loads('[', object_hook=deep) if not n else"
+        " eval('f(n)', {'f': deep, 'n': n - 1})\n@worker.handler\ndef handle(request):\n    return deep(20)\nworker.run()\n"
+    )
+    folder(home, {}, worker=worker)
+    shown = [line for line in lines(home("test", "t")) if line.startswith("| ")]
+    assert len(shown) <= 12
+    assert any("t/worker.py" in line for line in shown)
+    assert shown[-1].startswith("| json.decoder.JSONDecodeError")
+
+
+def test_a_test_that_fails_is_not_run_again(home: Runner) -> None:
+    folder(home, {"reply": {"n": 1}}, {})
+    done = home("test", "t", "--generate", "-v")
+    assert [line.split("  ")[2] for line in done.out.splitlines() if "again: " in line] != []
+    assert "again: test 1" in done.out and "again: test 0" not in done.out
 
 
 def test_keys_of_the_protocol_and_what_redis_refuses_are_told(home: Runner) -> None:

@@ -54,7 +54,7 @@ def test_a_wrong_file_is_told_where_and_what(given: dict[str, Any], message: str
 
 NO_JSON = [
     (b"{", "spec.json:1:2 is not JSON: "),
-    (b'{"type": "a",\n }', "spec.json:2:2 is not JSON: "),
+    (b'{"type": "a"\n "b": 1}', "spec.json:2:2 is not JSON: "),
     (b"\xff", "spec.json is not UTF-8, at byte 0"),
     (b'{"a": 1, "a": 2}', 'spec.json is not JSON as expected: an object has "a" twice'),
     (b'{"a": NaN}', "spec.json is not JSON as expected: NaN is no number of JSON"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ COMMANDS: list[tuple[str, Any, list[list[str | bytes]]]] = [
     ("a:s", [1, 2], [["SADD", "a:s", b"1", b"2"]]),
     ("a:s", "text", [["SET", "a:s", b"text"]]),
     ("a:z", {"b": 1.5, "c": 2}, [["ZADD", "a:z", "1.5", "b", "2", "c"]]),
+    ("a:z", {"b": "-inf"}, [["ZADD", "a:z", "-inf", "b"]]),
     ("a:x", [{"b": 1}, {"$id": "5-1", "c": 2}], [["XADD", "a:x", "*", "b", b"1"], ["XADD", "a:x", "5-1", "c", b"2"]]),
     ("a", {"$set": [1]}, [["SADD", "a", b"1"]]),
     ("a", {"$zset": {"b": 1}, "$ttl": 2}, [["ZADD", "a", "1", "b"], ["PEXPIRE", "a", "2000"]]),
@@ -83,6 +85,7 @@ DIFFERS = [
     ("a:s", [1], Actual("set", {b"2"}), ['a:s: expected the member "1", got none', 'a:s: expected no member "2", got it']),
     ("a:s", [{"$match": "x"}], Actual("set", {b"2"}), ['a:s: expected a member that is a text like "x", got none', 'a:s: expected no member "2", got it']),
     ("a:z", {"b": 1}, Actual("zset", {b"b": 2.0, b"c": 1.0}), ["a:z.b: expected the score 1, got 2", "a:z.c: expected no member, got the score 1"]),
+    ("a:z", {"b": "inf"}, Actual("zset", {b"b": 1.0}), ["a:z.b: expected the score inf, got 1"]),
     ("a:z", {"b": 1, "c": 2}, Actual("zset", {b"b": 1.0}), ["a:z.c: expected the score 2, got no member"]),
     ("a:x", [{"b": 1}], Actual("stream", [(b"1-1", {b"b": b"2"})]), ['a:x[0].b: expected "1", got "2"']),
     ("a:x", [{"$id": "1-2", "b": 1}], Actual("stream", [(b"1-1", {b"b": b"1"})]), ["a:x[0]: expected the ID 1-2, got 1-1"]),
@@ -115,7 +118,7 @@ MALFORMED = [
     ("a:h", {"b": {"$match": "c"}}, True, "a:h.b has a matcher: that is for `after`, not for what is written before"),
     ("a", {"$json": {"b": "$any"}}, True, "a has a matcher: that is for `after`, not for what is written before"),
     ("a", {"$base64": "?"}, True, 'a has $base64 "?": expected bytes in base64'),
-    ("a:z", {"b": "1"}, True, 'a:z.b is "1": expected a score, which is a number'),
+    ("a:z", {"b": "1"}, True, 'a:z.b is "1": expected a score, which is a number, "inf" or "-inf"'),
     ("a:x", [1], True, "a:x[0] is 1: expected an entry, an object of fields"),
     ("a:x", [{"$id": "5"}], True, 'a:x[0] has $id "5": expected an ID such as 1-1'),
     ("a:x", [{"$id": "5-1"}], True, "a:x[0] has no field: Redis has no such entry"),
@@ -145,6 +148,7 @@ RECORDED = [
     ("a:h", Actual("string", b"1"), {"$string": 1}),
     ("a:h", Actual("hash", {b"$b": b"c"}), {"$$b": "c"}),
     ("a:z", Actual("zset", {b"b": 1.5}), {"b": 1.5}),
+    ("a:z", Actual("zset", {b"b": math.inf, b"c": -math.inf}), {"b": "inf", "c": "-inf"}),
     ("a", Actual("list", [b"1"]), [1]),
     ("a:x", Actual("stream", [(b"1-1", {b"b": b"1"})]), [{"b": "1"}]),
     ("a:req:x", Actual("stream", [(b"1-1", {b"ref": b"r", b"data": b"[1]"})]), [{"data": {"$json": [1]}}]),
