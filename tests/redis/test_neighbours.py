@@ -64,6 +64,18 @@ def test_a_type_is_there_by_what_redis_says(r: redis.Redis, run: Runner, local: 
     assert run("t", "1").code == 0
 
 
+def test_a_record_of_writers_that_cannot_be_read_is_an_error(r: redis.Redis, run: Runner, local: Local) -> None:
+    local(RAN)
+    place = run.home / ".local/state/sandboxrun/writers/t"
+    place.parent.mkdir(parents=True)
+    place.write_text("")
+    done = run("t", "1")
+    assert (done.code, done.err) == (
+        78,
+        f"error: {place}, which names the writers of hashes, cannot be read: Not a directory\n",
+    )
+
+
 def test_data_with_names_like_hashes_is_no_type(r: redis.Redis, run: Runner, local: Local) -> None:
     local(RAN, allowRedis="chat:*")
     r.hset("chat:1:h", mapping={"words": "40", "type": "x"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,34 @@ def test_services_are_answered_by_the_tests_of_their_specs(home: Runner) -> None
     assert done.code == 1
     assert lines(done)[0] == 'price was called with {"item": "car"}: no test of price has this request'
     assert done.out.count("FAIL") == 1
+
+
+def test_a_worker_that_ends_over_an_unknown_answer_fails_a_generated_test(home: Runner) -> None:
+    caller = (
+        "import os\nfrom sandboxrun import client, worker\n@worker.handler\ndef handle(request):\n    try:\n"
+        "        return {'cents': client.call('price', request.data, timeout=5)['cents']}\n"
+        "    except client.CallError:\n        os._exit(9)\nworker.run()\n"
+    )
+    request = {"type": "object", "properties": {"item": {"type": "string"}}, "required": ["item"]}
+    folder(home, name="price", tests=[{"name": "tea", "request": {"item": "tea"}, "reply": {"cents": 350}}])
+    folder(home, {"request": {"item": "tea"}}, worker=caller, request=request, grants={"allowCall": "price"})
+    assert home("test", "t").code == 0
+    done = home("test", "t", "--generate")
+    assert (done.code, "the worker ended with exit code 9" in done.out) == (1, True), done.out
+
+
+def test_the_schema_of_replies_holds_for_a_worker_that_does_not_check_itself(home: Runner) -> None:
+    path = home.home / "by-hand"
+    shutil.copytree(ROOT / "examples/by-hand", path)
+    spec = json.loads((path / "spec.json").read_text())
+    spec["reply"] = {"type": "object", "properties": {"text": {"maxLength": 2}}}
+    spec["tests"] = [{"name": "short", "request": {"text": "a"}}, {"name": "long", "request": {"text": "abc"}}]
+    (path / "spec.json").write_text(json.dumps(spec))
+    done = home("test", "by-hand")
+    assert (done.code, lines(done)) == (
+        1,
+        ['reply.text: "ABC" is longer than 2 characters (by the schema of replies)'],
+    )
 
 
 def test_what_is_emitted_is_in_the_stream(home: Runner) -> None:

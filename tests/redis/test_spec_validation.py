@@ -101,6 +101,22 @@ def test_a_result_that_breaks_the_schema_is_500_and_nothing_is_written(
     assert done.code == 0
 
 
+def test_a_handler_that_tells_methods_apart_is_asked_only_for_those_of_the_spec(
+    r: redis.Redis, run: Runner, tmp_path: Path
+) -> None:
+    spec = {"type": "t", "methods": {"place": {"request": {"properties": {"n": {"minimum": 1}}}}}}
+    source = folder(tmp_path, "checked.py", spec)
+    entries = [{"method": "plase"}, {}, {"method": "place", "data": '{"n": 0}'}, {"method": "place"}]
+    for number, entry in enumerate(entries):
+        r.xadd("t:req:x", {"ref": f"m{number}", "type": "t", "data": '{"n": 5}', **entry})
+    given = {"url": str(source), "version": "local", "requestLimit": "4", "allowRedis": "kept:*", "way": "serial"}
+    r.hset("t:1:h", mapping=given)
+    done = run("--yes", "t", "1")
+    replies = [json.loads(r.lpop(f"res:m{number}")) for number in range(4)]
+    assert [reply["code"] for reply in replies] == [404, 400, 400, 200], replies
+    assert done.out.split() == ["handled", "5"]
+
+
 def test_the_spec_is_asked_before_the_type_of_the_payload(r: redis.Redis, run: Runner, tmp_path: Path) -> None:
     spec = {"type": "t", "request": {"properties": {"n": {"maximum": 9}}}}
     source = folder(tmp_path, "checked.py", spec)

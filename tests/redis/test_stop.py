@@ -81,6 +81,15 @@ def test_one_that_its_agent_ends_at_once_has_ended(
     assert (outcome.end, outcome.is_kept, outcome.before) == (End.ENDED, True, State.RUNNING)
 
 
+def test_one_that_was_kept_stopped_and_does_not_run_has_not_ended_now(r: redis.Redis, redis_url: str) -> None:
+    r.rpush("t:started:q", "1")
+    r.hset("t:1:h", mapping={"url": "/w", "version": "local"})
+    with contextlib.closing(Connection(redis_url, protocol=2)) as connection:
+        connection.open()
+        (outcome,) = stop(connection, [("t", "1")], timeout=20)
+    assert (outcome.end, outcome.is_kept, outcome.before) == (End.NOT_RUNNING, True, State.STOPPED)
+
+
 def test_one_that_does_not_end_in_time_is_said(r: redis.Redis, run: Runner, local: Local) -> None:
     local(STUBBORN)
     with run.start("t", "1") as process:
