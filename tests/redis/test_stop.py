@@ -62,11 +62,14 @@ def test_all_of_a_type_are_asked_at_once(r: redis.Redis, run: Runner, local: Loc
     assert run("stop", "t", "--all").out == "no worker of type t runs\n"
 
 
+@pytest.mark.parametrize("state", [State.RUNNING, State.ENDING])
 def test_one_that_its_agent_ends_at_once_has_ended(
-    r: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    r: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, state: State
 ) -> None:
     r.rpush("t:started:q", "1")
     r.hset("t:1:h", mapping={"url": "/w", "version": "local", **lease(r)})
+    if state == State.ENDING:
+        r.hdel("t:1:h", "pid")
     keep_stopped = desired.keep_stopped
 
     def ended_meanwhile(*args: Any) -> bool:
@@ -78,7 +81,7 @@ def test_one_that_its_agent_ends_at_once_has_ended(
     with contextlib.closing(Connection(redis_url, protocol=2)) as connection:
         connection.open()
         (outcome,) = stop(connection, [("t", "1")], timeout=20)
-    assert (outcome.end, outcome.is_kept, outcome.before) == (End.ENDED, True, State.RUNNING)
+    assert (outcome.end, outcome.is_kept, outcome.before) == (End.ENDED, True, state)
 
 
 def test_one_that_was_kept_stopped_and_does_not_run_has_not_ended_now(r: redis.Redis, redis_url: str) -> None:
