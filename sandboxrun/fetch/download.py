@@ -176,6 +176,7 @@ class _Connections:
                 self._connecting_to = info["host"]
             if event.endswith(("connect_tcp.complete", "start_tls.complete")):
                 self._streams.append(info["return_value"])
+                self._guard(info["return_value"])
             if self._aborted:
                 raise _Aborted
             if event.endswith("connect_tcp.complete"):
@@ -183,6 +184,19 @@ class _Connections:
                 self._sockets.append(info["return_value"].get_extra_info("socket").dup())
                 if self._connecting_to == self._origin_host:  # a proxy looks the name up itself
                     self._allowed.check_peer(info["return_value"].get_extra_info("server_addr")[0])
+
+    def _guard(self, stream: Any) -> None:
+        """Let `stream` read nothing after `abort`: the kernel still hands out what it had received before the shutdown, megabytes
+        from a server that floods."""
+        read = stream.read
+
+        def guarded_read(max_bytes: int, timeout: float | None = None) -> bytes:
+            if self._aborted:
+                raise _Aborted
+            received: bytes = read(max_bytes, timeout)
+            return received
+
+        stream.read = guarded_read
 
     def abort(self) -> None:
         """Close the sockets, and let no further step begin. A look-up or a connect under way ends by its own time-out."""

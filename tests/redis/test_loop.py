@@ -508,13 +508,14 @@ def test_consumers_that_are_gone_are_removed_once_there_is_nothing_that_could_go
 def test_both_protocols_are_spoken(r: redis.Redis, redis_url: str, run: Runner, local: Local, protocol: int) -> None:
     run.env["REDIS_URL"] = f"{redis_url}?protocol={protocol}"
     local(COUNTING, takeoverMillis="400", maxDeliveries="2")
-    with run.start("t", "1"):
+    with run.start("t", "1") as process:
         ref = send(r, {"n": 1, "kill": True})
-        wait_for(lambda: r.llen("begun") == 1, 20, "the handler")
-    run("t", "1")
+        assert process.wait(20) == 137
+    assert run("t", "1").code == 137
     with run.start("t", "1"):
         assert answer(r, ref)["code"] == 500
         assert answer(r, send(r, {"n": 2}))["n"] == 2
+    assert r.lrange("begun", 0, -1) == ["1", "1", "2"]
 
 
 def test_what_a_frozen_async_worker_had_read_but_not_begun_is_not_answered_by_it(

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from httpcore._backends.sync import SyncStream
 
 from sandboxrun.fetch import download as module
 from sandboxrun.fetch.download import Unreachable, download
@@ -115,6 +116,35 @@ def test_nothing_goes_on_after_a_download_is_given_up(
     used = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - used < 0.2
+
+
+def test_what_the_kernel_has_received_is_not_read_after_a_download_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Server(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 10_000, 0.0)
+    read, abort = SyncStream.read, module._Connections.abort
+    late: list[int] = []
+    aborted = threading.Event()
+
+    def slow_read(self: SyncStream, max_bytes: int, timeout: float | None = None) -> bytes:
+        begun_late = aborted.is_set()
+        time.sleep(0.05)  # the server is faster, so there is always something left
+        received = read(self, max_bytes, timeout)
+        if begun_late:
+            late.append(len(received))
+        return received
+
+    def noted_abort(self: module._Connections) -> None:
+        abort(self)
+        aborted.set()
+
+    monkeypatch.setattr(SyncStream, "read", slow_read)
+    monkeypatch.setattr(module._Connections, "abort", noted_abort)
+    monkeypatch.setattr(module, "TOTAL_SECONDS", 1)
+    with pytest.raises(Unreachable, match="did not arrive within 1 s"):
+        get(f"http://127.0.0.1:{found.port}/worker.py")
+    assert found.gone.wait(10), "the server still has its client"
+    assert downloads() == []
+    assert late == []
+    found.close()
 
 
 def test_an_interrupted_download_is_given_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
