@@ -19,6 +19,7 @@ ONE_IMPORTER = {
     "hiredis": {"redis/connection.py", "redis/replies.py"},
     "jsonschema_rs": {"spec/schemas.py"},
     "pydantic": {"worker/payload.py", "worker/results.py"},
+    "time_machine": {"sandbox/child/fixed.py"},
     "watchfiles": {"dev/watch.py"},
     "uv": {"packages/resolve.py"},
     "debugpy": {"sandbox/child/debugger.py"},

@@ -69,6 +69,7 @@ def _parser() -> Parser:
     where.add_argument("--cached-only", action="store_true", help="never fetch")
     _grant_options(parser)
     _policy_options(parser)
+    _test_options(parser)
     _output_options(parser)
     return parser
 
@@ -113,6 +114,14 @@ def _policy_options(parser: Parser) -> None:
         metavar="FEATURE,…",
         default="",
         help="run without a feature that sandboxrun check reports as missing, or redis-acl, or redis-password",
+    )
+
+
+def _test_options(parser: Parser) -> None:
+    tests = parser.add_argument_group("tests")
+    tests.add_argument("--clock", metavar="TIME", help="stop the worker's clock at TIME, as in 2026-01-31T12:00:00Z")
+    tests.add_argument(
+        "--seed", metavar="N", type=int, help="seed the worker's random numbers, at its start and for each request"
     )
 
 
@@ -170,6 +179,8 @@ def main(args: list[str], spawned: Spawned | None = None) -> int:
             output_log=not options.no_log,
             wait=options.wait,
             standby=options.standby,
+            clock=_clock(options.clock),
+            seed=_seed(options.seed),
         ),
         Log(quiet=options.quiet, json=options.json_logs, debug=options.debug),
         spawned,
@@ -184,6 +195,30 @@ def run_plainly(type_: str, id_: str, spawned: Spawned | None) -> int:
 
     timing.mark("modules of a run imported")
     return run(RunOptions(type_, id_, os.environ.get("REDIS_URL") or DEFAULT_URL), Log(), spawned)
+
+
+def _clock(text: str | None) -> float | None:
+    """Raises ConfigError, UsageError."""
+    if text is None:
+        return None
+    import importlib.util
+
+    from sandboxrun.errors import ConfigError
+    from sandboxrun.moment import EXPECTED, seconds
+
+    if importlib.util.find_spec("time_machine") is None:
+        raise ConfigError("--clock needs the package time-machine", hint="pip install 'sandboxrun[dev]'")
+    moment = seconds(text)
+    if moment is None:
+        raise UsageError(f"--clock is {text[:80]!r}: expected {EXPECTED}")
+    return moment
+
+
+def _seed(seed: int | None) -> int | None:
+    """Raises UsageError."""
+    if seed is not None and not 0 <= seed < 1 << 32:  # numpy takes no other
+        raise UsageError(f"--seed is {seed}: expected a whole number from 0 to {(1 << 32) - 1}")
+    return seed
 
 
 def _inspect(options: argparse.Namespace) -> Inspect | None:

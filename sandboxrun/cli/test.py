@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from sandboxrun.errors import SpecError, UsageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sandboxrun.spec.model import Case, Spec
     from sandboxrun.testing.runner import Run
@@ -80,6 +81,11 @@ def _parser() -> Parser:
         default=min(4, os.cpu_count() or 1),
         help="folders at once (default: %(default)s)",
     )
+    parser.add_argument(
+        "--redis",
+        metavar="URL",
+        help="an empty database instead, as in redis://127.0.0.1:6379/9; tests empty it again, and run one after another",
+    )
     parser.add_argument("--policy", metavar="FILE", help="a policy file instead of the user's policy.toml")
     return parser
 
@@ -128,7 +134,6 @@ def _raise_none(specs: Sequence[Spec], options: argparse.Namespace) -> None:
 def _run_all(specs: Sequence[Spec], chosen: Sequence[list[Case]], options: argparse.Namespace) -> list[Run]:
     from concurrent.futures import ThreadPoolExecutor
 
-    from sandboxrun.redis import embedded
     from sandboxrun.testing.runner import run
 
     stop = threading.Event()
@@ -137,17 +142,32 @@ def _run_all(specs: Sequence[Spec], chosen: Sequence[list[Case]], options: argpa
     more = (f"--policy={options.policy}",) if options.policy else ()
 
     def one(spec: Spec, cases: list[Case]) -> Run:
-        with embedded.server() as url:
+        with _redis(options.redis) as url:
             return run(spec, cases, given, url=url, options=more, stop=stop)
 
     # The threads live until all is done: each worker ends with the thread that has started it.
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with ThreadPoolExecutor(1 if options.redis else options.jobs) as pool:
         pairs = [(spec, cases) for spec, cases in zip(specs, chosen, strict=True) if cases]
         try:
             return list(pool.map(lambda pair: one(*pair), pairs))
         except KeyboardInterrupt:
             stop.set()
             raise
+
+
+@contextlib.contextmanager
+def _redis(url: str | None) -> Iterator[str]:
+    """The URL of an empty database, until the end of the block. Raises StoreError."""
+    if url is None:
+        from sandboxrun.redis import embedded
+
+        with embedded.server() as url:
+            yield url
+    else:
+        from sandboxrun.testing.database import borrowed
+
+        with borrowed(url):
+            yield url
 
 
 def _interrupt(*_: object) -> None:

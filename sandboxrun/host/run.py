@@ -206,6 +206,8 @@ def _run(options: RunOptions, held: _Held) -> Outcome:
             kept=folders.filters,
             inspect=plan.inspect.plan if plan.inspect is not None else None,
             token=run_.token,
+            clock=preparation.options.clock,
+            seed=preparation.options.seed,
         )
         listener = child.confine(confinement, meanwhile=_import_supervisor)
         supervisor = around.supervisor(child, listener, confinement, held.output_log)

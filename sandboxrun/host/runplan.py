@@ -43,6 +43,8 @@ class RunOptions:
     output_log: bool = True  # what the worker prints is kept, for `sandboxrun logs`
     wait: bool = False  # for Redis and for the hash, instead of ending
     standby: int | None = None  # a descriptor: start when a byte can be read from it, or not at all when it is closed
+    clock: float | None = None  # the time that the worker has, for tests: seconds since 1970
+    seed: int | None = None  # of the worker's random numbers, for tests
     interactive: bool = True  # the operator may be asked at the terminal
 
 

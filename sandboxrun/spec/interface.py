@@ -20,7 +20,7 @@ FILE_MAX_BYTES = 8 << 20
 # What may stand at the top of the file, and in each of its methods.
 NAMES = (
     "$schema", "$defs", "type", "title", "description", "grants", "ignore", "fields", "secrets",
-    "request", "reply", "methods", "tests",
+    "clock", "seed", "request", "reply", "methods", "tests",
 )  # fmt: skip
 METHOD_NAMES = ("description", "request", "reply")
 NAME_MAX_CHARS = 80

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sandboxrun import moment
 from sandboxrun.config import keys
 from sandboxrun.errors import SpecError
 from sandboxrun.spec import match, schemas, state
@@ -71,6 +72,8 @@ class Case:
     after: Mapping[str, Stored]
     timeout: float = TIMEOUT_SECONDS
     fresh: bool = False
+    clock: str | None = None  # the time at which the worker's clock stands
+    seed: int | None = None  # of the worker's random numbers
     http: tuple[HttpExchange, ...] = ()
     expected: Expected = Expected.WRITTEN
     inside: Any = None
@@ -135,7 +138,8 @@ def parse(data: bytes, path: str) -> Spec:
         schemas.check_schema(each, defs, f"{path}: $defs.{name}")
     interfaces = _interfaces(raw, defs, path)
     cases = tuple(
-        _case(given, f"{path}: tests[{number}]", interfaces, defs) for number, given in enumerate(raw.get("tests", []))
+        _case(given, raw, f"{path}: tests[{number}]", interfaces, defs)
+        for number, given in enumerate(raw.get("tests", []))
     )
     _check_names(cases, path)
     _check(raw, path, is_read=True)
@@ -260,7 +264,11 @@ def _interfaces(raw: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> d
 
 
 def _case(
-    given: Mapping[str, Any], place: str, interfaces: Mapping[str | None, Interface], defs: Mapping[str, Any]
+    given: Mapping[str, Any],
+    raw: Mapping[str, Any],
+    place: str,
+    interfaces: Mapping[str | None, Interface],
+    defs: Mapping[str, Any],
 ) -> Case:
     method = given.get("method")
     if method not in interfaces:
@@ -286,8 +294,19 @@ def _case(
         after=_state(given.get("after", {}), f"{place}.after", before=False),
         timeout=given.get("timeout", TIMEOUT_SECONDS),
         fresh=given.get("fresh", False),
+        clock=_clock(given, raw, place),
+        seed=given.get("seed", raw.get("seed")),
         http=tuple(_exchange(each, f"{place}.http[{number}]") for number, each in enumerate(given.get("http", ()))),
     )
+
+
+def _clock(given: Mapping[str, Any], raw: Mapping[str, Any], place: str) -> str | None:
+    """Of a test, else of the whole spec. Raises SpecError."""
+    text: str | None = given.get("clock", raw.get("clock"))
+    if text is not None and moment.seconds(text) is None:
+        where = f"{place}.clock" if "clock" in given else f"{place.partition(': ')[0]}: clock"
+        raise SpecError(f"{where} is {shown(text)}: expected {moment.EXPECTED}")
+    return text
 
 
 def _exchange(given: Mapping[str, Any], place: str) -> HttpExchange:

@@ -15,6 +15,7 @@ from sandboxrun.redis.replies import ReplyError
 from sandboxrun.spec.state import Actual, Stored, commands
 
 SCAN_COUNT = 1000
+MARK = "sandboxrun:test"  # in a database that tests use: database.py
 COPY = b"sandboxrun:test:copy"  # of a key as it was before, for a moment
 TTL_SLACK_MILLIS = 1500  # by which the time to live of an unchanged key may seem to differ
 READS: Mapping[str, Sequence[str]] = {
@@ -62,6 +63,7 @@ class Keyspace:
                 stream,
                 keys.response_stream(type_),
                 keys.dead_stream(type_),
+                MARK,
             )
         }
         self._prefixes = (b"res:", b"req:", f"{stream}:fence".encode())
@@ -152,7 +154,8 @@ class Keyspace:
 
     def reset(self) -> None:
         """Forget the requests of a worker that has ended."""
-        names = [name for name in self._scan() if self._is_own(name) and not name.endswith(b":h")]
+        stays = (b":h", MARK.encode())
+        names = [name for name in self._scan() if self._is_own(name) and not name.endswith(stays)]
         self.remove(names)
 
 

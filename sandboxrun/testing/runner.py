@@ -8,13 +8,14 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sandboxrun import moment
 from sandboxrun.config import keys
 from sandboxrun.errors import SandboxrunError, SpecError
-from sandboxrun.protocol.request import encode, entry, now
+from sandboxrun.protocol.request import encode, entry, iso
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.spec import compare, match, schemas
@@ -104,10 +105,11 @@ def run(
                 subject = Subject(spec, connection, url, folder, options, stop or threading.Event(), http)
                 answers = stack.enter_context(mocks.Mocks(url, known, types))
                 bench = stack.enter_context(contextlib.closing(_Bench(subject, connection, answers, http)))
-                if not bench.start(found):
+                chosen = list(cases)
+                if chosen and not bench.start(found, chosen[0]):
                     return found
                 failed: set[str] = set()
-                for case in cases:
+                for case in chosen:
                     if case.name.startswith(AGAIN) and case.name.removeprefix(AGAIN) in failed:
                         continue
                     if subject.stopped.is_set():
@@ -150,13 +152,15 @@ class _Bench:
         self._keys = Keyspace(connection, self._spec.type, ID, self._spec.ignore)
         self._is_fresh = False  # no request has been sent since the start
         self._lives = False
+        self._fixed: Sequence[str] = ()  # options that hold its clock and its random numbers
 
     def close(self) -> None:
         self._subject.stop()
 
-    def start(self, found: Run) -> bool:
-        """Start it for the first time; `found` says why that failed."""
+    def start(self, found: Run, case: Case) -> bool:
+        """Start it for the first time, as `case` needs it; `found` says why that failed."""
         began = time.perf_counter()
+        self._fixed = _fixed(case)
         if not self._restart():
             code = self._subject.code
             found.error = "the worker does not start" + (f": it ended with {_ended(code)}" if code is not None else "")
@@ -170,7 +174,7 @@ class _Bench:
     def _restart(self) -> bool:
         self._subject.stop(kill=not self._lives)
         self._keys.reset()
-        self._lives = self._is_fresh = self._subject.start()
+        self._lives = self._is_fresh = self._subject.start(*self._fixed)
         return self._lives
 
     def run(self, case: Case) -> Outcome:
@@ -180,7 +184,7 @@ class _Bench:
             self._http.expect(case.http)
         began = time.perf_counter()
         try:
-            if (not self._lives or (case.fresh and not self._is_fresh)) and not self._restart():
+            if self._must_restart(case) and not self._restart():
                 outcome.faults.append("the worker does not start again")
             else:
                 self._run(case, outcome)
@@ -200,6 +204,10 @@ class _Bench:
             time.sleep(OUTPUT_SECONDS)
         outcome.lines = self._subject.take_lines()
         return outcome
+
+    def _must_restart(self, case: Case) -> bool:
+        before, self._fixed = self._fixed, _fixed(case)
+        return not self._lives or (case.fresh and not self._is_fresh) or self._fixed != before
 
     def _look_inside(self, case: Case, outcome: Outcome) -> None:
         """Add a fault if the worker refuses only the bound itself: a refusal for another reason is no fault."""
@@ -238,7 +246,9 @@ class _Bench:
         """Send the request; the reply, or None after a fault."""
         connection, type_ = self._connection, self._spec.type
         ref = f"test-{os.urandom(12).hex()}"
-        words = entry(ref, type_, encode(case.request), now(), time.time() + case.timeout, method=case.method)
+        at = moment.seconds(case.clock or "")
+        at = time.time() if at is None else at  # by the worker's clock, as its deadline is
+        words = entry(ref, type_, encode(case.request), iso(round(at * 1000)), at + case.timeout, method=case.method)
         connection.call("XADD", keys.request_stream(type_), "*", *words)
         until = time.monotonic() + case.timeout
         while time.monotonic() < until:
@@ -277,6 +287,12 @@ class _Bench:
             body = {name: value for name, value in reply.items() if name != "code"}
             for fault in schemas.faults(self._spec.interfaces[case.method].reply, body, self._spec.defs):
                 yield f"reply{fault} (by the schema of replies)"
+
+
+def _fixed(case: Case) -> Sequence[str]:
+    """Options of sandboxrun TYPE ID."""
+    clock = (f"--clock={case.clock}",) if case.clock is not None else ()
+    return (*clock, *((f"--seed={case.seed}",) if case.seed is not None else ()))
 
 
 def _code(outcome: Outcome) -> Any:

@@ -104,13 +104,13 @@ class Subject:
         """Its exit code, once all that it printed was read."""
         return self._process.code if self._process is not None and self._ended.is_set() else None
 
-    def start(self) -> bool:
-        """Whether it takes requests; False if it has ended instead."""
+    def start(self, *options: str) -> bool:
+        """Whether it takes requests; False if it has ended instead. `options`: further ones, for this start."""
         self._ended.clear()
         self._lines.clear()
         fence = keys.fence_key(keys.request_stream(self.spec.type), ID)
         process = self._process = Process(
-            [self.spec.type, ID, "--yes", *self._options],
+            [self.spec.type, ID, "--yes", *options, *self._options],
             env=self._env,
             key_file=self._key_file,
             standby=False,

@@ -10,7 +10,7 @@ from sandboxrun.errors import ConfigError, SandboxrunError, StoreError
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker import process
 from sandboxrun.worker.context import of_process, spec_of_script
-from sandboxrun.worker.handlers import Handler, callables, name_of, shape_of
+from sandboxrun.worker.handlers import Handler, before_each, callables, name_of, shape_of
 from sandboxrun.worker.output import keep_writable, say
 from sandboxrun.worker.request import Encoder
 
@@ -195,6 +195,8 @@ class App:
             from sandboxrun.worker.checked import bind
 
             bind(spec, self.context.type, handlers, self.served, self.services)
+        if reseed := getattr(sys, "_sandboxrun_reseed", None):
+            before_each(handlers, reseed)
         made: Worker
         if not any(each.is_async or each.may_await for each in callables(handlers)) and (concurrency or 1) == 1:
             from sandboxrun.worker.serial import Serial

@@ -83,6 +83,20 @@ def callables(handlers: Mapping[str, Handler]) -> list[Handler]:
     return [each for handler in handlers.values() for each in handler.parts or (handler,)]
 
 
+def before_each(handlers: Mapping[str, Handler], function: Callable[[], object]) -> None:
+    """Have this function called before each call of a handler."""
+
+    def preceded(call: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        def both(request: Request) -> Any:
+            function()
+            return call(request)
+
+        return both
+
+    for handler in callables(handlers):
+        setattr(handler, "call", preceded(handler.call))  # noqa: B010
+
+
 # --- parameters
 
 

@@ -97,6 +97,8 @@ def prepare(plan: dict[str, Any]) -> None:
     output: Any = sys.stdout
     output.reconfigure(line_buffering=True)  # it is a pipe, and somebody may read along
     sys.prefix = sys.exec_prefix = plan["prefix"]
+    if plan["clock"] is not None or plan["seed"] is not None:
+        _fix(plan["clock"], plan["seed"])
     _find_spec(plan["script_path"])
     sys.path[:0] = plan["script_path"]
     if plan["packages"] is not None:
@@ -108,6 +110,17 @@ def prepare(plan: dict[str, Any]) -> None:
 
     builtins.exit, builtins.quit = _sitebuiltins.Quitter("exit", "Ctrl-D"), _sitebuiltins.Quitter("quit", "Ctrl-D")
     hooks.install(plan)
+
+
+def _fix(clock: float | None, seed: int | None) -> None:
+    from sandboxrun.sandbox.child import fixed
+
+    if clock is not None:
+        fixed.stop_clock(clock)
+    if seed is not None:
+        reseed = fixed.seeder(seed)
+        reseed()
+        sys._sandboxrun_reseed = reseed  # type: ignore[attr-defined]  # sandboxrun.worker calls it before each request
 
 
 def _find_spec(script_path: list[str]) -> None:

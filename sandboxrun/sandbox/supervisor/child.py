@@ -69,6 +69,8 @@ class Confinement:
     kept: Kept | None = None  # compiled filters of earlier runs
     inspect: tuple[str, int, bool] | None = None  # host and port of a debugger, and whether the script waits for it
     token: str = ""  # of this run
+    clock: float | None = None  # the time that the script has, for tests: seconds since 1970
+    seed: int | None = None  # of its random numbers, for tests
 
 
 def this_interpreter() -> Interpreter:
@@ -201,6 +203,8 @@ class Child:
             "env": confinement.env,
             "inspect": confinement.inspect,
             "token": confinement.token,
+            "clock": confinement.clock,
+            "seed": confinement.seed,
             "hints": {name: policy.limits.reached(name, key) for name in ("memory", "files", "scratch")},
         }
         try:
