@@ -13,6 +13,7 @@ from sandboxrun.testing.generate import GENERATED, as_test
 from sandboxrun.testing.runner import LINES_SHOWN, Outcome, Run
 
 FAULTS_SHOWN = 20
+LINE_MAX_CHARS = 1000  # of a fault, or of what a worker has printed
 _COLOURS = {"ok": "32", "fail": "31", "dim": "2"}
 
 
@@ -27,20 +28,20 @@ def lines(run: Run, *, colours: bool, verbose: bool) -> Iterator[str]:
         name, millis = escape(outcome.case.name), f"{outcome.seconds * 1000:.1f} ms"
         if outcome.updated:
             yield f"  {paint('ok', 'updated')}  {name}"
-            yield from (f"        {escape(fault)}" for fault in _bounded(outcome.faults, FAULTS_SHOWN))
+            yield from (f"        {_cut(fault)}" for fault in _bounded(outcome.faults, FAULTS_SHOWN))
             continue
         if outcome.passed:
             if verbose:
                 yield f"  {paint('ok', 'ok')}    {name}  {paint('dim', millis)}"
             continue
         yield f"  {paint('fail', 'FAIL')}  {name}  {paint('dim', millis)}"
-        yield from (f"        {escape(fault)}" for fault in _bounded(outcome.faults, FAULTS_SHOWN))
-        yield from (f"        | {escape(line)}" for line in last_words(outcome.lines, run.spec.folder))
+        yield from (f"        {_cut(fault)}" for fault in _bounded(outcome.faults, FAULTS_SHOWN))
+        yield from (f"        | {_cut(line)}" for line in last_words(outcome.lines, run.spec.folder))
         if outcome.case.name.startswith(GENERATED):
             yield f"        as a test: {escape(json.dumps(as_test(outcome.case, run.spec), ensure_ascii=False))}"
     if run.error:
         yield f"  {paint('fail', 'FAIL')}  {escape(run.error)}"
-        yield from (f"        | {escape(line)}" for line in last_words(run.lines, run.spec.folder))
+        yield from (f"        | {_cut(line)}" for line in last_words(run.lines, run.spec.folder))
     missing = untested(run.spec)
     if missing:
         yield paint("dim", f"  no test names {', '.join(map(escape, missing))}")
@@ -54,6 +55,12 @@ def last_words(lines: Sequence[str], folder: str) -> list[str]:
     shown = sorted([*own][-LINES_SHOWN // 2 :]) if own else []
     rest = range(len(lines) - (LINES_SHOWN - len(shown)), len(lines))
     return [lines[at] for at in sorted({*shown, *rest})]
+
+
+def _cut(text: str) -> str:
+    """Of one line: its beginning, without control characters."""
+    more = len(text) - LINE_MAX_CHARS
+    return escape(text) if more <= 0 else f"{escape(text[:LINE_MAX_CHARS])}… ({more} more characters)"
 
 
 def _bounded(given: Sequence[str], most: int) -> Iterator[str]:

@@ -108,3 +108,15 @@ def test_a_type_by_url_is_the_spec_that_was_fetched_with_its_script(run: Runner,
     assert (fetched.code, fetched.out) == (0, "ran\n"), fetched
     host.close()
     assert shown(run, "show", "price").startswith("price: Prices\n")
+
+
+def test_a_long_line_of_a_failing_worker_is_cut(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    folder.mkdir()
+    (folder / "worker.py").write_text(
+        'from sandboxrun import worker\n@worker.handler\ndef handle(request):\n    print("x" * 3000)\nworker.run()\n'
+    )
+    (folder / "spec.json").write_text('{"type": "t", "tests": [{"name": "n", "reply": {"a": 1}}]}')
+    done = Runner("", tmp_path)("test", "t")
+    assert done.code == 1
+    assert f"        | {'x' * 1000}… (2000 more characters)" in done.out.splitlines()
