@@ -61,6 +61,8 @@ PRICE: dict[str, Any] = {
 
 STATE: dict[str, Any] = {
     "type": "t",
+    "clock": "2026-01-31T12:00:00Z",
+    "seed": 4294967295,
     "tests": [
         {
             "name": "every kind",
@@ -94,6 +96,8 @@ STATE: dict[str, Any] = {
             },
             "timeout": 5,
             "fresh": True,
+            "clock": "2026-01-31T12:00:00.5+02:00",
+            "seed": 0,
         },
         {"name": "a matcher alone", "reply": {"$schema": {"required": ["a"]}}},
     ],
@@ -204,6 +208,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "ttl of a text": (_test(after={"k": {"$string": "x", "$ttl": "5"}}), "$ttl"),
     "ttl of nothing": (_test(before={"k": {"$string": "x", "$ttl": 0}}), "expected seconds above 0"),
     "any ttl before": (_test(before={"k": {"$string": "x", "$ttl": "$any"}}), "expected seconds above 0"),
+    "clock of a number": ({"type": "t", "clock": 1700000000}, "clock: "),
+    "seed of a text": (_test(seed="7"), "tests[0].seed: "),
+    "seed below 0": ({"type": "t", "seed": -1}, "seed: "),
     "no base64": (_test(before={"k": {"$base64": "?"}}), "expected bytes in base64"),
 }
 # What only the model can know.
@@ -211,5 +218,6 @@ BEYOND_THE_SCHEMA: dict[str, tuple[dict[str, Any], str]] = {
     "two tests of one name": ({"type": "t", "tests": [{"name": "x"}, {"name": "x"}]}, "is a second test with the name"),
     "unknown method": (_test(method="m"), 'has the method "m", which the spec does not describe'),
     "ends the other way around": (_test(reply={"a": {"$between": [2, 1]}}), "the lower one first"),
+    "clock without a zone": (_test(clock="2026-01-31T12:00:00"), "expected a time from 1970 on with its zone"),
     "no regular expression": (_test(reply={"a": {"$match": "("}}), "which is no regular expression"),
 }
