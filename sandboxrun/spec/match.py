@@ -7,12 +7,13 @@ and as VALUE. A text that begins with `$` itself is written with `$$`.
 
 from __future__ import annotations
 
+import functools
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sandboxrun.errors import SpecError
+from sandboxrun.spec import schemas
 
 ANY = "$any"
 MATCHERS = ("$match", "$between", "$schema", "$json")
@@ -101,9 +102,21 @@ def _near_hint(name: str) -> str:
 
 def _check_match(pattern: Any, place: str) -> None:
     try:
-        re.compile(pattern)
-    except (re.error, TypeError, RecursionError, OverflowError) as error:
-        raise SpecError(f"{place} has $match {shown(pattern)}, which is no regular expression: {error}") from None
+        _pattern(pattern)
+    except (ValueError, TypeError):
+        linear = "a regular expression without look-around and back-references"
+        raise SpecError(f"{place} has $match {shown(pattern)}: expected {linear}") from None
+
+
+@functools.cache
+def _pattern(text: str) -> Callable[[str], bool]:
+    """Whether the whole of a text fits this regular expression, in linear time. Raises ValueError, TypeError.
+
+    Its syntax is that of `pattern` in a JSON Schema: a dot is no line break.
+    """
+    schemas.validator({"pattern": text})  # by itself, because of unbalanced parentheses
+    fits: Callable[[str], bool] = schemas.validator({"pattern": f"^(?:{text})$"}).is_valid
+    return fits
 
 
 def _check_between(ends: Any, place: str) -> None:
@@ -112,9 +125,7 @@ def _check_between(ends: Any, place: str) -> None:
 
 
 def _check_schema(schema: Any, place: str) -> None:
-    from sandboxrun.spec.schemas import check_schema
-
-    check_schema(schema, {}, f"{place}.$schema")
+    schemas.check_schema(schema, {}, f"{place}.$schema")
 
 
 _CHECKS: Mapping[str, Any] = {
@@ -193,14 +204,12 @@ def _matched(name: str, expected: Any, actual: Any, place: str, *, is_open: bool
         else:
             yield from differences(value, inner, place, is_open=False)
     elif name == "$schema":
-        from sandboxrun.spec.schemas import faults
-
-        for fault in faults(value, actual):
+        for fault in schemas.faults(value, actual):
             yield f"{place}{fault}"
     else:
         number = _number(actual)
         fits = (
-            isinstance(actual, str) and re.fullmatch(value, actual, re.DOTALL) is not None
+            isinstance(actual, str) and _pattern(value)(actual)
             if name == "$match"
             else number is not None and value[0] <= number <= value[1]
         )

@@ -219,5 +219,5 @@ BEYOND_THE_SCHEMA: dict[str, tuple[dict[str, Any], str]] = {
     "unknown method": (_test(method="m"), 'has the method "m", which the spec does not describe'),
     "ends the other way around": (_test(reply={"a": {"$between": [2, 1]}}), "the lower one first"),
     "clock without a zone": (_test(clock="2026-01-31T12:00:00"), "expected a time from 1970 on with its zone"),
-    "no regular expression": (_test(reply={"a": {"$match": "("}}), "which is no regular expression"),
+    "no regular expression": (_test(reply={"a": {"$match": "("}}), "expected a regular expression"),
 }

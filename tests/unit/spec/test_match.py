@@ -23,7 +23,8 @@ FITS = [
     ("$any", None),
     ("$any", {"a": 1}),
     ({"$match": "a+"}, "aaa"),
-    ({"$match": "a.b"}, "a\nb"),
+    ({"$match": "a[^b]b"}, "a\nb"),
+    ({"$match": "a|bc"}, "bc"),
     ({"$between": [1, 2]}, 1),
     ({"$between": [1, 2]}, 2),
     ({"$between": [1.5, 1.5]}, 1.5),
@@ -54,6 +55,9 @@ DIFFERS = [
     ([1], [1, 2], ["reply[1]: expected nothing, got 2"]),
     ([1, {"$match": "a"}], [1], ['reply[1]: expected a text like "a", got nothing']),
     ({"a": "$any"}, {}, ["reply.a: expected anything, got nothing"]),
+    ({"$match": "a.b"}, "a\nb", ['reply: expected a text like "a.b", got "a\\nb"']),
+    ({"$match": "a|bc"}, "ac", ['reply: expected a text like "a|bc", got "ac"']),
+    ({"$match": "a"}, "a\n", ['reply: expected a text like "a", got "a\\n"']),
     ({"$match": "a+"}, "aab", ['reply: expected a text like "a+", got "aab"']),
     ({"$match": "1"}, 1, ['reply: expected a text like "1", got 1']),
     ({"$between": [1, 2]}, 3, ["reply: expected a number between 1 and 2, got 3"]),
@@ -80,11 +84,14 @@ MALFORMED = [
     ("$anything", 'reply is "$anything": expected $any, or $$ for a text that begins with $'),
     ({"$mach": "a"}, 'reply has "$mach": expected one of $match, $between, $schema, $json alone, or $$ for a name that begins with $'),
     ({"$match": "a", "b": 1}, 'reply has "$match": expected one of $match, $between, $schema, $json alone, or $$ for a name that begins with $'),
-    ({"$match": "("}, 'reply has $match "(", which is no regular expression: missing ), unterminated subpattern at position 0'),
-    ({"$match": 1}, "reply has $match 1, which is no regular expression: first argument must be string or compiled pattern"),
+    ({"$match": "("}, 'reply has $match "(": expected a regular expression without look-around and back-references'),
+    ({"$match": "a)|(b"}, 'reply has $match "a)|(b": expected a regular expression without look-around and back-references'),
+    ({"$match": "(?=a)a"}, 'reply has $match "(?=a)a": expected a regular expression without look-around and back-references'),
+    ({"$match": ["a"]}, 'reply has $match ["a"]: expected a regular expression without look-around and back-references'),
+    ({"$match": 1}, "reply has $match 1: expected a regular expression without look-around and back-references"),
     ({"$between": [2, 1]}, "reply has $between [2, 1]: expected two numbers, the lower one first"),
     ({"$between": [1, True]}, "reply has $between [1, true]: expected two numbers, the lower one first"),
-    ({"$json": {"$match": "("}}, 'reply.$json has $match "(", which is no regular expression: missing ), unterminated subpattern at position 0'),
+    ({"$json": {"$match": "("}}, 'reply.$json has $match "(": expected a regular expression without look-around and back-references'),
 ]  # fmt: skip
 
 
@@ -106,3 +113,9 @@ def test_any_json_can_be_written_as_expected(value: Any) -> None:
     match.check(expected, "x")
     assert match.plain(expected) == value
     assert list(match.differences(expected, value, "x", is_open=False)) == []
+
+
+def test_no_pattern_takes_long() -> None:
+    """With backtracking this would take longer than the universe has existed."""
+    expected = {"$match": "(a*)*b"}
+    assert len(list(match.differences(expected, "a" * 100_000, "reply", is_open=True))) == 1
