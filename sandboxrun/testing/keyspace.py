@@ -16,6 +16,7 @@ from sandboxrun.spec.state import Actual, Stored, commands
 
 SCAN_COUNT = 1000
 MARK = "sandboxrun:test"  # in a database that tests use: database.py
+REQUEST_STREAM_END = b":req:x"
 COPY = b"sandboxrun:test:copy"  # of a key as it was before, for a moment
 TTL_SLACK_MILLIS = 1500  # by which the time to live of an unchanged key may seem to differ
 READS: Mapping[str, Sequence[str]] = {
@@ -69,7 +70,7 @@ class Keyspace:
         self._prefixes = (b"res:", b"req:", f"{stream}:fence".encode())
 
     def look(self) -> dict[bytes, Glance]:
-        """All keys that are not the protocol's. An empty stream, whose requests were answered, is none."""
+        """All keys that are not the protocol's, nor the empty stream of a service whose requests were all answered."""
         names = [name for name in self._scan() if not self._is_own(name) and not self._is_ignored(name)]
         asked = [command for name in names for command in (("DUMP", name), ("PTTL", name), ("TYPE", name))]
         at = time.monotonic()
@@ -82,7 +83,11 @@ class Keyspace:
         return found
 
     def _empty_streams(self, names: Sequence[bytes], kinds: Sequence[Any]) -> set[bytes]:
-        streams = [name for name, kind in zip(names, kinds, strict=True) if kind == b"stream"]
+        streams = [
+            name
+            for name, kind in zip(names, kinds, strict=True)
+            if kind == b"stream" and name.endswith(REQUEST_STREAM_END)
+        ]
         if not streams:
             return set()
         lengths = self._connection.pipeline([("XLEN", name) for name in streams])

@@ -78,6 +78,18 @@ KINDS = [
 ]  # fmt: skip
 
 
+def test_an_empty_stream_is_a_key(home: Runner) -> None:
+    made = redis(["XGROUP", "CREATE", "a:x", "g", "0", "MKSTREAM"])
+    emptied = {"before": {"a:x": [{"$id": "1-1", "f": 1}]}, "request": redis(["XDEL", "a:x", "1-1"])}
+    folder(home, {"request": made}, {"request": made, "after": {"a:x": []}}, {**emptied, "after": {"a:x": []}}, emptied)
+    done = home("test", "t")
+    assert done.out.splitlines()[-1].startswith("2 passed, 2 failed")
+    assert [line for line in done.out.splitlines() if "a:x: " in line] == [
+        "        a:x: was made by the request, and is not in after: []",
+        "        a:x: was changed by the request, and is not in after: []",
+    ]
+
+
 def test_each_kind_of_key_passes_and_fails(home: Runner) -> None:
     folder(
         home,
