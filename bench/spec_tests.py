@@ -3,10 +3,11 @@
     python -m venv .venv-tavern && .venv-tavern/bin/pip install tavern 'pytest<9'
     python bench/spec_tests.py --tavern .venv-tavern/bin/pytest [--rounds N] [--tests N]
 
-Both send N requests to a program that greets, and compare what comes back. Ours starts a Redis and the worker in its
-sandbox, compares all keys before and after each request, and ends both. Tavern, a plugin of pytest, asks a server of the
-standard library that runs already. Each round measures both, whole processes, with one test and with N: the difference
-is the cost of a test, and the rest that of a folder. Medians over all rounds. Only ratios are comparable between machines.
+Both send N requests to a program that greets, and compare the replies. sandboxrun starts a Redis and the worker in its
+sandbox, compares all keys before and after each request, and ends both. Tavern, a plugin of pytest, asks a server of
+the standard library that runs already. Each round measures both, whole processes, with one test and with N: the
+difference is the cost of a test, and the rest that of a folder. Medians over all rounds. Compare only the ratios
+between machines.
 """
 
 import argparse

@@ -76,9 +76,10 @@ def _output(options: argparse.Namespace) -> str:
     if options.action == "schema":
         return model.schema_text().rstrip()
     if options.action == "import":
+        from sandboxrun.spec import interface
         from sandboxrun.spec.asyncapi_import import spec_of
 
-        return _json(spec_of(model.read(options.source), options.source))
+        return _json(spec_of(interface.read(options.source), options.source))
     spec = _spec(options)
     if options.action == "asyncapi":
         from sandboxrun.spec.asyncapi import document

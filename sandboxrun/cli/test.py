@@ -31,8 +31,8 @@ examples:
   sandboxrun test greeter --update           write into spec.json what failing tests should expect; read the difference
   sandboxrun test plugins/* --junit out.xml   for CI
 
-Each folder has a Redis of its own, and its worker runs in the sandbox with the grants of its spec. A service that the worker
-calls is answered by the tests in the spec of that service, in the folder beside.
+Each folder has a Redis of its own, and its worker runs in the sandbox with the grants of its spec. A service that the
+worker calls is answered by the tests in the spec of that service, in the folder beside.
 
 exit codes: 0 all passed; 1 a test failed; 65 a spec.json is wrong; else that of a worker that does not start"""
 
@@ -84,7 +84,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--redis",
         metavar="URL",
-        help="an empty database instead, as in redis://127.0.0.1:6379/9; tests empty it again, and run one after another",
+        help="an empty database for the tests, as in redis://127.0.0.1:6379/9, which are run one after another",
     )
     parser.add_argument("--policy", metavar="FILE", help="a policy file instead of the user's policy.toml")
     return parser
@@ -105,7 +105,7 @@ def _path(folder: str) -> str:
 
 
 def _check_types(specs: Sequence[Spec]) -> None:
-    """Raise SpecError for a type that is not the folder's: others look for it, and dev runs it, by the folder's name."""
+    """Raise SpecError for a type that is not the folder's name, by which others look for it and dev runs it."""
     from sandboxrun.dev.target import type_from
 
     for spec in specs:

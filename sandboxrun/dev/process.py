@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -14,11 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
+from sandboxrun.lifeline import end_with_parent
 from sandboxrun.log import escape, shown_hint
+from sandboxrun.redis.connection import Connection
 
 LINE_MAX_BYTES = 64 * 1024
 LAST_WORDS_SECONDS = 1.0
-_PR_SET_PDEATHSIG = 1
 
 
 class Process:
@@ -60,7 +60,7 @@ class Process:
                 env=dict(env),
                 pass_fds=fds,
                 process_group=0,  # what is typed at the terminal ends us, and we end it
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         assert self._process.stdout and self._process.stderr
         readers = [
@@ -143,10 +143,18 @@ def _hint(message: dict[str, Any]) -> list[str]:
     return list(filter(None, [shown_hint(tuple(hint))]))
 
 
+def unblock(connection: Connection, type_: str, id_: str) -> None:
+    """Let the read return in which a worker waits for requests. Raises ReplyError for a login that may not do that.
+
+    It is Redis's own end of a read, so no entry can be on its way.
+    """
+    user = f" user=sandboxrun:{type_}:{id_}:"
+    clients: bytes = connection.call("CLIENT", "LIST")
+    for line in clients.decode("utf-8", "replace").splitlines():
+        if user in line and " cmd=xreadgroup " in line:
+            connection.call("CLIENT", "UNBLOCK", line.partition(" ")[0].removeprefix("id="))
+
+
 def shown(line: str) -> str:
     """What a worker printed, without anything that can drive a terminal."""
     return "\t".join(map(escape, line.split("\t")))
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from sandboxrun.config import keys
 from sandboxrun.dev import source
 from sandboxrun.dev.packages import PackageUpdater
-from sandboxrun.dev.process import Process
+from sandboxrun.dev.process import Process, unblock
 from sandboxrun.dev.target import Target, read
 from sandboxrun.dev.tests import BackgroundTests
 from sandboxrun.dev.watch import changes
@@ -261,14 +261,9 @@ class Session:
             process.join(STOP_SECONDS)
 
     def _unblock(self) -> None:
-        """A worker that waits for requests notices SIGTERM when its read returns: let it return now. That is Redis's own
-        end of a read, so no entry can be on its way."""
-        user = f" user=sandboxrun:{self.setting.target.type}:{self.setting.target.id}:"
+        """A worker that waits for requests notices SIGTERM when its read returns: let it return now."""
         with contextlib.suppress(ReplyError):  # a login that may not: then it takes up to a second
-            found: bytes = self.connection.call("CLIENT", "LIST")
-            for line in found.decode("utf-8", "replace").splitlines():
-                if user in line and " cmd=xreadgroup " in line:
-                    self.connection.call("CLIENT", "UNBLOCK", line.partition(" ")[0].removeprefix("id="))
+            unblock(self.connection, self.setting.target.type, self.setting.target.id)
 
     def _close(self) -> None:
         if self.setting.tests is not None:

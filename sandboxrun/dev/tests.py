@@ -7,10 +7,8 @@ here.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sandboxrun.lifeline import end_with_parent
 from sandboxrun.log import escape
 
 NAME = "spec.json"
@@ -25,7 +24,6 @@ CHANGES_SHOWN = 5
 SHOWN_MAX_CHARS = 400
 STOP_SECONDS = 10.0  # in which the tests end a worker
 NICE = 5
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,4 +171,4 @@ def _bounded(text: str) -> str:
 
 def _in_background() -> None:
     os.nice(NICE)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)
+    end_with_parent()

@@ -8,14 +8,12 @@ ends with its parent.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import platform
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -23,9 +21,9 @@ import time
 from collections.abc import Iterator
 
 from sandboxrun.errors import StoreError
+from sandboxrun.lifeline import end_with_parent
 
 START_SECONDS = 10
-_PR_SET_PDEATHSIG = 1
 
 
 def find_server() -> str:
@@ -74,7 +72,7 @@ def server(*, unix_socket: bool = False, program: str | None = None) -> Iterator
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C at a terminal ends us, and we end it: what still has to be undone needs it
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         try:
             assert process.stdin is not None
@@ -131,7 +129,3 @@ def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)

@@ -53,8 +53,8 @@ class Interfaces:
         self.path, self.plain, self.methods = path, plain, methods
 
 
-def load(path: str) -> Interfaces:
-    """Raises SpecError."""
+def read(path: str) -> bytes:
+    """A file of at most FILE_MAX_BYTES. Raises SpecError."""
     try:
         with open(path, "rb") as file:
             data = file.read(FILE_MAX_BYTES + 1)
@@ -62,6 +62,12 @@ def load(path: str) -> Interfaces:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > FILE_MAX_BYTES:
         raise SpecError(f"{path} has more than {FILE_MAX_BYTES} bytes")
+    return data
+
+
+def load(path: str) -> Interfaces:
+    """Raises SpecError."""
+    data = read(path)
     try:
         raw = loads(data.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError) as error:

@@ -74,7 +74,7 @@ def escaped(value: Any) -> Any:
 
 
 def check(value: Any, place: str) -> None:
-    """Raise SpecError for a matcher that is none, or that is malformed."""
+    """Raise SpecError for a malformed matcher, and for a name that begins with `$` and is no matcher."""
     if isinstance(value, str) and value.startswith("$") and value != ANY and not value.startswith("$$"):
         raise SpecError(f"{place} is {shown(value)}: expected $any, or $$ for a text that begins with $")
     if isinstance(value, list):

@@ -15,12 +15,13 @@ from typing import Any
 from sandboxrun import moment
 from sandboxrun.config import keys
 from sandboxrun.errors import SpecError
+from sandboxrun.nearnames import expected, quoted
 from sandboxrun.spec import match, schemas, state
+from sandboxrun.spec.interface import read
 from sandboxrun.spec.match import shown
 from sandboxrun.spec.state import Stored
 
 NAME = "spec.json"
-FILE_MAX_BYTES = 8 << 20
 TIMEOUT_SECONDS = 10.0
 OK = 200
 ENVELOPE = ("ref", "source", "time")  # of a reply, beside its code
@@ -115,18 +116,6 @@ def load(path: str) -> Spec:
     if os.path.isdir(path):
         path = os.path.join(path, NAME)
     return parse(read(path), path)
-
-
-def read(path: str) -> bytes:
-    """At most FILE_MAX_BYTES. Raises SpecError."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(FILE_MAX_BYTES + 1)
-    except OSError as error:
-        raise SpecError(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > FILE_MAX_BYTES:
-        raise SpecError(f"{path} has more than {FILE_MAX_BYTES} bytes")
-    return data
 
 
 def parse(data: bytes, path: str) -> Spec:
@@ -235,17 +224,13 @@ def _fault(raw: Any, error: Any, path: str) -> SpecError:
 
 def _unknown(raw: Any, error: Any, where: str, name: str) -> SpecError:
     """An error for a name that the schema does not have, with the one that was probably meant."""
-    import difflib
-
     known: Any = schema()
     for part in error.schema_path[:-1]:
         known = known[part]
         if isinstance(known, dict) and "$ref" in known:
             known = schema()["$defs"][known["$ref"].rpartition("/")[2]]
     names = list(known.get("properties", ())) if isinstance(known, dict) else []
-    near = difflib.get_close_matches(name[:80], names, 1)
-    meant = f": did you mean {near[0]}?" if near else f": expected {', '.join(names)}" if names else ""
-    return SpecError(f"{where} has {shown(name)}, which is no part of it{meant}")
+    return SpecError(f"{where} has {quoted(name)}, which is no part of it{expected(name, names) if names else ''}")
 
 
 def _interfaces(raw: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> dict[str | None, Interface]:
@@ -332,14 +317,11 @@ def _exchange(given: Mapping[str, Any], place: str) -> HttpExchange:
 
 
 def _raise_method(method: str | None, place: str, interfaces: Mapping[str | None, Interface]) -> None:
-    import difflib
-
     names = [name for name in interfaces if name is not None]
     if method is None:
         raise SpecError(f"{place} has no method: expected one of {', '.join(names)}")
-    near = difflib.get_close_matches(method[:80], names, 1)
-    meant = f"did you mean {near[0]}?" if near else f"expected {', '.join(names) or 'none, for there are no methods'}"
-    raise SpecError(f"{place} has the method {shown(method)}, which the spec does not describe: {meant}")
+    known = expected(method, names) if names else ", because it describes none"
+    raise SpecError(f"{place} has the method {quoted(method)}, which the spec does not describe{known}")
 
 
 def _state(given: Mapping[str, Any], place: str, *, before: bool) -> dict[str, Stored]:

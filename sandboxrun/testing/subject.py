@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from sandboxrun.config import keys
 from sandboxrun.config.worker import parse_worker
-from sandboxrun.dev.process import Process
+from sandboxrun.dev.process import Process, unblock
 from sandboxrun.errors import ConfigError, SpecError
 from sandboxrun.redis import acl
 from sandboxrun.redis.connection import Connection
@@ -147,13 +147,8 @@ class Subject:
         self._ended.wait(STOP_SECONDS)
 
     def _unblock(self) -> None:
-        """Let the read return in which it waits for requests."""
-        user = f" user=sandboxrun:{self.spec.type}:{ID}:"
         with contextlib.suppress(ReplyError):
-            listed: bytes = self._connection.call("CLIENT", "LIST")
-            for line in listed.decode("utf-8", "replace").splitlines():
-                if user in line and " cmd=xreadgroup " in line:
-                    self._connection.call("CLIENT", "UNBLOCK", line.partition(" ")[0].removeprefix("id="))
+            unblock(self._connection, self.spec.type, ID)
 
     def _say(self, level: str, text: str) -> None:
         if level not in ("info", "debug"):

@@ -155,7 +155,7 @@ def of_process() -> Context:
 
 
 def spec_of_script() -> str:
-    """The path of the spec.json beside the script; "" if there is none."""
+    """The path of the spec.json beside the script, or "" without one."""
     path: str | None = getattr(sys, "_sandboxrun_spec", None)  # from runtime.py
     if path is None:  # started without sandboxrun
         script = os.path.abspath(getattr(sys.modules["__main__"], "__file__", None) or "")

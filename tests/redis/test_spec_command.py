@@ -70,7 +70,7 @@ def test_a_schema_that_is_nested_too_deep_is_an_error(run: Runner) -> None:
 def test_a_file_that_is_wrong_is_an_error(run: Runner, folder: Path) -> None:
     (folder / "spec.json").write_text('{"type": "price", "requst": {}}')
     done = run("spec", "show", "price")
-    message = 'price/spec.json has "requst", which is no part of it: did you mean request?'
+    message = "price/spec.json has 'requst', which is no part of it, did you mean request?"
     assert done == Done(65, "", f"error: {message}\n")
     (folder / "deep.json").write_text('{"asyncapi": "3.0.0", "info": ' + '{"a": ' * 50_000 + "1" + "}" * 50_001)
     done = run("spec", "import", "price/deep.json")

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 NAME = "sandboxrun"
 GROUND = frozenset(
-    "__init__ digests enums errors files health healthpage log moment nearnames plainjson records timing".split()
+    "__init__ digests enums errors files health healthpage lifeline log moment nearnames plainjson records timing".split()
 )  # files beside the packages
 
 _CONFIG = frozenset({"ground", "config"})

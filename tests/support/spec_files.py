@@ -170,7 +170,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no type": ({}, '"type" is a required property'),
     "type of capitals": ({"type": "Price"}, 'type: "Price" does not match'),
     "reserved type": ({"type": "res"}, "type: "),
-    "unknown member": ({"type": "t", "test": []}, 'has "test", which is no part of it: did you mean tests?'),
+    "unknown member": ({"type": "t", "test": []}, "has 'test', which is no part of it, did you mean tests?"),
     "unknown member of a test": (_test(befor={}), "did you mean before?"),
     "no grant": ({"type": "t", "grants": {"net": "x:1"}}, "grants"),
     "no schema": ({"type": "t", "request": {"type": "strin"}}, "request.type is not a JSON Schema: "),
@@ -216,7 +216,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 # What only the model can know.
 BEYOND_THE_SCHEMA: dict[str, tuple[dict[str, Any], str]] = {
     "two tests of one name": ({"type": "t", "tests": [{"name": "x"}, {"name": "x"}]}, "is a second test with the name"),
-    "unknown method": (_test(method="m"), 'has the method "m", which the spec does not describe'),
+    "unknown method": (_test(method="m"), "has the method 'm', which the spec does not describe"),
     "ends the other way around": (_test(reply={"a": {"$between": [2, 1]}}), "the lower one first"),
     "clock without a zone": (_test(clock="2026-01-31T12:00:00"), "expected a time from 1970 on with its zone"),
     "no regular expression": (_test(reply={"a": {"$match": "("}}), "expected a regular expression"),

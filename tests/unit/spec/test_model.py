@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sandboxrun.errors import SpecError
-from sandboxrun.spec import model, schemas
+from sandboxrun.spec import interface, model, schemas
 
 
 def parsed(**given: Any) -> model.Spec:
@@ -24,8 +24,8 @@ test.__test__ = False  # type: ignore[attr-defined]
 OBJECT = {"type": "object", "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
 METHODS = {"methods": {"quote": {}, "pay": {}}}
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"grant": {}}, 'spec.json has "grant", which is no part of it: did you mean grants?'),
-    (test(reqest=1), 'spec.json: tests[0] has "reqest", which is no part of it: did you mean request?'),
+    ({"grant": {}}, 'spec.json has \'grant\', which is no part of it, did you mean grants?'),
+    (test(reqest=1), 'spec.json: tests[0] has \'reqest\', which is no part of it, did you mean request?'),
     (test(name=""), 'spec.json: tests[0].name: "" is shorter than 1 character'),
     ({"tests": {}}, 'spec.json: tests: {} is not of type "array"'),
     ({"type": "Counter"}, 'spec.json: type: "Counter" does not match "^[a-z][a-z0-9_-]{0,63}$"'),
@@ -36,8 +36,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"reply": OBJECT, **test(reply={"m": 1})}, "spec.json: tests[0].reply.m is no field of the schema of replies"),
     (test(reply={"code": "200"}), 'spec.json: tests[0].reply.code is "200": expected a whole number'),
     ({**METHODS, **test()}, "spec.json: tests[0] has no method: expected one of quote, pay"),
-    ({**METHODS, **test(method="quot")}, 'spec.json: tests[0] has the method "quot", which the spec does not describe: did you mean quote?'),
-    (test(method="quote"), 'spec.json: tests[0] has the method "quote", which the spec does not describe: expected none, for there are no methods'),
+    ({**METHODS, **test(method="quot")}, 'spec.json: tests[0] has the method \'quot\', which the spec does not describe, did you mean quote?'),
+    (test(method="quote"), 'spec.json: tests[0] has the method \'quote\', which the spec does not describe, because it describes none'),
     ({"tests": [{"name": "a"}, {"name": "a"}]}, 'spec.json: tests[1] is a second test with the name "a"'),
     (test(before={"a": None}), "spec.json: tests[0].before.a is null: leave it out, there are no other keys before"),
     (test(after={"a:h": 1}), "spec.json: tests[0].after.a:h is a hash, and 1: expected an object of fields"),
@@ -76,8 +76,8 @@ def test_what_is_no_json_is_told_so(data: bytes, message: str) -> None:
 def test_a_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"spec\.json cannot be read: No such file or directory$"):
         model.load(str(tmp_path))
-    (tmp_path / "spec.json").write_bytes(b" " * (model.FILE_MAX_BYTES + 1))
-    with pytest.raises(SpecError, match=f"has more than {model.FILE_MAX_BYTES} bytes$"):
+    (tmp_path / "spec.json").write_bytes(b" " * (interface.FILE_MAX_BYTES + 1))
+    with pytest.raises(SpecError, match=f"has more than {interface.FILE_MAX_BYTES} bytes$"):
         model.load(str(tmp_path))
 
 
