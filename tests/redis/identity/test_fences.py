@@ -17,7 +17,7 @@ def test_a_worker_with_default_rights_does_not_hold_up_another_type(
     server: Server, run: Runner, tmp_path: Path
 ) -> None:
     r = server.r
-    write_worker(server, tmp_path, PLAIN)
+    write_worker(server, tmp_path, PLAIN, replyExpireSeconds="600")
     (tmp_path / "attack").mkdir()
     (tmp_path / "attack" / "worker.py").write_text(ATTACK)
     r.hset("evil:1:h", mapping={"url": str(tmp_path / "attack"), "version": "local"})
