@@ -181,7 +181,7 @@ def measure(bench: Bench, name: str) -> dict[str, float]:
 def replay(bench: Bench) -> dict[str, float]:
     """The limit of Redis for our commands: all bytes are prepared, and no reply is parsed."""
     from sandboxrun.config.fields import parse_loop
-    from sandboxrun.worker.batch import EXEC, MULTI, Entry, Renderer, acknowledge
+    from sandboxrun.worker.rendering import EXEC, MULTI, Entry, Renderer, acknowledge
     from sandboxrun.worker.streams import read_command
 
     loop = parse_loop({}, "bench", "1")
@@ -200,7 +200,7 @@ def replay(bench: Bench) -> dict[str, float]:
             render.reply(entry, 200, body, stamp, stamp)
         writes = b"".join([entry.commands for entry in entries])
         xids = [entry.xid for entry in entries]
-        chunks.append(read_command("bench:1:h", loop, 100, 0) + MULTI + writes + acknowledge(STREAM, xids) + EXEC)
+        chunks.append(read_command("bench:1:h", loop, 100, 0) + MULTI + writes + acknowledge(loop, xids) + EXEC)
     data = [b"".join(chunks[i : i + 20]) for i in range(0, len(chunks), 20)]
     sender = subprocess.Popen(
         [sys.executable, str(HERE / "loop_references.py"), "replay", "1"], env=bench.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -38,7 +38,7 @@ LOOP_NUMBERS = {
     "maxDeliveries": (5, 1, 1000),
     "takeoverMillis": (15_000, 200, 3_600_000),
 }
-LOOP_NAMES = ("requestStream", "responseStream", "consumerId")
+LOOP_NAMES = ("requestStream", "responseStream", "consumerGroup", "consumerId")
 SERVICES = "services"
 SERVICES_MAX = 64  # names in the field
 
@@ -51,6 +51,7 @@ class Loop:
 
     __slots__ = (
         "block_millis",
+        "consumer_group",  # with which requests are read
         "consumer_id",
         "max_deliveries",  # how often a request may begin
         "reply_expire_seconds",
@@ -79,6 +80,7 @@ class Loop:
         max_deliveries: int = 5,
         takeover_millis: int = 15_000,
         services: tuple[str, ...] = (),
+        consumer_group: str = keys.GROUP,
     ) -> None:
         self.request_stream, self.response_stream = request_stream, response_stream
         self.request_stream_limit, self.response_stream_limit = request_stream_limit, response_stream_limit
@@ -86,6 +88,16 @@ class Loop:
         self.consumer_id, self.request_limit, self.block_millis = consumer_id, request_limit, block_millis
         self.reply_expire_seconds, self.max_deliveries = reply_expire_seconds, max_deliveries
         self.takeover_millis, self.services = takeover_millis, services
+        self.consumer_group = consumer_group
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the requests are read beside the workers that answer them: in a group of its own."""
+        return self.consumer_group != keys.GROUP
+
+    def fence_key(self, consumer: str) -> str:
+        """The hash that guards the replies of a consumer of this group."""
+        return keys.fence_key(self.request_stream, f"{self.consumer_group}/{consumer}" if self.is_shared else consumer)
 
     def _value(self) -> tuple[object, ...]:
         return tuple([getattr(self, name) for name in self.__slots__])
@@ -151,7 +163,7 @@ def parse_loop(fields: Mapping[str, str], type_: str, id_: str) -> Loop:
     numbers = {name: number(fields.get(name), name, key, *bounds) for name, bounds in LOOP_NUMBERS.items()}
     names = {name: fields.get(name) or None for name in LOOP_NAMES}
     for name, value in names.items():
-        quote = next((c for c in value or "" if c in "\"'"), "") if name != "consumerId" else ""
+        quote = next((c for c in value or "" if c in "\"'"), "") if name.endswith("Stream") else ""
         if quote:  # Redis splits rules at quotes, and the worker would have no streams
             unquoted = (value or "").replace("'", "").replace('"', "")
             raise ConfigError(
@@ -176,6 +188,7 @@ def parse_loop(fields: Mapping[str, str], type_: str, id_: str) -> Loop:
         max_deliveries=numbers["maxDeliveries"],
         takeover_millis=numbers["takeoverMillis"],
         services=_services(fields.get(SERVICES) or "", key),
+        consumer_group=names["consumerGroup"] or keys.GROUP,
     )
 
 

@@ -7,6 +7,7 @@ from sandboxrun.errors import ConfigError
 TYPE_MAX_CHARS = 64
 ID_MAX_CHARS = 128
 REF_MAX_CHARS = 256
+GROUP = "worker"  # the consumer group of the workers that answer a request stream
 # Environment of a worker that may call others.
 CALL_NONCE = "SANDBOXRUN_CALL_NONCE"  # what the refs of its calls begin with
 CALL_URL = "SANDBOXRUN_CALL_URL"  # the login for its calls, if the login of REDIS_URL cannot make them

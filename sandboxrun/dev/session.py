@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sandboxrun.config import keys
 from sandboxrun.dev import source
 from sandboxrun.dev.packages import PackageUpdater
 from sandboxrun.dev.process import Process, unblock
@@ -161,7 +160,7 @@ class Session:
         except ConnectionLost:  # a server may close one that is idle
             self.connection.open()
         try:
-            fence = keys.fence_key(*self._consumer())
+            fence = self._fence()
         except ConfigError as error:
             say("bad", _shown(error))
             return
@@ -207,9 +206,9 @@ class Session:
             self._warned.add(hint)
         self.setting.say(kind, text)
 
-    def _consumer(self) -> tuple[str, str]:
+    def _fence(self) -> str:
         loop = read(self.connection, self.setting.target.type, self.setting.target.id).loop
-        return loop.request_stream, loop.consumer_id
+        return loop.fence_key(loop.consumer_id)
 
     def _make(self, *, standby: bool) -> Process:
         target = self.setting.target

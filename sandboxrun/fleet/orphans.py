@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Values = Sequence[bytes | None] | None
 
 _FIELDS = (*PID_FIELDS, "pidAgent")
-LOOP = ("requestStream", "consumerId")
+LOOP = ("requestStream", "consumerGroup", "consumerId")
 OWNER_SECONDS = 30.0  # for so long an id counts as that of the living agent that had it
 
 
@@ -96,14 +96,14 @@ class Orphans:
             return
         shared, *own = read_fields(connection, [keys.type_key(self._queues.type), *(key for _, key in dead)], LOOP)
         for (id_, key), values in zip(dead, own, strict=True):
-            stream, consumer = (
+            stream, group, consumer = (
                 (mine or common or b"").decode("utf-8", "replace")
                 for mine, common in zip(values or [None] * len(LOOP), shared or [None] * len(LOOP), strict=True)
             )
             stream = stream or keys.request_stream(self._queues.type)
             if consumer in ("", id_) and stream.startswith(f"{self._queues.type}:"):
                 with contextlib.suppress(ReplyError):  # takeoverMillis does it, and the id is moved in any case
-                    hand_back(connection, key, stream, id_)
+                    hand_back(connection, key, stream, group or keys.GROUP, id_)
 
     def _move(self, connection: Connection, ids: list[str], living: set[str], clock: int) -> tuple[str, ...]:
         queues, moved = self._queues, list[str]()

@@ -129,7 +129,7 @@ class Orders:
         if plan is not None:
             loop = plan.worker.loop
             if loop.consumer_id == slot.id and loop.request_stream.startswith(f"{slot.type}:"):
-                hand_back(connection, slot.key, loop.request_stream, loop.consumer_id)
+                hand_back(connection, slot.key, loop.request_stream, loop.consumer_group, loop.consumer_id)
         return desired.ended(
             connection,
             slot.type,

@@ -133,7 +133,7 @@ _SHAPE = {
         "has_secrets": bool,
         "loop": {
             **dict.fromkeys(Loop.__slots__, int),
-            **dict.fromkeys(("consumer_id", "request_stream", "response_stream"), str),
+            **dict.fromkeys(("consumer_group", "consumer_id", "request_stream", "response_stream"), str),
             "services": [str],
         },
         "permissions": _LISTS,

@@ -6,9 +6,9 @@ Pure, and light, because every worker and every client imports it at start.
 
 from __future__ import annotations
 
+from sandboxrun.config.keys import GROUP as GROUP
 from sandboxrun.errors import SandboxrunError
 
-GROUP = "worker"  # the consumer group of a request stream
 HANDED_BACK_MILLIS = 10**11  # an idle time that no claim reaches by itself, so that others take the request at once
 TRACE_EXPIRE_SECONDS = 120  # of `req:REF:h`, at least
 PAYLOAD_MAX_BYTES = 1024 * 1024  # of a request's fields together
@@ -37,6 +37,10 @@ class UnknownMethod(BadRequest):
 
 class Expired(Exception):
     """The request's deadline had passed before it could be begun: answered with code 504."""
+
+
+class Unavailable(Exception):
+    """Something that a batch needs, such as a database, cannot be reached now: the same batch is tried again later."""
 
 
 class HandlerTimeout(Exception):

@@ -128,9 +128,11 @@ def ref_of(raw: Mapping[bytes, bytes]) -> str | None:
 
 
 def read(
-    raw: Mapping[bytes, bytes], accepted: Mapping[str, object], default: str
+    raw: Mapping[bytes, bytes], accepted: Mapping[str, object], default: str, *, silent: bool = False
 ) -> tuple[str, str, Any, float | None]:
     """The ref, the type, the data, and the deadline in seconds since the epoch. `default`: the type if none is named.
+
+    `silent`: the entry is not answered, so it needs no ref, and the ref is "".
 
     Raises BadRequest with the fault.
     """
@@ -142,7 +144,7 @@ def read(
         fields = {k.decode(): v.decode() for k, v in raw.items()} if text is None else None
     except UnicodeDecodeError:
         raise BadRequest("the request is not UTF-8 text") from None
-    ref = ref_of(raw)
+    ref = "" if silent else ref_of(raw)
     if ref is None:
         raise BadRequest("the request has no ref, or none that can be answered")
     if type_ not in accepted:

@@ -26,7 +26,7 @@ numpy. For every other object @worker.encoder says what it is:
 
 from __future__ import annotations
 
-from sandboxrun.protocol import BadRequest, HandlerTimeout
+from sandboxrun.protocol import BadRequest, Expired, HandlerTimeout, Unavailable, UnknownMethod
 from sandboxrun.worker.app import default
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.request import Request, joining
@@ -43,8 +43,12 @@ if TYPE_CHECKING:
 __all__ = [
     "BadRequest",
     "Context",
+    "Expired",
     "HandlerTimeout",
     "Request",
+    "Unavailable",
+    "UnknownMethod",
+    "batch",
     "config",
     "connect",
     "data",
@@ -56,7 +60,8 @@ __all__ = [
     "state",
 ]
 
-handler, service, encoder, run = default.handler, default.service, default.encoder, default.run
+handler, batch, service = default.handler, default.batch, default.service
+encoder, run = default.encoder, default.run
 
 
 def config() -> dict[str, str]:

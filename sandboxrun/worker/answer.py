@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from sandboxrun.config.fields import Loop
     from sandboxrun.protocol.calling import Caller
-    from sandboxrun.worker.batch import Entry, Renderer
     from sandboxrun.worker.effects import Emit
     from sandboxrun.worker.handlers import Handler
+    from sandboxrun.worker.rendering import Entry, Renderer
     from sandboxrun.worker.tracing import Span
 
-NO_REF_SECONDS = 10.0  # between two warnings about requests without a valid ref
+SAY_SECONDS = 10.0  # between two warnings about dead letters
 NO_REF = "the request has no ref that can be answered: expected 1 to 256 characters of UTF-8, none of them a control character"
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
@@ -48,14 +49,15 @@ class Answers:
         self,
         handlers: Mapping[str, Handler],
         type_: str,
-        consumer: str,
+        loop: Loop,
         render: Renderer,
         encoder: Encoder,
         tell: Callable[[Request, dict[str, Any]], None],
         caller: Caller | None = None,
     ) -> None:
         """`tell`: called by `request.progress`. `caller`: this worker, for the calls of handlers."""
-        self._handlers, self._type, self._consumer, self._render = handlers, type_, consumer, render
+        self._handlers, self._type, self._loop, self._render = handlers, type_, loop, render
+        self._own_type = type_.encode()
         self._encoder, self._tell, self._caller = encoder, tell, caller
         self._dead = keys.dead_stream(type_)
         self.limited: Callable[[Handler, Request], Any] | None = (
@@ -63,13 +65,15 @@ class Answers:
         )
         self.replied: Callable[[int], None] = lambda code: None  # called with the code of each reply that is not OK
         self.is_child = False  # a handler has forked this process, which answers nothing
-        self._no_ref, self._no_ref_due = 0, 0.0
+        self._no_ref, self._say_due = 0, 0.0
+        self._buried, self._last_buried = 0, ""  # since the last warning
 
     def parse(self, entry: Entry) -> tuple[Handler, Request]:
         """The request and its handler. Raises BadRequest and Expired."""
         raw = entry.raw
-        ref, type_, data, deadline = read(raw, self._handlers, self._type)
-        entry.ref = ref
+        entry.silent = self._loop.is_shared and not self._is_answered(raw)
+        ref, type_, data, deadline = read(raw, self._handlers, self._type, silent=entry.silent)
+        entry.ref = ref or None
         xid, encoder, tell = entry.xid.decode(), self._encoder, self._tell
         request = Request(xid, ref, type_, data, raw, deadline, entry.deliveries, encoder, tell, self._caller)
         if deadline is not None:
@@ -80,6 +84,14 @@ class Answers:
         if handler.checked is not None:
             handler.checked.of(request).take(data, raw.get(b"data", b""))
         return handler, request
+
+    def is_item(self, entry: Entry) -> bool:
+        """Whether nobody waits for a reply to this entry of a batch: it has no ref, or is answered by another group."""
+        return not self._is_answered(entry.raw) if self._loop.is_shared else b"ref" not in entry.raw
+
+    def _is_answered(self, raw: Mapping[bytes, bytes]) -> bool:
+        """Whether an entry in a group of its own is a request to this type: any other is answered by another group."""
+        return raw.get(b"type") == self._own_type and ref_of(raw) is not None
 
     def serve(self, entry: Entry) -> None:
         """Parse the request, call its handler in this thread, and encode the reply. The caller resets `current`."""
@@ -157,7 +169,7 @@ class Answers:
         code = code_of(type(error))  # isinstance would evaluate the error's own __class__
         if code == EXPIRED and entry.conflicts:  # it has run before, and may have done more than it has written
             code, error = FAILED, RuntimeError(f"{conflicted(entry)}, until its deadline had passed")
-        if request is None:
+        if request is None and not entry.silent:
             entry.ref = ref_of(entry.raw)
         if code == FAILED:
             show(error, f"request {entry.xid.decode()}")
@@ -174,17 +186,28 @@ class Answers:
         except BaseException:  # a trace field that cannot be encoded
             self._render.reply(entry, code, body, received, done, span=span)
         self.replied(code)
-        if entry.ref is None and code == BAD_REQUEST:
-            self._render.add_dead_letter(entry, NO_REF, self._consumer, done)
+        if entry.silent:
+            self.bury(entry, message_of(error))
+        elif entry.ref is None and code == BAD_REQUEST:
+            self._render.add_dead_letter(entry, NO_REF, self._loop.consumer_id, done)
             self._no_ref += 1
-            self.say_no_ref()
+            self.say_dead_letters()
+
+    def bury(self, entry: Entry, reason: str) -> None:
+        """Add the dead letter of an entry that has failed, and that nobody is told of otherwise."""
+        self._render.add_dead_letter(entry, reason, self._loop.consumer_id, now())
+        self._buried, self._last_buried = self._buried + 1, f"{entry.xid.decode()}: {reason[:200]}"
+        self.say_dead_letters()
 
     def give_up(self, entry: Entry) -> None:
         """Encode the 500 and the dead letter of a request that was begun too often."""
         reason = f"given up after {entry.deliveries} deliveries without a reply: its handler ended the worker, or its worker was lost"
         at = now()
+        entry.silent = self._loop.is_shared and not self._is_answered(entry.raw)
         self.fail(entry, at, None, RuntimeError(reason))
-        self._render.add_dead_letter(entry, reason, self._consumer, at)
+        if entry.silent:
+            return
+        self._render.add_dead_letter(entry, reason, self._loop.consumer_id, at)
         self._say_dead(f"request {entry.xid.decode()} is {reason}; it is in {self._dead}")
 
     def give_up_reply(self, entry: Entry) -> None:
@@ -197,7 +220,7 @@ class Answers:
         entry.spent = True
         body = failure(RuntimeError(reason), entry.raw, with_payload=False)
         self._render.reply(entry, FAILED, self._encoder.reply(entry.ref, self._type, FAILED, body, at), at, at)
-        self._render.add_dead_letter(entry, reason, self._consumer, at)
+        self._render.add_dead_letter(entry, reason, self._loop.consumer_id, at)
         self._say_dead(f"request {entry.xid.decode()}: {reason}; it is in {self._dead}")
 
     def refuse_effects(self, entry: Entry, error: Exception) -> None:
@@ -216,17 +239,24 @@ class Answers:
     def undelivered(self, entry: Entry, emit: Emit, error: Exception) -> bytes:
         """The commands of the dead letter of an emit that Redis has refused after the reply was written."""
         reason = f"the reply was written, and this request to {emit.type} was refused by Redis: {str(error)[:200]}"
-        letter = self._render.undelivered(entry, emit, reason, self._consumer, now())
+        letter = self._render.undelivered(entry, emit, reason, self._loop.consumer_id, now())
         self._say_dead(f"request {entry.xid.decode()}: {reason}; it is in {self._dead}")
         return letter
 
-    def say_no_ref(self, *, last: bool = False) -> None:
-        """Warn how many requests had no valid ref, at most every NO_REF_SECONDS. `last`: warn now if there are any."""
+    def say_dead_letters(self, *, last: bool = False) -> None:
+        """Warn how many requests were moved to the dead letters, at most every SAY_SECONDS. `last`: warn now if there are any."""
         at = time.monotonic()
-        if self._no_ref and (last or at >= self._no_ref_due):
-            count, self._no_ref, self._no_ref_due = self._no_ref, 0, at + NO_REF_SECONDS
+        if not (self._no_ref or self._buried) or (at < self._say_due and not last):
+            return
+        self._say_due = at + SAY_SECONDS
+        no_ref, buried, self._no_ref, self._buried = self._no_ref, self._buried, 0, 0
+        if no_ref:
             self._say_dead(
-                f"{count} request{'s' * (count > 1)} without a ref that can be answered: moved to {self._dead}"
+                f"{no_ref} request{'s' * (no_ref > 1)} without a ref that can be answered: moved to {self._dead}"
+            )
+        if buried:
+            self._say_dead(
+                f"{buried} request{'s' * (buried > 1)} failed: moved to {self._dead}, the last {self._last_buried}"
             )
 
     def _say_dead(self, message: str) -> None:

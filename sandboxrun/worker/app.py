@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from sandboxrun.worker.context import Context
     from sandboxrun.worker.request import Request
     from sandboxrun.worker.services import Service
+    from sandboxrun.worker.together import BatchHandler
 
     C = TypeVar("C")
     F = TypeVar("F", bound=Callable[Concatenate[Any, ...], Any])  # takes at least one argument
     E = TypeVar("E", bound=Callable[[Any], Any])
+    B = TypeVar("B", bound=Callable[[list[Any]], Any])
 
 CONCURRENCY = 100  # the default for async handlers
 
@@ -42,6 +44,7 @@ class App:
         self.registered: dict[str | None, Handler] = {}  # by type of request; None: the worker's own type
         self.services: dict[str, Service] = {}  # by name
         self.served: dict[str, Service] = {}  # those of them that the hash names
+        self.batched: BatchHandler | None = None  # of `batch`
         self.json = Encoder()  # writes results as JSON
         self._context = context
         self._running = self._ran = False
@@ -97,6 +100,29 @@ class App:
                 hint=_handler_hint(),
             )
         type_ = function_or_type
+        return decorate
+
+    def batch(self, *, size: int = 1000, seconds: float = 0.05) -> Callable[[B], B]:
+        """Decorator: `@worker.batch(size=1000)` for one function that is called with a list of requests.
+
+        It gets up to `size` requests of the worker's own type, or what has come within `seconds` after the first. It
+        returns a list with a result or an exception for each, or None: all are answered `{}`. If it raises
+        worker.Unavailable, nothing is answered, and the same requests are tried again later. For any other exception
+        the list is halved until a request fails by itself; that one is answered 500 and becomes a dead letter. An entry
+        without a ref is given to it too, and is not answered; its `data` is parsed when it is read. Raises ConfigError.
+        """
+
+        def decorate(function: B) -> B:
+            from sandboxrun.worker.together import BatchHandler
+
+            if not callable(function):
+                raise ConfigError(
+                    f"the batch handler is {name_of(function)}, which cannot be called: expected a function",
+                    hint=_batch_hint(),
+                )
+            self.batched = BatchHandler(function, size, seconds)
+            return function
+
         return decorate
 
     def service(self, name: str, /) -> Callable[[type[C]], type[C]]:
@@ -187,6 +213,8 @@ class App:
         loop = self.context.loop()
         self._start_services(loop.services)
         handlers = self.handlers()
+        if self.batched is not None:
+            self._check_batch(concurrency, key)
         if not handlers:
             raise ConfigError("the worker has no handler that worker.run() could call", hint=_handler_hint())
         if concurrency is not None and not 1 <= concurrency <= 10_000:
@@ -198,7 +226,11 @@ class App:
         if reseed := getattr(sys, "_sandboxrun_reseed", None):
             before_each(handlers, reseed)
         made: Worker
-        if not any(each.is_async or each.may_await for each in callables(handlers)) and (concurrency or 1) == 1:
+        if self.batched is not None:
+            from sandboxrun.worker.batched import Batched
+
+            made = Batched(self.context, loop, handlers, self.json, self.batched)
+        elif not any(each.is_async or each.may_await for each in callables(handlers)) and (concurrency or 1) == 1:
             from sandboxrun.worker.serial import Serial
 
             made = Serial(self.context, loop, handlers, self.json)
@@ -212,9 +244,21 @@ class App:
             open_to_each_other(self.served, handlers[self.context.type], self.context.caller, self.json, made)
         return made
 
+    def _check_batch(self, concurrency: int | None, key: object) -> None:
+        """Raise ConfigError for what a batch handler excludes."""
+        if self.registered or self.services:
+            raise ConfigError(
+                "the worker has a batch handler, and another handler or a service: expected the batch handler alone",
+                hint=_batch_hint(),
+            )
+        if concurrency not in (None, 1) or key is not None:
+            raise ConfigError("a batch handler is called with one batch after another", hint="worker.run()")
+
     def handlers(self) -> dict[str, Handler]:
         """By the type of their requests."""
         own = self.context.type
+        if self.batched is not None:
+            return {own: self.batched}
         found = {type_ or own: handler for type_, handler in self.registered.items()}
         if self.served:
             from sandboxrun.worker.services import Routes
@@ -235,7 +279,7 @@ class App:
     def say_never_run(self) -> None:
         """At exit: warn if the script registered handlers, ended without an error, and never called `run`."""
         started = len(sys.argv) == 2 and "REDIS_URL" in os.environ and os.getpid() == self._pid
-        idle = (self.registered or self.services) and not self._ran and not hasattr(sys, "last_type")
+        idle = (self.registered or self.services or self.batched) and not self._ran and not hasattr(sys, "last_type")
         if started and idle and not process.is_multiprocessing_child():
             say("the script has ended without worker.run(): no request was ever read", hint=("worker.run()",))
 
@@ -243,6 +287,10 @@ class App:
 def _handler_hint() -> tuple[str, ...]:
     """The lines of a handler, to be written above worker.run()."""
     return ("@worker.handler", "def handle(request):", '    return {"data": request.data}')
+
+
+def _batch_hint() -> tuple[str, ...]:
+    return ("@worker.batch(size=1000)", "def handle(requests):", "    return [{} for request in requests]")
 
 
 def _both_hint(first: str, second: str) -> tuple[str, ...]:

@@ -15,11 +15,11 @@ from sandboxrun.protocol import TRACE_EXPIRE_SECONDS
 from sandboxrun.redis.connection import RETRY_MOST_SECONDS
 from sandboxrun.worker import process
 from sandboxrun.worker.answer import Answers
-from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.health import Health
 from sandboxrun.worker.outage import Backoff, Outages
 from sandboxrun.worker.output import say
+from sandboxrun.worker.rendering import Entry, Renderer
 from sandboxrun.worker.request import noted
 from sandboxrun.worker.responses import Responses
 from sandboxrun.worker.sweep import look_around, nothing_pending, remove_gone
@@ -69,9 +69,7 @@ class Worker:
         self._claims.warn = self._warn
         self._health = Health()
         self._claims.supervised = self._health.shared
-        self._answers = Answers(
-            handlers, context.type, loop.consumer_id, self._render, encoder, self._tell, context.caller
-        )
+        self._answers = Answers(handlers, context.type, loop, self._render, encoder, self._tell, context.caller)
         self._answers.replied = self._health.replied
         context.caller.joining = self
         self.context = context
@@ -181,7 +179,7 @@ class Worker:
                 self._more = look_around(self._claims)
                 self._responses.look()
             self._look = at + (QUIET_SECONDS if quiet and self._health.shared else LOOK_SECONDS)
-            self._answers.say_no_ref()
+            self._answers.say_dead_letters()
         if at >= self._tidy:
             self._tidy = at + 60
             self._unchanged = min(self._unchanged, QUIET_AFTER - 1)
@@ -197,7 +195,7 @@ class Worker:
         return self._unchanged > QUIET_AFTER and nothing_pending(claims)
 
     def _leave(self) -> None:
-        self._answers.say_no_ref(last=True)
+        self._answers.say_dead_letters(last=True)
         try:
             self._claims.leave()
         except (ConnectionLost, LoginRefused):
@@ -251,8 +249,8 @@ class Worker:
 
     def _tell(self, request: Request, fields: Mapping[str, Any]) -> None:
         """`request.progress`, in the handler's thread: sent at once, and dropped if Redis is away."""
-        if self._answers.is_child:
-            return  # the connection is its parent's
+        if self._answers.is_child or not request.ref:
+            return  # the connection is its parent's, or there is no trace
         trace = keys.trace_key(request.ref)
         self._telling = True
         try:

@@ -24,10 +24,10 @@ import time
 
 from sandboxrun.config import keys
 from sandboxrun.errors import ConnectionLost, LoginRefused, TakenOver
-from sandboxrun.protocol import GROUP, HANDED_BACK_MILLIS
+from sandboxrun.protocol import HANDED_BACK_MILLIS
 from sandboxrun.redis.connection import Connection, pack
 from sandboxrun.redis.replies import ReplyError, translated
-from sandboxrun.worker.batch import EXEC, MULTI, Entry, acknowledge
+from sandboxrun.worker.rendering import EXEC, MULTI, Entry, acknowledge
 from sandboxrun.worker.session import Session
 from sandboxrun.worker.streams import order, pairs, read_command, read_entries
 
@@ -70,7 +70,7 @@ class Claims(Session):
         if sees_pid and token:
             self.look_at_pid, self._held = ("HMGET", key, "pid", "pidToken"), [self.pid, token.encode()]
         names = (loop.request_stream, loop.consumer_id)
-        self._fence, self._old_fence = keys.fence_key(*names), keys.old_fence_key(*names)
+        self._fence, self._old_fence = loop.fence_key(loop.consumer_id), keys.old_fence_key(*names)
         self._watch = b""  # WATCH F · HEXISTS F c
         # A write that changes nothing, and that a full server refuses.
         self.keep_fence: Sequence[str | bytes | int] = ()
@@ -104,6 +104,7 @@ class Claims(Session):
         # Called with the connection's number at Redis.
         self.identified: Callable[[object], None] | None = None
         self.unsendable: Callable[[Entry], None] = lambda entry: None  # replaces the entry's reply by a small one
+        self.unread_lost = 0  # entries that are reported as removed before the group has read them
         self.joined: Joined | None = None  # once a reply has had effects
 
     # --- the connection
@@ -125,7 +126,7 @@ class Claims(Session):
             if self.identified is not None:  # by itself: a login without the right to ask may still work
                 self.expect((pack("CLIENT", "ID"),), 1, lambda replies, told: told(replies[0]), self.identified)
             _, expire = self.exchange(
-                ("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"),
+                ("XGROUP", "CREATE", self.loop.request_stream, self.loop.consumer_group, "0", "MKSTREAM"),
                 ("EXPIRE", keys.trace_key("-"), 1, "NX"),
             )
             self.expire_nx = not isinstance(expire, ReplyError)
@@ -216,6 +217,13 @@ class Claims(Session):
         self.waiting.append((self._read, 2, count))
         self.reads += 1
 
+    def ask_within(self, count: int, millis: int) -> None:
+        """As `ask`, for a read that waits at most so long."""
+        block = max(1, min(millis, self.block_millis))
+        self._out.append(read_command(self.look_at_pid, self.loop, count, block))
+        self.waiting.append((self._read, 2, count))
+        self.reads += 1
+
     def _read(self, replies: list[Any], count: int) -> None:
         self.reads -= 1
         pid, found = replies
@@ -239,7 +247,7 @@ class Claims(Session):
         if not text.startswith("NOGROUP"):
             self._raise_passing(error)
             raise translated(error, self.connection.address.shown)
-        self.exchange(("XGROUP", "CREATE", self.loop.request_stream, GROUP, "0", "MKSTREAM"))
+        self.exchange(("XGROUP", "CREATE", self.loop.request_stream, self.loop.consumer_group, "0", "MKSTREAM"))
 
     def has(self, entry: Entry) -> bool:
         """Whether this delivery of the entry is still in hand; another Entry with the same ID is another delivery."""
@@ -296,7 +304,7 @@ class Claims(Session):
     def _replies(self, entries: list[Entry]) -> bytes:
         """The commands of these replies, and their acknowledgement."""
         commands = [entry.commands for entry in entries]
-        commands.append(acknowledge(self.loop.request_stream, [entry.xid for entry in entries]))
+        commands.append(acknowledge(self.loop, [entry.xid for entry in entries]))
         return b"".join(commands)
 
     @property
@@ -356,9 +364,10 @@ class Claims(Session):
             self.hand.pop(entry.xid, None)
         self.answered += len(entries)
         last = entries[-1]
-        record = results[-1 - last.count + (2 if last.ref else 0)]
-        if record.__class__ is bytes:
-            self.last_record = record
+        if not last.silent:
+            record = results[-1 - last.count + (2 if last.ref else 0)]
+            if record.__class__ is bytes:
+                self.last_record = record
         if ReplyError in set(map(type, results)):  # faster than a look at each of them
             if self.joined is not None:
                 self.joined.report(entries, results)
@@ -450,7 +459,7 @@ class Claims(Session):
         """
         wanted = sorted(xids, key=order)
         limit = len(wanted) + 1000
-        query = ("XPENDING", self.loop.request_stream, GROUP)
+        query = ("XPENDING", self.loop.request_stream, self.loop.consumer_group)
         (rows,) = self.exchange((*query, wanted[0], wanted[-1], limit, self.loop.consumer_id))
         if isinstance(rows, ReplyError):  # NOGROUP: nothing is anybody's
             return set()
@@ -513,7 +522,9 @@ class Claims(Session):
         take: Callable[[list[Any] | None, Any], None] = lambda results, xids: None,
     ) -> None:
         for part in _parts(xids):
-            command = pack("XCLAIM", self.loop.request_stream, GROUP, self.loop.consumer_id, 0, *part, *options)
+            command = pack(
+                "XCLAIM", self.loop.request_stream, self.loop.consumer_group, self.loop.consumer_id, 0, *part, *options
+            )
             self._transaction(command, 1, take, tuple(part))  # a list would be one of entries: `_executed`
 
     def begin(self, xid: bytes) -> Entry | None:
@@ -521,25 +532,43 @@ class Claims(Session):
 
         It may be the request that ended its worker before, so its delivery is counted when it is begun.
         """
+        return next(iter(self.begin_many([xid])), None)
+
+    def begin_many(self, xids: Sequence[bytes]) -> list[Entry]:
+        """As `begin`, for suspects that were delivered equally often, in one command."""
         self.generation += 1
-        count = self.suspects.pop(xid, None)
-        if count is None or xid in self.hand:
-            return None
+        count = self.suspects.get(xids[0], 0)
+        xids = [xid for xid in xids if self.suspects.pop(xid, None) is not None and xid not in self.hand]
+        if not xids:
+            return []
         last = count >= self.loop.max_deliveries
         options = ("RETRYCOUNT", count) if last else ()
-        results = self.transact(("XCLAIM", self.loop.request_stream, GROUP, self.loop.consumer_id, 0, xid, *options))
+        stream, group = self.loop.request_stream, self.loop.consumer_group
+        results = self.transact(("XCLAIM", stream, group, self.loop.consumer_id, 0, *xids, *options))
         if results is None:
-            self.suspects[xid] = count  # `verify` finds out whether it is still ours
-            return None
-        found = results[0]
-        rows = [row for row in found if row] if isinstance(found, list) else []
-        if not rows or not rows[0][1]:  # the entry was deleted from the stream while it was pending
-            self.exchange(("XACK", self.loop.request_stream, GROUP, xid))
-            return None
-        entry = Entry(xid, pairs(rows[0][1]), count if last else count + 1)
-        entry.spent = last
-        self.hand[xid] = entry
-        return entry
+            self.suspects.update(dict.fromkeys(xids, count))  # `verify` finds out which are still ours
+            return []
+        rows = [row for row in results[0] if row and row[1]] if isinstance(results[0], list) else []
+        if len(rows) < len(xids):
+            self._forget({*xids} - {row[0] for row in rows})
+        entries = [Entry(xid, pairs(raw), count if last else count + 1) for xid, raw in rows]
+        for entry in entries:
+            entry.spent = last
+            self.hand[entry.xid] = entry
+        return entries
+
+    def _forget(self, xids: Iterable[bytes]) -> None:
+        """Acknowledge entries that were deleted from the stream while they were pending: nobody can handle them."""
+        gone = sorted(xids, key=order)
+        self.exchange(("XACK", self.loop.request_stream, self.loop.consumer_group, *gone))
+        self.say_gone(gone)
+
+    def say_gone(self, xids: Sequence[bytes]) -> None:
+        """Warn of entries that were delivered, and deleted before they were handled."""
+        self.warn(
+            f"{len(xids)} of the entries that were delivered are gone from {self.loop.request_stream}, such as "
+            f"{xids[0].decode()}: they were trimmed or deleted before they were handled"
+        )
 
     def leave(self) -> None:
         """Remove the fence, and `pid` if this process has set it."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sandboxrun.protocol.calling import Calling, Joining
-    from sandboxrun.worker.batch import Entry
     from sandboxrun.worker.context import Context
+    from sandboxrun.worker.rendering import Entry
     from sandboxrun.worker.request import Encoder, Request
     from sandboxrun.worker.states import State
 

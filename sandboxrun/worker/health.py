@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sandboxrun.worker.batch import Entry
+    from sandboxrun.worker.rendering import Entry
 
 QUICK_SECONDS = at.BOUNDS[0]  # requests that take no longer are counted together
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.handlers import Handler
+from sandboxrun.worker.rendering import Entry
 from sandboxrun.worker.request import Request
 
 

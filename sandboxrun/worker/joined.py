@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Protocol
 
-    from sandboxrun.worker.batch import Entry
     from sandboxrun.worker.effects import Emit
+    from sandboxrun.worker.rendering import Entry
     from sandboxrun.worker.states import State
 
     class Owner(Protocol):

@@ -16,10 +16,10 @@ from sandboxrun.config.fields import Loop
 from sandboxrun.errors import ConnectionLost, LoginRefused
 from sandboxrun.healthpage import HANDLING_SINCE
 from sandboxrun.worker.base import LOOK_SECONDS, RENEW_PART, GaveUp, Worker
-from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler
 from sandboxrun.worker.reader import Reader, Room
+from sandboxrun.worker.rendering import Entry
 from sandboxrun.worker.request import Encoder
 
 ALONE_FROM = 2  # deliveries without a reply, from which a request is begun alone

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 
 from sandboxrun.errors import ConnectionLost, LoginRefused, SandboxrunError
-from sandboxrun.protocol import GROUP, HANDED_BACK_MILLIS
+from sandboxrun.protocol import HANDED_BACK_MILLIS
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker.base import BATCH_MOST, LOOK_SECONDS
-from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.health import Health
 from sandboxrun.worker.outage import Backoff
+from sandboxrun.worker.rendering import Entry
 from sandboxrun.worker.streams import read_command, read_entries
 
 PAUSE_SECONDS = 0.1
@@ -170,25 +170,26 @@ class Reader:
             time.sleep(min(left, PAUSE_SECONDS))
 
     def _read(self, count: int) -> None:
-        connection, claims, stream = self._connection, self._claims, self._claims.loop.request_stream
+        connection, claims, loop = self._connection, self._claims, self._claims.loop
+        stream, group = loop.request_stream, loop.consumer_group
         generation = claims.generation
         block = SHORT_BLOCK_MILLIS if claims.suspects else claims.block_millis  # short: old claims have their turn
         if not self.turns:
             block = 0  # the first read does not wait, so that the worker is known to be ready
-        connection.send(read_command(claims.look_at_pid, claims.loop, count, block))
+        connection.send(read_command(claims.look_at_pid, loop, count, block))
         pid, found = connection.read_many(2)
         for reply in (pid, found):
             if isinstance(reply, ReplyError) and str(reply).startswith("NOPERM"):  # sandboxrun makes the user again
                 raise LoginRefused(f"Redis refuses what it allowed before ({str(reply)[:160]})")
         claims.looked(connection.checked(pid))  # LOADING is no lost pid
         if isinstance(found, ReplyError) and str(found).startswith("NOGROUP"):
-            connection.pipeline([("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")])
+            connection.pipeline([("XGROUP", "CREATE", stream, group, "0", "MKSTREAM")])
             return
         entries = read_entries(connection.checked(found))
         if entries and claims.lost_pid:  # nothing more is begun
             xids = [entry.xid for entry in entries]
             free = ("IDLE", HANDED_BACK_MILLIS, "RETRYCOUNT", 0, "JUSTID")
-            connection.pipeline([("XCLAIM", stream, GROUP, claims.loop.consumer_id, 0, *xids, *free)])
+            connection.pipeline([("XCLAIM", stream, group, loop.consumer_id, 0, *xids, *free)])
         elif entries:
             self._room.take(len(entries))
             self._arrived(entries, generation)

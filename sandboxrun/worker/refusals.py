@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-    from sandboxrun.worker.batch import Entry
+    from sandboxrun.worker.rendering import Entry
 
 
 def of_effects(entries: Iterable[Entry], queued: Sequence[Any]) -> dict[Entry, Exception] | None:

@@ -113,6 +113,11 @@ class Request(_OfPayload[T]):
         """All fields of the entry, as text."""
         return {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in self._raw.items()}
 
+    @property
+    def raw(self) -> Mapping[bytes, bytes]:
+        """All fields of the entry, as bytes."""
+        return self._raw
+
     def _notes(self) -> dict[str, Any] | None:
         """The fields of the trace that the reply brings."""
         calling = self._calling

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.job import Job
 from sandboxrun.worker.reader import Room
+from sandboxrun.worker.rendering import Entry
 
 
 class Reruns:

@@ -16,8 +16,8 @@ from sandboxrun.protocol.calling import current
 from sandboxrun.protocol.reply import message_of
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker.base import BATCH_MOST, CUT_SECONDS, GRACE_SECONDS, RENEW_PART, GaveUp, Worker
-from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.health import QUICK_SECONDS
+from sandboxrun.worker.rendering import Entry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from sandboxrun.protocol import GROUP
 from sandboxrun.redis.connection import pack
-from sandboxrun.worker.batch import Entry
+from sandboxrun.worker.rendering import Entry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +41,9 @@ def read_command(look_at_pid: Sequence[str], loop: Loop, count: int, block_milli
     """A look at `pid`, then a read of new entries."""
     wait: tuple[str | int, ...] = ("BLOCK", block_millis) if block_millis else ()
     stream = ("STREAMS", loop.request_stream, ">")
-    return pack(*look_at_pid) + pack("XREADGROUP", "GROUP", GROUP, loop.consumer_id, "COUNT", count, *wait, *stream)
+    return pack(*look_at_pid) + pack(
+        "XREADGROUP", "GROUP", loop.consumer_group, loop.consumer_id, "COUNT", count, *wait, *stream
+    )
 
 
 def read_entries(reply: Any) -> list[Entry]:

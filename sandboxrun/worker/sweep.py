@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sandboxrun.config import keys
-from sandboxrun.protocol import GROUP
 from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.streams import gone, order, record
@@ -12,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
+
+    from sandboxrun.config.fields import Loop
 
 OWN_PART = 4  # takeoverMillis / 4: a claim of our name that is idle for longer and not in hand is our predecessor's
 TAKE_MOST = 25  # claims taken from others at once
@@ -29,7 +30,7 @@ def look_around(claims: Claims) -> bool:
     pid, mine, stale, length = claims.exchange(
         claims.look_at_pid,
         _own_pending(claims, own, "-"),
-        ("XPENDING", stream, GROUP, "IDLE", loop.takeover_millis, "-", "+", TAKE_MOST),
+        ("XPENDING", stream, loop.consumer_group, "IDLE", loop.takeover_millis, "-", "+", TAKE_MOST),
         ("XLEN", stream),
     )
     claims.looked(pid)
@@ -41,6 +42,8 @@ def look_around(claims: Claims) -> bool:
         if claims.settled and len(claims.suspects) < LIST_MOST:
             taken = _take(claims, [row for row in stale if row[1].decode("utf-8", "replace") != loop.consumer_id])
             more = more or taken == TAKE_MOST
+    if loop.is_shared:
+        _say_unread(claims)
     if loop.request_stream_limit and length > loop.request_stream_limit + TRIM_SLACK:
         _trim(claims, length - loop.request_stream_limit)
     return more
@@ -48,13 +51,13 @@ def look_around(claims: Claims) -> bool:
 
 def nothing_pending(claims: Claims) -> bool:
     """Whether no worker has a request in hand, so that a look around would find nothing. One short command."""
-    (summary,) = claims.exchange(("XPENDING", claims.loop.request_stream, GROUP))
+    (summary,) = claims.exchange(("XPENDING", claims.loop.request_stream, claims.loop.consumer_group))
     return isinstance(summary, list) and summary[0] == 0
 
 
 def _own_pending(claims: Claims, idle: int, begin: str) -> tuple[str | int, ...]:
     loop = claims.loop
-    return ("XPENDING", loop.request_stream, GROUP, "IDLE", idle, begin, "+", LIST_MOST, loop.consumer_id)
+    return ("XPENDING", loop.request_stream, loop.consumer_group, "IDLE", idle, begin, "+", LIST_MOST, loop.consumer_id)
 
 
 def _suspect(claims: Claims, idle: int, rows: Any) -> bool:
@@ -88,19 +91,49 @@ def _take(claims: Claims, rows: Sequence[tuple[bytes, bytes, int, int]]) -> int:
     # nothing is taken while the server is full, and afterwards owners have the time of `settled` to renew.
     results = claims.transact(
         claims.keep_fence,
-        *(("DEL", key) for owner in owners for key in _fences(loop.request_stream, owner)),
-        ("XCLAIM", loop.request_stream, GROUP, loop.consumer_id, loop.takeover_millis, *xids, "JUSTID"),
+        *(("DEL", key) for owner in owners for key in _fences(loop, owner)),
+        ("XCLAIM", loop.request_stream, loop.consumer_group, loop.consumer_id, loop.takeover_millis, *xids, "JUSTID"),
     )
     taken = results[-1] if results is not None else []
     if isinstance(taken, ReplyError):
         return 0
     counts = {row[0]: row[3] for row in rows}
+    _say_gone(claims, [xid for xid in xids if xid not in taken])
     claims.suspects.update({xid: counts[xid] for xid in taken if xid in counts})
     return len(taken)
 
 
-def _fences(stream: str, consumer: str) -> tuple[str, str]:
-    return keys.fence_key(stream, consumer), keys.old_fence_key(stream, consumer)
+def _say_gone(claims: Claims, xids: Sequence[bytes]) -> None:
+    """Of claims that could not be taken, warn of those whose entry is deleted: Redis has dropped them. Others are renewed."""
+    if not xids:
+        return
+    found = claims.exchange(*[("XRANGE", claims.loop.request_stream, xid, xid) for xid in xids])
+    gone = [xid for xid, reply in zip(xids, found, strict=True) if reply == []]
+    if gone:
+        claims.say_gone(gone)
+
+
+def _say_unread(claims: Claims) -> None:
+    """Warn of entries that were removed before this group, which has no part in trimming by others, has read them."""
+    stream = claims.loop.request_stream
+    about, groups = claims.exchange(("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream))
+    if not isinstance(about, list | dict) or not isinstance(groups, list):
+        return
+    ours = next((group for group in map(record, groups) if group["name"] == claims.loop.consumer_group.encode()), {})
+    added, read = record(about).get("entries-added"), ours.get("entries-read")
+    if added is None or read is None:  # Redis before 7, or it cannot tell
+        return
+    lost = added - record(about)["length"] - read
+    if lost > claims.unread_lost:  # Redis 7.0 goes on to count those as unread
+        claims.unread_lost = lost
+        claims.warn(
+            f"{lost} entries were removed from {stream} before group {claims.loop.consumer_group} has read them: "
+            f"whoever trims it keeps too few"
+        )
+
+
+def _fences(loop: Loop, consumer: str) -> tuple[str, str]:
+    return loop.fence_key(consumer), keys.old_fence_key(loop.request_stream, consumer)
 
 
 def remove_gone(claims: Claims, idle_millis: int | None = None) -> None:
@@ -112,7 +145,7 @@ def remove_gone(claims: Claims, idle_millis: int | None = None) -> None:
     """
     loop, stream = claims.loop, claims.loop.request_stream
     limit = loop.takeover_millis * GONE_TIMES if idle_millis is None else idle_millis
-    (consumers,) = claims.exchange(("XINFO", "CONSUMERS", stream, GROUP))
+    (consumers,) = claims.exchange(("XINFO", "CONSUMERS", stream, loop.consumer_group))
     names = gone(consumers if isinstance(consumers, list) else [], loop.consumer_id, limit)
     if not names:
         return
@@ -120,23 +153,23 @@ def remove_gone(claims: Claims, idle_millis: int | None = None) -> None:
         ("WATCH", stream),
         ("XINFO", "STREAM", stream),
         ("XINFO", "GROUPS", stream),
-        ("XINFO", "CONSUMERS", stream, GROUP),
+        ("XINFO", "CONSUMERS", stream, loop.consumer_group),
     )
-    still = _removable(replies[1:], names)
+    still = _removable(replies[1:], names, loop.consumer_group)
     if still:
         claims.transact(
-            *(("XGROUP", "DELCONSUMER", stream, GROUP, name) for name in still),
-            *(("DEL", key) for name in still for key in _fences(stream, name)),
+            *(("XGROUP", "DELCONSUMER", stream, loop.consumer_group, name) for name in still),
+            *(("DEL", key) for name in still for key in _fences(loop, name)),
         )
     claims.verify()  # stop watching the stream, because every request would break the fence's transaction
 
 
-def _removable(replies: list[Any], names: Sequence[str]) -> list[str]:
+def _removable(replies: list[Any], names: Sequence[str], group_name: str) -> list[str]:
     """The names without pending entries, if replies to XINFO STREAM, GROUPS and CONSUMERS say that all is answered."""
     if any(isinstance(reply, ReplyError) for reply in replies):
         return []
     stream, groups, consumers = replies
-    ours = next((group for group in map(record, groups) if group["name"] == GROUP.encode()), None)
+    ours = next((group for group in map(record, groups) if group["name"] == group_name.encode()), None)
     if ours is None or ours["pending"] or ours["last-delivered-id"] != record(stream)["last-generated-id"]:
         return []
     free = {
@@ -152,6 +185,8 @@ def _trim(claims: Claims, limit: int) -> None:
     if isinstance(groups, ReplyError) or not groups:
         return
     records = [record(group) for group in groups]
+    if stream.endswith(keys.request_stream("")) and keys.GROUP.encode() not in [group["name"] for group in records]:
+        return  # its own workers have not started yet
     pending = claims.exchange(*[("XPENDING", stream, group["name"]) for group in records])
     floor = min(
         (

@@ -29,7 +29,6 @@ from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker import eventloop
 from sandboxrun.worker.answer import check_deadline
 from sandboxrun.worker.base import CUT_SECONDS, GRACE_SECONDS, LOOK_SECONDS
-from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler, callables
 from sandboxrun.worker.health import QUICK_SECONDS
@@ -37,6 +36,7 @@ from sandboxrun.worker.job import Job, Key
 from sandboxrun.worker.kept import Kept
 from sandboxrun.worker.outage import Backoff
 from sandboxrun.worker.reader import Reader, Room
+from sandboxrun.worker.rendering import Entry
 from sandboxrun.worker.request import Encoder, Request
 from sandboxrun.worker.reruns import Reruns
 

@@ -22,11 +22,11 @@ from runner import Runner
 
 from sandboxrun.config.fields import parse_loop
 from sandboxrun.redis.replies import ReplyError
-from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.effects import Emit
 from sandboxrun.worker.joined import Joined
+from sandboxrun.worker.rendering import Entry, Renderer
 from sandboxrun.worker.request import Encoder, Request
 
 HEAD = """

@@ -16,12 +16,12 @@ from loop_workers import answer, send
 from sandboxrun.config.fields import parse_loop
 from sandboxrun.errors import ConnectionLost
 from sandboxrun.worker.aside import Aside
-from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.claims import Claims
 from sandboxrun.worker.context import Context
 from sandboxrun.worker.handlers import Handler
 from sandboxrun.worker.job import Job
 from sandboxrun.worker.reader import Room
+from sandboxrun.worker.rendering import Entry
 from sandboxrun.worker.request import Request
 from sandboxrun.worker.reruns import Reruns
 

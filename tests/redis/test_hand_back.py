@@ -11,8 +11,8 @@ import redis
 from sandboxrun.config.fields import parse_loop
 from sandboxrun.protocol import GROUP, HANDED_BACK_MILLIS
 from sandboxrun.redis.connection import Connection
-from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.claims import Claims
+from sandboxrun.worker.rendering import Entry
 
 
 @contextlib.contextmanager

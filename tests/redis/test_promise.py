@@ -22,8 +22,8 @@ from runner import Runner
 from sandboxrun.config.fields import parse_loop
 from sandboxrun.errors import ConnectionLost
 from sandboxrun.redis.connection import Connection
-from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.claims import Claims
+from sandboxrun.worker.rendering import Entry, Renderer
 from sandboxrun.worker.sweep import look_around, remove_gone
 
 Make = Callable[[int, str], Claims]

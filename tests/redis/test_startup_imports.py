@@ -63,7 +63,7 @@ WORKER = frozenset(
     sandboxrun.errors sandboxrun.healthpage sandboxrun.modulecache sandboxrun.plainjson sandboxrun.protocol
     sandboxrun.protocol.calling sandboxrun.protocol.reply sandboxrun.protocol.request sandboxrun.redis
     sandboxrun.redis.address sandboxrun.redis.connection sandboxrun.redis.replies sandboxrun.worker
-    sandboxrun.worker.answer sandboxrun.worker.app sandboxrun.worker.base sandboxrun.worker.batch
+    sandboxrun.worker.answer sandboxrun.worker.app sandboxrun.worker.base sandboxrun.worker.rendering
     sandboxrun.worker.claims sandboxrun.worker.context sandboxrun.worker.handlers sandboxrun.worker.health
     sandboxrun.worker.outage sandboxrun.worker.output sandboxrun.worker.process
     sandboxrun.worker.request sandboxrun.worker.responses sandboxrun.worker.serial sandboxrun.worker.session

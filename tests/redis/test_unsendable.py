@@ -19,8 +19,8 @@ from runner import Runner
 from sandboxrun.config.fields import parse_loop
 from sandboxrun.errors import ConnectionLost
 from sandboxrun.redis.connection import Connection
-from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.claims import TOGETHER_TRIES, UNSENDABLE_TRIES, Claims
+from sandboxrun.worker.rendering import Entry, Renderer
 
 MARK = b"the-one-that-is-not-let-through"
 HOW = ("a proxy", "proto-max-bulk-len", "client-query-buffer-limit")

@@ -94,6 +94,15 @@ async def awaits() -> None:
 
 
 worker.handler(Shop().order)
+
+
+@worker.batch(size=10, seconds=0)
+def store(requests: list[worker.Request]) -> list[dict[str, int]]:
+    if not requests:
+        raise worker.Unavailable("away")
+    return [{"bytes": len(request.raw[b"data"])} for request in requests]
+
+
 worker.handler("shop")(Shop())
 worker.handler(functools.partial(with_database, "/db"))
 worker.handler(lambda request: request.data, timeout=3)

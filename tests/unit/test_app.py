@@ -12,8 +12,8 @@ from sandboxrun.config.fields import parse_loop
 from sandboxrun.errors import ConfigError
 from sandboxrun.worker.answer import Answers
 from sandboxrun.worker.app import App
-from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.context import Context
+from sandboxrun.worker.rendering import Entry, Renderer
 
 
 class Money:
@@ -28,7 +28,9 @@ def reply(app: App, type_: str, told: list[Any]) -> Any:
     """What the app answers to a request of this type."""
     own = app.context.type
     render = Renderer(parse_loop({}, own, "1"), own, keys.dead_stream(own))
-    answers = Answers(app.handlers(), own, "1", render, app.json, lambda request, fields: told.append(fields))
+    answers = Answers(
+        app.handlers(), own, parse_loop({}, own, "1"), render, app.json, lambda request, fields: told.append(fields)
+    )
     bodies: list[str] = []
     render.reply = lambda entry, code, body, *rest: bodies.append(body)  # type: ignore[method-assign,misc,assignment]
     answers.serve(Entry(b"1-0", {b"ref": b"r", b"type": type_.encode(), b"data": b"{}"}))

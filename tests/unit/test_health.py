@@ -18,8 +18,8 @@ from sandboxrun.sandbox.child import health as child
 from sandboxrun.sandbox.supervisor import health as supervisor
 from sandboxrun.sandbox.supervisor import spawn
 from sandboxrun.sandbox.supervisor.health import BOUNDS, Health, Histogram, Page, stuck
-from sandboxrun.worker.batch import Entry
 from sandboxrun.worker.health import Health as Writer
+from sandboxrun.worker.rendering import Entry
 
 SPECIAL = (0.0, -1.0, math.nan, math.inf, -math.inf, 1e308, 5e-324)
 

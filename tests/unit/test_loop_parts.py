@@ -18,9 +18,9 @@ from sandboxrun.protocol import BadRequest
 from sandboxrun.protocol.request import now
 from sandboxrun.redis.address import parse_url
 from sandboxrun.redis.connection import RETRY_MOST_SECONDS, delays, pack
-from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.handlers import Handler
 from sandboxrun.worker.payload import Mismatch, converter
+from sandboxrun.worker.rendering import Entry, Renderer
 from sandboxrun.worker.request import Encoder, Request
 from sandboxrun.worker.streams import gone, order
 

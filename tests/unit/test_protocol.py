@@ -19,8 +19,8 @@ from sandboxrun.config import keys
 from sandboxrun.config.fields import parse_loop
 from sandboxrun.protocol.call import CallError, error_of
 from sandboxrun.worker.answer import Answers
-from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.handlers import Handler
+from sandboxrun.worker.rendering import Entry, Renderer
 from sandboxrun.worker.request import Encoder, Request
 
 TYPES = st.from_regex(r"[a-z][-a-z0-9_]{0,10}", fullmatch=True).filter(lambda type_: type_ not in ("req", "res"))
@@ -63,7 +63,7 @@ def answered(request: Outgoing, type_: str, handle: Any) -> Entry:
     answers = Answers(
         {type_: Handler(handle, None, None)},
         type_,
-        "1",
+        loop,
         Renderer(loop, type_, keys.dead_stream(type_)),
         Encoder(),
         lambda request, fields: None,

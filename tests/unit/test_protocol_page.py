@@ -12,7 +12,7 @@ from sandboxrun.config.fields import ALIASES, LOOP_NAMES, LOOP_NUMBERS, parse_lo
 from sandboxrun.protocol import HANDED_BACK_MILLIS
 from sandboxrun.protocol.calling import NOTE, NOTED_MAX, PATH_MAX
 from sandboxrun.protocol.request import METHOD_MAX_CHARS, entry, trace_fields
-from sandboxrun.worker import batch, claims, kept, sweep, tracing
+from sandboxrun.worker import claims, kept, rendering, sweep, tracing
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
@@ -69,7 +69,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert f"at most {protocol.MESSAGE_MAX_CHARS:,} characters" in PAGE
     assert f"EXPIRE req:REF:h  {protocol.TRACE_EXPIRE_SECONDS}\n" in PAGE
     assert f"EXPIRE req:fence-NAME:h {put.FENCE_EXPIRE_SECONDS}`" in PAGE
-    assert f"MAXLEN ~ {batch.DEAD_STREAM_LIMIT} " in PAGE
+    assert f"MAXLEN ~ {rendering.DEAD_STREAM_LIMIT} " in PAGE
     assert f"IDLE {HANDED_BACK_MILLIS} RETRYCOUNT 0 JUSTID" in PAGE
     assert f"IDLE takeoverMillis - + {sweep.TAKE_MOST}" in PAGE
     assert kept.RENEW_PART == 6 and "six times in\n`takeoverMillis`" in PAGE

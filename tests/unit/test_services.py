@@ -20,8 +20,8 @@ from sandboxrun.protocol.services import value_of
 from sandboxrun.worker import Request
 from sandboxrun.worker.answer import Answers
 from sandboxrun.worker.app import App
-from sandboxrun.worker.batch import Entry, Renderer
 from sandboxrun.worker.context import Context
+from sandboxrun.worker.rendering import Entry, Renderer
 
 ran: list[str] = []
 
@@ -95,7 +95,15 @@ def answer(app: App, method: str | None, data: Any = None, **fields: str) -> dic
     """The reply to such a request."""
     type_ = app.context.type
     render = Renderer(parse_loop({}, type_, "1"), type_, keys.dead_stream(type_))
-    answers = Answers(app.handlers(), type_, "1", render, app.json, lambda request, noted: None, app.context.caller)
+    answers = Answers(
+        app.handlers(),
+        type_,
+        parse_loop({}, type_, "1"),
+        render,
+        app.json,
+        lambda request, noted: None,
+        app.context.caller,
+    )
     bodies: list[str] = []
     render.reply = lambda entry, code, body, *rest: bodies.append(body)  # type: ignore[method-assign,misc,assignment]
     raw = {"ref": "r", "type": type_, "data": json.dumps({} if data is None else data), **fields}

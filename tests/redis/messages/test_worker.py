@@ -64,12 +64,27 @@ DEF, DATACLASS = "{}def {}({}):", "from dataclasses import dataclass\n@dataclass
 DATA = {"day": None, "n": 1}  # what the handlers below can take
 
 # The hint's template, the script with the mistake, and where the hint's lines go.
+BATCH = "@worker.batch(size=1000)\ndef handle(requests):\n    return [{} for request in requests]"
+BATCHED = "def handle(requests):\n    pass\n"
 SITUATIONS: dict[str, tuple[str, str, Fix]] = {
     "no handler": (EXAMPLE, IMPORT + "# HERE\n" + RUN, in_place_of("# HERE")),
     "the handler is a number": (EXAMPLE, IMPORT + "worker.handler(5)\n" + RUN, in_place_of("worker.handler(5)")),
     "the handler cannot be called": (
         EXAMPLE, IMPORT + "worker.handler('u')(classmethod(print))\n" + RUN,
         in_place_of("worker.handler('u')(classmethod(print))"),
+    ),
+    "a batch handler that is none": (BATCH, IMPORT + "worker.batch()(5)\n" + RUN, in_place_of("worker.batch()(5)")),
+    "a batch of no requests": (
+        "@worker.batch(size=1000)", IMPORT + "@worker.batch(size=0)\n" + BATCHED + RUN,
+        in_place_of("@worker.batch(size=0)"),
+    ),
+    "a batch of no time": (
+        "@worker.batch(seconds=0.05)", IMPORT + "@worker.batch(seconds=-1)\n" + BATCHED + RUN,
+        in_place_of("@worker.batch(seconds=-1)"),
+    ),
+    "a batch handler with concurrency": (
+        "worker.run()", IMPORT + "@worker.batch()\n" + BATCHED + "worker.run(concurrency=4)\n",
+        in_place_of("worker.run(concurrency=4)"),
     ),
     "a timeout of 0": (
         "@worker.handler({}timeout=5)", (IMPORT + HANDLER + RUN).replace("handler\n", "handler(timeout=0)\n"),

@@ -7,7 +7,7 @@ reply of a worker.
 from __future__ import annotations
 
 from sandboxrun.config import keys
-from sandboxrun.protocol import GROUP, TRACE_EXPIRE_SECONDS
+from sandboxrun.protocol import TRACE_EXPIRE_SECONDS
 from sandboxrun.protocol.reply import STORY, STORY_BYTES
 from sandboxrun.redis.connection import pack
 from sandboxrun.worker.request import noted
@@ -43,6 +43,7 @@ class Entry:
         "raw",
         "ref",
         "sent",
+        "silent",
         "spent",
         "xid",
     )
@@ -60,6 +61,7 @@ class Entry:
         self.answered = False  # `commands` has the reply
         self.losses = 0  # lost connections while the reply was on its way
         self.sent = False  # the reply was sent, and is not confirmed by Redis yet
+        self.silent = False  # it is acknowledged, and not answered
         self.effects: Effects | None = None  # that join the reply
 
     def again(self) -> Entry:
@@ -125,6 +127,9 @@ class Renderer:
         span: Span | None = None,
     ) -> None:
         """Set the entry's commands: the reply, its record, the trace. `body` is the reply's JSON."""
+        if entry.silent:
+            entry.answered, entry.commands, entry.count = True, b"", 0
+            return
         text = body.encode()
         word = b"$%d\r\n%b\r\n" % (len(text), text)
         name = (entry.ref or "").encode()
@@ -183,8 +188,8 @@ class Renderer:
         return letter.commands
 
 
-def acknowledge(stream: str, xids: Sequence[bytes]) -> bytes:
-    return pack("XACK", stream, GROUP, *xids)
+def acknowledge(loop: Loop, xids: Sequence[bytes]) -> bytes:
+    return pack("XACK", loop.request_stream, loop.consumer_group, *xids)
 
 
 def _word(value: bytes) -> bytes:
