@@ -42,6 +42,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "spec/schemas": frozenset({"ground"}),
     "spec/interface": frozenset({"ground", "spec/schemas"}),
     "spec": _CONFIG | {"spec/schemas", "spec/interface"},
+    "sync": frozenset({"ground"}),  # for the operator, and for the plugin inside the sandbox
     "policy": _CONFIG,
     "protocol": _CONFIG,
     "redis": _CONFIG | {"policy"},
