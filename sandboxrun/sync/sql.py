@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Text that is a number of seconds or, from the year 5138 on as seconds, of milliseconds since 1970.
 _NUMBER = r"'^-?[0-9]+(\.[0-9]+)?$'"
 _MILLIS_FROM = "1e11"
-STREAM_KEY, HASH_KEY = ("_ms", "_seq"), ("_key",)
+_PARAMETER = "\0"  # until the statement is whole, because psycopg takes each % for a placeholder
 
 
 def name(text: str) -> str:
@@ -140,7 +140,7 @@ def insert(table: Table) -> str:
     arrays = [*leading(table), *("jsonb" if field.is_json else "text" for field in given)]
     names = ["ms", "seq"] + (["key", "deleted"] if table.hash is not None else [])
     names += [f"f{number}" for number in range(len(given))]
-    parameters = ", ".join(f"%s::{type_}[]" for type_ in arrays)
+    parameters = ", ".join(f"{_PARAMETER}::{type_}[]" for type_ in arrays)
     places = {(field.name, field.is_json): f"f{number}" for number, field in enumerate(given)}
     values = [_value(column, places[column.path[0], _is_json(column)]) for column in table.columns]
     own = ["_ms", "_seq"] + (["_key", "_deleted"] if table.hash is not None else [])
@@ -151,7 +151,9 @@ def insert(table: Table) -> str:
         f"FROM unnest({parameters}) AS g({', '.join(names)})\n"
         f"ON CONFLICT {_on_conflict(table)}"
     )
-    return _with_totals(table, statement) if table.totals else statement
+    if table.totals:
+        statement = _with_totals(table, statement)
+    return statement.replace("%", "%%").replace(_PARAMETER, "%s")
 
 
 def _on_conflict(table: Table) -> str:

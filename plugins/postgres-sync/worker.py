@@ -1,0 +1,102 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["psycopg[binary]>=3.2,<4"]
+# [tool.sandboxrun]
+# lock = "sha256:70f454cad9c91e768621d81bd7934ea8d3802bafb891f4e71a8f3d982ca0308f"
+# [tool.sandboxrun.files]
+# "arrays.py" = "sha256:83b767d514830c46ea1e9daf2c6669c86712cb7a5b04e3566d7262bf9b2aecef"
+# "database.py" = "sha256:3f55203b8a2f561cdee07c7769c8748891e0b8474ac1778e1faf24976ed32a22"
+# "store.py" = "sha256:e6f3b306036008ee519b2e9242687e6c13133efd5b39f9134ed69e159c7b8421"
+# ///
+"""Keep tables of PostgreSQL up to date from a stream: each entry is a row, stored once, many in one transaction.
+
+sync.json says which tables follow which stream: docs/postgres.md. An entry is acknowledged after its row is committed.
+"""
+
+import os
+import sys
+
+import psycopg
+from database import Database, Mistake, parameters
+from store import Store
+
+from sandboxrun import worker
+from sandboxrun.errors import ConfigError
+from sandboxrun.sync import model
+
+CONFIG_ERROR = 78
+SIZE, SECONDS = 1000, 0.05
+
+
+def number(name, default, most, kind):
+    """A field of the hash that is a number above 0. Raises Mistake."""
+    text = worker.config().get(name, "")
+    if not text:
+        return default
+    try:
+        value = kind(text)
+    except ValueError:
+        value = 0
+    if not 0 < value <= most:
+        raise Mistake(f"the field {name} is {text[:40]!r}: expected a number up to {most}, such as {default}")
+    return value
+
+
+def tables():
+    """Those of sync.json that follow this worker's stream. Raises Mistake, ConfigError."""
+    path = worker.config().get("sync", "")
+    if not path:
+        raise Mistake(
+            "the hash has no field sync: expected the path of a sync.json",
+            "sandboxrun set postgres-sync 1 sync=PATH allowRead=PATH",
+        )
+    try:
+        with open(path, "rb") as file:
+            data = file.read(model.FILE_MAX_BYTES + 1)
+    except OSError as error:
+        raise Mistake(f"sync.json at {path} cannot be read: {error.strerror}") from None
+    found = model.parse(data, path)
+    stream = worker.config().get("requestStream", "")
+    mine = [table for table in found.values() if table.stream == stream]
+    if not mine:
+        names = sorted({table.stream for table in found.values()})
+        raise Mistake(
+            f"no table of {path} follows the stream {stream!r}: expected {' or '.join(names[:5])}",
+            f"sandboxrun set postgres-sync 1 requestStream={names[0]} consumerGroup=postgres-sync",
+        )
+    return mine, os.path.dirname(path)
+
+
+def start():
+    """The store, and the size and age of batches. Raises Mistake, ConfigError, MissingSecret."""
+    mine, folder = tables()
+    store = Store(Database(parameters(worker.secrets()["postgres"])), mine, worker.connect)
+    size, seconds = number("batchSize", SIZE, 10_000, int), number("batchSeconds", SECONDS, 60, float)
+    try:
+        store.check(f"sandboxrun sync plan {folder} | psql")
+    except worker.Unavailable as error:
+        print(f"starting while this is unavailable: {error}", file=sys.stderr)
+    except psycopg.Error as error:
+        raise Mistake(f"PostgreSQL: {error.diag.message_primary or error}") from None
+    return store, size, seconds
+
+
+def fail(message, hint=""):
+    print(f"error: {message}" + (f"\nhint: {hint}" if hint else ""), file=sys.stderr)
+    sys.exit(CONFIG_ERROR)
+
+
+try:
+    store, size, seconds = start()
+except Mistake as mistake:
+    fail(*mistake.args)
+except (ConfigError, KeyError) as error:
+    fail(str(error), getattr(error, "hint", ""))
+
+
+@worker.batch(size=size, seconds=seconds)
+def write(requests):
+    store.write(requests)
+
+
+worker.run()
