@@ -22,6 +22,7 @@ from limit import (  # noqa: F401  # hooks
     pytest_timeout_set_timer,
     pytest_unconfigure,
 )
+from postgres import Database, Server
 
 from sandboxrun.errors import SandboxError
 from sandboxrun.sandbox.compile import features
@@ -45,6 +46,19 @@ def _policy() -> None:
         pytest.fail(
             "/etc/xdg/sandboxrun/policy.toml bounds the workers of the tests, too: move it for as long as they run"
         )
+
+
+@pytest.fixture(scope="session")
+def _postgres_server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(_postgres_server: Server) -> Iterator[Database]:
+    """A new database, on a server that the test may crash, stop and restart."""
+    with _postgres_server.database() as database:
+        yield database
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ fi
 # What takes the whole machine for a moment, such as a fork bomb, runs alone at the end.
 home=$SANDBOXRUN_TESTS_FOLDER
 mkdir "$home/tmp"
+chmod 711 "$home" # PostgreSQL does not run as root, and has to enter it
 once=""
 together=""
 [ $# -gt 0 ] || together="-m not(alone)"
@@ -45,7 +46,6 @@ if [ "$(id -u)" = 0 ]; then
     # What passes as root alone proves nothing for those who have no root. The ordinary user gets a copy of its own, and
     # the system's Python: root's may lie where only root can enter.
     user=65534
-    chmod 711 "$home"
     mkdir "$home/user" "$home/user/tmp"
     tar -c --exclude=./.venv --exclude=./.git --exclude=./demo/.state --exclude=__pycache__ . | tar -x -C "$home/user"
     chown -R "$user:$user" "$home/user"

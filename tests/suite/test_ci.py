@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import postgres
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,7 @@ def test_it_runs_the_suite_and_ends_as_that_does(copy: Path, home: dict[str, str
     needed = ("redis-server", "openssl", "setpriv")
     if not all(map(shutil.which, needed)) or not os.path.exists("/usr/bin/python3"):
         pytest.skip(f"one of {' '.join(needed)} is not there")
+    postgres.program("postgres")
     done = ci(copy, PATH=os.environ["PATH"], **home)
     assert (done.returncode, done.stdout, done.stderr) == (5, f"CI=true {copy}\n", "")
 
