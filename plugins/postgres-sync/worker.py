@@ -13,7 +13,6 @@
 sync.json says which tables follow which stream: docs/postgres.md. An entry is acknowledged after its row is committed.
 """
 
-import os
 import sys
 
 import psycopg
@@ -26,6 +25,7 @@ from sandboxrun.sync import model
 
 CONFIG_ERROR = 78
 SIZE, SECONDS = 1000, 0.05
+TYPE, ID = sys.argv[1].split(":")[:2]
 
 
 def number(name, default, most, kind):
@@ -44,36 +44,30 @@ def number(name, default, most, kind):
 
 def tables():
     """Those of sync.json that follow this worker's stream. Raises Mistake, ConfigError."""
-    path = worker.config().get("sync", "")
-    if not path:
+    text = worker.config().get("sync", "")
+    if not text:
         raise Mistake(
-            "the hash has no field sync: expected the path of a sync.json",
-            "sandboxrun set postgres-sync 1 sync=PATH allowRead=PATH",
+            "the hash has no field sync: expected the text of a sync.json",
+            f'sandboxrun set {TYPE} {ID} sync="$(cat sync.json)"',
         )
-    try:
-        with open(path, "rb") as file:
-            data = file.read(model.FILE_MAX_BYTES + 1)
-    except OSError as error:
-        raise Mistake(f"sync.json at {path} cannot be read: {error.strerror}") from None
-    found = model.parse(data, path)
+    found = model.parse(text.encode(), "field sync")
     stream = worker.config().get("requestStream", "")
     mine = [table for table in found.values() if table.stream == stream]
     if not mine:
         names = sorted({table.stream for table in found.values()})
         raise Mistake(
-            f"no table of {path} follows the stream {stream!r}: expected {' or '.join(names[:5])}",
-            f"sandboxrun set postgres-sync 1 requestStream={names[0]} consumerGroup=postgres-sync",
+            f"no table of the field sync follows the stream {stream!r}: expected {' or '.join(names[:5])}",
+            f"sandboxrun set {TYPE} {ID} requestStream={names[0]} consumerGroup={TYPE} allowRedis={names[0]}",
         )
-    return mine, os.path.dirname(path)
+    return mine
 
 
 def start():
     """The store, and the size and age of batches. Raises Mistake, ConfigError, MissingSecret."""
-    mine, folder = tables()
-    store = Store(Database(parameters(worker.secrets()["postgres"])), mine, worker.connect)
+    store = Store(Database(parameters(worker.secrets()["postgres"])), tables(), worker.connect)
     size, seconds = number("batchSize", SIZE, 10_000, int), number("batchSeconds", SECONDS, 60, float)
     try:
-        store.check(f"sandboxrun sync plan {folder} | psql")
+        store.check("sandboxrun sync plan . | psql  # in the folder of sync.json")
     except worker.Unavailable as error:
         print(f"starting while this is unavailable: {error}", file=sys.stderr)
     except psycopg.Error as error:
