@@ -64,7 +64,10 @@ def texts(values: Sequence[bytes | None]) -> Texts:
 
 def jsons(values: Sequence[bytes | None]) -> Jsons:
     """`values`: the text of JSON. PostgreSQL parses it."""
-    return Jsons(_head(JSONB, len(values)) + b"".join(_parts([value and _JSONB_VERSION + value for value in values])))
+    return Jsons(
+        _head(JSONB, len(values))
+        + b"".join(_parts([None if value is None else _JSONB_VERSION + value for value in values]))
+    )
 
 
 def _parts(values: Iterable[bytes | None]) -> list[bytes]:

@@ -15,7 +15,7 @@ CONNECT_SECONDS = 5
 FORM = "postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE"
 # Classes of SQLSTATE (appendix A of PostgreSQL's manual) that are the fault of one row: it is refused, and all others are
 # stored. Everything else passes, or is for the operator to mend: the batch waits.
-_OF_ROWS = ("21", "22", "23")
+_OF_ROWS = ("21", "22", "23", "54", "P0")
 _SETTINGS = {
     "connect_timeout": str(CONNECT_SECONDS),
     "target_session_attrs": "read-write",  # of several hosts, the one that takes writes

@@ -4,8 +4,8 @@
 # [tool.sandboxrun]
 # lock = "sha256:70f454cad9c91e768621d81bd7934ea8d3802bafb891f4e71a8f3d982ca0308f"
 # [tool.sandboxrun.files]
-# "arrays.py" = "sha256:83b767d514830c46ea1e9daf2c6669c86712cb7a5b04e3566d7262bf9b2aecef"
-# "database.py" = "sha256:3f55203b8a2f561cdee07c7769c8748891e0b8474ac1778e1faf24976ed32a22"
+# "arrays.py" = "sha256:492b96d31f3be22c9cdac09d20d588df734df7b904583c8a8094b650f7c3da5b"
+# "database.py" = "sha256:b6346755ddd1f5328d34826a27c5489fa0b8aa6cefc1dd6f6c05ab1391ee0efc"
 # "store.py" = "sha256:e6f3b306036008ee519b2e9242687e6c13133efd5b39f9134ed69e159c7b8421"
 # ///
 """Keep tables of PostgreSQL up to date from a stream: each entry is a row, stored once, many in one transaction.
