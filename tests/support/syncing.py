@@ -122,4 +122,7 @@ class Syncing:
         return self.database.execute(text)
 
     def dead(self) -> list[dict[str, str]]:
-        return [fields for _, fields in self.r.xrange(f"{GROUP}:dead:x")]
+        """The fields of all dead letters; what is not UTF-8 in them is replaced."""
+        options = {"decode_responses": True, "encoding_errors": "replace"}
+        with redis.Redis.from_url(self.run.env["REDIS_URL"], **options) as r:
+            return [fields for _, fields in r.xrange(f"{GROUP}:dead:x")]
