@@ -7,9 +7,12 @@ kept and tried again.
 
 from __future__ import annotations
 
+import _thread
 import time
 
+from sandboxrun.errors import ConnectionLost, StoreError
 from sandboxrun.healthpage import HANDLING_SINCE, READY, TICK
+from sandboxrun.redis.replies import ReplyError
 from sandboxrun.worker.base import BATCH_MOST
 from sandboxrun.worker.health import QUICK_SECONDS
 from sandboxrun.worker.output import say
@@ -41,12 +44,18 @@ class Batched(Serial):
         self, context: Context, loop: Loop, handlers: Mapping[str, Handler], encoder: Encoder, handler: BatchHandler
     ) -> None:
         super().__init__(context, loop, handlers, encoder)
-        self._together = Together(self._answers, handler, context.type, self._wait)
+        self._together = Together(self._answers, handler, self._wait)
         self._size, self._seconds_most = handler.size, handler.seconds
         self._count = min(BATCH_MOST, self._size)
         self._since = 0.0  # when the oldest request in `_todo` arrived
         self._bytes = 0  # of the requests in `_todo`
+        self._wanted = _thread.allocate_lock()  # released if the reader has replies to take
+        self._wanted.acquire()
         self._away_since = self._away_said = self._pause = 0.0
+
+    def run(self) -> None:
+        _thread.start_new_thread(self._read_ahead, ())
+        super().run()
 
     # --- collecting
 
@@ -114,6 +123,8 @@ class Batched(Serial):
 
     def _handle(self, batch: list[Entry], at: float) -> float:
         self._times[HANDLING_SINCE] = self._busy = at
+        if self._claims.waiting and self._wanted.locked():
+            self._wanted.release()
         self._lock.release()
         try:
             self._together.serve(batch)
@@ -128,6 +139,17 @@ class Batched(Serial):
         self._count_handled(answered, at, ended)
         return ended
 
+    def _read_ahead(self) -> None:
+        """In a thread of its own: take the next batch from Redis while the handler waits for something else."""
+        while True:
+            self._wanted.acquire()
+            with self._lock:
+                try:
+                    while self._busy and self._claims.waiting:
+                        self._claims.receive()
+                except (ConnectionLost, StoreError, ReplyError) as error:
+                    self._keep_trying(error)
+
     def _count_handled(self, answered: list[Entry], at: float, ended: float) -> None:
         """A request's time is the batch's, because that is how long its sender waits for it."""
         if not answered:
@@ -137,8 +159,7 @@ class Batched(Serial):
         if ended - at <= QUICK_SECONDS:
             self._quick += len(answered)
         else:
-            for _ in answered:
-                self._health.took(ended - at)
+            self._health.took(ended - at, len(answered))
         self._batch = answered, at, at
 
     def _take_suspect(self) -> None:

@@ -53,9 +53,9 @@ class Health:
         self.words[at.HANDLER] += quick
         self.times[at.HANDLER_SUM] += seconds
 
-    def took(self, seconds: float) -> None:
-        """A request took so long. `handled` counts it and its time."""
-        self.words[at.HANDLER + bisect_left(at.BOUNDS, seconds)] += 1
+    def took(self, seconds: float, count: int = 1) -> None:
+        """So many requests took so long. `handled` counts them and their time."""
+        self.words[at.HANDLER + bisect_left(at.BOUNDS, seconds)] += count
 
     def waited(self, entries: Sequence[Entry], first: float, last: float) -> None:
         """These have begun, the first of them at the Unix time `first`, the last at `last`.

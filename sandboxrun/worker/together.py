@@ -33,14 +33,34 @@ class Item(Request):
     `data` raises BadRequest if the entry is malformed.
     """
 
-    __slots__ = ("_data", "_parsed")
+    __slots__ = ("_data", "_entry", "_parsed")
 
-    def __init__(self, entry: Entry, type_: str) -> None:
-        self.xid, self.ref, self.type, self._raw = entry.xid.decode(), "", type_, entry.raw
-        self.deadline, self.deliveries = None, entry.deliveries
-        self._noted = self._encoder = self._tell = self._caller = self._calling = None
-        self._effects = False
+    # Of the class, because an object is made for each of very many entries.
+    ref = ""
+    deadline = _noted = _encoder = _tell = _caller = _calling = None
+    _effects: Any = False
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
         self._parsed = False
+
+    @property
+    def _raw(self) -> Mapping[bytes, bytes]:  # type: ignore[override]
+        return self._entry.raw
+
+    raw = _raw
+
+    @property
+    def xid(self) -> str:  # type: ignore[override]  # nobody sets it
+        return self._entry.xid.decode()
+
+    @property
+    def type(self) -> str:  # type: ignore[override]
+        return self._entry.raw.get(b"type", b"").decode("utf-8", "replace")
+
+    @property
+    def deliveries(self) -> int:  # type: ignore[override]
+        return self._entry.deliveries
 
     @property
     def data(self) -> Any:
@@ -91,10 +111,8 @@ class BatchHandler(Handler):
 class Together:
     """Answers batches. `wait` is called with what is unavailable, and whether it is worth another try is its result."""
 
-    def __init__(
-        self, answers: Answers, handler: BatchHandler, type_: str, wait: Callable[[Unavailable], bool]
-    ) -> None:
-        self._answers, self._handler, self._type, self._wait = answers, handler, type_, wait
+    def __init__(self, answers: Answers, handler: BatchHandler, wait: Callable[[Unavailable], bool]) -> None:
+        self._answers, self._handler, self._wait = answers, handler, wait
 
     def serve(self, entries: Sequence[Entry]) -> None:
         """Have each entry answered; those that are not when `wait` gave up are as they were.
@@ -138,7 +156,7 @@ class Together:
         """The request of an entry, or None if it is answered already: it is malformed, or its deadline has passed."""
         if self._answers.is_item(entry):
             entry.silent = True
-            return entry, Item(entry, entry.raw.get(b"type", b"").decode("utf-8", "replace") or self._type)
+            return entry, Item(entry)
         try:
             return entry, self._answers.parse(entry)[1]
         except BaseException as error:

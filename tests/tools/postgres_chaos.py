@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -20,20 +19,28 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 import postgres
 import psutil
+import psycopg
 import redis
 import servers
+from arena import wait_for
 from runner import Runner
 from syncing import GROUP, ORDERS, STREAM, Syncing
 from tcp_relay import Relay
 
-POISON = (b'{"item": "a\\u0000b"}', b'{"item": "x", "n": NaN}', b"{", b'{"n": 1}', b'{"item": "x", "n": 3000000000}', b"\xff")
-SETTINGS = ("--appendonly", "yes", "--appendfsync", "always")
+POISON = (
+    b'{"item": "a\\u0000b"}',
+    b'{"item": "x", "n": NaN}',
+    b"{",
+    b'{"n": 1}',
+    b'{"item": "x", "n": 3000000000}',
+    b"\xff",
+)
+SETTINGS = ("appendonly yes", "appendfsync always")
 WORKERS, CHUNK, POISON_EACH = 3, 200, 97
 PAUSE_SECONDS = (0.1, 0.8)
 
@@ -43,7 +50,7 @@ class Chaos:
 
     def __init__(self, syncing: Syncing, server: servers.Own, relay: Relay, seed: int) -> None:
         self._syncing, self._server, self._relay = syncing, server, relay
-        self._random = random.Random(seed)  # noqa: S311
+        self._random = random.Random(seed)
         self.done: Counter[str] = Counter()
         self._runs: dict[str, subprocess.Popen[bytes]] = {}
         self.good = self.bad = 0
@@ -98,6 +105,11 @@ class Chaos:
 
     def _cut(self) -> None:
         self._relay.cut()
+        with contextlib.suppress(psycopg.Error):  # the relay keeps its own side open
+            self._syncing.database.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'writer'",
+                role=postgres.SUPERUSER,
+            )
         self.done["connections cut"] += 1
 
     def _crash_postgres(self) -> None:
@@ -110,8 +122,14 @@ class Chaos:
     def _restart_redis(self) -> None:
         self._server.kill()
         time.sleep(self._random.uniform(0, 0.5))
-        self._server.start(*SETTINGS)
+        self._server.start()
+        wait_for(self._redis_is_back, 30, "Redis to be back")
         self.done["kills of Redis"] += 1
+
+    def _redis_is_back(self) -> bool:
+        with contextlib.suppress(redis.RedisError):
+            return bool(self._syncing.r.ping())
+        return False
 
     def _settle(self) -> None:
         deadline = time.monotonic() + 180
@@ -143,18 +161,20 @@ class Chaos:
 
 def play(entries: int, seed: int, home: Path) -> Chaos:
     """Raises AssertionError."""
-    with servers.Own(*SETTINGS) as server, postgres.Server() as database_server:
-        with database_server.database() as database, Relay(database_server.port) as relay:
-            url = f"redis://127.0.0.1:{server.port}"
-            with redis.Redis.from_url(url, decode_responses=True, retry_on_error=[redis.ConnectionError]) as r:
-                syncing = Syncing(Runner(url, home), r, database, ORDERS)
-                for id_ in range(1, WORKERS + 1):
-                    syncing.add_worker(str(id_), url=database.url("writer", port=relay.port), allowNet=f"127.0.0.1:{relay.port}")
-                chaos = Chaos(syncing, server, relay, seed)
-                chaos.run(entries)
-                faults = chaos.faults()
-                assert not faults, faults
-                return chaos
+    server, database_server = servers.Own(*SETTINGS), postgres.Server()
+    with server, database_server, database_server.database() as database, Relay(database_server.port) as relay:
+        r = redis.Redis.from_url(server.url, decode_responses=True)
+        with r:
+            syncing = Syncing(Runner(server.url, home), r, database, ORDERS)
+            for id_ in range(1, WORKERS + 1):
+                syncing.add_worker(
+                    str(id_), url=database.url("writer", port=relay.port), allowNet=f"127.0.0.1:{relay.port}"
+                )
+            chaos = Chaos(syncing, server, relay, seed)
+            chaos.run(entries)
+            faults = chaos.faults()
+            assert not faults, faults
+            return chaos
 
 
 def main() -> None:
@@ -165,7 +185,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="chaos") as folder:
         began = time.monotonic()
         chaos = play(options.entries, options.seed, Path(folder))
-        print(f"{chaos.good} rows, {chaos.good} effects, {chaos.bad} dead letters, 0 pending; {time.monotonic() - began:.0f} s")
+        print(
+            f"{chaos.good} rows, {chaos.good} effects, {chaos.bad} dead letters, 0 pending; {time.monotonic() - began:.0f} s"
+        )
         print(", ".join(f"{count} {what}" for what, count in sorted(chaos.done.items())))
 
 
