@@ -160,6 +160,8 @@ class Answers:
         except BaseException:
             self.replied(FAILED)
             self._render.reply(entry, FAILED, last_resort(entry.ref, self._type, received), received, received)
+            if entry.silent:
+                self.bury(entry, message_of(error))
 
     def _fail(self, entry: Entry, received: str, request: Request | None, error: BaseException) -> None:
         if request is not None:

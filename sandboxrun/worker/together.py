@@ -37,11 +37,12 @@ class Item(Request):
 
     # Of the class, because an object is made for each of very many entries.
     ref = ""
-    deadline = _noted = _encoder = _tell = _caller = _calling = None
-    _effects: Any = False
+    deadline = _encoder = _tell = _caller = None
 
     def __init__(self, entry: Entry) -> None:
         self._entry = entry
+        self._noted = self._calling = None
+        self._effects = False
         self._parsed = False
 
     @property
