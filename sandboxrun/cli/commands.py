@@ -17,6 +17,7 @@ COMMANDS = (
     "dev",
     "test",
     "spec",
+    "sync",
     "lock",
     "show",
     "set",

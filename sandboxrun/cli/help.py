@@ -17,6 +17,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "test": ("FOLDER …", "run the tests of spec.json against the worker in the folder"),
         "spec": ("ACTION [FOLDER]", "print what its spec.json says: documentation, types, AsyncAPI"),
         "lock": ("FILE|FOLDER [FILE …]", "pin a script's other files and packages by their digests"),
+        "sync": ("ACTION [FOLDER]", "prepare PostgreSQL for the tables that a sync.json describes"),
         "plugins": ("[NAME]", "list the workers that come with sandboxrun, and how to set one up"),
     },
     "configure a worker": {

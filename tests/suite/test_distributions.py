@@ -123,7 +123,7 @@ def test_the_wheel_has_the_package_and_the_plugins_and_nothing_else(built: Built
     }
     assert "sandboxrun/py.typed" in names
     assert {Path(name).suffix for name in package} == {".py", ".typed", ".json"}  # seccomp.json
-    assert {Path(name).name for name in plugins} == {"worker.py", "README.md", "spec.json"}
+    assert {Path(name).suffix for name in plugins} == {".py", ".md", ".json", ".lock"}
     assert (metadata["Name"], metadata["License-Expression"]) == ("sandboxrun", "MIT")
     assert metadata.get_all("Project-URL") is None  # none that leads nowhere
     assert "Typing :: Typed" in metadata.get_all("Classifier", [])

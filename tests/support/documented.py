@@ -15,8 +15,22 @@ _SPLIT = "tests/redis/test_example_workers.py::test_the_page_about_splitting_a_s
 _TESTING = "tests/redis/test_spec_tests.py::test_the_page_about_tests"
 _SPEC = "tests/redis/test_spec_validation.py::test_the_page_about_checks"
 _WALK = "tests/redis/test_walk.py"
+_POSTGRES = "tests/redis/test_postgres_page.py"
 
 COMMANDS = {
+    "createdb shop": _POSTGRES,
+    "psql -q -d shop -c \"CREATE ROLE shop_writer LOGIN PASSWORD 'secret-1'\"": _POSTGRES,
+    "sandboxrun sync plan shop --postgres-role shop_writer | psql -q -d shop": _POSTGRES,
+    'sandboxrun set postgres-sync 1 url="$PLUGINS/postgres-sync" version=local sync="$(cat shop/sync.json)" \\': _POSTGRES,
+    'echo "worker-v0 $(openssl rand -hex 32)" > shop/worker.key && chmod 600 shop/worker.key': _POSTGRES,
+    'echo \'{"postgres":"postgresql://shop_writer:secret-1@127.0.0.1:5432/shop"}\' |': _POSTGRES,
+    "sandboxrun postgres-sync 1 --yes < shop/worker.key": _POSTGRES,
+    "redis-cli -u \"$REDIS_URL\" XADD order:req:x '*' type order \\": _POSTGRES,
+    'redis-cli -u "$REDIS_URL" XADD order:req:x \'*\' type order data \'{"item":"tea","price":"cheap"}\'': _POSTGRES,
+    'psql -At -d shop -c "SELECT item, price FROM orders': _POSTGRES,
+    'psql -At -d shop -c "SELECT item FROM orders WHERE whole @> \'{\\"item\\": \\"tea\\"}\'"': _POSTGRES,
+    'psql -At -d shop -c "SELECT * FROM sales"': _POSTGRES,
+    "sandboxrun dead postgres-sync | grep -o 'invalid input syntax for type numeric: \"cheap\"'": _POSTGRES,
     "sandboxrun call count n=0": _SPEC,
     "sandboxrun dev counter --allow-redis='count:*' --record": "tests/redis/test_dev_tests.py",
     "sandboxrun test counter": _TESTING,

@@ -29,7 +29,7 @@ _RUN = _CONFIG | _SANDBOX | {"policy", "redis", "fetch", "packages", "fleet"}
 _ALL = (
     _RUN
     | {"modulecache", "installation", "sandbox/selftest", "protocol", "host", "client", "describe", "dev"}
-    | {"spec", "spec/schemas", "spec/interface", "testing"}
+    | {"spec", "spec/schemas", "spec/interface", "sync", "testing"}
 )
 # The layers that each layer may import besides itself, the lowest first; none imports a later one. A layer is a folder,
 # without those folders in it that have a line of their own.

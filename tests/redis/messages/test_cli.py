@@ -192,6 +192,10 @@ def spec_schema(b: Beginner) -> None:
     assert '"title": "spec.json of sandboxrun"' in b.paste(b.hint("spec", "schema", "t"))
 
 
+def sync_schema(b: Beginner) -> None:
+    assert '"title": "sync.json of sandboxrun"' in b.paste(b.hint("sync", "schema", "shop"))
+
+
 def spec_type(b: Beginner) -> None:
     (b.local(SCRIPT, key="zebra:1:h") / "spec.json").write_text('{"type": "zebra"}')
     assert "worker type zebra" in b.paste(b.hint("spec", "types", "zebre", code=78))
@@ -262,6 +266,7 @@ SITUATIONS: dict[str, Callable[[Beginner], None]] = {
     "sandboxrun stop {}": ps_stale,
     "sandboxrun spec schema": spec_schema,
     "sandboxrun spec {} {}": spec_type,
+    "sandboxrun sync schema": sync_schema,
     "sandboxrun stream {} delete --force": stream_delete,
     "sandboxrun stream {} responses": trace,
 }
