@@ -15,7 +15,7 @@ from syncing import GROUP, ORDERS, Syncing
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
-from postgres_chaos import play  # noqa: E402
+from postgres_chaos import play
 
 
 @pytest.fixture
@@ -60,13 +60,13 @@ def test_a_database_that_takes_no_writes_is_waited_for(r: redis.Redis, run: Runn
         with syncing.running():
             syncing.order(1)
             syncing.wait()
-            database.execute(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on", role="postgres")
+            own.execute(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
             database.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'writer'", role="postgres"
             )
             syncing.order(2)
             wait_for(lambda: "the batch waits" in syncing.said(), 30)
-            database.execute(f"ALTER DATABASE {database.name} RESET default_transaction_read_only", role="postgres")
+            own.execute(f"ALTER DATABASE {database.name} RESET default_transaction_read_only")
             syncing.wait()
         assert syncing.rows("SELECT count(*) FROM orders") == [(2,)]
         assert syncing.dead() == []

@@ -30,7 +30,7 @@ COMMANDS = {
     'psql -At -d shop -c "SELECT item, price FROM orders': _POSTGRES,
     'psql -At -d shop -c "SELECT item FROM orders WHERE whole @> \'{\\"item\\": \\"tea\\"}\'"': _POSTGRES,
     'psql -At -d shop -c "SELECT * FROM sales"': _POSTGRES,
-    "sandboxrun dead postgres-sync | grep -o 'invalid input syntax for type numeric: \"cheap\"'": _POSTGRES,
+    "sandboxrun dead postgres-sync show all | grep -o 'invalid input syntax for type numeric'": _POSTGRES,
     "sandboxrun call count n=0": _SPEC,
     "sandboxrun dev counter --allow-redis='count:*' --record": "tests/redis/test_dev_tests.py",
     "sandboxrun test counter": _TESTING,
