@@ -30,7 +30,8 @@ if [ "$(id -u)" = 0 ] && [ $# = 0 ]; then
         --ignore=tests/redis/messages --ignore=tests/unit/test_layer_checker.py \
         --deselect=tests/faults/test_fault_matrix.py::test_nothing_is_lost_nor_answered_twice_and_no_worker_ends"
     for name in 'client*' 'dev*' documented 'first_minutes*' 'look_*' 'loop*' walk picture behaviours promise fairness \
-        values payloads refs responses transport unsendable mistakes completion redish by_hand example_workers calls \
+        'postgres*' 'sync*' values payloads refs responses transport unsendable mistakes completion redish by_hand \
+        example_workers calls \
         call_traces 'effects*' 'services*' otel_export stream_repair agent_mistakes reconnect; do
         once="$once --ignore-glob=tests/redis/test_$name.py"
     done
