@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from arrays import Array, bigints, bools, jsons, texts
-from database import Database, Mistake, Refused
+from database import Database, Refused
 
 from sandboxrun import worker
 from sandboxrun.sync import sql
+from sandboxrun.sync.libpq import Mistake
 from sandboxrun.sync.model import Table
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from sandboxrun.worker import Request
 
 KEY_FIELD = b"key"
-DELETED: tuple[None, ...] = ()
 
 
 class Streamed:

@@ -5,8 +5,9 @@
 # lock = "sha256:70f454cad9c91e768621d81bd7934ea8d3802bafb891f4e71a8f3d982ca0308f"
 # [tool.sandboxrun.files]
 # "arrays.py" = "sha256:492b96d31f3be22c9cdac09d20d588df734df7b904583c8a8094b650f7c3da5b"
-# "database.py" = "sha256:b6346755ddd1f5328d34826a27c5489fa0b8aa6cefc1dd6f6c05ab1391ee0efc"
-# "store.py" = "sha256:e6f3b306036008ee519b2e9242687e6c13133efd5b39f9134ed69e159c7b8421"
+# "database.py" = "sha256:eeb7bf1ef410565acc7e9168784b2543a661a32e5103d714930161f3b6d4c906"
+# "store.py" = "sha256:89af75b66d65bb476e9fd12787762e2f2cb8da9e4286f3d80238f92250dc85af"
+# "spec.json" = "sha256:39239843f0c7d6ffb4f03a5a8997719702ba5763e8dfbb2e84c476b1be1ce785"
 # ///
 """Keep tables of PostgreSQL up to date from a stream: each entry is a row, stored once, many in one transaction.
 
@@ -16,12 +17,13 @@ sync.json says which tables follow which stream: docs/postgres.md. An entry is a
 import sys
 
 import psycopg
-from database import Database, Mistake, parameters
+from database import Database, parameters
 from store import Store
 
 from sandboxrun import worker
 from sandboxrun.errors import ConfigError
 from sandboxrun.sync import model
+from sandboxrun.sync.libpq import Mistake
 
 CONFIG_ERROR = 78
 SIZE, SECONDS = 1000, 0.05

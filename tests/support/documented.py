@@ -18,6 +18,12 @@ _WALK = "tests/redis/test_walk.py"
 _POSTGRES = "tests/redis/test_postgres_page.py"
 
 COMMANDS = {
+    'psql -q -d shop -c "CREATE ROLE shop_reader LOGIN PASSWORD \'secret-2\'" -c "GRANT SELECT ON orders TO shop_reader"': _POSTGRES,
+    'sandboxrun set postgres-query 1 url="$PLUGINS/postgres-query" version=local allowNet=127.0.0.1:5432 \\': _POSTGRES,
+    'echo \'{"postgres":"postgresql://shop_reader:secret-2@127.0.0.1:5432/shop"}\' |': _POSTGRES,
+    "sandboxrun postgres-query 1 --yes < shop/worker.key": _POSTGRES,
+    'sandboxrun call postgres-query --method search words="green & box" | grep -o \'{"item[^}]*}\'': _POSTGRES,
+    'sandboxrun call postgres-query --method serach words=box | grep -o "there is no query.*?"': _POSTGRES,
     "createdb shop": _POSTGRES,
     "psql -q -d shop -c \"CREATE ROLE shop_writer LOGIN PASSWORD 'secret-1'\"": _POSTGRES,
     "sandboxrun sync plan shop --postgres-role shop_writer | psql -q -d shop": _POSTGRES,
