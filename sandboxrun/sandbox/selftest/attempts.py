@@ -33,6 +33,7 @@ _NR = {
 _MSG_FASTOPEN = 0x20000000
 _PTRACE_SEIZE = 0x4206
 _CLONE_NEWUSER = 0x10000000
+_THREAD_TRIES = 200
 _SYSTEM_V_PRIVATE, _IPC_RMID = 0, 0
 _RACES, _RACE_SECONDS, _RACES_AT_LEAST = 300, 2, 30  # without the sandbox one in three is won
 
@@ -280,6 +281,9 @@ def limit_threads() -> None:
         raise OSError(errno.EAGAIN, "thread") from error
     finally:
         over.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
 
 
 def limit_files() -> None:
@@ -316,9 +320,17 @@ def scratch_file() -> None:
 
 
 def thread() -> None:
-    started = threading.Thread(target=int)
-    started.start()
-    started.join()
+    for tries in range(_THREAD_TRIES, 0, -1):
+        started = threading.Thread(target=int)
+        try:
+            started.start()
+        except RuntimeError:  # those of limit_threads count until the kernel has removed them, after they were joined
+            if tries == 1:
+                raise
+            time.sleep(0.01)
+        else:
+            started.join()
+            return
 
 
 def _outcome(attempt: Callable[[], None]) -> str:
