@@ -169,7 +169,10 @@ class Together:
         self._check_child(None)
         if results is None:
             for entry, request in part:
-                self._give(entry, request, received, None)
+                if entry.silent:
+                    entry.answered = True  # it has no commands
+                else:
+                    self._give(entry, request, received, None)
             return
         if not isinstance(results, list | tuple) or len(results) != len(part):
             error = ResultError(_mismatch(self._handler, results, len(part)))
@@ -184,7 +187,7 @@ class Together:
         if isinstance(result, BaseException):
             self._refuse(entry, request, received, result)
         elif entry.silent:
-            entry.answered, entry.commands, entry.count = True, b"", 0
+            entry.answered = True
         else:
             try:
                 self._answers.finish(entry, received, self._handler, request, result)

@@ -72,6 +72,23 @@ def test_a_database_that_takes_no_writes_is_waited_for(r: redis.Redis, run: Runn
         assert syncing.dead() == []
 
 
+def test_a_server_without_free_connections_is_waited_for(r: redis.Redis, run: Runner, own: Server) -> None:
+    with own.database() as database:
+        syncing = Syncing(run, r, database, ORDERS)
+        syncing.add_worker()
+        own.execute("ALTER ROLE writer CONNECTION LIMIT 0")
+        try:
+            with syncing.running():
+                syncing.order(1)
+                wait_for(lambda: "the batch waits" in syncing.said(), 30)
+                own.execute("ALTER ROLE writer CONNECTION LIMIT -1")
+                syncing.wait()
+        finally:
+            own.execute("ALTER ROLE writer CONNECTION LIMIT -1")
+        assert "too many connections for role" in syncing.said()
+        assert (syncing.rows("SELECT count(*) FROM orders"), syncing.dead()) == ([(1,)], [])
+
+
 def test_two_workers_store_each_entry_once(r: redis.Redis, run: Runner, postgres: Database) -> None:
     syncing = Syncing(run, r, postgres, ORDERS)
     for id_ in "12":
