@@ -21,6 +21,7 @@ ONE_IMPORTER = {
     "pydantic": {"worker/payload.py", "worker/results.py"},
     "time_machine": {"sandbox/child/fixed.py"},
     "watchfiles": {"dev/watch.py"},
+    "psycopg": {"sync/libpq.py"},
     "uv": {"packages/resolve.py"},
     "debugpy": {"sandbox/child/debugger.py"},
 }

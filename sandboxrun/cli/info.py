@@ -11,12 +11,11 @@ from sandboxrun.cli.parser import type_parser
 from sandboxrun.cli.redis import connected, record, text
 from sandboxrun.config import keys
 from sandboxrun.errors import ConfigError
-from sandboxrun.fleet.backlog import stream_of
+from sandboxrun.fleet.backlog import source_of
 from sandboxrun.fleet.units import duration
 from sandboxrun.host import statuses
 from sandboxrun.host.folders import Folders
 from sandboxrun.log import escape
-from sandboxrun.protocol import GROUP
 from sandboxrun.redis import streams
 from sandboxrun.redis.pages import ENTRY_MAX_BYTES, ask_all
 from sandboxrun.redis.replies import ReplyError
@@ -62,10 +61,11 @@ def main(args: list[str]) -> int:
 
 def look(connection: Any, type_: str) -> dict[str, Any]:
     """All figures at this moment."""
-    stream, responses, dead = stream_of(connection, type_), keys.response_stream(type_), keys.dead_stream(type_)
+    responses, dead = keys.response_stream(type_), keys.dead_stream(type_)
+    stream, reading = source_of(connection, type_)
     commands = [
-        ("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, GROUP),
-        ("XPENDING", stream, GROUP, "-", "+", PENDING_SHOWN), ("XLEN", responses), ("XLEN", dead), ("XLEN", stream),
+        ("XINFO", "STREAM", stream), ("XINFO", "GROUPS", stream), ("XINFO", "CONSUMERS", stream, reading),
+        ("XPENDING", stream, reading, "-", "+", PENDING_SHOWN), ("XLEN", responses), ("XLEN", dead), ("XLEN", stream),
     ]  # fmt: skip
     seconds, micros = map(int, connection.call("TIME"))
     now = seconds * 1000 + micros // 1000
@@ -77,7 +77,7 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
         if reply is None
     ]
     found: dict[str, Any] = {
-        "type": type_, "stream": stream, "at": time.time(), "requests": None, "added": None, "responses": _number(length),
+        "type": type_, "stream": stream, "reading": reading, "at": time.time(), "requests": None, "added": None, "responses": _number(length),
         "dead": _number(letters), "group": None, "consumers": [], "pending": [], "notes": notes,
     }  # fmt: skip
     if whole is None:  # it has the first and the last entry in it, whatever their size
@@ -86,7 +86,7 @@ def look(connection: Any, type_: str) -> dict[str, Any]:
         about = {text(name): value for name, value in zip(whole[::2], whole[1::2], strict=True)}
         found["requests"], found["added"] = about["length"], about.get("entries-added")
     if isinstance(groups, list):
-        ours = next((group for group in map(record, groups) if group["name"] == GROUP), None)
+        ours = next((group for group in map(record, groups) if group["name"] == reading), None)
         if ours is not None:
             found["group"] = {name.replace("-", "_"): value for name, value in ours.items()}
     if isinstance(consumers, list):
@@ -145,7 +145,7 @@ def show(found: dict[str, Any]) -> list[str]:
     group, rate = found["group"] or {}, found["per_second"]
     lines = [
         f"{found['type']}: {found['requests']} requests in the stream, {found['responses']} responses, {found['dead']} dead letters",
-        f"group {GROUP}: {group.get('pending', 'none')} pending, {_or(group.get('lag'), 'unknown')} not delivered yet",
+        f"group {found['reading']}: {group.get('pending', 'none')} pending, {_or(group.get('lag'), 'unknown')} not delivered yet",
         f"a second: {_or(rate['came'], 'unknown')} came, {_or(rate['answered'], 'unknown')} were answered",
     ]
     for consumer in found["consumers"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from sandboxrun.config import keys
 from sandboxrun.fleet.queues import read_fields
-from sandboxrun.protocol import GROUP
 from sandboxrun.records import record
 from sandboxrun.redis.connection import Connection
 from sandboxrun.redis.replies import ReplyError
@@ -32,8 +31,9 @@ class Backlog:
 
 def backlog(connection: Connection, type_: str, streams: Collection[str] = ()) -> Backlog:
     """Of the streams that the workers of a type read, together; if none is named, of the type's. Raises ConnectionLost."""
-    names = sorted(streams)[:STREAMS_MAX] or [stream_of(connection, type_)]
-    found = [_of_stream(connection, name) for name in names]
+    stream, group = source_of(connection, type_)
+    names = sorted(streams)[:STREAMS_MAX] or [stream]
+    found = [_of_stream(connection, name, group) for name in names]
     dead = connection.pipeline([("XLEN", keys.dead_stream(type_))])[0]
     return Backlog(
         lag=_together(sum, [each.lag for each in found]),
@@ -44,11 +44,12 @@ def backlog(connection: Connection, type_: str, streams: Collection[str] = ()) -
     )
 
 
-def stream_of(connection: Connection, type_: str) -> str:
-    """The stream that workers of the type read unless their own hash names another one. Raises ConnectionLost, ReplyError."""
-    values = read_fields(connection, [keys.type_key(type_)], ["requestStream"])[0]
-    name = values[0] if values is not None else None
-    return name.decode("utf-8", "replace") if name else keys.request_stream(type_)
+def source_of(connection: Connection, type_: str) -> tuple[str, str]:
+    """The stream that workers of the type read, and their group, unless their own hash names others. Raises ConnectionLost,
+    ReplyError."""
+    values = read_fields(connection, [keys.type_key(type_)], ["requestStream", "consumerGroup"])[0] or [None, None]
+    stream, group = (value.decode("utf-8", "replace") if value else "" for value in values)
+    return stream or keys.request_stream(type_), group or keys.GROUP
 
 
 def _together(combine: Any, values: list[Any]) -> Any:
@@ -56,15 +57,15 @@ def _together(combine: Any, values: list[Any]) -> Any:
     return combine(known) if known else None
 
 
-def _of_stream(connection: Connection, stream: str) -> Backlog:
+def _of_stream(connection: Connection, stream: str, name: str) -> Backlog:
     """Without dead letters, which are the type's."""
-    commands = [("XINFO", "GROUPS", stream), ("XPENDING", stream, GROUP), ("TIME",)]
+    commands = [("XINFO", "GROUPS", stream), ("XPENDING", stream, name), ("TIME",)]
     replies = connection.pipeline_within(commands, REPLY_MAX_BYTES, reopen=True)
     if replies is None:
         return Backlog()
     groups, summary, time = replies
     now = int(time[0]) + int(time[1]) / 1e6 if isinstance(time, list) else 0.0
-    group = _group(groups)
+    group = _group(groups, name)
     lag = group.get(b"lag")
     pending = group.get(b"pending")
     oldest = summary[1] if isinstance(summary, list) and len(summary) > 1 else None
@@ -76,10 +77,10 @@ def _of_stream(connection: Connection, stream: str) -> Backlog:
     )
 
 
-def _group(groups: Any) -> dict[bytes, Any]:
+def _group(groups: Any, name: str) -> dict[bytes, Any]:
     for each in groups if isinstance(groups, list) else ():
         found = dict(zip(each[::2], each[1::2], strict=True))
-        if found.get(b"name") == GROUP.encode():
+        if found.get(b"name") == name.encode():
             return found
     return {}
 

@@ -53,6 +53,7 @@ class Batched(Serial):
         self._bytes = 0  # of the requests in `_todo`
         self._wanted = _thread.allocate_lock()  # released if the reader has replies to take
         self._wanted.acquire()
+        self._current: list[Entry] = []  # the batch that the handler has
         self._away_since = self._away_said = self._pause = 0.0
 
     def run(self) -> None:
@@ -126,6 +127,7 @@ class Batched(Serial):
         return self._handle(batch, at)
 
     def _handle(self, batch: list[Entry], at: float) -> float:
+        self._current = batch
         self._times[HANDLING_SINCE] = self._busy = at
         if self._claims.waiting and self._wanted.locked():
             self._wanted.release()
@@ -187,6 +189,7 @@ class Batched(Serial):
 
     def _wait(self, error: Unavailable) -> bool:
         """Pause before the batch is tried again; False if the end has begun. Called without the lock."""
+        self._send_answered()
         at = time.monotonic()
         if not self._away_since:
             self._away_since, self._pause = at, RETRY_FIRST_SECONDS
@@ -203,6 +206,16 @@ class Batched(Serial):
             time.sleep(min(PAUSE_SECONDS, until - at))
         self._times[HANDLING_SINCE] = at
         return True
+
+    def _send_answered(self) -> None:
+        """Send what is answered of the batch: what was refused, or is too late now, waits for nothing."""
+        with self._lock:
+            try:
+                if self._claims.is_open:
+                    self._send([entry for entry in self._current if entry.answered])
+                    self._claims.flush()
+            except (ConnectionLost, StoreError, ReplyError) as error:
+                self._keep_trying(error)
 
     def _is_back(self) -> None:
         """A batch was handled."""

@@ -6,10 +6,10 @@ Imported by the first `@worker.batch`.
 from __future__ import annotations
 
 from sandboxrun.errors import ConfigError
-from sandboxrun.protocol import FAILED, BadRequest, Unavailable, code_of
+from sandboxrun.protocol import FAILED, BadRequest, Expired, Unavailable, code_of
 from sandboxrun.protocol.reply import message_of
 from sandboxrun.protocol.request import decoded_data, now
-from sandboxrun.worker.answer import Answers, ResultError, show
+from sandboxrun.worker.answer import Answers, ResultError, check_deadline, show
 from sandboxrun.worker.handlers import Handler, name_of, shape_of
 from sandboxrun.worker.process import leave_child
 from sandboxrun.worker.request import Request
@@ -132,7 +132,7 @@ class Together:
             except Unavailable as error:
                 if not self._wait(error):
                     return
-                parts.append(part)
+                parts.append([given for given in part if self._is_in_time(*given, received)])
             except BaseException as error:
                 self._check_child(error)
                 if len(part) == 1:
@@ -163,6 +163,15 @@ class Together:
         except BaseException as error:
             self._answers.fail(entry, received, None, error)
             return None
+
+    def _is_in_time(self, entry: Entry, request: Request, received: str) -> bool:
+        """False if the deadline has passed while the batch has waited: it is answered then."""
+        try:
+            check_deadline(request)
+        except Expired as error:
+            self._answers.fail(entry, received, request, error)
+            return False
+        return True
 
     def _finish(self, part: list[Given], results: Any, received: str) -> None:
         """One result for each request, or None for all of them."""

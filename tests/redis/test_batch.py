@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,33 @@ def test_what_is_unavailable_keeps_the_batch_until_it_is_back(r: redis.Redis, ba
     assert answered(r) == dict.fromkeys(refs, 1)
     assert err.count("the batch waits, because this is unavailable: the store is away") <= 1
     assert pending(r) == 0
+
+
+def test_a_deadline_that_passes_while_the_batch_waits_is_answered(r: redis.Redis, batch: Runner) -> None:
+    r.set("noted:away", 1)
+    in_a_moment = str(int(time.time() * 1000) + 3000)
+    r.xadd("t:req:x", {"ref": "late", "type": "t", "data": '{"n": 1}', "deadline": in_a_moment})
+    ref = send(r, n=2)
+    with batch.start("t", "1"):
+        assert answer(r, "late")["code"] == 504
+        r.delete("noted:away")
+        assert answer(r, ref)["n"] == 2
+    assert r.hlen("noted:given") == 1
+
+
+def test_requests_that_a_batch_emits_leave_with_the_replies(r: redis.Redis, run: Runner, tmp_path: Path) -> None:
+    code = (
+        "from sandboxrun import worker\n@worker.batch(size=10)\ndef handle(requests):\n"
+        "    for request in requests:\n        request.emit('other', request.data)\nworker.run()\n"
+    )
+    (tmp_path / "worker.py").write_text(code)
+    r.hset("t:1:h", mapping={"url": str(tmp_path), "version": "local", "allowCall": "other"})
+    r.xgroup_create("other:req:x", "worker", "0", mkstream=True)
+    refs = [send(r, n=n) for n in range(25)]
+    with run.start("t", "1"):
+        assert {answer(r, ref)["code"] for ref in refs} == {200}
+    emitted = [json.loads(fields["data"])["n"] for _, fields in r.xrange("other:req:x")]
+    assert emitted == list(range(25))
 
 
 def test_a_stop_while_something_is_unavailable_hands_the_batch_back_as_never_delivered(
