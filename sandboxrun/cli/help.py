@@ -114,5 +114,5 @@ def overview() -> str:
             lines.append(f"  {f'{name} {arguments}'.rstrip():<{_WIDTH}} {purpose}")
     lines += ["", "options of a run (explained by: sandboxrun run --help)"]
     lines += [f"  {name.strip():<12} {'  '.join(options)}" for name, options in _OPTIONS.items()]
-    lines += ["", "first steps", "  sandboxrun init greeter && sandboxrun dev greeter", ""]
+    lines += ["", "first steps: sandboxrun init greeter && sandboxrun dev greeter", ""]
     return "\n".join(lines)
