@@ -38,15 +38,16 @@ INDEXES: dict[str, list[Any]] = {
     "b-tree": ["item"],
     "two GIN": ["item", {"columns": ["whole"], "kind": "gin"}, {"columns": ["text"], "kind": "search"}],
 }
+LOG = "order:log:x"  # which no other workers read, so that the adapter trims it
 COLUMNS = ("item", "price", "n", "at", "text", "whole")
 
 
-def sync(indexes: str) -> dict[str, Any]:
+def sync(indexes: str, stream: str = STREAM) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "item": {"type": "text", "required": True}, "price": "numeric", "n": "integer", "at": "timestamp", "text": "text",
         "whole": {"path": "data", "type": "json"},
     }  # fmt: skip
-    return {"tables": {"orders": {"stream": STREAM, "columns": columns, "indexes": INDEXES[indexes]}}}
+    return {"tables": {"orders": {"stream": stream, "columns": columns, "indexes": INDEXES[indexes]}}}
 
 
 def data(number: int) -> dict[str, Any]:
@@ -62,7 +63,7 @@ class Bench:
     def plain(self, indexes: str, rows: int, batch: int) -> float:
         """Rows a second."""
         ready = [self._row(number) for number in range(rows)]
-        with self._syncing(indexes) as syncing, syncing.database.connect("writer") as connection:
+        with self.syncing(indexes) as syncing, syncing.database.connect("writer") as connection:
             names = ", ".join(map(sql.name, ("_ms", "_seq", *COLUMNS)))
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute("CREATE TEMP TABLE batch (LIKE orders) ON COMMIT DELETE ROWS")
@@ -79,7 +80,7 @@ class Bench:
 
     def ours(self, indexes: str, rows: int, batch: int) -> float:
         """Rows a second, from the first batch that is acknowledged until all are."""
-        with self._syncing(indexes) as syncing:
+        with self.syncing(indexes) as syncing:
             self.fill(syncing, 0, rows)
             syncing.add_worker(batchSize=str(batch))
             with syncing.running() as process:
@@ -90,20 +91,20 @@ class Bench:
             return rate
 
     @contextlib.contextmanager
-    def _syncing(self, indexes: str) -> Iterator[Syncing]:
+    def syncing(self, indexes: str, stream: str = STREAM) -> Iterator[Syncing]:
         with (
             self.server.database() as database,
             redis.Redis.from_url(self.redis_server.url, decode_responses=True) as r,
         ):
             r.flushall()
-            yield Syncing(Runner(self.redis_server.url, self.home), r, database, sync(indexes))
+            yield Syncing(Runner(self.redis_server.url, self.home), r, database, sync(indexes, stream))
         self.server.execute("CHECKPOINT")
 
-    def fill(self, syncing: Syncing, begin: int, end: int) -> None:
+    def fill(self, syncing: Syncing, begin: int, end: int, stream: str = STREAM) -> None:
         for at in range(begin, end, 1000):
             pipe = syncing.r.pipeline(transaction=False)
             for number in range(at, min(at + 1000, end)):
-                pipe.xadd(STREAM, {"type": "order", "data": json.dumps(data(number))})
+                pipe.xadd(stream, {"type": "order", "data": json.dumps(data(number))})
             pipe.execute()
 
     def drain(self, syncing: Syncing, rows: int) -> float:
@@ -137,13 +138,13 @@ def compare(bench: Bench, rounds: int, rows: int, batches: list[int]) -> None:
 
 def grow(bench: Bench, millions: int) -> None:
     """One table that grows, by a million rows at a time."""
-    with bench._syncing("b-tree") as syncing:
+    with bench.syncing("b-tree", LOG) as syncing:
         syncing.add_worker()
         with syncing.running() as process:
             for step in range(millions):
                 began = time.monotonic()
-                bench.fill(syncing, step * 10**6, (step + 1) * 10**6)
-                while not syncing.is_done():
+                bench.fill(syncing, step * 10**6, (step + 1) * 10**6, LOG)
+                while not syncing.is_done(LOG):
                     time.sleep(0.05)
                 rate = 10**6 / (time.monotonic() - began)
                 rss = psutil.Process(process.pid).children()[0].memory_info().rss / 2**20
