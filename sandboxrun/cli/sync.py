@@ -97,6 +97,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _backfill(options: argparse.Namespace) -> int:
     from sandboxrun.cli.redis import connected
+    from sandboxrun.redis.replies import raise_errors
     from sandboxrun.sync import model
 
     table = _named(model.load(options.folder), options.table)
@@ -108,7 +109,7 @@ def _backfill(options: argparse.Namespace) -> int:
     with connected(options.redis) as connection:
         count = 0
         for keys in _scan(connection, table.hash):
-            connection.pipeline([("XADD", table.stream, "*", "key", key) for key in keys])
+            raise_errors(connection.pipeline([("XADD", table.stream, "*", "key", key) for key in keys]))
             count += len(keys)
             print(f"\r{count} keys", end="", file=sys.stderr, flush=True) if sys.stderr.isatty() else None
             _wait(connection, table.stream)
@@ -138,8 +139,12 @@ def _scan(connection: Connection, pattern: str) -> Iterator[list[bytes]]:
 
 def _wait(connection: Connection, stream: str) -> None:
     """Until the groups that read the stream have caught up: Redis would fill with what the worker has not stored yet."""
+    said = False
     while True:
         groups = [dict(zip(each[::2], each[1::2], strict=True)) for each in connection.call("XINFO", "GROUPS", stream)]
         if all((group.get(b"lag") or 0) < LAG_MOST for group in groups):
             return
+        if not said:
+            said = True
+            print(f"waiting until a worker has read what {stream} has", file=sys.stderr, flush=True)
         time.sleep(PAUSE_SECONDS)

@@ -12,6 +12,7 @@ import pytest
 import redis
 from postgres import Database, program
 from runner import Runner
+from servers import Own
 from syncing import GROUP, Syncing
 
 SHOP: dict[str, Any] = {
@@ -111,6 +112,25 @@ def test_a_backfill_waits_for_the_worker(r: redis.Redis, run: Runner, shop: Path
         process.terminate()
         _, err = process.communicate(timeout=20)
     assert b"Traceback" not in err
+    assert err.count(b"waiting until a worker has read what cart:changes:x has") == 1
+
+
+@pytest.mark.parametrize("refusal", ["memory", "rights"])
+def test_a_backfill_that_redis_refuses_is_an_error(server: Own, shop: Path, refusal: str) -> None:
+    """Each of its commands in a pipeline has a reply of its own."""
+    run = Runner(server.url, shop)
+    with redis.Redis.from_url(server.url, decode_responses=True) as r:
+        r.hset("cart:1:h", "name", "one")
+        r.xadd("cart:changes:x", {"key": "cart:0:h"})
+        if refusal == "memory":
+            r.config_set("maxmemory", "1")
+        else:
+            r.acl_setuser("reader", enabled=True, passwords=["+p"], keys=["*"], categories=["+@read", "+@connection"])
+            run.env["REDIS_URL"] = server.url.replace("redis://", "redis://reader:p@")
+        done = run("sync", "backfill", str(shop), "carts")
+        assert (done.code, done.out) == (75, ""), done
+        assert done.err.startswith("error: ") and "Traceback" not in done.err
+        assert r.xlen("cart:changes:x") == 1
 
 
 def test_a_stream_needs_no_backfill(run: Runner, shop: Path) -> None:
